@@ -1,0 +1,144 @@
+"""Norms and balls: the geometry that perturbations of inputs and weights share.
+
+Both sides of the paper's duality maximise a loss, linearised, over a ball. Two
+verbs do that for the inputs, one ball an example: `steepest` is the point of
+the unit ball that a gradient points to, `project` brings a point back into the
+ball. `random_point` draws where to start. For the weights there is a single
+ball around all of them, measured by `global_norm`.
+
+Everything here is a pure function of tensors and runs eagerly, in a graph, in
+XLA, and in float32 or float64.
+"""
+
+import tensorflow as tf
+
+NORMS = ("linf", "l2")
+
+# The one constant in the denominator of every weight perturbation, so that the
+# methods' identities (GSAM(0) = SAM, ...) are exact.
+TINY = 1e-12
+
+
+def check_norm(norm):
+    """Returns `norm`; raises a ValueError if it is not one of `NORMS`."""
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {NORMS}. Received: norm={norm}")
+    return norm
+
+
+def global_norm(tensors):
+    """The l2 norm of a list of tensors, taken as one vector.
+
+    Computed in float32 at least: a float16 sum of squares overflows at 256
+    weights of size 16.
+
+    Args:
+        tensors: a list of float tensors of any shapes.
+
+    Returns:
+        A scalar, float32 (float64 if the tensors are).
+    """
+    return tf.sqrt(
+        tf.add_n([tf.reduce_sum(tf.square(_precise(t))) for t in tensors])
+    )
+
+
+def example_norms(perturbations, norm):
+    """The norm of each example of a batch.
+
+    Args:
+        perturbations: float tensor (batch, ...).
+        norm: "linf" or "l2".
+
+    Returns:
+        A tensor (batch, 1, ..., 1) that broadcasts against `perturbations`.
+    """
+    axes = list(range(1, perturbations.shape.rank))
+    if check_norm(norm) == "linf":
+        return tf.reduce_max(tf.abs(perturbations), axis=axes, keepdims=True)
+    return tf.norm(perturbations, axis=axes, keepdims=True)
+
+
+def steepest(gradients, norm):
+    """The point of the unit ball where each example's linear loss is largest.
+
+    argmax_d <g, d> over ||d|| <= 1: sign(g) in l-inf, g / ||g||_2 in l2. A
+    gradient of zero gives zero.
+
+    Args:
+        gradients: float tensor (batch, ...).
+        norm: "linf" or "l2".
+
+    Returns:
+        A tensor of the shape of `gradients`.
+    """
+    if check_norm(norm) == "linf":
+        return tf.sign(gradients)
+    # A confident network's gradients are as small as 1e-30; their squares would
+    # vanish in float32, so each example is scaled by its largest entry first.
+    scaled = tf.math.divide_no_nan(gradients, example_norms(gradients, "linf"))
+    return tf.math.divide_no_nan(scaled, example_norms(scaled, "l2"))
+
+
+def project(perturbations, radius, norm):
+    """The nearest point of the ball, for each example.
+
+    Args:
+        perturbations: float tensor (batch, ...).
+        radius: radius of the ball, a scalar.
+        norm: "linf" or "l2".
+
+    Returns:
+        A tensor of the shape of `perturbations`; points inside stay.
+    """
+    if check_norm(norm) == "linf":
+        return tf.clip_by_value(perturbations, -radius, radius)
+    norms = example_norms(perturbations, norm)
+    scale = tf.minimum(tf.ones_like(norms), radius / (norms + TINY))
+    return perturbations * scale
+
+
+def random_point(seeds, shape, radius, norm, dtype=tf.float32):
+    """A point for each example, uniform in the ball.
+
+    An example's point depends on its own row of `seeds` alone: not on the
+    batch that it is in, on the device or on whether XLA compiled the rest.
+
+    Args:
+        seeds: int32 tensor (batch, 2).
+        shape: the batch's shape, (batch, ...).
+        radius: radius of the ball, a scalar.
+        norm: "linf" or "l2".
+        dtype: the result's dtype.
+
+    Returns:
+        A tensor of shape `shape`.
+    """
+    example_shape = tf.convert_to_tensor(shape)[1:]
+
+    def cube(seed):
+        return tf.random.stateless_uniform(
+            example_shape, seed, -1.0, 1.0, dtype, alg="philox"
+        )
+
+    def sphere_and_radius(seed):
+        direction = tf.random.stateless_normal(
+            example_shape, seed, dtype=dtype, alg="philox"
+        )
+        share = tf.random.stateless_uniform(
+            [],
+            tf.random.experimental.stateless_fold_in(seed, 1, alg="philox"),
+            dtype=dtype,
+            alg="philox",
+        )
+        # The volume inside radius r grows as r^d.
+        size = tf.cast(tf.size(direction), dtype)
+        return steepest(direction[None], "l2")[0] * share ** (1.0 / size)
+
+    draw = cube if check_norm(norm) == "linf" else sphere_and_radius
+    points = tf.map_fn(draw, seeds, fn_output_signature=dtype)
+    return tf.reshape(points, shape) * tf.cast(radius, dtype)
+
+
+def _precise(tensor):
+    return tensor if tensor.dtype == tf.float64 else tf.cast(tensor, tf.float32)
