@@ -1,0 +1,53 @@
+"""Sharpness-aware minimization, adversarial training and their evaluation.
+
+model = tfsam.RobustModel(network, perturb_weights=tfsam.SAM(rho=0.2))
+model.compile(optimizer, loss, metrics=["accuracy"])
+model.fit(train)
+result = tfsam.evaluate(network, (x, y), attacks=["cleverhans_pgd"],
+                        norm="linf", epsilons=[1 / 255, 2 / 255])
+"""
+
+import os
+
+if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+    raise ImportError(
+        "tfsam needs Keras on TensorFlow: set KERAS_BACKEND=tensorflow. "
+        f"Received: KERAS_BACKEND={os.environ['KERAS_BACKEND']}"
+    )
+
+import keras
+
+if keras.config.backend() != "tensorflow":
+    raise ImportError(
+        'tfsam needs Keras on TensorFlow: set "backend" to "tensorflow" in '
+        "keras.json, or KERAS_BACKEND=tensorflow. "
+        f"Received: backend={keras.config.backend()}"
+    )
+
+from tfsam import attacks
+from tfsam import data
+from tfsam import networks
+from tfsam.attacks import FGSM
+from tfsam.attacks import PGD
+from tfsam.evaluation import evaluate
+from tfsam.model import RobustModel
+from tfsam.optimizers import SGD
+from tfsam.weights import ASAM
+from tfsam.weights import SAM
+from tfsam.weights import WeightPerturbation
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ASAM",
+    "FGSM",
+    "PGD",
+    "SAM",
+    "SGD",
+    "RobustModel",
+    "WeightPerturbation",
+    "attacks",
+    "data",
+    "evaluate",
+    "networks",
+]
