@@ -8,6 +8,12 @@ result = tfsam.evaluate(network, (x, y), attacks=["cleverhans_pgd"],
 """
 
 import os
+import sys
+
+# The command line's one-line errors would drown in the notes of TensorFlow's
+# C++ parts, which are silenced before it is imported or not at all.
+if "tfsam.run" in sys.orig_argv:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
     raise ImportError(

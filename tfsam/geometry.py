@@ -10,6 +10,9 @@ Everything here is a pure function of tensors and runs eagerly, in a graph, in
 XLA, and in float32 or float64.
 """
 
+import math
+import numbers
+
 import tensorflow as tf
 
 NORMS = ("linf", "l2")
@@ -24,6 +27,21 @@ def check_norm(norm):
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {NORMS}. Received: norm={norm}")
     return norm
+
+
+def check_radius(name, value):
+    """Returns `value` as a float; raises a ValueError unless finite and >= 0.
+
+    Args:
+        name: the argument's name, for the message.
+        value: a number.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise ValueError(
+            f"{name} must be a finite number >= 0. Received: {name}={value}"
+        )
+    return float(value)
 
 
 def global_norm(tensors):
@@ -56,7 +74,8 @@ def example_norms(perturbations, norm):
     axes = list(range(1, perturbations.shape.rank))
     if check_norm(norm) == "linf":
         return tf.reduce_max(tf.abs(perturbations), axis=axes, keepdims=True)
-    return tf.norm(perturbations, axis=axes, keepdims=True)
+    squares = tf.reduce_sum(tf.square(perturbations), axis=axes, keepdims=True)
+    return tf.sqrt(squares)
 
 
 def steepest(gradients, norm):

@@ -370,7 +370,7 @@ class RobustModel(keras.Model):
         )
 
     def _predictions(self, weights, state, batch):
-        """A pure function: the predictions in training mode, state discarded."""
+        """A pure function: predictions in training mode, state discarded."""
         with self._scope(weights, state):
             return self(batch.x_adv, training=True)
 

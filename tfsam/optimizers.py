@@ -10,7 +10,8 @@ class SGD(keras.optimizers.Optimizer):
 
         g <- gradient + weight_decay * w
         m <- momentum * m + g
-        w <- w - learning_rate * m    (nesterov: w - learning_rate * (g + momentum * m))
+        w <- w - learning_rate * m
+             w - learning_rate * (g + momentum * m) with nesterov
 
     `keras.optimizers.SGD(weight_decay=)` is decoupled: it shrinks the weights
     once a step, outside the momentum buffer, which at momentum 0.9 is ten times

@@ -25,7 +25,6 @@ To add one, subclass `WeightPerturbation` in a file of your own and register it
 with `keras.saving.register_keras_serializable`.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -34,6 +33,7 @@ import keras
 import tensorflow as tf
 
 from tfsam.geometry import TINY
+from tfsam.geometry import check_radius
 from tfsam.geometry import global_norm
 
 
@@ -159,21 +159,6 @@ class ASAM(WeightPerturbation):
         scale = self.rho / (global_norm(scaled) + TINY)
         directions = [t * s for t, s in zip(sizes, scaled, strict=True)]
         return _move(weights, directions, scale), state
-
-
-def check_radius(name, value):
-    """Returns `value` as a float; raises a ValueError unless finite and >= 0.
-
-    Args:
-        name: the argument's name, for the message.
-        value: a number.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        raise ValueError(
-            f"{name} must be a finite number >= 0. Received: {name}={value}"
-        )
-    return float(value)
 
 
 def _move(weights, directions, scale):

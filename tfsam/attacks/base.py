@@ -18,12 +18,11 @@ options of its own:
 the contract is required of other people's attacks.
 """
 
-import math
-
 import tensorflow as tf
 
 from tfsam.attacks import losses
 from tfsam.geometry import check_norm
+from tfsam.geometry import check_radius
 
 
 class Attack:
@@ -46,7 +45,7 @@ class Attack:
     in_graph = True
 
     def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0)):
-        self.epsilon = check_number("epsilon", epsilon)
+        self.epsilon = check_radius("epsilon", epsilon)
         self.norm = check_norm(norm)
         self.bounds = _check_bounds(bounds)
 
@@ -208,21 +207,6 @@ def example_seeds(seed, batch):
         dtype=tf.int32,
         alg="philox",
     )
-
-
-def check_number(name, value):
-    """Returns `value` as a float; raises a ValueError unless finite and >= 0.
-
-    Args:
-        name: the argument's name, for the message.
-        value: a number.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        raise ValueError(
-            f"{name} must be a finite number >= 0. Received: {name}={value}"
-        )
-    return float(value)
 
 
 def _check_bounds(bounds):

@@ -11,8 +11,8 @@ import tensorflow as tf
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
-from tfsam.attacks.base import check_number
 from tfsam.attacks.base import input_gradient
+from tfsam.geometry import check_radius
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
@@ -53,7 +53,7 @@ class PGD(Attack):
                 f"steps must be an integer >= 0. Received: steps={steps}"
             )
         if step_size is not None:
-            step_size = check_number("step_size", step_size)
+            step_size = check_radius("step_size", step_size)
         self.steps = steps
         self.step_size = step_size
         self.random_start = random_start
@@ -105,7 +105,7 @@ class FGSM(Attack):
     ):
         super().__init__(epsilon, norm, bounds)
         if step_size is not None:
-            step_size = check_number("step_size", step_size)
+            step_size = check_radius("step_size", step_size)
         self.step_size = step_size
         self.random_start = random_start
 

@@ -1,0 +1,185 @@
+"""What a run leaves behind: results.json, a table, two pictures.
+
+Files appear whole or not at all: `write_atomically` and `replacing` write
+beside the place and move the result there.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Gives a temporary path, and moves what was made there to `path`.
+
+    Args:
+        path: of a file or a folder; what stands there is replaced.
+
+    Yields:
+        A path beside `path` with the same ending.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path, text):
+    """Writes a text file that appears whole or not at all.
+
+    Args:
+        path: the file.
+        text: its content.
+    """
+    with replacing(path) as temporary, open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path, content):
+    """Writes JSON, atomically.
+
+    Args:
+        path: the file.
+        content: what `json.dumps` takes.
+    """
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def table(results):
+    """The accuracies of a run as a Markdown table, in percent.
+
+    Args:
+        results: what `tfsam.evaluate` or results.json holds.
+
+    Returns:
+        A string of lines, natural accuracy first.
+    """
+    lines = [
+        "| attack | norm | epsilon | accuracy | 95 % interval | n |",
+        "|---|---|---|---|---|---|",
+        _table_line("none", "", "", results["natural"]),
+    ]
+    for row in results["robust"]:
+        name = row["attack"]
+        if row["options"]:
+            options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
+            name += f" ({options})"
+        lines.append(_table_line(name, row["norm"], row["epsilon_text"], row))
+    return "\n".join(lines)
+
+
+def _table_line(attack, norm, epsilon, row):
+    if row["accuracy"] is None:
+        accuracy, interval = row["error"], ""
+    else:
+        low, high = (100 * end for end in row["interval"])
+        accuracy, interval = (
+            f"{100 * row['accuracy']:.2f}",
+            f"{low:.1f} to {high:.1f}",
+        )
+    cells = (attack, norm, epsilon, accuracy, interval, row["n"])
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def robustness_plot(results, path):
+    """Draws accuracy over epsilon, a curve an attack, a panel a norm.
+
+    Args:
+        results: what `tfsam.evaluate` or results.json holds.
+        path: of the PNG file.
+    """
+    rows = [r for r in results["robust"] if r["accuracy"] is not None]
+    norms = sorted({r["norm"] for r in rows}, reverse=True) or ["linf"]
+    figure, panels = _figure(1, len(norms), 4.5, 3.4)
+    natural = results["natural"]
+    for axes, norm in zip(panels.flat, norms, strict=True):
+        for attack in dict.fromkeys(
+            r["attack"] for r in rows if r["norm"] == norm
+        ):
+            curve = sorted(
+                (r["epsilon"], r["accuracy"], *r["interval"])
+                for r in rows
+                if (r["attack"], r["norm"]) == (attack, norm)
+            )
+            points = np.array(
+                [(0, natural["accuracy"], *natural["interval"]), *curve]
+            )
+            errors = [points[:, 1] - points[:, 2], points[:, 3] - points[:, 1]]
+            axes.errorbar(
+                points[:, 0],
+                100 * points[:, 1],
+                yerr=100 * np.maximum(errors, 0),
+                marker="o",
+                capsize=3,
+                label=attack,
+            )
+        axes.set(
+            xlabel=f"epsilon ({norm})", ylabel="accuracy, %", ylim=(0, 100)
+        )
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    _save(figure, path)
+
+
+def examples_plot(images, adversarial, titles, path):
+    """Draws clean image, perturbation and adversarial image, an example a row.
+
+    Args:
+        images: float array (n, height, width, channels) in [0, 1].
+        adversarial: the same images after an attack.
+        titles: for each image a pair of titles, before and after.
+        path: of the PNG file.
+    """
+    figure, panels = _figure(len(images), 3, 1.7, 1.9)
+    for axes in panels.flat:
+        axes.axis("off")
+    for row, clean, attacked, (before, after) in zip(
+        panels, images, adversarial, titles, strict=True
+    ):
+        perturbation = attacked - clean
+        largest = np.abs(perturbation).max() or 1.0
+        for axes, image, title in (
+            (row[0], clean, before),
+            (
+                row[1],
+                0.5 + perturbation / (2 * largest),
+                f"x {1 / largest:.0f}",
+            ),
+            (row[2], attacked, after),
+        ):
+            axes.imshow(
+                np.clip(image.squeeze(), 0, 1), cmap="gray", vmin=0, vmax=1
+            )
+            axes.set_title(title, fontsize=8)
+    _save(figure, path)
+
+
+def _figure(rows, columns, width, height):
+    # A figure of its own, not pyplot's: no window system, no global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows))
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure, path):
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
