@@ -94,6 +94,7 @@ def evaluate(
     entries = [_entry(a) for a in attacks]
     data = _load_data(data, bounds)
     logits = load_logits(model, jit_compile)
+    count_classes(logits, data.x[:1])
     predict, in_graph = _predictor(logits, data.x[:1])
     correct = _natural_verdicts(predict, data, batch_size)
     result: dict = {"natural": _accuracy(correct), "robust": []}
@@ -143,6 +144,8 @@ def load_logits(model, jit_compile="auto"):
         def function(x):
             return model(x, training=False)
 
+    elif isinstance(model, Logits):
+        return model
     elif callable(model):
         function = model
     else:
@@ -161,7 +164,8 @@ def _load(path):
         if os.path.isdir(path):
             loaded = tf.saved_model.load(path)
             if hasattr(loaded, "serve"):
-                return loaded.serve
+                # The variables live only as long as what was loaded.
+                return lambda x: loaded.serve(x)
             signature = loaded.signatures["serving_default"]
             return lambda x: next(iter(signature(x).values()))
         if not os.path.exists(path):
@@ -224,24 +228,43 @@ def _load_data(data, bounds):
     return _Data(x, labels, labels)
 
 
-def _predictor(logits, example):
-    """The prediction function, and whether it can be traced."""
-    output = logits.function(tf.convert_to_tensor(example))
-    if isinstance(output, dict):
+def count_classes(logits, example):
+    """The number of a model's logits.
+
+    Args:
+        logits: a `Logits`.
+        example: float array (1, ...), one example.
+
+    Raises:
+        ValueError: if the model does not take it, or returns something else
+            than logits (1, classes).
+    """
+    try:
+        output = logits.function(tf.convert_to_tensor(example))
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"model must take the data's images ({reason}). "
+            f"Received: images of shape {example.shape[1:]}"
+        ) from error
+    if isinstance(output, (dict, list, tuple)):
         raise ValueError(
             "model must return one tensor of logits. "
-            f"Received: a dict of {sorted(output)}"
+            f"Received: a {type(output).__name__} of {len(output)}"
         )
-    shape = np.shape(output)
-    dtype = output.dtype if tf.is_tensor(output) else np.asarray(output).dtype
-    floating = tf.as_dtype(dtype).is_floating
-    if len(shape) != 2 or shape[0] != 1 or shape[1] < 2 or not floating:
+    output = tf.convert_to_tensor(output)
+    shape = tuple(output.shape)
+    if len(shape) != 2 or shape[1] < 2 or not output.dtype.is_floating:
         raise ValueError(
             "model must return logits (batch, classes), not labels. Received: "
-            f"an output of shape {shape} and dtype {tf.as_dtype(dtype).name} "
-            "for one example"
+            f"{output.dtype.name} of shape {shape} for one example"
         )
-    if not tf.is_tensor(output):
+    return shape[1]
+
+
+def _predictor(logits, example):
+    """The prediction function, and whether it can be traced."""
+    if not tf.is_tensor(logits.function(tf.convert_to_tensor(example))):
         return lambda x: tf.convert_to_tensor(logits.function(x)), False
     return tf.function(
         logits, jit_compile=logits.jit_compile, autograph=False

@@ -1,0 +1,476 @@
+"""One run in a folder of its own: train, export, attack, draw, report.
+
+Everything here is a function of `config`, a dict of settings that `run.py`
+makes from flags. Each stage leaves a file behind when it is finished, and is
+not done again; a run that was killed goes on from there.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import re
+import statistics
+import time
+from typing import Any
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsam import attacks
+from tfsam import callbacks
+from tfsam import data
+from tfsam import evaluation
+from tfsam import methods
+from tfsam import networks
+from tfsam import reports
+from tfsam.model import RobustModel
+from tfsam.optimizers import SGD
+
+_JIT_COMPILE = {"auto": "auto", "true": True, "false": False}
+
+NETWORKS = {
+    "preact_resnet8": networks.preact_resnet8,
+    "preact_resnet18": networks.preact_resnet18,
+    "wide_resnet": networks.wide_resnet,
+}
+
+
+class Inputs(NamedTuple):
+    """What a run works on, checked: nothing has been written yet."""
+
+    strategy: Any
+    images: data.Images
+    logits: evaluation.Logits | None
+
+
+def prepare(config):
+    """Finds the devices, loads the images and the model to be attacked.
+
+    Args:
+        config: settings, as of `tfsam.run.configuration`.
+
+    Returns:
+        `Inputs`; `strategy` is None for one device, `logits` where a network
+        is to be trained.
+
+    Raises:
+        ValueError: if anything is missing or does not fit.
+    """
+    for name in config["attacks"]:
+        attacks.factory(name)
+    strategy = make_strategy(config["devices"])
+    images = data.load(
+        config["dataset"],
+        limit_train=config["limit_train"],
+        limit_test=config["limit_test"],
+        seed=config["seed"],
+    )
+    logits = None
+    if config["evaluate"]:
+        logits = evaluation.load_logits(
+            config["evaluate"], _JIT_COMPILE[config["jit_compile"]]
+        )
+        outputs = evaluation.count_classes(
+            logits, data.as_float(images.x_test[:1])
+        )
+        if outputs < len(images.class_names):
+            raise ValueError(
+                f"the data has {len(images.class_names)} classes; the model "
+                f"must have as many outputs. Received: {outputs} outputs"
+            )
+    return Inputs(strategy, images, logits)
+
+
+def finished(workdir, config):
+    """The results of the run that a folder holds, None if it has none yet.
+
+    Args:
+        workdir: the folder; it need not exist.
+        config: settings, as of `tfsam.run.configuration`.
+
+    Raises:
+        ValueError: if the folder holds another run or other files.
+    """
+    record = workdir / "config.json"
+    if record.exists():
+        held = json.loads(record.read_text())
+        changes = ", ".join(
+            f"{key}={config[key]} (it has {held.get(key)})"
+            for key in config
+            if held.get(key) != config[key]
+        )
+        if changes:
+            raise ValueError(
+                f"workdir {workdir} holds a run with another configuration; "
+                f"choose another --workdir. Received: {changes}"
+            )
+        results = workdir / "results.json"
+        return json.loads(results.read_text()) if results.exists() else None
+    if workdir.exists() and not (
+        workdir.is_dir() and not any(workdir.iterdir())
+    ):
+        raise ValueError(
+            "workdir must be an empty folder or hold a run of this command. "
+            f"Received: workdir={workdir}"
+        )
+    return None
+
+
+def claim(workdir, config):
+    """Makes the folder, and writes into it what run it holds.
+
+    Args:
+        workdir: the folder, seen by `finished`.
+        config: settings, as of `tfsam.run.configuration`.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    reports.write_json(workdir / "config.json", config)
+
+
+def make_strategy(devices):
+    """The `tf.distribute` strategy of a --devices value, None for one device.
+
+    Args:
+        devices: auto, cpu, cpu:N, gpu:all or gpu:N.
+
+    Raises:
+        ValueError: if there are no such devices.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    match = re.fullmatch(r"(auto)|cpu(?::(\d+))?|gpu:(all|\d+)", devices)
+    if not match or "0" in match.groups():
+        raise ValueError(
+            "devices must be auto, cpu, cpu:N, gpu:all or gpu:N. "
+            f"Received: devices={devices}"
+        )
+    if match[3] or (match[1] and gpus):
+        count = int(match[3]) if (match[3] or "all") != "all" else len(gpus)
+        if not 0 < count <= len(gpus):
+            raise ValueError(
+                f"devices must name GPUs that are here: {len(gpus)}. "
+                f"Received: devices={devices}"
+            )
+        names = [f"GPU:{i}" for i in range(count)]
+        # One GPU of several still needs to be told apart from the others.
+        return tf.distribute.MirroredStrategy(names) if len(gpus) > 1 else None
+    if gpus and match[0].startswith("cpu"):
+        tf.config.set_visible_devices([], "GPU")
+    count = int(match[2] or 1)
+    if count == 1:
+        return None
+    with contextlib.suppress(RuntimeError):  # Already set; counted below.
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * count,
+        )
+    if len(tf.config.list_logical_devices("CPU")) < count:
+        raise ValueError(
+            f"devices must be set before TensorFlow starts, or be those that "
+            f"are here. Received: devices={devices}"
+        )
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+
+
+def make_model(config, images, strategy):
+    """A compiled `RobustModel` for the images.
+
+    Args:
+        config: settings, as of `tfsam.run.configuration`.
+        images: a `tfsam.data.Images`.
+        strategy: a `tf.distribute` strategy or None.
+    """
+    keras.utils.set_random_seed(config["seed"])
+    perturb_inputs, perturb_weights = methods.perturbations(
+        config["method"], config
+    )
+    # The paper's statistics where the images are the paper's.
+    known = images.name in ("cifar10", "cifar100")
+    steps = _steps(config, images, strategy)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        network = NETWORKS[config["network"]](
+            len(images.class_names),
+            input_shape=images.x_train.shape[1:],
+            statistics=None if known else data.statistics(images.x_train),
+        )
+        model = RobustModel(
+            network,
+            perturb_inputs,
+            perturb_weights,
+            sharpness=config["sharpness"],
+            seed=config["seed"],
+        )
+        model.compile(
+            SGD(
+                _schedule(config["learning_rate"], config["epochs"], steps),
+                momentum=config["momentum"],
+                weight_decay=config["weight_decay"],
+            ),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            jit_compile=evaluation.load_logits(
+                network, _JIT_COMPILE[config["jit_compile"]]
+            ).jit_compile,
+        )
+    return model
+
+
+def _schedule(learning_rate, epochs, steps):
+    """Times 0.1 at 75 % and again at 90 % of the epochs (the paper's)."""
+    drops = [round(epochs * part) * steps - 1 for part in (0.75, 0.9)]
+    return keras.optimizers.schedules.PiecewiseConstantDecay(
+        drops, [learning_rate, learning_rate / 10, learning_rate / 100]
+    )
+
+
+def _steps(config, images, strategy):
+    """Steps an epoch; the last, partial batch is kept on one device."""
+    full, rest = divmod(len(images.x_train), config["batch_size"])
+    steps = full + bool(rest and strategy is None)
+    if not steps:
+        raise ValueError(
+            f"batch_size must be at most {len(images.x_train)}, the number of "
+            f"training images. Received: batch_size={config['batch_size']}"
+        )
+    return steps
+
+
+def train(config, images, workdir, strategy, log):
+    """Trains, from the newest checkpoint if there is one.
+
+    Args:
+        config: settings, as of `tfsam.run.configuration`.
+        images: a `tfsam.data.Images`.
+        workdir: the run's folder.
+        strategy: a `tf.distribute` strategy or None.
+        log: a function of a line of text.
+
+    Returns:
+        The trained network.
+
+    Raises:
+        FloatingPointError: if the loss or a weight is not finite any more.
+    """
+    model, done = _restore(workdir / "checkpoints", strategy, log)
+    if model is None:
+        model = make_model(config, images, strategy)
+    epochs, steps = config["epochs"], _steps(config, images, strategy)
+    if done < epochs:
+        train_data = data.training_batches(
+            images.x_train,
+            images.y_train,
+            batch_size=config["batch_size"],
+            epochs=epochs,
+            seed=config["seed"],
+            initial_epoch=done,
+            augment=config["augment"],
+            # Replicas cannot share a batch that is smaller than they are many.
+            drop_remainder=strategy is not None,
+        )
+        model.fit(
+            train_data,
+            epochs=epochs,
+            initial_epoch=done,
+            steps_per_epoch=steps,
+            validation_data=(data.as_float(images.x_test), images.y_test),
+            validation_batch_size=config["batch_size"],
+            callbacks=[
+                callbacks.StopAtNaN(),
+                callbacks.History(workdir / "history.csv", done),
+                callbacks.Checkpoint(workdir / "checkpoints"),
+                callbacks.Progress(log, steps, epochs),
+                keras.callbacks.TensorBoard(
+                    workdir / "tensorboard", write_graph=False
+                ),
+            ],
+            shuffle=False,  # The data is shuffled, reproducibly.
+            verbose=0,
+        )
+    return model.network
+
+
+def _restore(folder, strategy, log):
+    """The model of the newest checkpoint that can be read, and its epochs."""
+    for epochs, path in callbacks.checkpoints(folder):
+        try:
+            with strategy.scope() if strategy else contextlib.nullcontext():
+                model = keras.saving.load_model(path)
+        except (OSError, ValueError, KeyError) as error:
+            log(f"cannot read {path.name} ({error}); trying the one before")
+            continue
+        log(f"going on after epoch {epochs}")
+        return model, epochs
+    return None, 0
+
+
+def attack(config, model, images, workdir, log):
+    """Evaluates; what is measured stays in a file, attack by attack.
+
+    Args:
+        config: settings, as of `tfsam.run.configuration`.
+        model: a `Logits`.
+        images: a `tfsam.data.Images`.
+        workdir: the run's folder.
+        log: a function of a line of text.
+
+    Returns:
+        `natural` and `robust`, as of `tfsam.evaluate`.
+    """
+    record = workdir / "evaluation.json"
+    measured = json.loads(record.read_text()) if record.exists() else {}
+    x, y = data.as_float(images.x_test), images.y_test
+    result: dict = {"natural": None, "robust": []}
+    for name in config["attacks"]:
+        options = _attack_options(name, config)
+        for norm in ("linf", "l2"):
+            epsilons = config[f"{norm}_epsilons"]
+            key = f"{name} {norm}"
+            if epsilons and key not in measured:
+                log(f"attacking by {key} {', '.join(map(str, epsilons))}")
+                measured[key] = evaluation.evaluate(
+                    model,
+                    (x, y),
+                    [(name, options)],
+                    norm,
+                    epsilons,
+                    seed=config["seed"],
+                    progress=log,
+                )
+                reports.write_json(record, measured)
+            if epsilons:
+                result["natural"] = measured[key]["natural"]
+                result["robust"] += measured[key]["robust"]
+    if result["natural"] is None:
+        result = evaluation.evaluate(model, (x, y), [])
+    return result
+
+
+def _attack_options(name, config):
+    known = attacks.option_names(attacks.factory(name)) or ()
+    return {"steps": config["attack_steps"]} if "steps" in known else {}
+
+
+def draw(config, model, images, results, workdir):
+    """Draws robustness.png, and examples.png by the strongest l-inf budget.
+
+    Args:
+        config: settings, as of `tfsam.run.configuration`.
+        model: a `Logits`.
+        images: a `tfsam.data.Images`.
+        results: of `attack`.
+        workdir: the run's folder.
+    """
+    reports.robustness_plot(results, workdir / "robustness.png")
+    rows = [r for r in results["robust"] if r["accuracy"] is not None]
+    if not rows:
+        return
+    row = max(rows, key=lambda r: (r["norm"] == "linf", r["epsilon"]))
+    x, y = data.as_float(images.x_test[:200]), images.y_test[:200]
+    before = np.argmax(model(tf.constant(x)), axis=1)
+    shown = np.flatnonzero(before == y)[:5]
+    if not len(shown):
+        return
+    x, y, before = x[shown], y[shown], before[shown]
+    make = attacks.get(
+        row["attack"],
+        epsilon=row["epsilon"],
+        norm=row["norm"],
+        **row["options"],
+    )
+    x_adv = make(model, x, y, config["seed"]).numpy()
+    after = np.argmax(model(tf.constant(x_adv)), axis=1)
+    names = images.class_names
+    reports.examples_plot(
+        x,
+        x_adv,
+        [(names[b], names[a]) for b, a in zip(before, after, strict=True)],
+        workdir / "examples.png",
+    )
+
+
+def run(config, inputs, workdir, log):
+    """Does all of it, and writes results.json last.
+
+    Args:
+        config: settings, as of `tfsam.run.configuration`.
+        inputs: of `prepare`.
+        workdir: the run's folder, taken by `claim`.
+        log: a function of a line of text.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        FloatingPointError: if the loss became NaN.
+    """
+    images, model, trained = inputs.images, inputs.logits, None
+    if model is None:
+        network = train(config, images, workdir, inputs.strategy, log)
+        with reports.replacing(workdir / "model.keras") as temporary:
+            network.save(temporary)
+        with reports.replacing(workdir / "saved_model") as temporary:
+            network.export(temporary, verbose=False)
+        trained = _training_summary(workdir, config)
+        model = evaluation.load_logits(
+            network, _JIT_COMPILE[config["jit_compile"]]
+        )
+    measured = attack(config, model, images, workdir, log)
+    draw(config, model, images, measured, workdir)
+    results = {
+        "schema": 1,
+        "method": config["method"],
+        "config": config,
+        "seed": config["seed"],
+        "versions": _versions(),
+        "devices": [d.name for d in tf.config.list_logical_devices()],
+        "train": trained,
+        **measured,
+        "artifacts": _artifacts(workdir),
+    }
+    reports.write_json(workdir / "results.json", results)
+    log(f"done: {workdir / 'results.json'}")
+    return results
+
+
+def _training_summary(workdir, config):
+    rows = callbacks.read_history(workdir / "history.csv")
+    step = statistics.median(row["step_seconds_median"] for row in rows)
+    return {
+        "epochs": len(rows),
+        "seconds": sum(row["seconds"] for row in rows),
+        "step_seconds_median": step,
+        "examples_per_second": config["batch_size"] / step,
+    }
+
+
+def _versions():
+    packages = ("tfsam", "tensorflow", "keras", "cleverhans", "numpy")
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }
+
+
+def _artifacts(workdir):
+    names = (
+        *("config.json", "evaluation.json", "history.csv", "model.keras"),
+        *("saved_model", "tensorboard", "robustness.png", "examples.png"),
+        "log.txt",
+    )
+    return [name for name in names if (workdir / name).exists()]
+
+
+def logger(path):
+    """A function that prints a line and keeps it in a file, with the time.
+
+    Args:
+        path: of the file.
+    """
+
+    def log(line):
+        print(line, flush=True)
+        with open(path, "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    return log
