@@ -1,4 +1,4 @@
-"""One TensorFlow for all tests: two logical CPU devices, set before it starts."""
+"""One TensorFlow for all tests, with two logical CPU devices."""
 
 import os
 

@@ -25,7 +25,7 @@ _TOLERANCE = 1e-6
 
 # Above this many weights XLA's input gradient is the faster one on a CPU; see
 # the measurements in BUILD_NOTES.md.
-_XLA_WEIGHTS = 500_000
+_XLA_WEIGHTS = 2_000_000
 
 
 class _Data(NamedTuple):

@@ -133,30 +133,34 @@ def random_point(seeds, shape, radius, norm, dtype=tf.float32):
     Returns:
         A tensor of shape `shape`.
     """
-    example_shape = tf.convert_to_tensor(shape)[1:]
+    check_norm(norm)
+    points = _points(seeds, tf.convert_to_tensor(shape)[1:], norm, dtype)
+    return tf.reshape(points, shape) * tf.cast(radius, dtype)
 
+
+# A graph of its own: eagerly, a loop over examples takes a second a batch.
+@tf.function(autograph=False)
+def _points(seeds, shape, norm, dtype):
     def cube(seed):
         return tf.random.stateless_uniform(
-            example_shape, seed, -1.0, 1.0, dtype, alg="philox"
+            shape, seed, -1.0, 1.0, dtype, alg="philox"
         )
 
     def sphere_and_radius(seed):
         direction = tf.random.stateless_normal(
-            example_shape, seed, dtype=dtype, alg="philox"
+            shape, seed, dtype=dtype, alg="philox"
         )
+        other = tf.random.experimental.stateless_fold_in(seed, 1, alg="philox")
         share = tf.random.stateless_uniform(
-            [],
-            tf.random.experimental.stateless_fold_in(seed, 1, alg="philox"),
-            dtype=dtype,
-            alg="philox",
+            [], other, dtype=dtype, alg="philox"
         )
         # The volume inside radius r grows as r^d.
         size = tf.cast(tf.size(direction), dtype)
-        return steepest(direction[None], "l2")[0] * share ** (1.0 / size)
+        direction /= tf.norm(tf.reshape(direction, [-1]))
+        return direction * share ** (1.0 / size)
 
-    draw = cube if check_norm(norm) == "linf" else sphere_and_radius
-    points = tf.map_fn(draw, seeds, fn_output_signature=dtype)
-    return tf.reshape(points, shape) * tf.cast(radius, dtype)
+    draw = cube if norm == "linf" else sphere_and_radius
+    return tf.map_fn(draw, seeds, fn_output_signature=dtype)
 
 
 def _precise(tensor):

@@ -110,6 +110,9 @@ class RobustModel(keras.Model):
         ValueError: if an argument is out of its range.
     """
 
+    built: bool
+    jit_compile: bool
+
     def __init__(
         self,
         network,
@@ -174,7 +177,8 @@ class RobustModel(keras.Model):
         if self.built:
             return
         if not self.network.built:
-            self.network.build(input_shape)
+            # A subclassed network is built by being called.
+            self.network(_symbolic(input_shape))
         self._check_exclude()
         # Counts training steps; it keys the noise, so a resumed run goes on.
         self.step_count = self.add_weight(
@@ -199,12 +203,13 @@ class RobustModel(keras.Model):
         ]
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs, training=None):
         """The network's outputs; `training` reaches it by Keras's context."""
         return self.network(inputs)
 
     def train_step(self, data):
         """Perturbs the inputs, then the weights, then descends."""
+        data = tf.nest.map_structure(_tensor, data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._build_for(data)
         variables = self.trainable_variables
@@ -516,6 +521,22 @@ class RobustModel(keras.Model):
                 config[key], custom_objects=custom_objects
             )
         return cls(**config)
+
+
+def _tensor(value):
+    """Arrays, which Keras hands over when it runs eagerly, as tensors."""
+    return (
+        tf.convert_to_tensor(value) if isinstance(value, np.ndarray) else value
+    )
+
+
+def _symbolic(shapes):
+    """Symbolic inputs of these shapes: one shape, or a dict or list of them."""
+    if isinstance(shapes, dict):
+        return {key: _symbolic(shape) for key, shape in shapes.items()}
+    if any(isinstance(part, (list, tuple)) for part in shapes):
+        return [_symbolic(shape) for shape in shapes]
+    return keras.Input(batch_shape=shapes)
 
 
 def _dense(gradients, weights):

@@ -13,6 +13,7 @@ import importlib.metadata
 import inspect
 
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import Logits
 from tfsam.attacks.gradient import FGSM
 from tfsam.attacks.gradient import PGD
 
@@ -121,4 +122,14 @@ def _name(factory):
     return getattr(factory, "__name__", repr(factory))
 
 
-__all__ = ["FGSM", "GROUP", "PGD", "Attack", "factory", "get", "make", "names"]
+__all__ = [
+    "FGSM",
+    "GROUP",
+    "PGD",
+    "Attack",
+    "Logits",
+    "factory",
+    "get",
+    "make",
+    "names",
+]

@@ -107,7 +107,8 @@ class Logits:
     """A function from pixels to float32 logits that attacks may compile.
 
     `Attack`s take any callable; one of this class also says whether XLA may
-    compile its gradient, and keeps the compiled gradient for the next attack.
+    compile its gradient, and keeps the traced gradient for the next attack:
+    a sweep over epsilons traces and compiles a network once.
 
     Args:
         function: pixels to logits, a pure function of the pixels.
@@ -125,14 +126,15 @@ class Logits:
         return logits if logits.dtype.size > 4 else tf.cast(logits, tf.float32)
 
     def gradient(self, loss):
-        """The compiled `input_gradient` of a loss, made once."""
+        """The `input_gradient` of a loss; in a graph it is traced once."""
+        if not (self.jit_compile or tf.inside_function()):
+            return _input_gradient(self, loss)
         if loss not in self._gradients:
-            gradient = _input_gradient(self, loss)
-            if self.jit_compile:
-                gradient = tf.function(
-                    gradient, jit_compile=True, autograph=False
-                )
-            self._gradients[loss] = gradient
+            self._gradients[loss] = tf.function(
+                _input_gradient(self, loss),
+                jit_compile=self.jit_compile,
+                autograph=False,
+            )
         return self._gradients[loss]
 
 
