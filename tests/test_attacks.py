@@ -1,0 +1,289 @@
+"""The native attacks, the contract of all, and the registry."""
+
+import importlib.metadata
+
+import hypothesis
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import strategies as st
+
+import tfsam
+from tfsam import attacks
+from tfsam.attacks import losses
+
+RNG = np.random.default_rng(0)
+W = RNG.normal(size=(16, 3)).astype("float32")
+X = RNG.uniform(0.3, 0.7, size=(6, 4, 4, 1)).astype("float32")
+Y = RNG.integers(0, 3, 6)
+
+
+def linear(x):
+    """Logits that are linear in the pixels."""
+    return tf.matmul(tf.reshape(x, [-1, 16]), tf.cast(W, x.dtype))
+
+
+def binary(x):
+    """Two logits, m and -m: the worst case is known in both norms."""
+    margin = tf.matmul(tf.reshape(x, [-1, 16]), tf.cast(W[:, :1], x.dtype))
+    return tf.concat([margin, -margin], axis=1)
+
+
+def norms(delta, norm):
+    order = np.inf if norm == "linf" else 2
+    return np.linalg.norm(np.reshape(delta, (len(delta), -1)), order, axis=1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda norm: tfsam.FGSM(0.1, norm, bounds=None),
+        lambda norm: tfsam.PGD(0.1, norm, 1, step_size=0.1, random_start=False),
+        lambda norm: tfsam.PGD(0.1, norm, 40),
+    ],
+    ids=["fgsm", "one step", "forty steps"],
+)
+def test_the_exact_worst_case_of_a_linear_model(make, norm):
+    """delta = -epsilon * y * sign(w), or w / ||w||, for a binary model."""
+    x, y = X, (Y > 0).astype("int64")
+    x_adv = make(norm)(binary, x, y, seed=0).numpy()
+    w = W[:, 0].reshape(4, 4, 1)
+    steepest = np.sign(w) if norm == "linf" else w / np.linalg.norm(w)
+    sign = np.where(y == 0, -1, 1).reshape(-1, 1, 1, 1)
+    # From a random start l2 only comes near the point.
+    np.testing.assert_allclose(x_adv, x + 0.1 * sign * steepest, atol=2e-3)
+
+
+def test_fgsm_is_one_full_step_of_pgd():
+    fgsm = tfsam.FGSM(0.1)(linear, X, Y, seed=0)
+    pgd = tfsam.PGD(0.1, steps=1, step_size=0.1, random_start=False)
+    np.testing.assert_array_equal(fgsm, pgd(linear, X, Y, seed=0))
+
+
+def test_default_step_sizes_are_the_paper_s():
+    for norm, divisor in (("linf", 4), ("l2", 8)):
+        default = tfsam.PGD(0.1, norm, steps=1, random_start=False)
+        given = tfsam.PGD(
+            0.1, norm, steps=1, random_start=False, step_size=0.1 / divisor
+        )
+        np.testing.assert_array_equal(
+            default(linear, X, Y, 0), given(linear, X, Y, 0)
+        )
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(
+    epsilon=st.floats(0, 2),
+    norm=st.sampled_from(["linf", "l2"]),
+    steps=st.integers(0, 4),
+    step_size=st.one_of(st.none(), st.floats(0, 3)),
+    seed=st.integers(0, 9),
+    bounds=st.sampled_from([(0.0, 1.0), None]),
+)
+def test_budget_and_bounds_hold(epsilon, norm, steps, step_size, seed, bounds):
+    attack = tfsam.PGD(epsilon, norm, steps, step_size, bounds=bounds)
+    x_adv = attack(linear, X, Y, seed).numpy()
+    assert x_adv.dtype == X.dtype and x_adv.shape == X.shape
+    assert (norms(x_adv - X, norm) <= epsilon * (1 + 1e-6) + 1e-6).all()
+    if bounds:
+        assert x_adv.min() >= 0 and x_adv.max() <= 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_epsilon_zero_changes_nothing(norm):
+    np.testing.assert_array_equal(tfsam.PGD(0.0, norm)(linear, X, Y, 3), X)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_dtype_comes_back(dtype):
+    x = tf.cast(X, dtype)
+    x_adv = tfsam.PGD(0.1)(linear, x, Y, 0)
+    assert x_adv.dtype == x.dtype
+    assert np.abs(np.asarray(x_adv - x, "float64")).max() > 0.05
+
+
+def test_integers_are_refused():
+    with pytest.raises(ValueError, match=r"Received: x.dtype=uint8"):
+        tfsam.PGD(0.1)(linear, (X * 255).astype("uint8"), Y, 0)
+
+
+def test_one_hot_labels_are_labels():
+    hard = tfsam.PGD(0.1)(linear, X, Y, 0)
+    one_hot = keras.utils.to_categorical(Y, 3)
+    soft = tfsam.PGD(0.1)(linear, X, one_hot, 0)
+    np.testing.assert_allclose(hard, soft, atol=1e-6)
+    column = tfsam.PGD(0.1)(linear, X, Y[:, None], 0)
+    np.testing.assert_array_equal(hard, column)
+
+
+def test_cross_entropy_by_hand():
+    logits = tf.constant([[1.0, 2.0], [0.0, 0.0]])
+    expected = [np.log1p(np.exp(-1.0)), np.log(2.0)]
+    hard = losses.cross_entropy(logits, tf.constant([1, 0]))
+    np.testing.assert_allclose(hard, expected, rtol=1e-6)
+    soft = losses.cross_entropy(logits, tf.constant([[0.25, 0.75], [0.5, 0.5]]))
+    mixed = 0.25 * (np.log1p(np.exp(-1.0)) + 1) + 0.75 * expected[0]
+    np.testing.assert_allclose(soft, [mixed, np.log(2.0)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_example_s_attack_does_not_depend_on_its_batch(norm):
+    attack = tfsam.PGD(0.2, norm, steps=2)
+    rows = np.array([[5, i] for i in range(6)], "int32")
+    whole = attack(linear, X, Y, rows).numpy()
+    order = [4, 1]
+    part = attack(linear, X[order], Y[order], rows[order]).numpy()
+    np.testing.assert_allclose(part, whole[order], atol=1e-6)
+    np.testing.assert_array_equal(attack(linear, X, Y, 5).numpy(), whole)
+
+
+def test_seeds():
+    attack = tfsam.PGD(0.2, steps=0)
+    pair = tf.constant([1, 2])
+    first = attack(linear, X, Y, pair).numpy()
+    np.testing.assert_array_equal(first, attack(linear, X, Y, pair))
+    np.testing.assert_array_equal(first[:3], attack(linear, X[:3], Y[:3], pair))
+    assert (first != attack(linear, X, Y, tf.constant([1, 3])).numpy()).any()
+    assert (first != attack(linear, X, Y, 2**40).numpy()).any()
+    assert len({row.tobytes() for row in first - X}) == len(X)
+    with pytest.raises(ValueError, match="Received: seed of shape"):
+        attack(linear, X, Y, tf.constant([1, 2, 3]))
+
+
+def test_graph_and_xla_gradient_agree_with_eager():
+    attack = tfsam.PGD(0.2, "l2", steps=3)
+    eager = attack(linear, X, Y, 0).numpy()
+    for jit_compile in (False, True):
+        logits = attacks.Logits(linear, jit_compile)
+        traced = tf.function(
+            lambda x, y, logits=logits: attack(logits, x, y, 0),
+            autograph=False,
+        )
+        np.testing.assert_allclose(traced(X, Y), eager, atol=1e-6)
+
+
+def test_the_network_is_traced_once_for_a_sweep():
+    traces = []
+
+    def function(x):
+        traces.append(1)
+        return linear(x)
+
+    logits = attacks.Logits(function)
+    for epsilon in (0.1, 0.2, 0.3):
+        attack = tfsam.PGD(epsilon, steps=2)
+        tf.function(lambda x, a=attack: a(logits, x, Y, 0))(tf.constant(X))
+    assert len(traces) == 1
+
+
+def test_early_stop_leaves_no_more_accuracy():
+    y = np.argmax(linear(X), axis=1)
+    last = tfsam.PGD(0.12, steps=6)(linear, X, y, 0)
+    stopped = tfsam.PGD(0.12, steps=6, early_stop=True)(linear, X, y, 0)
+    wrong_last = np.argmax(linear(last), axis=1) != y
+    wrong_stopped = np.argmax(linear(stopped), axis=1) != y
+    assert wrong_stopped.any()
+    assert (wrong_stopped | ~wrong_last).all()
+    moved = norms((stopped - last).numpy(), "linf")
+    assert (moved[~wrong_stopped] == 0).all()
+    assert (moved[wrong_stopped] > 0).any()
+
+
+def test_a_saturated_network_is_attacked_in_l2():
+    """A gradient of 1e-30, over its own norm, still points somewhere."""
+    x_adv = tfsam.PGD(0.5, "l2", random_start=False)(
+        lambda x: 30.0 * binary(x), X, np.argmax(binary(X), axis=1), 0
+    )
+    moved = norms(x_adv - X, "l2")
+    assert ((moved > 0.4) | (moved == 0)).all() and (moved > 0.4).any()
+
+
+def test_logits_without_a_gradient_are_refused():
+    def steps(x):
+        return tf.cast(linear(x) > 0, tf.float32)
+
+    with pytest.raises(ValueError, match="no gradient flows"):
+        tfsam.PGD(0.1)(steps, X, Y, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tfsam.PGD(-0.1), "Received: epsilon=-0.1"),
+        (lambda: tfsam.PGD("8/255"), "Received: epsilon=8/255"),
+        (lambda: tfsam.PGD(0.1, "l1"), "Received: norm=l1"),
+        (lambda: tfsam.PGD(0.1, steps=-1), "Received: steps=-1"),
+        (lambda: tfsam.PGD(0.1, steps=1.5), "Received: steps=1.5"),
+        (lambda: tfsam.PGD(0.1, step_size=-1), "Received: step_size=-1"),
+        (lambda: tfsam.PGD(0.1, bounds=(1, 0)), r"Received: bounds=\(1, 0\)"),
+        (lambda: tfsam.FGSM(float("nan")), "Received: epsilon=nan"),
+        (lambda: attacks.get("pdg", epsilon=0.1), "Received: attack=pdg"),
+        (
+            lambda: attacks.get("pgd", epsilon=0.1, stepsize=0.1),
+            "step_size.*Received: stepsize=0.1",
+        ),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+def test_config_round_trip(name):
+    attack = attacks.get(name, epsilon=0.1, norm="l2", bounds=(-1, 1))
+    config = keras.saving.serialize_keras_object(attack)
+    copy = keras.saving.deserialize_keras_object(config)
+    assert repr(copy) == repr(attack)
+
+
+class Plugin:
+    """Somebody else's attack: nothing of tfsam in it."""
+
+    def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0), shift=1.0):
+        self.shift = epsilon * shift
+
+    def __call__(self, logits_fn, x, y, seed):
+        return tf.clip_by_value(x + self.shift, 0.0, 1.0)
+
+
+def install(monkeypatch, *points):
+    installed = importlib.metadata.entry_points(group=attacks.GROUP)
+    plugins = [
+        importlib.metadata.EntryPoint(name, value, attacks.GROUP)
+        for name, value in points
+    ]
+    monkeypatch.setattr(
+        importlib.metadata,
+        "entry_points",
+        lambda group: [*installed, *plugins],
+    )
+
+
+def test_plugins(monkeypatch):
+    install(
+        monkeypatch,
+        ("shift", f"{__name__}:Plugin"),
+        ("broken", "no_such_package:Attack"),
+        ("pgd", f"{__name__}:Plugin"),
+        ("twice", f"{__name__}:Plugin"),
+        ("twice", "another_package:Plugin"),
+    )
+    assert {"shift", "broken", "pgd"} <= set(attacks.names())
+    attack = attacks.get("shift", epsilon=0.1, shift=0.5)
+    np.testing.assert_allclose(attack(linear, X, Y, 0), X + 0.05, atol=1e-6)
+    with pytest.raises(ImportError, match="no_such_package"):
+        attacks.get("broken", epsilon=0.1)
+    for name in ("pgd", "twice"):
+        with pytest.raises(ValueError, match=f"Received: name={name}"):
+            attacks.get(name, epsilon=0.1)
+
+
+def test_the_names_that_are_promised():
+    assert {
+        "fgsm",
+        "pgd",
+        *(f"cleverhans_{name}" for name in ("fgm", "pgd", "bim", "mim", "cw")),
+    } <= set(attacks.names())
