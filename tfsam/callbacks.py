@@ -20,19 +20,25 @@ class StopAtNaN(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         """Looks at the loss of the epoch so far: it stays NaN once it is."""
         if not math.isfinite(float(logs["loss"])):
-            step = int(self.model.optimizer.iterations)
             raise FloatingPointError(
-                f"the loss became {logs['loss']:g} at step {step}"
+                f"the loss became {logs['loss']:g} at step {self._step()}"
             )
 
     def on_epoch_end(self, epoch, logs=None):
-        """Looks at the weights, which the last step may have spoilt."""
-        for variable in self.model.trainable_variables:
+        """Looks at what the last step may have spoilt."""
+        for variable in self.model.weights:
             if not np.isfinite(variable.numpy()).all():
-                step = int(self.model.optimizer.iterations)
                 raise FloatingPointError(
-                    f"{variable.path} is not finite after step {step}"
+                    f"{variable.path} is not finite after step {self._step()}"
                 )
+        loss = float((logs or {}).get("val_loss", 0))
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the validation loss became {loss:g} at step {self._step()}"
+            )
+
+    def _step(self):
+        return int(self.model.optimizer.iterations.numpy())
 
 
 class History(keras.callbacks.Callback):
@@ -52,6 +58,8 @@ class History(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the epoch's clocks."""
         self._steps = []
+        # At the end of the epoch it would be the next one's.
+        self._learning_rate = float(self.model.optimizer.learning_rate)
 
     def on_train_batch_begin(self, batch, logs=None):
         """Starts the step's clock."""
@@ -68,7 +76,7 @@ class History(keras.callbacks.Callback):
                 "epoch": epoch + 1,
                 "seconds": sum(self._steps),
                 "step_seconds_median": statistics.median(self._steps),
-                "learning_rate": float(self.model.optimizer.learning_rate),
+                "learning_rate": self._learning_rate,
                 **{key: float(value) for key, value in (logs or {}).items()},
             }
         )
@@ -90,7 +98,8 @@ def read_history(path):
         return []
     with open(path, newline="") as file:
         return [
-            {key: float(value) for key, value in row.items()}
+            {"epoch": int(row.pop("epoch"))}
+            | {key: float(value) for key, value in row.items()}
             for row in csv.DictReader(file)
         ]
 

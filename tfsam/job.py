@@ -12,6 +12,9 @@ import platform
 import re
 import statistics
 import time
+import zipfile
+import zlib
+from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
@@ -31,7 +34,7 @@ from tfsam.optimizers import SGD
 
 _JIT_COMPILE = {"auto": "auto", "true": True, "false": False}
 
-NETWORKS = {
+NETWORKS: dict[str, Callable] = {
     "preact_resnet8": networks.preact_resnet8,
     "preact_resnet18": networks.preact_resnet18,
     "wide_resnet": networks.wide_resnet,
@@ -73,14 +76,26 @@ def prepare(config):
         logits = evaluation.load_logits(
             config["evaluate"], _JIT_COMPILE[config["jit_compile"]]
         )
-        outputs = evaluation.count_classes(
-            logits, data.as_float(images.x_test[:1])
-        )
+        x = data.as_float(images.x_test[:128])
+        outputs = evaluation.count_classes(logits, x[:1])
         if outputs < len(images.class_names):
             raise ValueError(
                 f"the data has {len(images.class_names)} classes; the model "
                 f"must have as many outputs. Received: {outputs} outputs"
             )
+        # Finds probabilities and NaN, too.
+        evaluation.evaluate(logits, (x, images.y_test[: len(x)]), [])
+    else:
+        _steps(config, images, strategy)
+        _validation_batch_size(config, images, strategy)
+        data.training_batches(  # Finds images that are too small to augment.
+            images.x_train[:1],
+            images.y_train[:1],
+            batch_size=1,
+            epochs=1,
+            seed=0,
+            augment=config["augment"],
+        )
     return Inputs(strategy, images, logits)
 
 
@@ -94,9 +109,8 @@ def finished(workdir, config):
     Raises:
         ValueError: if the folder holds another run or other files.
     """
-    record = workdir / "config.json"
-    if record.exists():
-        held = json.loads(record.read_text())
+    held = _read_object(workdir / "config.json")
+    if held:
         changes = ", ".join(
             f"{key}={config[key]} (it has {held.get(key)})"
             for key in config
@@ -107,16 +121,25 @@ def finished(workdir, config):
                 f"workdir {workdir} holds a run with another configuration; "
                 f"choose another --workdir. Received: {changes}"
             )
-        results = workdir / "results.json"
-        return json.loads(results.read_text()) if results.exists() else None
+        return _read_object(workdir / "results.json")
     if workdir.exists() and not (
-        workdir.is_dir() and not any(workdir.iterdir())
+        workdir.is_dir()
+        and set(workdir.iterdir()) <= set(reports.leftovers(workdir))
     ):
         raise ValueError(
             "workdir must be an empty folder or hold a run of this command. "
             f"Received: workdir={workdir}"
         )
     return None
+
+
+def _read_object(path):
+    """What a JSON file holds; None if there is no such file, or no object."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def claim(workdir, config):
@@ -127,6 +150,9 @@ def claim(workdir, config):
         config: settings, as of `tfsam.run.configuration`.
     """
     workdir.mkdir(parents=True, exist_ok=True)
+    for folder in (workdir, workdir / "checkpoints"):
+        for path in reports.leftovers(folder):
+            reports.remove(path)
     reports.write_json(workdir / "config.json", config)
 
 
@@ -139,9 +165,12 @@ def make_strategy(devices):
     Raises:
         ValueError: if there are no such devices.
     """
-    gpus = tf.config.list_physical_devices("GPU")
-    match = re.fullmatch(r"(auto)|cpu(?::(\d+))?|gpu:(all|\d+)", devices)
-    if not match or "0" in match.groups():
+    gpus = tf.config.get_visible_devices("GPU")
+    number = r"[1-9]\d*"
+    match = re.fullmatch(
+        rf"(auto)|cpu(?::({number}))?|gpu:(all|{number})", devices
+    )
+    if not match:
         raise ValueError(
             "devices must be auto, cpu, cpu:N, gpu:all or gpu:N. "
             f"Received: devices={devices}"
@@ -157,7 +186,13 @@ def make_strategy(devices):
         # One GPU of several still needs to be told apart from the others.
         return tf.distribute.MirroredStrategy(names) if len(gpus) > 1 else None
     if gpus and match[0].startswith("cpu"):
-        tf.config.set_visible_devices([], "GPU")
+        try:
+            tf.config.set_visible_devices([], "GPU")
+        except RuntimeError:
+            raise ValueError(
+                "devices must be set before TensorFlow starts. "
+                f"Received: devices={devices}"
+            ) from None
     count = int(match[2] or 1)
     if count == 1:
         return None
@@ -171,7 +206,12 @@ def make_strategy(devices):
             f"devices must be set before TensorFlow starts, or be those that "
             f"are here. Received: devices={devices}"
         )
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(count)],
+        # Collectives remember shapes by a key that the next strategy of the
+        # process counts from the start again: a second run would fail.
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
 
 
 def make_model(config, images, strategy):
@@ -234,7 +274,30 @@ def _steps(config, images, strategy):
             f"batch_size must be at most {len(images.x_train)}, the number of "
             f"training images. Received: batch_size={config['batch_size']}"
         )
+    replicas = strategy.num_replicas_in_sync if strategy else 1
+    if config["batch_size"] % replicas:
+        raise ValueError(
+            f"batch_size must be a multiple of {replicas}, the number of "
+            f"devices. Received: batch_size={config['batch_size']}"
+        )
     return steps
+
+
+def _validation_batch_size(config, images, strategy):
+    """The largest whose last batch has images for every replica.
+
+    TensorFlow's convolutions fail on a replica without any.
+    """
+    replicas = strategy.num_replicas_in_sync if strategy else 1
+    count = len(images.x_test)
+    for size in range(config["batch_size"], 0, -replicas):
+        rest = count % size
+        if not rest or rest > size - size // replicas:
+            return size
+    raise ValueError(
+        f"{replicas} devices need another number of test images (see "
+        f"--limit_test). Received: {count} test images"
+    )
 
 
 def train(config, images, workdir, strategy, log):
@@ -275,7 +338,9 @@ def train(config, images, workdir, strategy, log):
             initial_epoch=done,
             steps_per_epoch=steps,
             validation_data=(data.as_float(images.x_test), images.y_test),
-            validation_batch_size=config["batch_size"],
+            validation_batch_size=_validation_batch_size(
+                config, images, strategy
+            ),
             callbacks=[
                 callbacks.StopAtNaN(),
                 callbacks.History(workdir / "history.csv", done),
@@ -297,12 +362,25 @@ def _restore(folder, strategy, log):
         try:
             with strategy.scope() if strategy else contextlib.nullcontext():
                 model = keras.saving.load_model(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (
+            *(KeyError, OSError, TypeError, ValueError),
+            *(zipfile.BadZipFile, zlib.error),
+        ) as error:
             log(f"cannot read {path.name} ({error}); trying the one before")
             continue
         log(f"going on after epoch {epochs}")
         return model, epochs
     return None, 0
+
+
+def epochs_done(workdir):
+    """The epochs of the newest checkpoint of a run's folder, 0 without one.
+
+    Args:
+        workdir: the folder.
+    """
+    found = callbacks.checkpoints(workdir / "checkpoints")
+    return found[0][0] if found else 0
 
 
 def attack(config, model, images, workdir, log):
@@ -412,7 +490,7 @@ def run(config, inputs, workdir, log):
             network.save(temporary)
         with reports.replacing(workdir / "saved_model") as temporary:
             network.export(temporary, verbose=False)
-        trained = _training_summary(workdir, config)
+        trained = _training_summary(workdir, config, images)
         model = evaluation.load_logits(
             network, _JIT_COMPILE[config["jit_compile"]]
         )
@@ -421,10 +499,10 @@ def run(config, inputs, workdir, log):
     results = {
         "schema": 1,
         "method": config["method"],
-        "config": config,
+        "config": config | {"workdir": str(workdir)},
         "seed": config["seed"],
         "versions": _versions(),
-        "devices": [d.name for d in tf.config.list_logical_devices()],
+        "devices": _device_names(inputs.strategy),
         "train": trained,
         **measured,
         "artifacts": _artifacts(workdir),
@@ -434,15 +512,25 @@ def run(config, inputs, workdir, log):
     return results
 
 
-def _training_summary(workdir, config):
+def _training_summary(workdir, config, images):
     rows = callbacks.read_history(workdir / "history.csv")
     step = statistics.median(row["step_seconds_median"] for row in rows)
     return {
         "epochs": len(rows),
         "seconds": sum(row["seconds"] for row in rows),
         "step_seconds_median": step,
-        "examples_per_second": config["batch_size"] / step,
+        "examples_per_second": min(config["batch_size"], len(images.x_train))
+        / step,
     }
+
+
+def _device_names(strategy):
+    """The devices that a run works on."""
+    if strategy is not None:
+        names = strategy.extended.worker_devices
+        return ["/device:" + name.rpartition("device:")[2] for name in names]
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    return [tf.config.list_logical_devices(kind)[0].name]
 
 
 def _versions():

@@ -50,7 +50,7 @@ def defaults(method):
     Returns:
         A dict from names in `SETTINGS` to values; None where there is none.
     """
-    found = {}
+    found: dict = {}
     for constructor in METHODS[method][:2]:
         if constructor is not None:
             parameters = inspect.signature(constructor).parameters

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -31,9 +32,28 @@ def replacing(path):
             shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def leftovers(folder):
+    """The temporary paths in a folder that killed processes left there.
+
+    Args:
+        folder: of what `replacing` replaced; it need not exist.
+    """
+    found = pathlib.Path(folder).glob(".*-*")
+    return [path for path in found if re.match(r"\.\d+-", path.name)]
+
+
+def remove(path):
+    """Removes a file or a folder, if it is there.
+
+    Args:
+        path: its path.
+    """
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def write_atomically(path, text):
@@ -84,7 +104,7 @@ def table(results):
 
 def _table_line(attack, norm, epsilon, row):
     if row["accuracy"] is None:
-        accuracy, interval = row["error"], ""
+        accuracy, interval = " ".join(row["error"].split()), ""
     else:
         low, high = (100 * end for end in row["interval"])
         accuracy, interval = (

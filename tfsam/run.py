@@ -12,9 +12,12 @@ input, 3 a loss that became NaN.
 """
 
 import functools
+import json
+import math
 import pathlib
 import re
 import sys
+import zlib
 from fractions import Fraction
 
 from absl import flags
@@ -74,12 +77,17 @@ class _NumberParser(flags.ArgumentParser):
     """A number, also as a fraction: 8/255."""
 
     def parse(self, argument):
+        text = str(argument).replace(" ", "")
         try:
-            return float(Fraction(str(argument).replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
+            # Fraction would write out all the zeros of 1e999999999.
+            number = float(Fraction(text) if "/" in text else text)
+        except (OverflowError, ValueError, ZeroDivisionError):
+            number = math.nan
+        if not math.isfinite(number):
             raise ValueError(
                 f"expected a number such as 0.1 or 8/255. Received: {argument}"
-            ) from None
+            )
+        return number
 
     def flag_type(self):
         return "number"
@@ -127,7 +135,7 @@ def define_flags():
         text(name, None, f"{help}: {', '.join(options)}.")
 
     def parsed(parser, name, help):
-        serializer = flags.ArgumentSerializer()
+        serializer: flags.ArgumentSerializer = flags.ArgumentSerializer()
         flags.DEFINE(parser, name, None, help, values, serializer)
 
     integer = functools.partial(parsed, _IntegerParser())
@@ -254,11 +262,7 @@ def configuration(argv):
             f"{reason} does not use --{unused[0]}. "
             f"Received: --{unused[0]}={given[unused[0]]}"
         )
-    name = config["preset"]
-    for flag in sorted(given):
-        if flag not in ("preset", "workdir"):
-            name += f"-{flag}={_slug(given[flag])}"
-    workdir = given.get("workdir") or f"runs/{name[:200]}"
+    workdir = given.pop("workdir", None) or f"runs/{_name(config, given)}"
     return config, pathlib.Path(workdir).expanduser()
 
 
@@ -287,6 +291,10 @@ def _check_choices(config):
         )
     for flag in ("learning_rate", "momentum", "weight_decay"):
         check_radius(flag, config[flag])
+    if config["momentum"] > 1:
+        raise ValueError(
+            f"momentum must be <= 1. Received: momentum={config['momentum']}"
+        )
     for flag in ("linf_epsilons", "l2_epsilons"):
         for epsilon in config[flag]:
             check_radius(flag, epsilon)
@@ -313,9 +321,19 @@ def _one_of(name, value, known):
     return known[value] if isinstance(known, dict) else value
 
 
-def _slug(value):
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return re.sub(r"[^\w.,+-]+", "_", text.rstrip("/").rpartition("/")[2])
+def _name(config, given):
+    """A name for a configuration: one of its own, even where it is cut."""
+    full = name = config["preset"]
+    for flag in sorted(set(given) - {"preset"}):
+        value = given[flag]
+        text = ",".join(map(str, value)) if type(value) is list else str(value)
+        full += f"-{flag}={text}"
+        slug = re.sub(r"[^\w.,+-]+", "_", text.rstrip("/").rpartition("/")[2])
+        name += f"-{flag}={slug}"
+    if name == full and len(name) <= 200:
+        return name
+    digest = zlib.crc32(json.dumps(config).encode())
+    return f"{name[:200]}-{digest:08x}"
 
 
 def main(argv=None):
@@ -345,7 +363,15 @@ def main(argv=None):
             log(f"{workdir}: {' '.join(argv)}")
             results = job.run(config, inputs, workdir, log)
     except FloatingPointError as error:
-        log(f"stopped: {error}; the last good checkpoint is kept")
+        kept = job.epochs_done(workdir)
+        log(
+            f"stopped: {error}; "
+            + (
+                f"the checkpoint of epoch {kept} is kept"
+                if kept
+                else "no epoch was finished"
+            )
+        )
         return 3
     except (flags.Error, ImportError, OSError, ValueError) as error:
         print(f"tfsam: {' '.join(str(error).split())}", file=sys.stderr)

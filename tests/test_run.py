@@ -1,0 +1,1143 @@
+"""The command: its outputs, its flags, bad input, NaN, kill and resume."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfsam import attacks
+from tfsam import callbacks
+from tfsam import data
+from tfsam import job
+from tfsam import methods
+from tfsam import reports
+from tfsam import run
+
+SMALL = (
+    "--limit_train=96",
+    "--batch_size=32",
+    "--limit_test=20",
+    "--attacks=pgd",
+    "--attack_steps=1",
+    "--linf_epsilons=0.1",
+    "--l2_epsilons=",
+)
+
+GPUS = tf.config.get_visible_devices("GPU")
+cpu_only = pytest.mark.skipif(
+    bool(GPUS), reason="A GPU is in use: no CPU devices, no equality to the bit"
+)
+
+
+def main(*arguments):
+    """Runs the command in this process: (exit code, what it printed)."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = run.main([str(argument) for argument in arguments])
+    return code, output.getvalue()
+
+
+def read_json(path):
+    return json.loads(pathlib.Path(path).read_text())
+
+
+def snapshot(folder):
+    """Everything in a folder: names, contents, times."""
+    return {
+        path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+def read_weights(path):
+    return keras.saving.load_model(path, compile=False).get_weights()
+
+
+def without_clocks(history):
+    """The rows of a history file, less what differs from run to run."""
+    clocks = ("seconds", "step_seconds_median")
+    return [
+        {key: value for key, value in row.items() if key not in clocks}
+        for row in callbacks.read_history(history)
+    ]
+
+
+def verdicts(results):
+    rows = [results["natural"], *results["robust"]]
+    return [(row["accuracy"], row.get("max_perturbation")) for row in rows]
+
+
+def assert_same_run(workdir, expected):
+    """Same weights to the bit, same history, same accuracies."""
+    pairs = zip(
+        read_weights(workdir / "model.keras"),
+        read_weights(expected / "model.keras"),
+        strict=True,
+    )
+    for found, wanted in pairs:
+        np.testing.assert_array_equal(found, wanted)
+    assert without_clocks(workdir / "history.csv") == without_clocks(
+        expected / "history.csv"
+    )
+    assert verdicts(read_json(workdir / "results.json")) == verdicts(
+        read_json(expected / "results.json")
+    )
+
+
+# One whole run, shared, and what it leaves behind.
+
+FINISHED = (
+    "--epochs=2",
+    "--batch_size=10",
+    "--limit_train=200",
+    "--limit_test=60",
+    "--attacks=pgd,fgsm",
+    "--attack_steps=2",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: (its folder, what it printed)."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    code, output = main(*FINISHED, f"--workdir={workdir}")
+    assert code == 0
+    return workdir, output
+
+
+def assert_measured(row, n):
+    assert type(row["accuracy"]) is float
+    assert row["n"] == n
+    low, high = row["interval"]
+    assert 0 <= low <= row["accuracy"] <= high <= 1
+    assert low < high
+    assert row["accuracy"] * n == pytest.approx(round(row["accuracy"] * n))
+
+
+def test_results_fields(finished):
+    workdir, _ = finished
+    results = read_json(workdir / "results.json")
+    assert results["schema"] == 1
+    assert results["method"] == "sam"
+    assert results["seed"] == 0
+    gpus = [f"/device:GPU:{i}" for i in range(len(GPUS))]
+    assert results["devices"] == (gpus or ["/device:CPU:0"])
+    for name in ("python", "tfsam", "tensorflow", "keras", "cleverhans"):
+        assert results["versions"][name][0].isdigit()
+    assert results["versions"]["tensorflow"] == tf.__version__
+    assert_measured(results["natural"], 60)
+    assert results["natural"]["accuracy"] > 0.3  # It has learned something.
+
+
+def test_results_config_has_every_flag(finished):
+    workdir, _ = finished
+    config = read_json(workdir / "results.json")["config"]
+    assert set(config) == set(run.define_flags()) - {"help"}
+    assert config["preset"] == config["dataset"] == "digits"
+    assert config["workdir"] == str(workdir)
+    assert (config["epochs"], config["batch_size"]) == (2, 10)
+    assert (config["limit_train"], config["limit_test"]) == (200, 60)
+    assert config["attacks"] == ["pgd", "fgsm"]
+    assert config["attack_steps"] == 2
+    assert config["rho"] == methods.SAM().rho
+    assert config["epsilon"] is None  # SAM has none.
+
+
+def test_results_train(finished):
+    workdir, _ = finished
+    train = read_json(workdir / "results.json")["train"]
+    assert train["epochs"] == 2
+    assert 0 < train["step_seconds_median"] < train["seconds"] < 600
+    assert train["examples_per_second"] == pytest.approx(
+        10 / train["step_seconds_median"]
+    )
+
+
+def test_results_robust_rows(finished):
+    workdir, _ = finished
+    results = read_json(workdir / "results.json")
+    rows = results["robust"]
+    assert [(r["attack"], r["norm"], r["epsilon"]) for r in rows] == [
+        (attack, norm, epsilon)
+        for attack in ("pgd", "fgsm")
+        for norm, epsilons in (("linf", (0.05, 0.1)), ("l2", (0.25, 0.5)))
+        for epsilon in epsilons
+    ]
+    for row in rows:
+        assert "error" not in row
+        assert_measured(row, 60)
+        assert row["accuracy"] <= results["natural"]["accuracy"]
+        assert row["max_perturbation"] <= row["epsilon"] + 1e-5
+        assert row["max_perturbation"] > row["epsilon"] / 10
+        assert type(row["inherited"]) is int
+        assert row["seconds"] > 0
+        assert row["epsilon_text"] == f"{row['epsilon']:g}"
+        steps = {"steps": 2} if row["attack"] == "pgd" else {}
+        assert row["options"] == steps
+    assert rows[1]["accuracy"] < results["natural"]["accuracy"]
+
+
+def test_artifacts(finished):
+    workdir, _ = finished
+    artifacts = read_json(workdir / "results.json")["artifacts"]
+    assert set(artifacts) == {
+        *("config.json", "evaluation.json", "history.csv", "model.keras"),
+        *("saved_model", "tensorboard", "robustness.png", "examples.png"),
+        "log.txt",
+    }
+    for name in artifacts:
+        assert (workdir / name).exists()
+    assert not reports.leftovers(workdir)
+    assert not reports.leftovers(workdir / "checkpoints")
+    for part in ("train", "validation"):
+        events = (workdir / "tensorboard" / part).glob("events.out.tfevents*")
+        assert sum(path.stat().st_size for path in events) > 100
+
+
+def test_history(finished):
+    workdir, _ = finished
+    rows = callbacks.read_history(workdir / "history.csv")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["loss"] < rows[0]["loss"]
+    for row in rows:
+        assert row["seconds"] > row["step_seconds_median"] > 0
+        assert row["learning_rate"] == pytest.approx(0.1)
+        for name in ("accuracy", "val_accuracy"):
+            assert 0 <= row[name] <= 1
+    results = read_json(workdir / "results.json")
+    assert rows[1]["val_accuracy"] == pytest.approx(
+        results["natural"]["accuracy"], abs=1 / 60 + 1e-6
+    )
+
+
+def test_model_file_is_the_network_that_was_measured(finished):
+    workdir, _ = finished
+    model = keras.saving.load_model(workdir / "model.keras")
+    images = data.load("digits", limit_train=200, limit_test=60, seed=0)
+    outputs = model.predict(images.x_test, verbose=0)
+    assert outputs.shape == (60, 10)
+    assert not np.allclose(outputs.sum(axis=1), 1, atol=0.1)  # Logits.
+    natural = read_json(workdir / "results.json")["natural"]
+    assert np.mean(outputs.argmax(axis=1) == images.y_test) == pytest.approx(
+        natural["accuracy"], abs=1 / 60 + 1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["robustness.png", "examples.png"])
+def test_pictures(finished, name):
+    workdir, _ = finished
+    content = (workdir / name).read_bytes()
+    assert content.startswith(b"\x89PNG\r\n")
+    picture = tf.io.decode_png(content, channels=3).numpy()
+    height, width, _ = picture.shape
+    assert 200 < height < 2000
+    assert 400 < width < 2000
+    # A part of it is drawn, most of it is not.
+    assert 0.02 < np.mean(picture.min(axis=2) < 230) < 0.9
+
+
+def test_progress_is_shown_and_logged(finished):
+    workdir, output = finished
+    log = (workdir / "log.txt").read_text()
+    for part in (
+        *("epoch 1/2 done: ", "epoch 2/2 done: ", "s left"),
+        *("attacking by pgd linf 0.05, 0.1", "attacking by fgsm l2"),
+        *("pgd linf 0.1: ", "robust accuracy 0."),
+        *FINISHED,
+    ):
+        assert part in output
+        assert part in log
+
+
+def test_table_shows_what_results_hold(finished):
+    workdir, output = finished
+    results = read_json(workdir / "results.json")
+    lines = [line for line in output.splitlines() if line.startswith("|")]
+    assert lines == reports.table(results).splitlines()
+    assert len(lines) == 2 + 1 + 8
+    accuracies = [float(line.split("|")[4]) for line in lines[2:]]
+    assert accuracies == pytest.approx(
+        [100 * a for a, _ in verdicts(results)], abs=0.005
+    )
+
+
+def test_finished_run_again_prints_its_table_and_changes_nothing(finished):
+    workdir, output = finished
+    before = snapshot(workdir)
+    code, again = main(*FINISHED, f"--workdir={workdir}")
+    assert code == 0
+    assert snapshot(workdir) == before
+    first, *rest = again.splitlines()
+    assert str(workdir) in first
+    assert "finished" in first
+    assert rest == [x for x in output.splitlines() if x.startswith("|")]
+
+
+# Methods, devices, flags.
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_each_method_trains_and_reports(tmp_path, monkeypatch, method):
+    monkeypatch.chdir(tmp_path)
+    code, _ = main(*SMALL, f"--method={method}", "--epochs=1")
+    assert code == 0
+    (workdir,) = (tmp_path / "runs").iterdir()  # No --workdir was given.
+    results = read_json(workdir / "results.json")
+    assert results["method"] == results["config"]["method"] == method
+    assert_measured(results["natural"], 20)
+    (row,) = results["robust"]
+    assert_measured(row, 20)
+    (history,) = callbacks.read_history(workdir / "history.csv")
+    assert 1 < history["loss"] < 4  # It begins at log(10).
+    uses = {
+        "rho": method in ("sam", "asam", "at_sam"),
+        "epsilon": method in ("at", "fgsm_at", "at_sam"),
+        "norm": method in ("at", "fgsm_at", "at_sam"),
+        "steps": method in ("at", "at_sam"),
+    }
+    for flag, used in uses.items():
+        assert (results["config"][flag] is not None) == used
+
+
+@cpu_only
+def test_two_devices(tmp_path):
+    # The last of the 33 images would leave the second device with none.
+    code, _ = main(
+        *SMALL,
+        "--limit_test=33",
+        "--devices=cpu:2",
+        "--epochs=1",
+        f"--workdir={tmp_path}",
+    )
+    assert code == 0
+    results = read_json(tmp_path / "results.json")
+    assert results["devices"] == ["/device:CPU:0", "/device:CPU:1"]
+    assert_measured(results["natural"], 33)
+    assert_measured(results["robust"][0], 33)
+
+
+def test_fractions_are_accepted_as_written():
+    config, _ = run.configuration(
+        [
+            *("--method=at", "--epsilon=8/255", "--step_size=2/255"),
+            *("--linf_epsilons=1/255,2/255,0.1", "--weight_decay=5e-4"),
+        ]
+    )
+    assert config["epsilon"] == 8 / 255
+    assert config["step_size"] == 2 / 255
+    assert config["linf_epsilons"] == [1 / 255, 2 / 255, 0.1]
+    assert config["weight_decay"] == 0.0005
+
+
+OVERRIDES = {
+    "method": ("st", "st"),
+    "rho": ("0.2", 0.2),
+    "epsilon": ("2/255", 2 / 255),
+    "norm": ("l2", "l2"),
+    "steps": ("7", 7),
+    "step_size": ("0.01", 0.01),
+    "dataset": ("digits", "digits"),
+    "network": ("wide_resnet", "wide_resnet"),
+    "epochs": ("3", 3),
+    "batch_size": ("64", 64),
+    "learning_rate": ("0.3", 0.3),
+    "momentum": ("0.5", 0.5),
+    "weight_decay": ("0", 0.0),
+    "augment": ("false", False),
+    "seed": ("5", 5),
+    "limit_train": ("1000", 1000),
+    "limit_test": ("100", 100),
+    "attacks": ("fgsm,pgd", ["fgsm", "pgd"]),
+    "linf_epsilons": ("4/255", [4 / 255]),
+    "l2_epsilons": ("", []),
+    "attack_steps": ("20", 20),
+    "evaluate": ("model.keras", "model.keras"),
+    "devices": ("cpu:2", "cpu:2"),
+    "jit_compile": ("false", "false"),
+    "sharpness": ("global", "global"),
+}
+
+
+@pytest.mark.parametrize("flag", OVERRIDES)
+def test_any_flag_overrides_its_preset(flag):
+    text, value = OVERRIDES[flag]
+    arguments = ["--preset=cifar10"]
+    if flag not in ("method", "evaluate"):
+        arguments.append("--method=at_sam")  # It has every setting.
+    before, _ = run.configuration(arguments)
+    after, _ = run.configuration([*arguments, f"--{flag}={text}"])
+    assert after[flag] == value
+    assert before[flag] != value
+    if flag not in ("method", "evaluate"):  # These change what is used.
+        assert after == before | {flag: value}
+
+
+def test_overrides_are_all_flags():
+    assert set(OVERRIDES) == set(run.define_flags()) - {
+        *("help", "preset", "workdir"),
+    }
+
+
+def test_digits_is_the_default_preset():
+    config, _ = run.configuration([])
+    assert config == run.configuration(["--preset=digits"])[0]
+    assert config["dataset"] == "digits"
+    assert config["method"] == "sam"
+    assert config["attacks"] == ["cleverhans_pgd"]
+
+
+@pytest.mark.parametrize(
+    "preset, classes, weights",
+    [("cifar10", 10, 11_172_170), ("cifar100", 100, 11_218_340)],
+)
+def test_presets_are_the_papers_recipe(preset, classes, weights):
+    config, _ = run.configuration([f"--preset={preset}"])
+    assert config["dataset"] == preset
+    assert config["network"] == "preact_resnet18"
+    assert (config["batch_size"], config["epochs"]) == (128, 100)
+    assert config["augment"] is True
+    assert config["attacks"] == ["cleverhans_pgd"]
+    assert config["attack_steps"] == 10
+    assert config["linf_epsilons"] == [1 / 255, 2 / 255]
+    assert config["l2_epsilons"] == [16 / 255, 32 / 255]
+    assert config["limit_train"] is config["limit_test"] is None
+    images = data.Images(
+        preset,
+        x_train=np.broadcast_to(np.uint8(0), (50_000, 32, 32, 3)),
+        y_train=np.zeros(50_000, np.int64),
+        x_test=np.zeros((1, 32, 32, 3), np.uint8),
+        y_test=np.zeros(1, np.int64),
+        class_names=tuple(map(str, range(classes))),
+    )
+    model = job.make_model(config, images, None)
+    assert sum(v.numpy().size for v in model.trainable_variables) == weights
+    optimizer = model.optimizer
+    assert optimizer.momentum == 0.9
+    assert optimizer.get_config()["weight_decay"] == 5e-4
+    steps = 391  # 50 000 / 128, the last batch smaller.
+    for step, rate in (
+        (0, 0.1),
+        (75 * steps - 1, 0.1),
+        (75 * steps, 0.01),
+        (90 * steps - 1, 0.01),
+        (90 * steps, 0.001),
+        (100 * steps - 1, 0.001),
+    ):
+        optimizer.iterations.assign(step)
+        assert float(optimizer.learning_rate) == pytest.approx(rate)
+
+
+def test_adversarial_training_of_the_presets():
+    config, _ = run.configuration(["--preset=cifar100", "--method=at"])
+    perturb_inputs, perturb_weights = methods.perturbations("at", config)
+    assert perturb_weights is None
+    assert perturb_inputs.epsilon == 8 / 255
+    assert perturb_inputs.norm == "linf"
+    assert perturb_inputs.steps == 5
+    assert perturb_inputs.random_start is True
+
+
+def test_default_workdirs_differ():
+    folder = "x" * 150
+    variants = [
+        [],
+        ["--method=st"],
+        ["--rho=0.2"],
+        ["--seed=1"],
+        ["--preset=cifar10"],
+        ["--linf_epsilons=1/255"],
+        ["--l2_epsilons=1/255"],
+        ["--evaluate=a/model.keras"],
+        ["--evaluate=b/model.keras"],
+        [f"--dataset=folder:{folder}", f"--evaluate={folder}", "--seed=1"],
+        [f"--dataset=folder:{folder}", f"--evaluate={folder}", "--seed=2"],
+    ]
+    found = [run.configuration(arguments)[1] for arguments in variants]
+    assert len(set(found)) == len(variants)
+    for path in found:
+        assert path.parent == pathlib.Path("runs")
+        assert len(path.name) < 250
+    assert found[2].name == "digits-rho=0.2"
+    assert run.configuration(["--rho=0.2"])[1] == found[2]
+
+
+def test_help(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output = main("--help")
+    assert code == 0
+    for name in set(run.define_flags()) - {"help"}:
+        assert f"--{name}:" in output or f"--[no]{name}:" in output
+    for name in (*methods.METHODS, *job.NETWORKS, *attacks.names()):
+        assert name in output
+    assert not list(tmp_path.iterdir())
+
+
+# Bad input: exit code 2, one line that holds what was received, no trace.
+
+
+def assert_refused(capsys, *arguments, parts):
+    code = run.main([str(argument) for argument in arguments])
+    output, error = capsys.readouterr()
+    assert code == 2
+    assert output == ""
+    (line,) = error.splitlines()
+    assert line.startswith("tfsam: ")
+    assert "Traceback" not in line
+    for part in parts:
+        assert str(part) in line
+
+
+METHODS = ("st", "sam", "asam", "at", "fgsm_at", "at_sam")
+NETWORKS = ("preact_resnet8", "preact_resnet18", "wide_resnet")
+ATTACKS = ("fgsm", "pgd", "cleverhans_pgd", "cleverhans_fgm")
+
+BAD_FLAGS = [
+    (["--method=ssam"], ["ssam", *METHODS]),
+    (["--network=lenet"], ["lenet", *NETWORKS]),
+    (["--attacks=pgd,bogus"], ["bogus", *ATTACKS]),
+    (["--attacks="], ["attacks", "none"]),
+    (["--dataset=nosuchdata"], ["nosuchdata", "digits", "folder:PATH"]),
+    (["--preset=imagenet"], ["imagenet", "digits", "cifar10", "cifar100"]),
+    (["--bogus=1"], ["--bogus"]),
+    (["train"], ["train"]),
+    (["--rho"], ["rho"]),
+    (["--rho=-0.1"], ["rho", "-0.1"]),
+    (["--rho=nan"], ["rho", "nan"]),
+    (["--rho=inf"], ["rho", "inf"]),
+    (["--rho=1e999"], ["rho", "1e999"]),
+    (["--rho=1/0"], ["rho", "1/0"]),
+    (["--rho=abc"], ["rho", "abc"]),
+    (["--method=st", "--rho=0.1"], ["--method=st", "--rho=0.1"]),
+    (["--method=at", "--rho=0.1"], ["--method=at", "--rho=0.1"]),
+    (["--method=at", "--epsilon=-8/255"], ["epsilon", "-0.03137"]),
+    (["--method=at", "--epsilon=nan"], ["epsilon", "nan"]),
+    (["--method=at", "--epsilon=inf"], ["epsilon", "inf"]),
+    (["--method=at", "--epsilon=8/x"], ["epsilon", "8/x"]),
+    (["--method=sam", "--epsilon=0.1"], ["--method=sam", "--epsilon=0.1"]),
+    (["--method=sam", "--norm=l2"], ["--method=sam", "--norm=l2"]),
+    (["--method=fgsm_at", "--steps=3"], ["fgsm_at", "--steps=3"]),
+    (["--method=at", "--norm=l1"], ["linf", "l2", "norm=l1"]),
+    (["--method=at", "--steps=-1"], ["steps", "-1"]),
+    (["--method=at", "--steps=1.5"], ["steps", "1.5"]),
+    (["--method=at", "--step_size=-1"], ["step_size", "-1"]),
+    (["--epochs=0"], ["epochs", "0"]),
+    (["--batch_size=0"], ["batch_size", "0"]),
+    (["--learning_rate=-1"], ["learning_rate", "-1"]),
+    (["--momentum=2"], ["momentum", "2"]),
+    (["--weight_decay=-1"], ["weight_decay", "-1"]),
+    (["--augment=perhaps"], ["augment", "perhaps"]),
+    (["--seed=-1"], ["seed", "-1"]),
+    (["--limit_test=3"], ["limit_test", "10", "3"]),
+    (["--limit_train=9"], ["limit_train", "10", "9"]),
+    (["--linf_epsilons=0.1,-0.2"], ["linf_epsilons", "-0.2"]),
+    (["--l2_epsilons=nan"], ["l2_epsilons", "nan"]),
+    (["--attack_steps=-1"], ["attack_steps", "-1"]),
+    (["--devices=gpu:4"], ["devices", "gpu:4"]),
+    (["--devices=cpu:0"], ["devices", "cpu:0"]),
+    (["--devices=cpu:99"], ["devices", "cpu:99"]),
+    (["--devices=tpu"], ["devices", "tpu"]),
+    (
+        ["--devices=cpu:2", "--limit_train=20", "--batch_size=64"],
+        ["batch_size", "20", "64"],
+    ),
+    (["--devices=cpu:2", "--batch_size=33"], ["batch_size", "2", "33"]),
+    (["--jit_compile=maybe"], ["auto", "jit_compile=maybe"]),
+    (["--sharpness=local"], ["per_replica", "global", "local"]),
+    (["--evaluate=m.keras", "--method=sam"], ["--method=sam"]),
+    (["--evaluate=m.keras", "--rho=0.1"], ["--rho=0.1"]),
+    (["--evaluate=m.keras", "--epochs=3"], ["--epochs=3"]),
+    (["--evaluate=m.keras", "--limit_train=50"], ["--limit_train=50"]),
+    (["--evaluate=missing.keras"], ["missing.keras", ".keras file"]),
+]
+
+
+@pytest.mark.parametrize(
+    "arguments, parts", BAD_FLAGS, ids=[" ".join(a) for a, _ in BAD_FLAGS]
+)
+def test_bad_flags(tmp_path, monkeypatch, capsys, arguments, parts):
+    if GPUS and "--devices=cpu:2" in arguments:
+        pytest.skip("A GPU is in use")
+    monkeypatch.chdir(tmp_path)
+    workdir = tmp_path / "work"
+    assert_refused(capsys, f"--workdir={workdir}", *arguments, parts=parts)
+    assert_refused(capsys, *arguments, parts=parts)
+    assert not list(tmp_path.iterdir())
+
+
+def write_images(folder, *, classes=("ant", "bee"), side=8):
+    image = tf.io.encode_png(np.zeros((side, side, 1), np.uint8)).numpy()
+    for part in ("train", "test"):
+        for name in classes:
+            for number in range(2):
+                path = folder / part / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(image)
+
+
+def missing_folder(folder):
+    return [str(folder)]
+
+
+def empty_folder(folder):
+    folder.mkdir()
+    return [str(folder)]
+
+
+def empty_class(folder):
+    write_images(folder)
+    (folder / "train" / "cat").mkdir()
+    return [str(folder / "train" / "cat")]
+
+
+def one_class(folder):
+    write_images(folder, classes=("ant",))
+    return [str(folder / "train"), "ant", "two classes"]
+
+
+def no_image(folder):
+    write_images(folder)
+    path = folder / "train" / "bee" / "1.png"
+    path.write_text("no image")
+    return [str(path), "JPEG or PNG"]
+
+
+def too_small_to_augment(folder):
+    write_images(folder, side=4)
+    return ["4", "pixels"]
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        *(missing_folder, empty_folder, empty_class, one_class, no_image),
+        too_small_to_augment,
+    ],
+)
+def test_bad_folder(tmp_path, capsys, prepare):
+    folder, workdir = tmp_path / "images", tmp_path / "work"
+    parts = prepare(folder)
+    assert_refused(
+        capsys,
+        f"--dataset=folder:{folder}",
+        "--augment",
+        f"--workdir={workdir}",
+        parts=parts,
+    )
+    assert not workdir.exists()
+
+
+def small_model(shape=(8, 8, 1), outputs=10, activation=None):
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(outputs, activation=activation),
+        ]
+    )
+
+
+def text_file(path):
+    path = path.with_suffix(".keras")
+    path.write_text("not a model")
+    return path, ["model", str(path)]
+
+
+def text_file_without_suffix(path):
+    path.write_text("not a model")
+    return path, ["model", str(path)]
+
+
+def truncated_file(path):
+    path = path.with_suffix(".keras")
+    small_model().save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    return path, ["model", str(path)]
+
+
+def model_folder_without_model(path):
+    path.mkdir()
+    return path, ["SavedModel", str(path)]
+
+
+def few_outputs(path):
+    small_model(outputs=4).save(path.with_suffix(".keras"))
+    return path.with_suffix(".keras"), ["10 classes", "4 outputs"]
+
+
+def softmax(path):
+    small_model(activation="softmax").save(path.with_suffix(".keras"))
+    return path.with_suffix(".keras"), ["logits", "sum to 1"]
+
+
+def softmax_exported(path):
+    small_model(activation="softmax").export(path, verbose=False)
+    return path, ["logits", "sum to 1"]
+
+
+def other_size(path):
+    small_model(shape=(16, 16, 1)).save(path.with_suffix(".keras"))
+    return path.with_suffix(".keras"), ["(8, 8, 1)"]
+
+
+def other_size_exported(path):
+    small_model(shape=(16, 16, 1)).export(path, verbose=False)
+    return path, ["(8, 8, 1)"]
+
+
+def not_finite(path):
+    model = small_model()
+    model.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
+    model.save(path.with_suffix(".keras"))
+    return path.with_suffix(".keras"), ["finite", "NaN"]
+
+
+def code_inside(path):
+    model = keras.Sequential(
+        [small_model(), keras.layers.Lambda(lambda x: 2 * x)]
+    )
+    model.save(path.with_suffix(".keras"))
+    return path.with_suffix(".keras"), ["ambda", str(path)]
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        *(text_file, text_file_without_suffix, truncated_file),
+        *(model_folder_without_model, few_outputs, softmax, softmax_exported),
+        *(other_size, other_size_exported, not_finite, code_inside),
+    ],
+)
+def test_bad_model(tmp_path, capsys, prepare):
+    path, parts = prepare(tmp_path / "model")
+    capsys.readouterr()
+    workdir = tmp_path / "work"
+    before = snapshot(tmp_path)
+    assert_refused(
+        capsys,
+        f"--evaluate={path}",
+        "--limit_test=20",
+        f"--workdir={workdir}",
+        parts=parts,
+    )
+    assert snapshot(tmp_path) == before
+
+
+def test_workdir_of_another_configuration(finished, capsys):
+    workdir, _ = finished
+    before = snapshot(workdir)
+    assert_refused(
+        capsys,
+        *FINISHED,
+        "--rho=0.3",
+        f"--workdir={workdir}",
+        parts=[workdir, "rho=0.3", "another configuration"],
+    )
+    assert snapshot(workdir) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json", ".hidden"])
+def test_workdir_with_foreign_files(tmp_path, capsys, name):
+    (tmp_path / name).write_text("mine")
+    before = snapshot(tmp_path)
+    assert_refused(capsys, f"--workdir={tmp_path}", parts=[tmp_path, "workdir"])
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_workdir_that_is_a_file(tmp_path, capsys, below):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    assert_refused(capsys, f"--workdir={path / below}", parts=[path])
+    assert path.read_text() == "mine"
+
+
+# Processes of their own start TensorFlow: they run side by side.
+
+
+def start(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_bad_input_of_a_process(tmp_path):
+    cases = {
+        "--method=ssam": ["ssam", *METHODS],
+        "--dataset=folder:nowhere": ["nowhere"],
+        "--evaluate=nothing.keras": ["nothing.keras"],
+    }
+    processes = [
+        start("-m", "tfsam.run", argument, cwd=tmp_path) for argument in cases
+    ]
+    for process, parts in zip(processes, cases.values(), strict=True):
+        output, error = process.communicate(timeout=200)
+        assert process.returncode == 2
+        assert output == ""
+        # TensorFlow's own start may say something before.
+        line = error.splitlines()[-1]
+        assert line.startswith("tfsam: ")
+        assert error.count("tfsam: ") == 1
+        assert "Traceback" not in error
+        for part in parts:
+            assert part in line
+    assert not list(tmp_path.iterdir())
+
+
+# A loss that becomes NaN.
+
+
+@pytest.mark.parametrize(
+    "devices", ["auto", pytest.param("cpu:2", marks=cpu_only)]
+)
+def test_nan_in_the_first_epoch(tmp_path, devices):
+    code, output = main(
+        *SMALL,
+        "--learning_rate=1e30",
+        f"--devices={devices}",
+        f"--workdir={tmp_path}",
+    )
+    assert code == 3
+    last = output.splitlines()[-1]
+    assert "the loss became nan at step 2" in last
+    assert "no epoch was finished" in last
+    assert last in (tmp_path / "log.txt").read_text()
+    assert not (tmp_path / "results.json").exists()
+    assert not callbacks.checkpoints(tmp_path / "checkpoints")
+
+
+def test_nan_later_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    def schedule(learning_rate, epochs, steps):
+        return keras.optimizers.schedules.PiecewiseConstantDecay(
+            [2 * steps], [learning_rate, 1e30]
+        )
+
+    monkeypatch.setattr(job, "_schedule", schedule)
+    # Of three steps an epoch, the eighth is the first with a rate of 1e30.
+    arguments = (*SMALL, "--epochs=5", f"--workdir={tmp_path}")
+    code, output = main(*arguments)
+    assert code == 3
+    last = output.splitlines()[-1]
+    assert "at step 9" in last
+    assert "epoch 2 is kept" in last
+    assert not (tmp_path / "results.json").exists()
+    assert not (tmp_path / "model.keras").exists()
+    assert len(callbacks.read_history(tmp_path / "history.csv")) == 2
+    (epochs, path), *_ = callbacks.checkpoints(tmp_path / "checkpoints")
+    assert epochs == 2
+    kept = keras.saving.load_model(path)
+    assert kept.weights
+    for variable in kept.weights:
+        assert np.isfinite(variable.numpy()).all()
+
+
+@pytest.mark.parametrize("spoilt", ["weight", "validation loss"])
+def test_an_epoch_that_ends_in_nan_is_not_kept(tmp_path, monkeypatch, spoilt):
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.optimizer.build(model.trainable_variables)
+    stop = callbacks.StopAtNaN()
+    stop.set_model(model)
+    logs = {"loss": 1.0, "val_loss": 1.0}
+    stop.on_epoch_end(0, logs)
+    if spoilt == "weight":
+        model.layers[0].bias.assign([np.inf])
+    else:
+        logs["val_loss"] = np.nan
+    with pytest.raises(FloatingPointError, match="step 0"):
+        stop.on_epoch_end(0, logs)
+
+
+# Killed, and started again.
+
+LONG = (
+    *SMALL,
+    "--method=at_sam",
+    "--steps=2",
+    "--epochs=4",
+    "--attacks=pgd,fgsm",
+)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert main(*LONG, f"--workdir={workdir}")[0] == 0
+    return workdir
+
+
+def resume(workdir):
+    """Starts the run again; returns what it printed."""
+    code, output = main(*LONG, f"--workdir={workdir}")
+    assert code == 0
+    return output
+
+
+def without_results(uninterrupted, tmp_path):
+    """A copy of the run as it is before its evaluation is reported."""
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    (workdir / "results.json").unlink()
+    return workdir
+
+
+KILLED_AT_STEP = """
+import os, signal, sys
+from tfsam import callbacks, run
+
+def kill(self, batch, logs=None):
+    if int(self.model.optimizer.iterations) == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+callbacks.StopAtNaN.on_train_batch_end = kill
+run.main(sys.argv[1:])
+"""
+
+
+@cpu_only
+def test_killed_in_an_epoch_and_resumed(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    process = start("-c", KILLED_AT_STEP, *LONG, f"--workdir={workdir}")
+    _, error = process.communicate(timeout=250)
+    assert process.returncode == -signal.SIGKILL, error
+    assert len(callbacks.read_history(workdir / "history.csv")) == 2
+    assert not (workdir / "results.json").exists()
+    output = resume(workdir)
+    assert "going on after epoch 2" in output
+    assert "going on after epoch 2" in (workdir / "log.txt").read_text()
+    assert "epoch 2/4" not in output
+    assert "epoch 3/4 done" in output
+    assert_same_run(workdir, uninterrupted)
+
+
+@cpu_only
+@pytest.mark.slow
+def test_killed_from_outside_and_resumed(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    process = start("-m", "tfsam.run", *LONG, f"--workdir={workdir}")
+    while not callbacks.read_history(workdir / "history.csv"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert not (workdir / "results.json").exists()
+    resume(workdir)
+    assert_same_run(workdir, uninterrupted)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL where nothing is cleaned up either."""
+
+
+def kill_at_write(monkeypatch, name, nth=1):
+    """Lets the process die before it moves `name` to its place."""
+    replace, seen = os.replace, []
+
+    def replace_or_die(source, target, **options):
+        if pathlib.Path(target).name == name:
+            seen.append(target)
+            if len(seen) == nth:
+                raise Killed
+        return replace(source, target, **options)
+
+    monkeypatch.setattr(os, "replace", replace_or_die)
+    monkeypatch.setattr(reports, "remove", lambda path: None)
+
+
+@cpu_only
+@pytest.mark.parametrize(
+    "name, nth",
+    [
+        *(("epoch-0004.keras", 1), ("history.csv", 1), ("model.keras", 1)),
+        *(("saved_model", 1), ("evaluation.json", 2), ("results.json", 1)),
+    ],
+)
+def test_killed_while_writing(uninterrupted, tmp_path, monkeypatch, name, nth):
+    workdir = without_results(uninterrupted, tmp_path)
+    (workdir / "evaluation.json").unlink()
+    in_training = name in ("epoch-0004.keras", "history.csv")
+    if in_training:
+        (workdir / "checkpoints" / "epoch-0004.keras").unlink()
+    with monkeypatch.context() as patch:
+        kill_at_write(patch, name, nth)
+        with pytest.raises(Killed):
+            main(*LONG, f"--workdir={workdir}")
+    assert not (workdir / "results.json").exists()
+    leftovers = [
+        path
+        for folder in (workdir, workdir / "checkpoints")
+        for path in reports.leftovers(folder)
+    ]
+    assert [path.name.partition("-")[2] for path in leftovers] == [name]
+    output = resume(workdir)
+    assert f"going on after epoch {3 if in_training else 4}" in output
+    assert_same_run(workdir, uninterrupted)
+    assert not leftovers[0].exists()
+
+
+def test_killed_before_anything_is_written(tmp_path, monkeypatch):
+    config, workdir = run.configuration([f"--workdir={tmp_path}"])
+    with monkeypatch.context() as patch:
+        kill_at_write(patch, "config.json")
+        with pytest.raises(Killed):
+            job.claim(workdir, config)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert job.finished(workdir, config) is None
+    job.claim(workdir, config)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert job.finished(workdir, config) is None
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def spoil(path):
+    """Zeros in the middle, as a file system leaves them after a crash."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle - 4096 : middle + 4096] = bytes(8192)
+    path.write_bytes(content)
+
+
+@cpu_only
+@pytest.mark.parametrize("damage", [truncate, spoil])
+def test_broken_checkpoint_falls_back_to_the_one_before(
+    uninterrupted, tmp_path, damage
+):
+    workdir = without_results(uninterrupted, tmp_path)
+    damage(workdir / "checkpoints" / "epoch-0004.keras")
+    output = resume(workdir)
+    assert "cannot read epoch-0004.keras" in output
+    assert "going on after epoch 3" in output
+    assert "epoch 4/4 done" in output
+    assert_same_run(workdir, uninterrupted)
+
+
+def test_killed_between_two_attacks(uninterrupted, tmp_path):
+    workdir = without_results(uninterrupted, tmp_path)
+    record = workdir / "evaluation.json"
+    measured = read_json(record)
+    assert list(measured) == ["pgd linf", "fgsm linf"]
+    del measured["fgsm linf"]
+    measured["pgd linf"]["robust"][0]["seconds"] = 12345.0  # To know it by.
+    record.write_text(json.dumps(measured))
+    output = resume(workdir)
+    assert "attacking by fgsm linf" in output
+    assert "attacking by pgd" not in output
+    assert "epoch 4/4" not in output
+    pgd, fgsm = read_json(workdir / "results.json")["robust"]
+    assert pgd["seconds"] == 12345.0
+    assert fgsm["seconds"] < 1000
+    assert_same_run(workdir, uninterrupted)
+
+
+# The exported model, and the evaluation of a model.
+
+WITHOUT_TFSAM = """
+import sys
+sys.modules["tfsam"] = None
+import numpy as np
+import tensorflow as tf
+from cleverhans.tf2.attacks.projected_gradient_descent import (
+    projected_gradient_descent,
+)
+
+folder, images, outputs = sys.argv[1:]
+with np.load(images) as arrays:
+    x, y = tf.constant(arrays["x"]), arrays["y"]
+found = {}
+
+def measure(name, model):
+    x_adv = projected_gradient_descent(
+        model, x, 0.1, 0.025, 5, np.inf,
+        clip_min=0.0, clip_max=1.0, y=y, rand_init=0.0, sanity_checks=False,
+    )
+    found[name] = model(x).numpy()
+    found[name + "_robust"] = model(x_adv).numpy().argmax(axis=1) == y
+
+loaded = tf.saved_model.load(folder + "/saved_model")
+measure("exported", loaded.serve)
+import keras
+model = keras.saving.load_model(folder + "/model.keras")
+measure("keras", lambda x: model(x, training=False))
+np.savez(outputs, **found)
+"""
+
+
+def test_exported_model_without_tfsam(finished, tmp_path):
+    workdir, _ = finished
+    images = data.load("digits", limit_train=200, limit_test=60, seed=0)
+    np.savez(tmp_path / "images.npz", x=images.x_test, y=images.y_test)
+    process = start(
+        *("-c", WITHOUT_TFSAM, workdir),
+        *(tmp_path / "images.npz", tmp_path / "outputs.npz"),
+        cwd=tmp_path,
+    )
+    _, error = process.communicate(timeout=250)
+    assert process.returncode == 0, error
+    found = np.load(tmp_path / "outputs.npz")
+    model = keras.saving.load_model(workdir / "model.keras")
+    logits = model.predict(images.x_test, verbose=0)
+    for name in ("exported", "keras"):
+        np.testing.assert_allclose(found[name], logits, rtol=1e-5, atol=1e-4)
+    robust = found["exported_robust"].sum(), found["keras_robust"].sum()
+    assert abs(robust[0] - robust[1]) <= 1
+    natural = (logits.argmax(axis=1) == images.y_test).sum()
+    assert 0 < robust[0] < natural
+
+
+def test_evaluate_a_model_file_and_an_exported_model(finished, tmp_path):
+    source, _ = finished
+    found = {}
+    for name in ("model.keras", "saved_model"):
+        before = snapshot(source / name)
+        workdir = tmp_path / name
+        code, output = main(
+            f"--evaluate={source / name}",
+            "--limit_test=60",
+            "--attacks=cleverhans_pgd",
+            "--attack_steps=3",
+            "--linf_epsilons=0.05",
+            "--l2_epsilons=",
+            f"--workdir={workdir}",
+        )
+        assert code == 0
+        assert snapshot(source / name) == before
+        results = found[name] = read_json(workdir / "results.json")
+        assert results["schema"] == 1
+        assert results["method"] is results["train"] is None
+        assert results["config"]["evaluate"] == str(source / name)
+        assert results["config"]["epochs"] is None
+        (row,) = results["robust"]
+        assert "error" not in row
+        assert_measured(row, 60)
+        assert row["options"] == {"steps": 3}
+        assert "epoch" not in output
+        for file in ("model.keras", "saved_model", "history.csv"):
+            assert not (workdir / file).exists()
+        for file in ("robustness.png", "examples.png", "log.txt"):
+            assert (workdir / file).exists()
+            assert file in results["artifacts"]
+    whole = read_json(source / "results.json")
+    for results in found.values():
+        assert results["natural"] == whole["natural"]
+    exported, kept = (found[name]["robust"][0] for name in reversed(found))
+    assert abs(exported["accuracy"] - kept["accuracy"]) <= 1 / 60 + 1e-9
+    assert kept["accuracy"] < whole["natural"]["accuracy"]
