@@ -57,7 +57,7 @@ class _CleverhansAttack(Attack):
         return self._into_budget(x, tf.cast(x_adv, x.dtype))
 
     def _run(self, logits_fn, x, labels, seeds):
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no _run().")
 
     def _into_budget(self, x, x_adv):
         perturbation = geometry.project(x_adv - x, self.epsilon, self.norm)

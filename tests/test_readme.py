@@ -1,0 +1,38 @@
+"""The README promises nothing that is not so."""
+
+import pathlib
+import re
+
+import tfsam
+from tfsam import methods
+from tfsam import run
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_python_example_runs():
+    code = re.search(r"```python\n(import keras.*?)```", README, re.S)[1]
+    names: dict = {}
+    exec(code, names)
+    result = names["result"]
+    assert [row["epsilon"] for row in result["robust"]] == [0.05, 0.1]
+    assert all(row["accuracy"] is not None for row in result["robust"])
+
+
+def test_every_method_and_its_flags_are_in_the_table():
+    for name in methods.METHODS:
+        (row,) = re.findall(rf"^\| `{name}` \|.*$", README, re.M)
+        if name != "at_sam":
+            for flag in methods.defaults(name):
+                assert f"--{flag}" in row
+
+
+def test_every_flag_is_mentioned():
+    flags = [name for name in run.define_flags() if name != "help"]
+    missing = [f for f in flags if f"--{f}" not in README]
+    assert not missing
+
+
+def test_every_attack_is_mentioned():
+    for name in tfsam.attacks.names():
+        assert f"`{name}`" in README
