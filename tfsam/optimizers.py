@@ -61,7 +61,10 @@ class SGD(keras.optimizers.Optimizer):
             return
         super().build(variables)
         if self.momentum:
-            self.momentums = self.add_optimizer_variables(variables, "momentum")
+            self.momentums = [
+                self.add_variable_from_reference(v, name="momentum")
+                for v in variables
+            ]
 
     def update_step(self, gradient, variable, learning_rate):
         """Moves one variable."""
