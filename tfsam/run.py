@@ -354,28 +354,27 @@ def main(argv=None):
         results = job.finished(workdir, config)
         if results:
             print(f"{workdir} holds this run, finished:")
-        else:
-            # Everything that can be wrong with the input is found before a
-            # file is written.
-            inputs = job.prepare(config)
-            job.claim(workdir, config)
-            log = job.logger(workdir / "log.txt")
-            log(f"{workdir}: {' '.join(argv)}")
-            results = job.run(config, inputs, workdir, log)
-    except FloatingPointError as error:
-        kept = job.epochs_done(workdir)
-        log(
-            f"stopped: {error}; "
-            + (
-                f"the checkpoint of epoch {kept} is kept"
-                if kept
-                else "no epoch was finished"
-            )
-        )
-        return 3
+            print(reports.table(results))
+            return 0
+        # Everything that can be wrong with the input is found before a file is
+        # written; what goes wrong later is no fault of the input.
+        inputs = job.prepare(config)
+        job.claim(workdir, config)
     except (flags.Error, ImportError, OSError, ValueError) as error:
         print(f"tfsam: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    log = job.logger(workdir / "log.txt")
+    log(f"{workdir}: {' '.join(argv)}")
+    try:
+        results = job.run(config, inputs, workdir, log)
+    except FloatingPointError as error:
+        kept = job.epochs_done(workdir)
+        what = f"the checkpoint of epoch {kept} is kept" if kept else None
+        log(f"stopped: {error}; {what or 'no epoch was finished'}")
+        return 3
+    except KeyboardInterrupt:
+        log("interrupted; the same command goes on from here")
+        return 130
     print(reports.table(results))
     return 0
 
