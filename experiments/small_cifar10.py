@@ -30,6 +30,7 @@ BUDGET = (
     "--epochs=12",
     "--limit_train=20000",
     "--limit_test=2000",
+    "--attack_steps=10",
 )
 
 ROWS = {

@@ -384,8 +384,8 @@ def test_traces_the_model_once(attack, jit_compile):
         )
         for _ in range(3):
             graph(x, y)
-    # XLA's is shared by all attacks on the model.
-    assert len(traces) == (1 if jit_compile else len(attacks))
+    # Shared by all attacks on the model.
+    assert len(traces) == 1
     if jit_compile:
         attacks[0](logits_fn, x, y)
         assert len(traces) == 1

@@ -171,6 +171,7 @@ def test_an_unknown_attack_or_option_gives_a_row_with_error():
     ("model", "message"),
     [
         (lambda x: tf.nn.softmax(linear(x)), "not probabilities"),
+        (lambda x: tf.nn.sigmoid(linear(x)), "not probabilities"),
         (lambda x: tf.argmax(linear(x), axis=1), "not labels"),
         (lambda x: linear(x)[:, :1], "not labels"),
         (lambda x: tf.one_hot(tf.argmax(linear(x), 1), 3), "not probabilities"),
@@ -200,6 +201,8 @@ def test_a_bad_model_is_refused_before_any_attack(model, message):
         (X, Y.astype("float32"), "dtype float32"),
         (X, Y - 1, "Received: y in"),
         (X[:, :2], Y, "Received: images of shape"),
+        (X, keras.utils.to_categorical(Y, 5), "one-hot y must have"),
+        (X[0, 0, 0], Y[:1], "Received: \\(1,\\) and \\(1,\\)"),
     ],
 )
 def test_bad_data_is_refused(x, y, message):
@@ -213,6 +216,7 @@ def test_bad_data_is_refused(x, y, message):
         ({"norm": "l1"}, "Received: norm=l1"),
         ({"epsilons": [-1]}, "Received: epsilon=-1"),
         ({"attacks": [3]}, "Received: 3"),
+        ({"batch_size": 0}, "Received: batch_size=0"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -296,6 +300,58 @@ def test_evaluation_moves_no_variable(network):
         np.testing.assert_array_equal(one, other)
 
 
+class Module(tf.Module):
+    """What others save: no Keras, a signature with a name for its output."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.w = tf.Variable(W)
+        self.outputs = outputs
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4, 4, 1))])
+    def predict(self, x):
+        logits = tf.matmul(tf.reshape(x, [-1, 16]), self.w)
+        return dict.fromkeys(self.outputs, logits)
+
+
+def test_a_saved_model_that_is_not_keras_s(tmp_path):
+    for outputs in (["logits"], ["features", "logits"]):
+        module = Module(outputs)
+        path = str(tmp_path / str(len(outputs)))
+        tf.saved_model.save(module, path, module.predict)
+    expected = run(["pgd"], [0.02])
+    found = run(["pgd"], [0.02], model=tmp_path / "1")
+    for key in ("accuracy", "max_perturbation"):
+        assert found["robust"][0][key] == expected["robust"][0][key]
+    with pytest.raises(
+        ValueError, match=r"outputs are \['features', 'logits'\]"
+    ):
+        run(model=tmp_path / "2")
+
+
+def test_a_callable_that_runs_eagerly_only():
+    result = run(["pgd"], model=lambda x: tf.constant(linear(x).numpy()))
+    assert "no gradient flows" in result["robust"][0]["error"]
+
+
+def test_pixels_of_another_range_have_its_rounding():
+    result = tfsam.evaluate(
+        lambda x: linear(x / 255),
+        (X * 255, Y),
+        "pgd",
+        "linf",
+        1.3,
+        bounds=(0, 255),
+    )
+    assert result["robust"][0]["accuracy"] is not None
+
+
+def test_half_precision_images():
+    x = X.astype("float16")
+    rows = tfsam.evaluate(linear, (x, Y), ["pgd"], "l2", [0.01])["robust"]
+    assert rows[0]["accuracy"] is not None
+
+
 @pytest.mark.parametrize("content", ["missing", "text", "empty folder"])
 def test_a_file_that_is_no_model(content, tmp_path):
     path = tmp_path / "model.keras"
@@ -324,7 +380,14 @@ def test_progress_says_how_far_it_is():
 
 @pytest.mark.parametrize(
     ("epsilon", "text"),
-    [(8 / 255, "8/255"), (1 / 255, "1/255"), (0.05, "0.05"), (0, "0")],
+    [
+        (8 / 255, "8/255"),
+        (1 / 255, "1/255"),
+        (0.05, "0.05"),
+        (0.2, "0.2"),
+        (1.0, "1"),
+        (0, "0"),
+    ],
 )
 def test_epsilon_text(epsilon, text):
     assert evaluation.epsilon_text(epsilon) == text

@@ -436,6 +436,83 @@ def test_frozen_layers_stay():
         np.testing.assert_array_equal(one, other)
 
 
+def test_pixels_out_of_the_attack_s_bounds_are_refused():
+    model = compiled(tfsam.RobustModel(small(), tfsam.PGD(0.1, steps=1)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="bounds"):
+        model.fit(X * 255, Y, verbose=0)
+    free = tfsam.PGD(0.0, steps=1, bounds=None)
+    found = fitted(tfsam.RobustModel(small(), free), x=X * 255)
+    assert_equal(found, fitted(small(), x=X * 255), 1e-6)
+
+
+def test_one_logit_is_refused_under_attack():
+    network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
+    network.add(keras.layers.Dense(1))
+    model = tfsam.RobustModel(network, tfsam.FGSM(0.1))
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="two or more logits"):
+        model.train_on_batch(X, Y[:, None] > 0)
+
+
+def test_a_stateful_layer_is_refused():
+    network = keras.Sequential(
+        [keras.Input((3, 2), batch_size=4), keras.layers.GRU(2, stateful=True)]
+    )
+    with pytest.raises(ValueError, match="Received: layer=gru"):
+        tfsam.RobustModel(network)
+
+
+def test_a_state_goes_with_the_weights_it_was_made_for():
+    class Counting(tfsam.WeightPerturbation):
+        def init(self, weights):
+            return [np.zeros(w.shape, "float32") for w in weights]
+
+        def perturb(self, weights, gradients, state, step):
+            return weights, state
+
+    model = tfsam.RobustModel(small(), perturb_weights=Counting())
+    model.network.layers[1].trainable = False
+    with pytest.raises(ValueError, match="make a new one"):
+        compiled(model).train_on_batch(X, Y)
+
+
+def test_nothing_to_train_or_perturb():
+    network = small()
+    with pytest.raises(ValueError, match="leave weights to perturb"):
+        tfsam.RobustModel(network, perturb_weights=tfsam.SAM(), exclude=".*")
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_masks_reach_weighted_metrics(jit_compile):
+    def network():
+        keras.utils.set_random_seed(0)
+        return keras.Sequential(
+            [
+                keras.Input((5,), dtype="int32"),
+                keras.layers.Embedding(7, 4, mask_zero=True),
+                keras.layers.SimpleRNN(4, return_sequences=True),
+                keras.layers.Dense(3),
+            ]
+        )
+
+    tokens = RNG.integers(0, 3, (12, 5))
+    labels = RNG.integers(0, 3, (12, 5))
+
+    def run(model):
+        model.compile(
+            tfsam.SGD(0.1),
+            LOSS,
+            weighted_metrics=["accuracy"],
+            jit_compile=jit_compile and hasattr(model, "network"),
+        )
+        return model.fit(tokens, labels, epochs=2, shuffle=False, verbose=0)
+
+    expected = run(network()).history
+    found = run(tfsam.RobustModel(network(), perturb_weights=tfsam.SAM(0.0)))
+    for key, values in expected.items():
+        np.testing.assert_allclose(found.history[key], values, rtol=1e-5)
+
+
 def softmaxed():
     inputs = keras.Input((4, 4, 1))
     x = keras.layers.Flatten()(inputs)
@@ -460,6 +537,24 @@ def test_a_loss_of_probabilities_is_refused_on_logits(
     model = tfsam.RobustModel(kind(), attack, tfsam.SAM(0.1))
     with pytest.raises(ValueError, match=message):
         compiled(model, loss=loss).train_on_batch(X, Y)
+
+
+def test_a_subclassed_network_of_logits_is_found_out_by_its_values():
+    model = tfsam.RobustModel(Subclassed(), perturb_weights=tfsam.SAM(0.1))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="from_logits"):
+        compiled(model, loss=PROBABILITIES).fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize("ending", [keras.ops.softmax, keras.layers.Softmax()])
+def test_other_endings_in_probabilities_are_fine(ending):
+    inputs = keras.Input((4, 4, 1))
+    x = keras.layers.Dense(3)(keras.layers.Flatten()(inputs))
+    x = keras.layers.Reshape((3,))(ending(x))
+    model = tfsam.RobustModel(
+        keras.Model(inputs, x), perturb_weights=tfsam.SAM(0.1)
+    )
+    loss = compiled(model, loss=PROBABILITIES).train_on_batch(X, Y)
+    assert np.isfinite(loss).all()
 
 
 def test_probabilities_with_their_loss_are_fine_without_an_attack():

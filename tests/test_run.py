@@ -408,7 +408,8 @@ def test_presets_are_the_papers_recipe(preset, classes, weights):
     assert (config["batch_size"], config["epochs"]) == (128, 100)
     assert config["augment"] is True
     assert config["attacks"] == ["cleverhans_pgd"]
-    assert config["attack_steps"] == 10
+    assert config["attack_steps"] is None
+    assert attacks.get("cleverhans_pgd", epsilon=0.1).steps == 10
     assert config["linf_epsilons"] == [1 / 255, 2 / 255]
     assert config["l2_epsilons"] == [16 / 255, 32 / 255]
     assert config["limit_train"] is config["limit_test"] is None

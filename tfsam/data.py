@@ -629,7 +629,14 @@ def _checked_side(
 def _load_tfds(
     source: str, pick: _Pick, data_dir: str | os.PathLike | None
 ) -> Images:
-    import tensorflow_datasets as tfds
+    try:
+        import tensorflow_datasets as tfds
+    except Exception as error:
+        # Its own requirements clash with those of some TensorFlow versions.
+        raise ImportError(
+            f"tensorflow-datasets cannot be imported ({error}). "
+            f"Received: {source}"
+        ) from error
 
     known = tfds.list_builders(with_community_datasets=False)
     base = re.split("[/:]", source)[0]

@@ -20,11 +20,12 @@ from tfsam import attacks as registry
 from tfsam import geometry
 from tfsam.attacks.base import Logits
 
-# Rounding in float32 of x + perturbation, and of its norm over an image.
+# Rounding in float32 of x + perturbation, and of its norm over an image,
+# relative to the largest pixel.
 _TOLERANCE = 1e-6
 
-# Above this many weights XLA's input gradient is the faster one on a CPU; see
-# the measurements in BUILD_NOTES.md.
+# From this many weights on XLA is the faster one on a CPU; see the measurements
+# in BUILD_NOTES.md.
 _XLA_WEIGHTS = 2_000_000
 
 
@@ -90,8 +91,14 @@ def evaluate(
             is attacked then.
     """
     geometry.check_norm(norm)
-    epsilons = [geometry.check_radius("epsilon", e) for e in epsilons]
-    entries = [_entry(a) for a in attacks]
+    epsilons = [
+        geometry.check_radius("epsilon", e) for e in np.ravel(epsilons).tolist()
+    ]
+    entries = [_entry(a) for a in ([attacks] if _is_name(attacks) else attacks)]
+    if batch_size < 1:
+        raise ValueError(
+            f"batch_size must be >= 1. Received: batch_size={batch_size}"
+        )
     data = _load_data(data, bounds)
     logits = load_logits(model, jit_compile)
     count_classes(logits, data.x[:1])
@@ -137,37 +144,49 @@ def load_logits(model, jit_compile="auto"):
     """
     if isinstance(model, (str, os.PathLike)):
         model = _load(os.fspath(model))
-    weights = 0
+    if isinstance(model, Logits):
+        return model
     if isinstance(model, keras.Model):
-        weights = sum(int(np.prod(v.shape)) for v in model.weights)
 
         def function(x):
             return model(x, training=False)
 
-    elif isinstance(model, Logits):
-        return model
-    elif callable(model):
-        function = model
-    else:
+        return Logits(function, use_xla(model, jit_compile))
+    if not callable(model):
         raise ValueError(
             "model must be a Keras model, a path, or a callable from pixels to "
             f"logits. Received: model={model}"
         )
-    if jit_compile == "auto":
-        gpu = bool(tf.config.list_logical_devices("GPU"))
-        jit_compile = bool(weights) and (gpu or weights >= _XLA_WEIGHTS)
-    return Logits(function, jit_compile)
+    return Logits(model, jit_compile is True)
+
+
+def use_xla(network, jit_compile="auto"):
+    """Whether XLA is to compile a network's gradients.
+
+    Args:
+        network: a Keras model.
+        jit_compile: "auto" is yes on GPUs and for large networks; or a bool.
+    """
+    if jit_compile != "auto":
+        return bool(jit_compile)
+    weights = sum(int(np.prod(v.shape)) for v in network.weights)
+    gpu = bool(tf.config.list_logical_devices("GPU"))
+    return gpu or weights >= _XLA_WEIGHTS
 
 
 def _load(path):
     try:
         if os.path.isdir(path):
             loaded = tf.saved_model.load(path)
+            # The variables live only as long as what was loaded: both
+            # functions hold it.
             if hasattr(loaded, "serve"):
-                # The variables live only as long as what was loaded.
                 return lambda x: loaded.serve(x)
-            signature = loaded.signatures["serving_default"]
-            return lambda x: next(iter(signature(x).values()))
+            outputs = loaded.signatures["serving_default"].structured_outputs
+            if len(outputs) != 1:
+                raise ValueError(f"its outputs are {sorted(outputs)}, not one")
+            (name,) = outputs
+            return lambda x: loaded.signatures["serving_default"](x)[name]
         if not os.path.exists(path):
             raise ValueError("no such file")
         return keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -198,7 +217,17 @@ def _load_data(data, bounds):
             np.concatenate([b[0] for b in batches]),
             np.concatenate([b[1] for b in batches]),
         )
-    x, y = (np.asarray(part) for part in data)
+    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+        raise ValueError(
+            "data must be (x, y) or a batched tf.data.Dataset of them. "
+            f"Received: {type(data).__name__}"
+        )
+    x, y = (np.asarray(part) for part in data[:2])
+    if x.ndim < 2 or y.ndim < 1:
+        raise ValueError(
+            "x must be of shape (n, ...) and y of (n,) or (n, classes); a "
+            f"Dataset must be batched. Received: {x.shape} and {y.shape}"
+        )
     if not np.issubdtype(x.dtype, np.floating):
         raise ValueError(
             f"x must be float with values in {bounds}; divide images of 0 to "
@@ -216,6 +245,8 @@ def _load_data(data, bounds):
             f"x must lie in bounds={bounds}; normalisation belongs inside the "
             f"model. Received: x in [{x.min():g}, {x.max():g}]"
         )
+    # An attack's result, rounded to float16, would leave its ball.
+    x = x.astype(np.float32) if x.dtype.itemsize < 4 else x
     if y.ndim == 2 and y.shape[1] > 1:
         return _Data(x, y, y.argmax(axis=1))
     labels = y.reshape(len(y), -1)
@@ -264,11 +295,16 @@ def count_classes(logits, example):
 
 def _predictor(logits, example):
     """The prediction function, and whether it can be traced."""
-    if not tf.is_tensor(logits.function(tf.convert_to_tensor(example))):
-        return lambda x: tf.convert_to_tensor(logits.function(x)), False
-    return tf.function(
+    predict = tf.function(
         logits, jit_compile=logits.jit_compile, autograph=False
-    ), True
+    )
+    try:
+        predict(tf.convert_to_tensor(example))
+    except Exception:
+        # Whatever a callable of the user's does, in NumPy or with `.numpy()`,
+        # it worked eagerly when its outputs were counted.
+        return lambda x: tf.convert_to_tensor(logits.function(x)), False
+    return predict, True
 
 
 def _natural_verdicts(predict, data, batch_size):
@@ -282,13 +318,18 @@ def _natural_verdicts(predict, data, batch_size):
         raise ValueError(
             "model must return finite logits. Received: NaN or infinity"
         )
-    if outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=1e-2):
+    if outputs.min() >= 0 and 0.5 < outputs.max() <= 1:
         raise ValueError(
             "model must return logits, not probabilities: their gradients "
-            "vanish, and the model looks robust. Take the softmax off its last "
-            "layer. Received: outputs that are >= 0 and sum to 1"
+            "vanish, and the model looks robust. Take the softmax or sigmoid "
+            "off its last layer. Received: outputs that all lie in [0, 1]"
         )
     classes = outputs.shape[1]
+    if data.y.ndim == 2 and data.y.shape[1] != classes:
+        raise ValueError(
+            f"one-hot y must have the model's number of outputs, {classes}. "
+            f"Received: y of shape {data.y.shape}"
+        )
     if data.labels.min() < 0 or data.labels.max() >= classes:
         raise ValueError(
             f"y must be below the model's number of outputs, {classes}. "
@@ -368,7 +409,10 @@ def _attack(
         largest = max(largest, _check(x, x_adv, epsilon, norm, bounds))
         outputs = predict(x_adv).numpy()
         if not np.isfinite(outputs).all():
-            raise ValueError("the model returned NaN or infinity under attack")
+            raise ValueError(
+                "the model must return finite logits under attack. "
+                "Received: NaN or infinity"
+            )
         wrong = outputs.argmax(axis=1) != data.labels[batch]
         broken[batch[:count][wrong[:count]]] = True
         done += count
@@ -396,11 +440,14 @@ def _check(x, x_adv, epsilon, norm, bounds):
         )
     # In float64: the check must not add rounding of its own.
     found = x_adv.numpy().astype(np.float64)
+    tolerance = _TOLERANCE * max(1.0, float(np.abs(x).max()))
     if not np.isfinite(found).all():
-        raise ValueError("the attack returned NaN or infinity")
+        raise ValueError(
+            "the attack must return finite pixels. Received: NaN or infinity"
+        )
     if bounds is not None:
         low, high = found.min(), found.max()
-        if low < bounds[0] - _TOLERANCE or high > bounds[1] + _TOLERANCE:
+        if low < bounds[0] - tolerance or high > bounds[1] + tolerance:
             raise ValueError(
                 f"the attack left the image range {bounds}. "
                 f"Received: pixels in [{low:g}, {high:g}]"
@@ -408,7 +455,7 @@ def _check(x, x_adv, epsilon, norm, bounds):
     perturbation = (found - x.astype(np.float64)).reshape(len(x), -1)
     order = np.inf if norm == "linf" else 2
     largest = float(np.linalg.norm(perturbation, order, axis=1).max())
-    if largest > epsilon * (1 + _TOLERANCE) + _TOLERANCE:
+    if largest > epsilon * (1 + _TOLERANCE) + tolerance:
         raise ValueError(
             f"the attack left its ball of radius {epsilon:g} in {norm}. "
             f"Received: a perturbation of {largest:g}"
@@ -422,6 +469,10 @@ def _batches(indices, batch_size):
     for start in range(0, len(indices), size):
         batch = indices[start : start + size]
         yield np.resize(batch, size), len(batch)
+
+
+def _is_name(attack):
+    return isinstance(attack, str) or callable(attack)
 
 
 def _entry(attack):
@@ -467,6 +518,7 @@ def epsilon_text(epsilon):
         epsilon: a number >= 0.
     """
     of_255 = round(epsilon * 255)
-    if of_255 and abs(of_255 / 255 - epsilon) < 1e-9:
+    short = float(f"{epsilon:.3g}") == epsilon
+    if of_255 and not short and abs(of_255 / 255 - epsilon) < 1e-9:
         return f"{of_255}/255"
     return f"{epsilon:g}"

@@ -8,6 +8,7 @@ not done again; a run that was killed goes on from there.
 import contextlib
 import importlib.metadata
 import json
+import pathlib
 import platform
 import re
 import statistics
@@ -111,17 +112,20 @@ def finished(workdir, config):
     """
     held = _read_object(workdir / "config.json")
     if held:
+        wanted = config | _files(config)
         changes = ", ".join(
-            f"{key}={config[key]} (it has {held.get(key)})"
-            for key in config
-            if held.get(key) != config[key]
+            f"{key}={wanted[key]} (it has {held.get(key)})"
+            for key in wanted
+            if held.get(key) != wanted[key]
         )
         if changes:
             raise ValueError(
                 f"workdir {workdir} holds a run with another configuration; "
                 f"choose another --workdir. Received: {changes}"
             )
-        return _read_object(workdir / "results.json")
+        results = _read_object(workdir / "results.json")
+        # What failed is tried again; what was measured is kept.
+        return None if results is None or _failed(results) else results
     if workdir.exists() and not (
         workdir.is_dir()
         and set(workdir.iterdir()) <= set(reports.leftovers(workdir))
@@ -153,7 +157,24 @@ def claim(workdir, config):
     for folder in (workdir, workdir / "checkpoints"):
         for path in reports.leftovers(folder):
             reports.remove(path)
-    reports.write_json(workdir / "config.json", config)
+    reports.write_json(workdir / "config.json", config | _files(config))
+
+
+def _files(config):
+    """Size and time of the files that a configuration names.
+
+    Another model in the same place is another run.
+    """
+    kind, _, path = config["dataset"].partition(":")
+    named = [config["evaluate"], path if kind == "npz" else None]
+    found = {}
+    for name in filter(None, named):
+        path = pathlib.Path(name).expanduser()
+        for file in [path, path / "saved_model.pb"]:
+            if file.is_file():
+                stat = file.stat()
+                found[str(file)] = [stat.st_size, stat.st_mtime_ns]
+    return {"files": found} if found else {}
 
 
 def make_strategy(devices):
@@ -250,9 +271,9 @@ def make_model(config, images, strategy):
             ),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
-            jit_compile=evaluation.load_logits(
+            jit_compile=evaluation.use_xla(
                 network, _JIT_COMPILE[config["jit_compile"]]
-            ).jit_compile,
+            ),
         )
     return model
 
@@ -416,7 +437,11 @@ def attack(config, model, images, workdir, log):
                     seed=config["seed"],
                     progress=log,
                 )
-                reports.write_json(record, measured)
+                if not _failed(measured[key]):
+                    whole = {
+                        k: v for k, v in measured.items() if not _failed(v)
+                    }
+                    reports.write_json(record, whole)
             if epsilons:
                 result["natural"] = measured[key]["natural"]
                 result["robust"] += measured[key]["robust"]
@@ -425,9 +450,15 @@ def attack(config, model, images, workdir, log):
     return result
 
 
+def _failed(results):
+    return any("error" in row for row in results["robust"])
+
+
 def _attack_options(name, config):
+    """The given number of steps; without it each attack has its own."""
     known = attacks.option_names(attacks.factory(name)) or ()
-    return {"steps": config["attack_steps"]} if "steps" in known else {}
+    steps = config["attack_steps"]
+    return {"steps": steps} if steps is not None and "steps" in known else {}
 
 
 def draw(config, model, images, results, workdir):

@@ -27,6 +27,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam import checks
 from tfsam.attacks.base import Logits
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.losses import cross_entropy
@@ -50,6 +51,7 @@ class Pass(NamedTuple):
 
     loss: Any
     y_pred: Any
+    masks: Any
     gradients: Any
     updates: Any
 
@@ -84,8 +86,10 @@ class RobustModel(keras.Model):
     own. Both perturbations absent, it is Keras's own training step too.
 
     Args:
-        network: any `keras.Model`. With `perturb_inputs` it takes one tensor of
-            pixels and returns one tensor of logits.
+        network: any `keras.Model`; its own `compute_loss`, `compute_metrics`
+            and `train_step` are not used. With `perturb_inputs` it takes one
+            tensor of pixels, within the attack's bounds, and returns one
+            tensor of two or more logits.
         perturb_inputs: an attack, such as `tfsam.PGD(epsilon=8 / 255)`: any
             callable (logits_fn, x, y, seed) -> x_adv that can run in a graph.
             Metrics then are those of the perturbed inputs.
@@ -179,7 +183,7 @@ class RobustModel(keras.Model):
         if not self.network.built:
             # A subclassed network is built by being called.
             self.network(_symbolic(input_shape))
-        self._check_exclude()
+        self._check_network()
         # Counts training steps; it keys the noise, so a resumed run goes on.
         self.step_count = self.add_weight(
             shape=(), initializer="zeros", dtype="int64", trainable=False,
@@ -188,6 +192,7 @@ class RobustModel(keras.Model):
         specs = [
             tf.TensorSpec(v.shape, v.dtype) for v in self._perturbed_variables()
         ]
+        self._state_of = [v.path for v in self._perturbed_variables()]
         init = getattr(self.perturb_weights, "init", None)
         self.perturbation_state = [
             self.add_weight(
@@ -232,9 +237,22 @@ class RobustModel(keras.Model):
 
         for position, value in first.updates.items():
             others[int(position)].assign(value)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        # Keras warns of a model without trainable weights when it is compiled.
+        if variables:
+            self.optimizer.apply_gradients(
+                zip(gradients, variables, strict=True)
+            )
         self._track_loss(first.loss, x)
-        return self.compute_metrics(x_adv, y, first.y_pred, sample_weight)
+        # A compiled function's results are new tensors, without Keras's masks.
+        for part, mask in zip(
+            tf.nest.flatten(first.y_pred), first.masks, strict=True
+        ):
+            if mask is not None:
+                part._keras_mask = mask
+        y_pred = first.y_pred
+        if self._doubtful and tf.is_tensor(y_pred):
+            y_pred = checks.probabilities(y_pred)
+        return self.compute_metrics(x_adv, y, y_pred, sample_weight)
 
     def _perturbed_inputs(self, weights, state, x, y, seed):
         """The attack at w, in inference mode; nothing else is kept of it."""
@@ -247,20 +265,23 @@ class RobustModel(keras.Model):
                 f"Received: x of {type(x)}, y of {type(y)}"
             )
 
+        x = checks.inside(x, getattr(self.perturb_inputs, "bounds", None))
+
         def logits_fn(pixels):
             # A scope of its own a call: a loop's body must leave no tensor
             # behind in a scope that outlives it.
             with self._scope(weights, state):
                 logits = self(pixels, training=False)
-            if not tf.is_tensor(logits):
+            if not tf.is_tensor(logits) or logits.shape[-1] == 1:
                 raise ValueError(
-                    "perturb_inputs needs a network with one output of logits. "
-                    f"Received: outputs={logits}"
+                    "perturb_inputs needs a network with one output, of two or "
+                    f"more logits. Received: outputs={logits}"
                 )
             return logits
 
         # Position in the global batch, so that replicas' noise differs and N
-        # replicas draw what one would.
+        # replicas draw what one would. (Where a last batch is shared unevenly,
+        # two of its examples draw the same.)
         batch = tf.shape(x)[0]
         replica = tf.distribute.get_replica_context()
         ahead = 0 if replica is None else replica.replica_id_in_sync_group
@@ -288,7 +309,11 @@ class RobustModel(keras.Model):
             new = scope.get_current_value(variable)
             if new is not old:
                 updates[str(position)] = tf.convert_to_tensor(new)
-        return Pass(loss, y_pred, gradients, updates)
+        masks = [
+            getattr(part, "_keras_mask", None)
+            for part in tf.nest.flatten(y_pred)
+        ]
+        return Pass(loss, y_pred, masks, gradients, updates)
 
     def _perturbed_gradients(
         self, gradient, first, weights, state, batch, scale, seed
@@ -411,13 +436,25 @@ class RobustModel(keras.Model):
         variables = self.trainable_variables
         return [variables[i] for i in self._perturbed_positions()]
 
-    def _check_exclude(self):
+    def _check_network(self):
         paths = [v.path for v in self.network.variables]
         for pattern in self.exclude:
             if not any(re.search(pattern, path) for path in paths):
                 raise ValueError(
                     "exclude must hold regular expressions that match paths of "
                     f"weights, such as {paths[0]}. Received: exclude={pattern}"
+                )
+        if self.exclude and not self._perturbed_positions():
+            raise ValueError(
+                "exclude must leave weights to perturb. "
+                f"Received: exclude={list(self.exclude)}"
+            )
+        for layer in checks.flattened(self.network):
+            # Its state is no variable that Keras knows of, or can replace.
+            if getattr(layer, "stateful", False):
+                raise ValueError(
+                    "network must have no stateful recurrent layers. "
+                    f"Received: layer={layer.name}"
                 )
 
     def _reduced(self, gradients):
@@ -445,17 +482,21 @@ class RobustModel(keras.Model):
 
     def _build_for(self, data):
         """Builds what is not built yet, outside any stateless scope."""
-        self._check_logits()
+        self._check_loss()
         # Keras's own way, which it takes by itself under a strategy only: it
         # builds layers, metrics, losses and the optimizer, and runs nothing.
         self._symbolic_build(data_batch=data)
+        found = [v.path for v in self._perturbed_variables()]
+        if self.perturbation_state and found != self._state_of:
+            raise ValueError(
+                f"{self.perturb_weights} keeps a state for the weights that "
+                "were trainable when the RobustModel was made: make a new one "
+                f"after freezing or unfreezing. Received: {found}"
+            )
 
-    def _check_logits(self):
+    def _check_loss(self):
         """Refuses a loss that would take logits for probabilities."""
-        expects_probabilities = any(
-            _expects_probabilities(loss) for loss in tf.nest.flatten(self.loss)
-        )
-        ending = _ends_in_probabilities(self.network)
+        ending = checks.ends_in_probabilities(self.network)
         attacked = self.perturb_inputs is not None
         if attacked and ending:
             raise ValueError(
@@ -463,13 +504,14 @@ class RobustModel(keras.Model):
                 "softmax off its last layer, and give the loss "
                 f"from_logits=True. Received: network={self.network.name}"
             )
-        if expects_probabilities and (
-            ending is False or (attacked and ending is None)
-        ):
+        doubtful = checks.expects_probabilities(self.loss)
+        if doubtful and (attacked or ending is False):
             raise ValueError(
                 "The network returns logits, so the loss must be told: "
                 "from_logits=True. Received: loss=" + str(self.loss)
             )
+        # Where the network does not tell, its predictions do.
+        self._doubtful = doubtful and ending is None
 
     def _use_xla(self):
         return bool(self.jit_compile) and not self.run_eagerly
@@ -550,27 +592,3 @@ def _choose(condition, yes, no):
     if isinstance(condition, bool):
         return yes() if condition else no()
     return tf.cond(condition, yes, no)
-
-
-def _expects_probabilities(loss):
-    if isinstance(loss, keras.losses.Loss):
-        return getattr(loss, "from_logits", None) is False
-    name = loss if isinstance(loss, str) else getattr(loss, "__name__", "")
-    return name.lower().replace("_", "").endswith("crossentropy")
-
-
-def _ends_in_probabilities(network):
-    """Whether the last layer is a softmax or sigmoid; None if unknown."""
-    outputs = tf.nest.flatten(getattr(network, "outputs", None) or [])
-    if len(outputs) != 1:
-        return None
-    last = outputs[0]._keras_history.operation
-    if isinstance(last, keras.Model):
-        return _ends_in_probabilities(last)
-    if isinstance(last, keras.layers.Softmax):
-        return True
-    activation = getattr(last, "activation", None)
-    return activation in (
-        keras.activations.softmax,
-        keras.activations.sigmoid,
-    )

@@ -25,6 +25,7 @@ class SGD(keras.optimizers.Optimizer):
         momentum: in [0, 1].
         weight_decay: the lambda above, >= 0. `exclude_from_weight_decay` works.
         nesterov: whether to use Nesterov's momentum.
+        name: the optimizer's name.
         **kwargs: those of `keras.optimizers.Optimizer` (clipnorm, use_ema,
             gradient_accumulation_steps, ...).
 
@@ -45,6 +46,7 @@ class SGD(keras.optimizers.Optimizer):
             raise ValueError(
                 f"momentum must be in [0, 1]. Received: momentum={momentum}"
             )
+        weight_decay = weight_decay or 0.0  # Keras's own default is None.
         if not weight_decay >= 0:
             raise ValueError(
                 f"weight_decay must be >= 0. Received: {weight_decay=}"

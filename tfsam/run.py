@@ -42,7 +42,7 @@ _PAPER = {
     "steps": 5,
     "seed": 0,
     "attacks": ["cleverhans_pgd"],
-    "attack_steps": 10,
+    "attack_steps": None,
     "linf_epsilons": [1 / 255, 2 / 255],
     "l2_epsilons": [16 / 255, 32 / 255],
     "devices": "auto",
@@ -187,7 +187,11 @@ def define_flags():
     )
     numbers("linf_epsilons", "Evaluation's l-inf budgets, such as 1/255,2/255.")
     numbers("l2_epsilons", "Evaluation's l2 budgets.")
-    integer("attack_steps", "Evaluation's steps, for attacks with steps.")
+    integer(
+        "attack_steps",
+        "Evaluation's steps, for attacks with steps. Default: each attack's "
+        "own; 10 for PGD.",
+    )
     text(
         "evaluate",
         None,
@@ -280,7 +284,7 @@ def _check_choices(config):
             raise ValueError(
                 f"{flag} must be >= 1. Received: {flag}={config[flag]}"
             )
-    if config["attack_steps"] < 0:
+    if config["attack_steps"] is not None and config["attack_steps"] < 0:
         raise ValueError(
             "attack_steps must be >= 0. "
             f"Received: attack_steps={config['attack_steps']}"

@@ -18,8 +18,8 @@ then leaves them out:
   Keras variables, so it is saved, restored and replicated.
 - `due` gives a Python bool or a scalar boolean tensor; where it is False,
   `combine` gets None for the perturbed gradients (LookSAM's cheap steps).
-- `select` chooses the examples of the second pass (ESAM); the number of
-  positions must be static.
+- `select` chooses the examples of the second pass (ESAM) by their
+  cross-entropy before and after; the number of positions must be static.
 
 To add one, subclass `WeightPerturbation` in a file of your own and register it
 with `keras.saving.register_keras_serializable`.
@@ -59,7 +59,12 @@ def kind(variable):
             gamma and their offset beta; of all others, those of two or more
             dimensions are kernels (embeddings included).
     """
-    known = {"gamma": "scale", "beta": "offset", "bias": "bias"}
+    known = {
+        "gamma": "scale",
+        "scale": "scale",
+        "beta": "offset",
+        "bias": "bias",
+    }
     return known.get(
         variable.name, "kernel" if len(variable.shape) > 1 else "bias"
     )
@@ -163,6 +168,7 @@ class ASAM(WeightPerturbation):
 
 def _move(weights, directions, scale):
     return [
-        w + tf.cast(scale, w.dtype) * tf.cast(d, w.dtype)
+        # In the precision of the scale: rho / 1e-12 overflows in float16.
+        w + tf.cast(scale * tf.cast(d, scale.dtype), w.dtype)
         for w, d in zip(weights, directions, strict=True)
     ]

@@ -18,6 +18,8 @@ options of its own:
 the contract is required of other people's attacks.
 """
 
+import numbers
+
 import tensorflow as tf
 
 from tfsam.attacks import losses
@@ -35,14 +37,14 @@ class Attack:
             images.
 
     Attributes:
-        in_graph: whether the attack can be traced by `tf.function`; one that
-            cannot serves in evaluation, and not in training.
+        in_graph: whether the attack can be traced by `tf.function`. False, the
+            default, is slower in evaluation, and refused in training.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
-    in_graph = True
+    in_graph = False
 
     def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0)):
         self.epsilon = check_radius("epsilon", epsilon)
@@ -59,7 +61,8 @@ class Attack:
             seed: an int, int32 (2,) or int32 (batch, 2).
 
         Returns:
-            A tensor of x's shape and dtype, through which no gradient flows.
+            A tensor of x's shape and dtype, through which no gradient flows;
+            within epsilon of x to the rounding of that dtype.
 
         Raises:
             ValueError: if x is not of a floating-point dtype.
@@ -188,9 +191,9 @@ def example_seeds(seed, batch):
     Raises:
         ValueError: if `seed` has another shape.
     """
-    if isinstance(seed, int):
+    if isinstance(seed, numbers.Integral):
         # Any Python int will do: what an int32 holds of it is kept.
-        seed = (seed + 2**31) % 2**32 - 2**31
+        seed = (int(seed) + 2**31) % 2**32 - 2**31
         positions = tf.range(batch, dtype=tf.int32)
         return tf.stack([tf.fill([batch], seed), positions], axis=1)
     seed = tf.cast(tf.convert_to_tensor(seed), tf.int32)
@@ -214,10 +217,9 @@ def example_seeds(seed, batch):
 def _check_bounds(bounds):
     if bounds is None:
         return None
-    low, high = bounds
-    if not low < high:
+    if len(bounds) != 2 or not bounds[0] < bounds[1]:
         raise ValueError(
             "bounds must be (lowest, highest) or None. "
             f"Received: bounds={bounds}"
         )
-    return (float(low), float(high))
+    return (float(bounds[0]), float(bounds[1]))

@@ -42,6 +42,8 @@ from tfsam.geometry import check_radius
 class _CleverhansAttack(Attack):
     """What the adapters share: float32 in, the budget kept in x's dtype."""
 
+    in_graph = True
+
     def perturb(self, logits_fn, x, y, seeds):
         """Returns what cleverhans finds."""
         if not self.in_graph and tf.inside_function():

@@ -5,6 +5,8 @@ ball around the iterate, then project back into the ball around the image. The
 norm decides both; see `geometry.py`.
 """
 
+import numbers
+
 import keras
 import tensorflow as tf
 
@@ -37,6 +39,8 @@ class PGD(Attack):
         ValueError: if an argument is out of its range.
     """
 
+    in_graph = True
+
     def __init__(
         self,
         epsilon,
@@ -48,13 +52,14 @@ class PGD(Attack):
         early_stop=False,
     ):
         super().__init__(epsilon, norm, bounds)
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+        whole = isinstance(steps, numbers.Integral) and steps is not True
+        if not whole or steps < 0:
             raise ValueError(
                 f"steps must be an integer >= 0. Received: steps={steps}"
             )
         if step_size is not None:
             step_size = check_radius("step_size", step_size)
-        self.steps = steps
+        self.steps = int(steps)
         self.step_size = step_size
         self.random_start = random_start
         self.early_stop = early_stop
@@ -94,6 +99,8 @@ class FGSM(Attack):
     Raises:
         ValueError: if an argument is out of its range.
     """
+
+    in_graph = True
 
     def __init__(
         self,

@@ -1,0 +1,109 @@
+"""Do network, loss and pixels fit together? Checks that `model.py` makes.
+
+A loss that takes logits for probabilities trains nothing and raises nothing;
+pixels outside an attack's bounds are clipped without a word.
+"""
+
+import keras
+import tensorflow as tf
+
+
+def probabilities(y_pred):
+    """Predictions, checked to be probabilities.
+
+    Args:
+        y_pred: float tensor.
+
+    Returns:
+        y_pred, behind an assertion that also holds in a graph.
+    """
+    check = tf.debugging.Assert(
+        tf.reduce_all((y_pred >= -1e-3) & (y_pred <= 1 + 1e-3)),
+        [
+            "The loss takes probabilities: give it from_logits=True.",
+            "Received: predictions from",
+            tf.reduce_min(y_pred),
+            "to",
+            tf.reduce_max(y_pred),
+        ],
+    )
+    with tf.control_dependencies([check] if check is not None else []):
+        return tf.identity(y_pred)
+
+
+def inside(x, bounds):
+    """The pixels, checked: an attack would clip them without a word.
+
+    Args:
+        x: float tensor of pixels.
+        bounds: (lowest, highest) value, or None.
+
+    Returns:
+        x, behind an assertion that also holds in a graph.
+    """
+    if bounds is None:
+        return x
+    check = tf.debugging.Assert(
+        tf.reduce_all((x >= bounds[0]) & (x <= bounds[1])),
+        [
+            f"x must lie in the attack's bounds={bounds}; normalisation is a "
+            "layer of the network, or give the attack other bounds.",
+            "Received: x from",
+            tf.reduce_min(x),
+            "to",
+            tf.reduce_max(x),
+        ],
+    )
+    with tf.control_dependencies([check] if check is not None else []):
+        return tf.identity(x)
+
+
+def flattened(layer):
+    """Yields a layer and all that it holds.
+
+    Args:
+        layer: a Keras layer or model.
+    """
+    yield layer
+    for part in getattr(layer, "layers", ()):
+        yield from flattened(part)
+
+
+def expects_probabilities(losses):
+    """Whether one of the compiled losses is a cross-entropy of probabilities.
+
+    Args:
+        losses: what `compile` took: a loss, its name, or a structure of them.
+    """
+    return any(_of_probabilities(loss) for loss in tf.nest.flatten(losses))
+
+
+def _of_probabilities(loss):
+    if isinstance(loss, keras.losses.Loss):
+        return getattr(loss, "from_logits", None) is False
+    names = [
+        f"{kind}_crossentropy"
+        for kind in ("binary", "categorical", "sparse_categorical")
+    ]
+    return loss in names or loss in [getattr(keras.losses, n) for n in names]
+
+
+def ends_in_probabilities(network):
+    """Whether the last layer is a softmax or sigmoid; None if unknown.
+
+    Args:
+        network: a `keras.Model`.
+    """
+    outputs = tf.nest.flatten(getattr(network, "outputs", None) or [])
+    if len(outputs) != 1:
+        return None
+    last = outputs[0]._keras_history.operation
+    if isinstance(last, keras.Model):
+        return ends_in_probabilities(last)
+    activation = getattr(last, "activation", None)
+    if isinstance(last, keras.layers.Softmax) or activation in (
+        keras.activations.softmax,
+        keras.activations.sigmoid,
+    ):
+        return True
+    return False if activation is keras.activations.linear else None
