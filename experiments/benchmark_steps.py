@@ -27,11 +27,15 @@ _WIDTH = flags.DEFINE_integer("width", None, "Channels of its first stage.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images a step.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Steps timed of each kind.")
 
+_METHODS = flags.DEFINE_list(
+    "methods", ["st", "sam", "fgsm_at", "at"], "Methods timed; at has 5 steps."
+)
+
 METHODS = {
     "st": (None, None),
     "sam": (None, tfsam.SAM(0.1)),
     "fgsm_at": (tfsam.FGSM(8 / 255, random_start=True), None),
-    "at, 5 steps": (tfsam.PGD(8 / 255, steps=5), None),
+    "at": (tfsam.PGD(8 / 255, steps=5), None),
 }
 
 
@@ -64,7 +68,7 @@ def main(_):
     print("| method | graph | XLA | graph / st | XLA / st | XLA / graph |")
     print("|---|---|---|---|---|---|")
     base = None
-    for method in METHODS:
+    for method in _METHODS.value:
         steps = [stepper(method, jit_compile) for jit_compile in (False, True)]
         times = [[step() for step in steps] for _ in range(_REPEATS.value)]
         graph, xla = map(statistics.median, zip(*times, strict=True))

@@ -24,10 +24,6 @@ from tfsam.attacks.base import Logits
 # relative to the largest pixel.
 _TOLERANCE = 1e-6
 
-# From this many weights on XLA is the faster one on a CPU; see the measurements
-# in BUILD_NOTES.md.
-_XLA_WEIGHTS = 2_000_000
-
 
 class _Data(NamedTuple):
     x: np.ndarray
@@ -75,7 +71,7 @@ def evaluate(
         strict: raise what an attack raises, instead of giving a row with
             `error`.
         jit_compile: whether XLA compiles the network's gradients; "auto" does
-            for large networks and on GPUs.
+            on GPUs.
         progress: a function of a line of text, called now and then.
 
     Returns:
@@ -151,7 +147,7 @@ def load_logits(model, jit_compile="auto"):
         def function(x):
             return model(x, training=False)
 
-        return Logits(function, use_xla(model, jit_compile))
+        return Logits(function, use_xla(jit_compile))
     if not callable(model):
         raise ValueError(
             "model must be a Keras model, a path, or a callable from pixels to "
@@ -160,18 +156,16 @@ def load_logits(model, jit_compile="auto"):
     return Logits(model, jit_compile is True)
 
 
-def use_xla(network, jit_compile="auto"):
+def use_xla(jit_compile="auto"):
     """Whether XLA is to compile a network's gradients.
 
     Args:
-        network: a Keras model.
-        jit_compile: "auto" is yes on GPUs and for large networks; or a bool.
+        jit_compile: "auto" is yes on GPUs; on CPUs a plain graph was the faster
+            one (BUILD_NOTES.md). Or a bool.
     """
-    if jit_compile != "auto":
-        return bool(jit_compile)
-    weights = sum(int(np.prod(v.shape)) for v in network.weights)
-    gpu = bool(tf.config.list_logical_devices("GPU"))
-    return gpu or weights >= _XLA_WEIGHTS
+    if jit_compile == "auto":
+        return bool(tf.config.list_logical_devices("GPU"))
+    return bool(jit_compile)
 
 
 def _load(path):

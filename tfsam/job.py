@@ -271,9 +271,7 @@ def make_model(config, images, strategy):
             ),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
-            jit_compile=evaluation.use_xla(
-                network, _JIT_COMPILE[config["jit_compile"]]
-            ),
+            jit_compile=evaluation.use_xla(_JIT_COMPILE[config["jit_compile"]]),
         )
     return model
 

@@ -207,7 +207,7 @@ def define_flags():
     choice(
         "jit_compile",
         ("auto", "true", "false"),
-        "XLA for gradients; auto: on GPUs and for large networks",
+        "XLA for gradients; auto: on GPUs",
     )
     choice(
         "sharpness",
