@@ -83,7 +83,7 @@ def test_digits():
 
 def test_folder(tmp_path):
     files = make_folder(tmp_path)
-    (tmp_path / "train/cat/notes.txt").write_text("not an image")
+    (tmp_path / "train/cat/Thumbs.db").write_text("not an image")
     (tmp_path / "train/cat/.hidden.png").write_text("not an image")
     (tmp_path / "train/.cache").mkdir()
     (tmp_path / "train/README.md").write_text("not a class")
@@ -99,6 +99,13 @@ def test_folder(tmp_path):
         for number in range(3)
     ]
     np.testing.assert_array_equal(images.x_test, expected)
+
+
+def test_a_file_that_is_no_image_is_refused(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "train/cat/notes.txt").write_text("not an image")
+    with pytest.raises(ValueError, match=r"Received: .*notes\.txt$"):
+        data.load(f"folder:{tmp_path}")
 
 
 def test_folder_suffixes_and_jpeg(tmp_path):

@@ -678,7 +678,7 @@ def few_outputs(path):
 
 def softmax(path):
     small_model(activation="softmax").save(path.with_suffix(".keras"))
-    return path.with_suffix(".keras"), ["logits", "sum to 1"]
+    return path.with_suffix(".keras"), ["logits", "[0, 1]"]
 
 
 def softmax_exported(path):

@@ -31,6 +31,8 @@ SOURCES = (
 )
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# What file managers leave in folders.
+_DROPPINGS = ("Thumbs.db", "desktop.ini")
 _PADDING = 4
 _CHUNK = 1024  # Images handled at once where all of them would not fit.
 _MOST_CLASSES = 100_000  # A larger label is a mistake, not a class.
@@ -533,10 +535,17 @@ def _list_files(
         found = sorted(
             entry.path
             for entry in os.scandir(folder / name)
-            if entry.name.lower().endswith(_IMAGE_SUFFIXES)
+            if entry.is_file()
             and not entry.name.startswith(".")
-            and entry.is_file()
+            and entry.name not in _DROPPINGS
         )
+        for path in found:
+            if not path.lower().endswith(_IMAGE_SUFFIXES):
+                raise _error(
+                    f"a class must hold files {', '.join(_IMAGE_SUFFIXES)} "
+                    "only",
+                    path,
+                )
         if not found:
             raise _error(
                 f"a class must hold files {', '.join(_IMAGE_SUFFIXES)}",

@@ -312,11 +312,13 @@ def _natural_verdicts(predict, data, batch_size):
         raise ValueError(
             "model must return finite logits. Received: NaN or infinity"
         )
-    if outputs.min() >= 0 and 0.5 < outputs.max() <= 1:
+    softmax = np.allclose(outputs.sum(axis=1), 1, atol=1e-2)
+    sigmoid = 0.5 < outputs.max() <= 1
+    if outputs.min() >= 0 and (softmax or sigmoid):
         raise ValueError(
             "model must return logits, not probabilities: their gradients "
             "vanish, and the model looks robust. Take the softmax or sigmoid "
-            "off its last layer. Received: outputs that all lie in [0, 1]"
+            "off its last layer. Received: outputs that lie in [0, 1]"
         )
     classes = outputs.shape[1]
     if data.y.ndim == 2 and data.y.shape[1] != classes:
