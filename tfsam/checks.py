@@ -17,18 +17,11 @@ def probabilities(y_pred):
     Returns:
         y_pred, behind an assertion that also holds in a graph.
     """
-    check = tf.debugging.Assert(
-        tf.reduce_all((y_pred >= -1e-3) & (y_pred <= 1 + 1e-3)),
-        [
-            "The loss takes probabilities: give it from_logits=True.",
-            "Received: predictions from",
-            tf.reduce_min(y_pred),
-            "to",
-            tf.reduce_max(y_pred),
-        ],
+    return _asserted(
+        y_pred,
+        (y_pred >= -1e-3) & (y_pred <= 1 + 1e-3),
+        "The loss takes probabilities: give it from_logits=True.",
     )
-    with tf.control_dependencies([check] if check is not None else []):
-        return tf.identity(y_pred)
 
 
 def inside(x, bounds):
@@ -43,16 +36,18 @@ def inside(x, bounds):
     """
     if bounds is None:
         return x
+    return _asserted(
+        x,
+        (x >= bounds[0]) & (x <= bounds[1]),
+        f"x must lie in the attack's bounds={bounds}; normalisation is a layer "
+        "of the network, or give the attack other bounds.",
+    )
+
+
+def _asserted(x, condition, message):
+    limits = (tf.reduce_min(x), "to", tf.reduce_max(x))
     check = tf.debugging.Assert(
-        tf.reduce_all((x >= bounds[0]) & (x <= bounds[1])),
-        [
-            f"x must lie in the attack's bounds={bounds}; normalisation is a "
-            "layer of the network, or give the attack other bounds.",
-            "Received: x from",
-            tf.reduce_min(x),
-            "to",
-            tf.reduce_max(x),
-        ],
+        tf.reduce_all(condition), [message, "Received: values from", *limits]
     )
     with tf.control_dependencies([check] if check is not None else []):
         return tf.identity(x)
