@@ -146,6 +146,7 @@ def test_noise_differs_between_replicas():
     assert len(np.unique(np.concatenate(seen).round(5), axis=0)) == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_at_sam_with_batch_norm_trains_on_two_devices(jit_compile):
     found = trained(

@@ -563,6 +563,7 @@ def test_probabilities_with_their_loss_are_fine_without_an_attack():
     assert np.isfinite(loss).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_mixed_precision(policy, jit_compile):
@@ -642,6 +643,7 @@ def test_save_load_and_go_on(tmp_path):
     assert int(loaded.step_count) == 4
 
 
+@pytest.mark.slow
 def test_going_on_after_loading_is_exact(tmp_path):
     def make():
         keras.utils.set_random_seed(0)

@@ -287,6 +287,7 @@ def test_finished_run_again_prints_its_table_and_changes_nothing(finished):
 # Methods, devices, flags.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_each_method_trains_and_reports(tmp_path, monkeypatch, method):
     monkeypatch.chdir(tmp_path)
@@ -961,6 +962,7 @@ def kill_at_write(monkeypatch, name, nth=1):
     monkeypatch.setattr(reports, "remove", lambda path: None)
 
 
+@pytest.mark.slow
 @cpu_only
 @pytest.mark.parametrize(
     "name, nth",
@@ -1017,6 +1019,7 @@ def spoil(path):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @cpu_only
 @pytest.mark.parametrize("damage", [truncate, spoil])
 def test_broken_checkpoint_falls_back_to_the_one_before(
