@@ -10,13 +10,16 @@ from tfsam import run
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_python_example_runs():
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(import keras.*?)```", README, re.S)[1]
+    assert len(code.split("\n\n")[1].strip().splitlines()) == 5
     names: dict = {}
     exec(code, names)
     result = names["result"]
     assert [row["epsilon"] for row in result["robust"]] == [0.05, 0.1]
     assert all(row["accuracy"] is not None for row in result["robust"])
+    assert (tmp_path / "saved_model" / "saved_model.pb").exists()
 
 
 def test_every_method_and_its_flags_are_in_the_table():
