@@ -480,6 +480,13 @@ def test_nothing_to_train_or_perturb():
     network = small()
     with pytest.raises(ValueError, match="leave weights to perturb"):
         tfsam.RobustModel(network, perturb_weights=tfsam.SAM(), exclude=".*")
+    network.trainable = False
+    before = network.get_weights()
+    model = tfsam.RobustModel(network, perturb_weights=tfsam.SAM())
+    with pytest.warns(UserWarning, match="no trainable weights"):
+        compiled(model).train_on_batch(X, Y)
+    for one, other in zip(before, network.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

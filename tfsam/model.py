@@ -20,6 +20,7 @@ pass at w; both passes start from the same ones.
 """
 
 import re
+import warnings
 from typing import Any
 from typing import NamedTuple
 
@@ -230,28 +231,21 @@ class RobustModel(keras.Model):
         gradient = self._compiled(self._pass)
         first = gradient(weights, state, batch, scale)
         gradients = first.gradients
-        if self.perturb_weights is not None:
+        if self.perturb_weights is not None and variables:
             gradients = self._perturbed_gradients(
                 gradient, first, weights, state, batch, scale, seed
             )
 
         for position, value in first.updates.items():
             others[int(position)].assign(value)
-        # Keras warns of a model without trainable weights when it is compiled.
         if variables:
             self.optimizer.apply_gradients(
                 zip(gradients, variables, strict=True)
             )
+        else:
+            warnings.warn("The model has no trainable weights.", stacklevel=2)
         self._track_loss(first.loss, x)
-        # A compiled function's results are new tensors, without Keras's masks.
-        for part, mask in zip(
-            tf.nest.flatten(first.y_pred), first.masks, strict=True
-        ):
-            if mask is not None:
-                part._keras_mask = mask
-        y_pred = first.y_pred
-        if self._doubtful and tf.is_tensor(y_pred):
-            y_pred = checks.probabilities(y_pred)
+        y_pred = self._predicted(first)
         return self.compute_metrics(x_adv, y, y_pred, sample_weight)
 
     def _perturbed_inputs(self, weights, state, x, y, seed):
@@ -512,6 +506,17 @@ class RobustModel(keras.Model):
             )
         # Where the network does not tell, its predictions do.
         self._doubtful = doubtful and ending is None
+
+    def _predicted(self, first):
+        """The first pass's predictions, for the metrics."""
+        # A compiled function's results are new tensors, without Keras's masks.
+        parts = tf.nest.flatten(first.y_pred)
+        for part, mask in zip(parts, first.masks, strict=True):
+            if mask is not None:
+                part._keras_mask = mask
+        if self._doubtful and len(parts) == 1:
+            return checks.probabilities(first.y_pred)
+        return first.y_pred
 
     def _use_xla(self):
         return bool(self.jit_compile) and not self.run_eagerly
