@@ -132,4 +132,5 @@ __all__ = [
     "get",
     "make",
     "names",
+    "option_names",
 ]
