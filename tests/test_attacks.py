@@ -216,6 +216,8 @@ def test_logits_without_a_gradient_are_refused():
         (lambda: tfsam.PGD(0.1, "l1"), "Received: norm=l1"),
         (lambda: tfsam.PGD(0.1, steps=-1), "Received: steps=-1"),
         (lambda: tfsam.PGD(0.1, steps=1.5), "Received: steps=1.5"),
+        (lambda: tfsam.PGD(0.1, steps=True), "Received: steps=True"),
+        (lambda: tfsam.PGD(0.1, steps=False), "Received: steps=False"),
         (lambda: tfsam.PGD(0.1, step_size=-1), "Received: step_size=-1"),
         (lambda: tfsam.PGD(0.1, bounds=(1, 0)), r"Received: bounds=\(1, 0\)"),
         (lambda: tfsam.FGSM(float("nan")), "Received: epsilon=nan"),

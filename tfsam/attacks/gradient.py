@@ -52,8 +52,8 @@ class PGD(Attack):
         early_stop=False,
     ):
         super().__init__(epsilon, norm, bounds)
-        whole = isinstance(steps, numbers.Integral) and steps is not True
-        if not whole or steps < 0:
+        whole = isinstance(steps, numbers.Integral)
+        if not whole or isinstance(steps, bool) or steps < 0:
             raise ValueError(
                 f"steps must be an integer >= 0. Received: steps={steps}"
             )
