@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import tfsam
 from tfsam import attacks
 from tfsam.attacks import losses
+from tfsam.attacks.base import input_gradient
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(16, 3)).astype("float32")
@@ -289,3 +290,159 @@ def test_the_names_that_are_promised():
         "pgd",
         *(f"cleverhans_{name}" for name in ("fgm", "pgd", "bim", "mim", "cw")),
     } <= set(attacks.names())
+
+
+def quadratic(x):
+    """Logits whose gradients depend on the pixels."""
+    z = linear(x)
+    return tf.concat([z, tf.square(z)], axis=1)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_blocks_give_what_the_whole_batch_gives(jit_compile):
+    x, y = tf.constant(np.tile(X, (4, 1, 1, 1))), tf.constant(np.tile(Y, 4))
+    logits = attacks.Logits(quadratic, jit_compile, rows=7)
+    active = np.arange(24) % 3 > 0
+    logits.count_passes()
+
+    @tf.function(autograph=False)
+    def both(x, y, active):
+        gradient = input_gradient(logits, losses.margin)
+        return *gradient(x, y, active), logits.predict(x, active)
+
+    plain = input_gradient(quadratic, losses.margin)(x, y)
+    for found, whole in zip(
+        both(x, y, active), (*plain, plain[1]), strict=True
+    ):
+        assert found.shape == whole.shape
+        np.testing.assert_allclose(
+            found,
+            np.where(active.reshape(-1, *[1] * (whole.ndim - 1)), whole, 0),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+    np.testing.assert_array_equal(logits.passes, [16, 16])
+    # Nobody active, in the same trace.
+    for found in both(x, y, np.zeros(24, bool)):
+        assert not np.any(found)
+    np.testing.assert_array_equal(logits.passes, [16, 16])
+
+
+def test_blocks_do_not_depend_on_neighbours():
+    """To the bit: which is why verdicts do not depend on the batch."""
+    network = tfsam.networks.preact_resnet8(3, input_shape=(8, 8, 1))
+    logits = attacks.Logits(lambda x: network(x, training=False), rows=8)
+    x = RNG.random((30, 8, 8, 1), dtype="float32")
+    y = RNG.integers(0, 3, 30)
+    gradient = tf.function(input_gradient(logits), autograph=False)
+    slope, z = (t.numpy() for t in gradient(x, y))
+    order = RNG.permutation(30)[:13]
+    for found, whole in zip(
+        gradient(x[order], y[order]), (slope, z), strict=True
+    ):
+        np.testing.assert_array_equal(found, whole[order])
+
+
+def test_inactive_examples_are_left_alone():
+    logits = attacks.Logits(linear, rows=4)
+    active = np.arange(6) % 2 == 0
+    for attack in (
+        tfsam.PGD(0.1),
+        tfsam.PGD(0.1, restarts=3, early_stop=True),
+        tfsam.FGSM(0.1, random_start=True),
+    ):
+        found = attack(logits.only(active), X, Y, 0).numpy()
+        np.testing.assert_array_equal(found[~active], X[~active])
+        assert (norms(found - X, "linf")[active] > 0).all()
+        whole = attack(linear, X, Y, 0).numpy()
+        np.testing.assert_allclose(found[active], whole[active], atol=1e-6)
+
+
+def test_early_stop_is_any_broken_iterate():
+    """Against the same loop, unrolled: PGD of 0, 1, 2, ... steps."""
+    x = RNG.uniform(0.3, 0.7, size=(40, 4, 4, 1)).astype("float32")
+    y = np.argmax(quadratic(x), axis=1)
+    options = {"step_size": 0.02}
+    any_broken = np.zeros(40, bool)
+    for steps in range(7):
+        x_adv = tfsam.PGD(0.06, steps=steps, **options)(quadratic, x, y, 3)
+        any_broken |= np.argmax(quadratic(x_adv), axis=1) != y
+    stopping = tfsam.PGD(0.06, steps=6, early_stop=True, **options)
+    logits = attacks.Logits(quadratic, rows=8)
+    logits.count_passes()
+    x_adv = stopping(logits, x, y, 3)
+    found = np.argmax(quadratic(x_adv), axis=1) != y
+    np.testing.assert_array_equal(found, any_broken)
+    assert 0 < found.sum() < 40
+    assert 6 * (~found).sum() < logits.passes[1] < 6 * 40
+
+
+def test_restarts_and_targets_leave_no_more_accuracy():
+    x = RNG.uniform(0.3, 0.7, size=(60, 4, 4, 1)).astype("float32")
+    y = np.argmax(quadratic(x), axis=1)
+
+    def broken(seed=0, **options):
+        attack = tfsam.PGD(0.07, steps=3, **options)
+        return np.argmax(quadratic(attack(quadratic, x, y, seed)), axis=1) != y
+
+    once, often = broken(), broken(restarts=5)
+    assert (often | ~once).all() and often.sum() > once.sum()
+    # Restart 0 is the attack without restarts.
+    assert broken(targets=5).sum() >= broken(targets=1).sum()
+    for loss in losses.LOSSES:
+        assert broken(loss=loss, restarts=5).sum() >= once.sum() - 2
+
+
+@pytest.mark.parametrize("loss", [None, "margin"])
+def test_a_loop_inside_xla_agrees(loss):
+    options = {"loss": loss, "targets": 2} if loss else {}
+    attack = tfsam.PGD(0.07, "l2", steps=5, early_stop=True, **options)
+    plain = attack(attacks.Logits(quadratic), X, Y, 0)
+    logits = attacks.Logits(quadratic, jit_compile=True, jit_loops=True)
+    whole = tf.function(lambda x, y: attack(logits, x, y, 0), autograph=False)
+    np.testing.assert_allclose(whole(X, Y), plain, atol=1e-6)
+
+
+def test_losses_by_hand():
+    logits = tf.constant([[4.0, 1.0, 2.0, 0.0], [1.0, 3.0, 2.0, 2.5]])
+    labels = np.array([0, 2])
+    both = (tf.constant(labels), tf.constant([2, 3]))
+    for found, expected in [
+        (losses.margin(logits, labels), [-2, 1]),
+        # / (first - third)
+        (losses.dlr(logits, labels), [-2 / 3, 1 / 1]),
+        (losses.difference(logits, both), [-2, 0.5]),
+        # / (first - (third + fourth) / 2)
+        (losses.targeted_dlr(logits, both), [-2 / 3.5, 0.5 / 1.5]),
+        (
+            losses.targeted_cross_entropy(logits, both),
+            [
+                2 - np.log(np.exp([4, 1, 2, 0]).sum()),
+                2.5 - np.log(np.exp([1, 3, 2, 2.5]).sum()),
+            ],
+        ),
+    ]:
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(
+        losses.targets(logits, labels, 9), [[2, 1, 3], [1, 3, 0]]
+    )
+    # Of two and of three classes: the stated substitutes.
+    np.testing.assert_allclose(
+        losses.dlr(logits[:, :2], np.array([0, 1])), [-3, -2]
+    )
+    np.testing.assert_allclose(
+        losses.targeted_dlr(
+            logits[:, :3], (np.array([0, 1]), np.array([1, 2]))
+        ),
+        [-3, -1],
+    )
+
+
+def test_dlr_does_not_depend_on_the_scale():
+    logits = tf.constant(RNG.normal(size=(5, 6)), tf.float64)
+    labels = RNG.integers(0, 6, 5)
+    both = (labels, (labels + 1) % 6)
+    for loss, given in ((losses.dlr, labels), (losses.targeted_dlr, both)):
+        np.testing.assert_allclose(
+            loss(100 * logits - 3, given), loss(logits, given), rtol=1e-9
+        )

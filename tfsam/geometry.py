@@ -17,8 +17,8 @@ import tensorflow as tf
 
 NORMS = ("linf", "l2")
 
-# The one constant in the denominator of every weight perturbation, so that the
-# methods' identities (GSAM(0) = SAM, ...) are exact.
+# The one constant in denominators: of the attacks' losses, and of every weight
+# perturbation, so that the methods' identities (GSAM(0) = SAM, ...) are exact.
 TINY = 1e-12
 
 
@@ -42,6 +42,22 @@ def check_radius(name, value):
             f"{name} must be a finite number >= 0. Received: {name}={value}"
         )
     return float(value)
+
+
+def check_count(name, value, least=0):
+    """Returns `value`; raises a ValueError unless it is an integer >= least.
+
+    Args:
+        name: the argument's name, for the message.
+        value: a number.
+        least: the smallest that is allowed.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ValueError(
+            f"{name} must be an integer >= {least}. Received: {name}={value}"
+        )
+    return int(value)
 
 
 def global_norm(tensors):
@@ -104,7 +120,7 @@ def project(perturbations, radius, norm):
 
     Args:
         perturbations: float tensor (batch, ...).
-        radius: radius of the ball, a scalar.
+        radius: radius of the ball, a number or a scalar tensor.
         norm: "linf" or "l2".
 
     Returns:

@@ -18,6 +18,7 @@ options of its own:
 the contract is required of other people's attacks.
 """
 
+import copy
 import numbers
 
 import tensorflow as tf
@@ -25,6 +26,10 @@ import tensorflow as tf
 from tfsam.attacks import losses
 from tfsam.geometry import check_norm
 from tfsam.geometry import check_radius
+
+# Blocks of examples that go through the network side by side. On two cores two
+# were as fast as four, in half the memory (BUILD_NOTES.md).
+_PARALLEL_BLOCKS = 2
 
 
 class Attack:
@@ -45,6 +50,9 @@ class Attack:
     """
 
     in_graph = False
+    # Whether `perturb` computes with an epsilon that is a tensor: a sweep over
+    # epsilons then traces it once.
+    tensor_epsilon = False
 
     def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0)):
         self.epsilon = check_radius("epsilon", epsilon)
@@ -88,6 +96,17 @@ class Attack:
         """Returns x_adv; `seeds` is int32 (batch, 2)."""
         raise TypeError(f"{type(self).__name__} has no perturb().")
 
+    def with_epsilon(self, epsilon):
+        """The same attack with another budget.
+
+        Args:
+            epsilon: a number, or a scalar tensor for those that compute with
+                one (`tensor_epsilon`).
+        """
+        other = copy.copy(self)
+        other.epsilon = epsilon
+        return other
+
     def clip(self, x):
         """Brings pixels back into `bounds`."""
         return x if self.bounds is None else tf.clip_by_value(x, *self.bounds)
@@ -109,36 +128,87 @@ class Attack:
 class Logits:
     """A function from pixels to float32 logits that attacks may compile.
 
-    `Attack`s take any callable; one of this class also says whether XLA may
-    compile its gradient, and keeps the traced gradient for the next attack:
-    a sweep over epsilons traces and compiles a network once.
+    `Attack`s take any callable; one of this class also says how the network is
+    to be run. In an evaluation the network is called on blocks of `rows`
+    examples, always so many: a block has the same shape whatever the batch, so
+    nothing retraces, and an example's logits are the same to the bit whoever
+    stands beside it. Only examples that are still attacked are put into blocks,
+    so what an attack costs is what it asks for.
 
     Args:
         function: pixels to logits, a pure function of the pixels.
         jit_compile: whether to compile its gradient with XLA.
+        rows: examples in a block; None is the whole batch at once.
+        jit_loops: whether to compile whole attack loops with XLA. Shapes are
+            fixed then: the whole batch is computed, attacked or not. For GPUs;
+            XLA's loops run on one thread of a CPU.
+
+    Attributes:
+        active: bool tensor (batch,), the examples to attack; None is all.
+        passes: int64 variable [forward, gradient], how many examples went
+            through the network; None unless `count_passes` was called.
     """
 
-    def __init__(self, function, jit_compile=False):
+    def __init__(self, function, jit_compile=False, rows=None, jit_loops=False):
         self.function = function
         self.jit_compile = jit_compile
-        self._gradients = {}
+        self.rows = None if jit_loops else rows
+        self.jit_loops = jit_loops
+        self.active = None
+        self.passes = None
+        self._traced = {}
 
     def __call__(self, x):
-        """Returns the logits, (batch, classes)."""
+        """Returns the logits of a whole batch, (batch, classes)."""
         logits = self.function(x)
         return logits if logits.dtype.size > 4 else tf.cast(logits, tf.float32)
 
+    def only(self, active):
+        """The same logits, for an attack on the active examples alone.
+
+        Args:
+            active: bool tensor (batch,).
+        """
+        other = copy.copy(self)
+        other.active = active
+        return other
+
+    def count_passes(self):
+        """Counts from now on, from zero."""
+        self.passes = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
+
+    def predict(self, x, active=None):
+        """Logits of the active examples, zeros for the others."""
+        self._count([1, 0], x, active)
+        return self._run("predict", lambda x: (self(x),), active, x)[0]
+
     def gradient(self, loss):
         """The `input_gradient` of a loss; in a graph it is traced once."""
-        if not (self.jit_compile or tf.inside_function()):
-            return _input_gradient(self, loss)
-        if loss not in self._gradients:
-            self._gradients[loss] = tf.function(
-                _input_gradient(self, loss),
-                jit_compile=self.jit_compile,
-                autograph=False,
+
+        def gradient(x, labels, active=None):
+            self._count([0, 1], x, active)
+            plain = _input_gradient(self, loss)
+            return self._run(loss, plain, active, x, labels)
+
+        return gradient
+
+    def _count(self, kind, x, active):
+        if self.passes is not None:
+            count = tf.shape(x, tf.int64)[0]
+            if active is not None:
+                count = tf.math.count_nonzero(active)
+            self.passes.assign_add(tf.constant(kind, tf.int64) * count)
+
+    def _run(self, key, function, active, *tensors):
+        if not (self.rows or self.jit_compile or tf.inside_function()):
+            return function(*tensors)
+        if key not in self._traced:
+            self._traced[key] = tf.function(
+                function, jit_compile=self.jit_compile, autograph=False
             )
-        return self._gradients[loss]
+        if not self.rows:
+            return self._traced[key](*tensors)
+        return _in_blocks(self._traced[key], self.rows, active, *tensors)
 
 
 def input_gradient(logits_fn, loss=losses.cross_entropy):
@@ -149,12 +219,169 @@ def input_gradient(logits_fn, loss=losses.cross_entropy):
         loss: function of (logits, labels) to one number an example.
 
     Returns:
-        A function of (x, labels) to (gradient, logits). Each example's gradient
-        is that of its own loss, whatever the batch.
+        A function of (x, labels, active=None) to (gradient, logits). Each
+        example's gradient is that of its own loss, whatever the batch. What it
+        returns for examples that are not active means nothing; where it can,
+        they are not computed.
     """
     if isinstance(logits_fn, Logits):
         return logits_fn.gradient(loss)
-    return _input_gradient(logits_fn, loss)
+    plain = _input_gradient(logits_fn, loss)
+    return lambda x, labels, active=None: plain(x, labels)
+
+
+def predict(logits_fn, x, active=None):
+    """The logits, where it can those of the active examples alone.
+
+    Args:
+        logits_fn: function from pixels to logits.
+        x: float tensor (batch, ...).
+        active: bool tensor (batch,); None is all.
+    """
+    if isinstance(logits_fn, Logits):
+        return logits_fn.predict(x, active)
+    return logits_fn(x)
+
+
+def examples(logits_fn, x):
+    """Which examples are to be attacked, bool (batch,).
+
+    Args:
+        logits_fn: function from pixels to logits.
+        x: float tensor (batch, ...).
+    """
+    active = getattr(logits_fn, "active", None)
+    return tf.ones(tf.shape(x)[:1], tf.bool) if active is None else active
+
+
+def compiled(logits_fn, function):
+    """A loop over tensors, compiled by XLA where `logits_fn` asks for that.
+
+    Args:
+        logits_fn: function from pixels to logits.
+        function: a pure function from tensors to tensors; random numbers are
+            drawn outside, for XLA draws others.
+    """
+    if not getattr(logits_fn, "jit_loops", False):
+        return function
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def where(condition, x, other):
+    """`tf.where` with a condition an example.
+
+    Args:
+        condition: bool tensor (batch,).
+        x: tensor (batch, ...), taken where it holds.
+        other: tensor of x's shape, taken elsewhere.
+    """
+    return tf.where(per_example(condition, x), x, other)
+
+
+def per_example(values, x):
+    """One value an example, in a shape that broadcasts against x.
+
+    Args:
+        values: tensor (batch,).
+        x: tensor (batch, ...).
+    """
+    ones = [1] * (x.shape.rank - 1)
+    return tf.reshape(values, [-1, *ones])
+
+
+def repeat(attempt, runs, x, active):
+    """Attempts in turn, each at those whom the ones before left standing.
+
+    Args:
+        attempt: function of (run, active), a scalar int32 tensor and a bool
+            tensor (batch,), to (x_adv, broken).
+        runs: number of attempts, >= 1.
+        x: float tensor (batch, ...), returned where no example is active.
+        active: bool tensor (batch,).
+
+    Returns:
+        x_adv: the last attempt's where none succeeded.
+    """
+    if runs == 1:
+        return where(active, attempt(tf.constant(0), active)[0], x)
+
+    def body(run, x_adv, active):
+        found, broken = attempt(run, active)
+        return run + 1, where(active, found, x_adv), active & ~broken
+
+    return tf.while_loop(
+        lambda run, _, active: (run < runs) & tf.reduce_any(active),
+        body,
+        (0, x, active),
+        parallel_iterations=1,
+    )[1]
+
+
+def turn(choices, run):
+    """The choice of each example whose turn it is.
+
+    Args:
+        choices: tensor (batch, count).
+        run: scalar int32 tensor; after the last choice comes the first.
+    """
+    return tf.gather(choices, run % choices.shape[1], axis=1)
+
+
+def next_seeds(seeds, run):
+    """Seeds of the attempts after the first, which has `seeds` themselves.
+
+    Args:
+        seeds: int32 (batch, 2).
+        run: scalar int32 tensor.
+    """
+    return seeds + run * tf.constant([0x61C88647, 0], tf.int32)
+
+
+def _in_blocks(function, rows, active, *tensors):
+    """Calls a traced function on so many active examples at a time.
+
+    Returns tensors of the whole batch, zeros where an example is not active.
+    The last block is filled up with its last example.
+    """
+    batch = tf.shape(tensors[0])[0]
+    chosen = tf.range(batch)
+    if active is not None:
+        chosen = tf.cast(tf.where(active)[:, 0], tf.int32)
+    count = tf.size(chosen)
+    blocks = (count + rows - 1) // rows
+    filled = tf.gather(chosen, tf.minimum(tf.range(blocks * rows), count - 1))
+    filled = tf.reshape(filled, [blocks, rows])
+
+    def take(indices):
+        return [
+            tf.nest.map_structure(lambda t: tf.gather(t, indices), tensor)
+            for tensor in tensors
+        ]
+
+    specs = tf.nest.map_structure(
+        lambda t: tf.TensorSpec([rows, *t.shape[1:]], t.dtype), list(tensors)
+    )
+    outputs = tuple(
+        tf.TensorSpec(output.shape, output.dtype)
+        for output in function.get_concrete_function(*specs).structured_outputs
+    )
+    found = tf.map_fn(
+        lambda indices: function(*take(tf.ensure_shape(indices, [rows]))),
+        filled,
+        parallel_iterations=_PARALLEL_BLOCKS,
+        fn_output_signature=outputs,
+    )
+
+    def place(values):
+        shape = tf.concat([[blocks * rows], tf.shape(values)[2:]], 0)
+        values = tf.reshape(values, shape)[:count]
+        whole = tf.concat([[batch], tf.shape(values)[1:]], 0)
+        return tf.scatter_nd(chosen[:, None], values, whole)
+
+    return tuple(
+        tf.ensure_shape(place(f), [tensors[0].shape[0], *spec.shape[1:]])
+        for f, spec in zip(found, outputs, strict=True)
+    )
 
 
 def _input_gradient(logits_fn, loss):

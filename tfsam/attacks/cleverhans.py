@@ -36,6 +36,7 @@ from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import input_gradient
+from tfsam.geometry import check_count
 from tfsam.geometry import check_radius
 
 
@@ -98,7 +99,7 @@ class _Iterative(_CleverhansAttack):
 
     def __init__(self, epsilon, norm, steps, step_size, bounds):
         super().__init__(epsilon, norm, bounds)
-        self.steps = _check_count("steps", steps)
+        self.steps = check_count("steps", steps)
         if step_size is not None:
             step_size = check_radius("step_size", step_size)
             if self._step_within_epsilon and step_size > self.epsilon:
@@ -293,8 +294,8 @@ class CarliniWagner(_CleverhansAttack):
                 "Carlini-Wagner needs bounds, which it maps to the range of "
                 f"tanh. Received: bounds={bounds}"
             )
-        self.steps = _check_count("steps", steps)
-        self.search_steps = _check_count("search_steps", search_steps, 1)
+        self.steps = check_count("steps", steps)
+        self.search_steps = check_count("search_steps", search_steps, 1)
         self.initial_const = check_radius("initial_const", initial_const)
         self.learning_rate = check_radius("learning_rate", learning_rate)
 
@@ -352,8 +353,8 @@ class SPSA(_CleverhansAttack):
         super().__init__(epsilon, norm, bounds)
         if self.norm != "linf":
             raise ValueError(f"SPSA's norm must be linf. Received: norm={norm}")
-        self.steps = _check_count("steps", steps)
-        self.samples = _check_count("samples", samples, 2)
+        self.steps = check_count("steps", steps)
+        self.samples = check_count("samples", samples, 2)
         if samples % 2:
             raise ValueError(
                 f"samples must be even. Received: samples={samples}"
@@ -506,11 +507,3 @@ def _seeded_spsa(seed):
         SPSAAdam=Adam,
         projected_optimization=_with(spsa.projected_optimization, tf=seeded),
     )
-
-
-def _check_count(name, value, least=0):
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(
-            f"{name} must be an integer >= {least}. Received: {name}={value}"
-        )
-    return value

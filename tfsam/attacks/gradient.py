@@ -5,15 +5,21 @@ ball around the iterate, then project back into the ball around the image. The
 norm decides both; see `geometry.py`.
 """
 
-import numbers
-
 import keras
 import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import compiled
+from tfsam.attacks.base import examples
 from tfsam.attacks.base import input_gradient
+from tfsam.attacks.base import next_seeds
+from tfsam.attacks.base import predict
+from tfsam.attacks.base import repeat
+from tfsam.attacks.base import turn
+from tfsam.attacks.base import where
+from tfsam.geometry import check_count
 from tfsam.geometry import check_radius
 
 
@@ -34,12 +40,17 @@ class PGD(Attack):
         bounds: (lowest, highest) value of x, or None.
         early_stop: leave an example at its first misclassified iterate; the
             accuracy left is never higher than with the last iterate.
+        loss: "cross_entropy"; "margin", Carlini and Wagner's; or "dlr".
+        restarts: attacks from so many starts, at those who stood before; >= 1.
+        targets: climb towards the likeliest wrong classes, so many of them in
+            turn, at most as many as there are; 0 is untargeted.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
     in_graph = True
+    tensor_epsilon = True
 
     def __init__(
         self,
@@ -50,35 +61,76 @@ class PGD(Attack):
         random_start=True,
         bounds=(0.0, 1.0),
         early_stop=False,
+        *,
+        loss="cross_entropy",
+        restarts=1,
+        targets=0,
     ):
         super().__init__(epsilon, norm, bounds)
-        whole = isinstance(steps, numbers.Integral)
-        if not whole or isinstance(steps, bool) or steps < 0:
-            raise ValueError(
-                f"steps must be an integer >= 0. Received: steps={steps}"
-            )
+        self.steps = check_count("steps", steps)
         if step_size is not None:
             step_size = check_radius("step_size", step_size)
-        self.steps = int(steps)
+        if loss not in losses.LOSSES:
+            raise ValueError(
+                f"loss must be one of {sorted(losses.LOSSES)}. "
+                f"Received: loss={loss}"
+            )
         self.step_size = step_size
         self.random_start = random_start
         self.early_stop = early_stop
+        self.loss = loss
+        self.restarts = check_count("restarts", restarts, 1)
+        self.targets = check_count("targets", targets)
 
-    def perturb(self, logits_fn, x, y, seeds):
-        """Returns the last iterate."""
+    def perturb(self, logits_fn, x, y, seeds, start=None):
+        """Returns the last iterate of the first attempt that succeeded.
+
+        Args:
+            logits_fn: function from pixels to logits.
+            x: float tensor (batch, ...).
+            y: labels.
+            seeds: int32 (batch, 2).
+            start: where the first attempt starts, instead of at random.
+        """
+        active = examples(logits_fn, x)
         step_size = self.step_size
         if step_size is None:
             step_size = self.epsilon / (4 if self.norm == "linf" else 8)
-        return _climb(
-            self,
-            logits_fn,
-            x,
-            y,
-            seeds if self.random_start else None,
-            steps=self.steps,
-            step_size=step_size,
-            early_stop=self.early_stop,
-        )
+        loss, targeted_loss = losses.LOSSES[self.loss]
+        runs, labels = self.restarts, None
+        if self.targets:
+            loss = targeted_loss
+            labels = losses.targets(
+                predict(logits_fn, x, active), y, self.targets
+            )
+            runs *= labels.shape[1]
+
+        def attempt(run, active):
+            first = self._start(x, next_seeds(seeds, run))
+            if start is not None:
+                first = tf.where(run == 0, start, first)
+            x_adv, broken = _climb(
+                self,
+                logits_fn,
+                x,
+                y,
+                first,
+                active,
+                loss=loss,
+                target=None if labels is None else turn(labels, run),
+                steps=self.steps,
+                step_size=step_size,
+                early_stop=self.early_stop,
+            )
+            if runs > 1:
+                logits = predict(logits_fn, x_adv, active & ~broken)
+                broken |= active & losses.misclassified(logits, y)
+            return x_adv, broken
+
+        return repeat(attempt, runs, x, active)
+
+    def _start(self, x, seeds):
+        return random_start(self, x, seeds) if self.random_start else x
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
@@ -101,6 +153,7 @@ class FGSM(Attack):
     """
 
     in_graph = True
+    tensor_epsilon = True
 
     def __init__(
         self,
@@ -121,46 +174,77 @@ class FGSM(Attack):
         step_size = self.step_size
         if step_size is None:
             step_size = self.epsilon * (1.25 if self.random_start else 1.0)
-        return _climb(
+        active = examples(logits_fn, x)
+        x_adv, _ = _climb(
             self,
             logits_fn,
             x,
             y,
-            seeds if self.random_start else None,
+            random_start(self, x, seeds) if self.random_start else x,
+            active,
+            loss=losses.cross_entropy,
+            target=None,
             steps=1,
             step_size=step_size,
             early_stop=False,
         )
+        return where(active, x_adv, x)
 
 
-def _climb(attack, logits_fn, x, y, seeds, *, steps, step_size, early_stop):
-    """`steps` projected steps from x, or from a random point if seeds."""
-    epsilon, norm = attack.epsilon, attack.norm
-    gradient = input_gradient(logits_fn, losses.cross_entropy)
-    correct = losses.classes(y)
+def random_start(attack, x, seeds):
+    """A point for each example, uniform in the ball, brought into the bounds.
 
-    def step(index, x_adv, broken):
-        slope, logits = gradient(x_adv, y)
-        moved = x_adv + step_size * geometry.steepest(slope, norm)
-        moved = attack.clip(x + geometry.project(moved - x, epsilon, norm))
-        if early_stop:
-            broken |= tf.argmax(logits, axis=-1) != correct
-            rank = [-1] + [1] * (x.shape.rank - 1)
-            moved = tf.where(tf.reshape(broken, rank), x_adv, moved)
-        return index + 1, moved, broken
-
-    start = x
-    if seeds is not None:
-        start += geometry.random_point(
-            seeds, tf.shape(x), epsilon, norm, x.dtype
+    Args:
+        attack: the `Attack`, for its epsilon, norm and bounds.
+        x: float tensor (batch, ...).
+        seeds: int32 (batch, 2).
+    """
+    return attack.clip(
+        x
+        + geometry.random_point(
+            seeds, tf.shape(x), attack.epsilon, attack.norm, x.dtype
         )
-    # An explicit loop: Keras switches AutoGraph off inside train_step.
-    _, x_adv, _ = tf.while_loop(
-        lambda index, _, broken: (
-            (index < steps) & ~tf.reduce_all(broken if early_stop else False)
-        ),
-        step,
-        (0, attack.clip(start), tf.zeros(tf.shape(x)[:1], tf.bool)),
-        parallel_iterations=1,
     )
-    return x_adv
+
+
+def _climb(
+    attack,
+    logits_fn,
+    x,
+    y,
+    start,
+    active,
+    *,
+    loss,
+    target,
+    steps,
+    step_size,
+    early_stop,
+):
+    """`steps` projected steps; the last iterate, and who was broken before."""
+    epsilon, norm = attack.epsilon, attack.norm
+    gradient = input_gradient(logits_fn, loss)
+    labels = y if target is None else (losses.classes(y), target)
+
+    def loop(x, start, active):
+        def step(index, x_adv, broken):
+            slope, logits = gradient(x_adv, labels, active & ~broken)
+            moved = x_adv + step_size * geometry.steepest(slope, norm)
+            moved = attack.clip(x + geometry.project(moved - x, epsilon, norm))
+            if early_stop:
+                broken |= active & losses.misclassified(logits, y)
+                moved = where(broken, x_adv, moved)
+            return index + 1, moved, broken
+
+        # An explicit loop: Keras switches AutoGraph off inside train_step.
+        _, x_adv, broken = tf.while_loop(
+            lambda index, _, broken: (
+                (index < steps) & tf.reduce_any(active & ~broken)
+            ),
+            step,
+            (0, start, tf.zeros_like(active)),
+            parallel_iterations=1,
+        )
+        return x_adv, broken
+
+    return compiled(logits_fn, loop)(x, start, active)
