@@ -6,7 +6,6 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-import sklearn.datasets
 import tensorflow as tf
 
 import tfsam
@@ -14,13 +13,6 @@ import tfsam
 HERE = pathlib.Path(__file__).parent
 REFERENCE = np.load(HERE / "digits_reference.npz")
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    digits = sklearn.datasets.load_digits()
-    images = (digits.images / 16).astype("float32")[..., None]
-    return images, digits.target.astype("int64")
 
 
 def network(weights):

@@ -33,9 +33,12 @@ if keras.config.backend() != "tensorflow":
 from tfsam import attacks
 from tfsam import data
 from tfsam import networks
+from tfsam import reports
+from tfsam import verdicts
 from tfsam.attacks import FGSM
 from tfsam.attacks import PGD
 from tfsam.evaluation import evaluate
+from tfsam.evaluation import merge
 from tfsam.model import RobustModel
 from tfsam.optimizers import SGD
 from tfsam.weights import ASAM
@@ -55,5 +58,8 @@ __all__ = [
     "attacks",
     "data",
     "evaluate",
+    "merge",
     "networks",
+    "reports",
+    "verdicts",
 ]

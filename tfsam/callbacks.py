@@ -11,7 +11,7 @@ import time
 import keras
 import numpy as np
 
-from tfsam import reports
+from tfsam import files
 
 
 class StopAtNaN(keras.callbacks.Callback):
@@ -84,7 +84,7 @@ class History(keras.callbacks.Callback):
         writer = csv.DictWriter(text, list(self.rows[0]))
         writer.writeheader()
         writer.writerows(self.rows)
-        reports.write_atomically(self.path, text.getvalue())
+        files.write_atomically(self.path, text.getvalue())
 
 
 def read_history(path):
@@ -119,7 +119,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Saves, then forgets all but this checkpoint and the one before."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"epoch-{epoch + 1:04d}.keras"
-        with reports.replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             self.model.save(temporary)
         for _, old in checkpoints(self.folder)[2:]:
             old.unlink()

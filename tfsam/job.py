@@ -7,7 +7,6 @@ not done again; a run that was killed goes on from there.
 
 import contextlib
 import importlib.metadata
-import json
 import pathlib
 import platform
 import re
@@ -25,8 +24,10 @@ import tensorflow as tf
 
 from tfsam import attacks
 from tfsam import callbacks
+from tfsam import classifiers
 from tfsam import data
 from tfsam import evaluation
+from tfsam import files
 from tfsam import methods
 from tfsam import networks
 from tfsam import reports
@@ -47,7 +48,8 @@ class Inputs(NamedTuple):
 
     strategy: Any
     images: data.Images
-    logits: evaluation.Logits | None
+    logits: attacks.Logits | None
+    surrogate: attacks.Logits | None
 
 
 def prepare(config):
@@ -58,7 +60,7 @@ def prepare(config):
 
     Returns:
         `Inputs`; `strategy` is None for one device, `logits` where a network
-        is to be trained.
+        is to be trained, `surrogate` where the network itself is attacked.
 
     Raises:
         ValueError: if anything is missing or does not fit.
@@ -72,20 +74,11 @@ def prepare(config):
         limit_test=config["limit_test"],
         seed=config["seed"],
     )
-    logits = None
+    logits = surrogate = None
+    if config["surrogate"]:
+        surrogate = _classifier(config, config["surrogate"], images)
     if config["evaluate"]:
-        logits = evaluation.load_logits(
-            config["evaluate"], _JIT_COMPILE[config["jit_compile"]]
-        )
-        x = data.as_float(images.x_test[:128])
-        outputs = evaluation.count_classes(logits, x[:1])
-        if outputs < len(images.class_names):
-            raise ValueError(
-                f"the data has {len(images.class_names)} classes; the model "
-                f"must have as many outputs. Received: {outputs} outputs"
-            )
-        # Finds probabilities and NaN, too.
-        evaluation.evaluate(logits, (x, images.y_test[: len(x)]), [])
+        logits = _classifier(config, config["evaluate"], images)
     else:
         _steps(config, images, strategy)
         _validation_batch_size(config, images, strategy)
@@ -97,7 +90,22 @@ def prepare(config):
             seed=0,
             augment=config["augment"],
         )
-    return Inputs(strategy, images, logits)
+    return Inputs(strategy, images, logits, surrogate)
+
+
+def _classifier(config, path, images):
+    """A model from a file, found to fit the images."""
+    logits = classifiers.load_logits(path, _JIT_COMPILE[config["jit_compile"]])
+    x = data.as_float(images.x_test[:128])
+    outputs = classifiers.count_classes(logits, x[:1])
+    if outputs < len(images.class_names):
+        raise ValueError(
+            f"the data has {len(images.class_names)} classes; the model "
+            f"must have as many outputs. Received: {outputs} outputs"
+        )
+    # Finds probabilities and NaN, too.
+    evaluation.evaluate(logits, (x, images.y_test[: len(x)]), [])
+    return logits
 
 
 def finished(workdir, config):
@@ -110,7 +118,7 @@ def finished(workdir, config):
     Raises:
         ValueError: if the folder holds another run or other files.
     """
-    held = _read_object(workdir / "config.json")
+    held = files.read_json(workdir / "config.json")
     if held:
         wanted = config | _files(config)
         changes = ", ".join(
@@ -123,27 +131,18 @@ def finished(workdir, config):
                 f"workdir {workdir} holds a run with another configuration; "
                 f"choose another --workdir. Received: {changes}"
             )
-        results = _read_object(workdir / "results.json")
+        results = files.read_json(workdir / "results.json")
         # What failed is tried again; what was measured is kept.
         return None if results is None or _failed(results) else results
     if workdir.exists() and not (
         workdir.is_dir()
-        and set(workdir.iterdir()) <= set(reports.leftovers(workdir))
+        and set(workdir.iterdir()) <= set(files.leftovers(workdir))
     ):
         raise ValueError(
             "workdir must be an empty folder or hold a run of this command. "
             f"Received: workdir={workdir}"
         )
     return None
-
-
-def _read_object(path):
-    """What a JSON file holds; None if there is no such file, or no object."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def claim(workdir, config):
@@ -155,9 +154,9 @@ def claim(workdir, config):
     """
     workdir.mkdir(parents=True, exist_ok=True)
     for folder in (workdir, workdir / "checkpoints"):
-        for path in reports.leftovers(folder):
-            reports.remove(path)
-    reports.write_json(workdir / "config.json", config | _files(config))
+        for path in files.leftovers(folder):
+            files.remove(path)
+    files.write_json(workdir / "config.json", config | _files(config))
 
 
 def _files(config):
@@ -166,7 +165,10 @@ def _files(config):
     Another model in the same place is another run.
     """
     kind, _, path = config["dataset"].partition(":")
-    named = [config["evaluate"], path if kind == "npz" else None]
+    named = [
+        *(config["evaluate"], config["surrogate"]),
+        path if kind == "npz" else None,
+    ]
     found = {}
     for name in filter(None, named):
         path = pathlib.Path(name).expanduser()
@@ -271,7 +273,9 @@ def make_model(config, images, strategy):
             ),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
-            jit_compile=evaluation.use_xla(_JIT_COMPILE[config["jit_compile"]]),
+            jit_compile=classifiers.use_xla(
+                _JIT_COMPILE[config["jit_compile"]]
+            ),
         )
     return model
 
@@ -402,50 +406,114 @@ def epochs_done(workdir):
     return found[0][0] if found else 0
 
 
-def attack(config, model, images, workdir, log):
-    """Evaluates; what is measured stays in a file, attack by attack.
+def attack(config, model, inputs, workdir, log):
+    """Evaluates; each verdict stays in a file, chunk by chunk.
 
     Args:
         config: settings, as of `tfsam.run.configuration`.
         model: a `Logits`.
-        images: a `tfsam.data.Images`.
+        inputs: of `prepare`.
         workdir: the run's folder.
         log: a function of a line of text.
 
     Returns:
-        `natural` and `robust`, as of `tfsam.evaluate`.
+        `natural`, `robust` and `warnings`, as of `tfsam.evaluate`.
     """
-    record = workdir / "evaluation.json"
-    measured = json.loads(record.read_text()) if record.exists() else {}
-    x, y = data.as_float(images.x_test), images.y_test
-    result: dict = {"natural": None, "robust": []}
-    for name in config["attacks"]:
-        options = _attack_options(name, config)
-        for norm in ("linf", "l2"):
-            epsilons = config[f"{norm}_epsilons"]
-            key = f"{name} {norm}"
-            if epsilons and key not in measured:
-                log(f"attacking by {key} {', '.join(map(str, epsilons))}")
-                measured[key] = evaluation.evaluate(
-                    model,
-                    (x, y),
-                    [(name, options)],
-                    norm,
-                    epsilons,
-                    seed=config["seed"],
-                    progress=log,
-                )
-                if not _failed(measured[key]):
-                    whole = {
-                        k: v for k, v in measured.items() if not _failed(v)
-                    }
-                    reports.write_json(record, whole)
-            if epsilons:
-                result["natural"] = measured[key]["natural"]
-                result["robust"] += measured[key]["robust"]
-    if result["natural"] is None:
-        result = evaluation.evaluate(model, (x, y), [])
-    return result
+    images = inputs.images
+    asked = [
+        (name, _attack_options(name, config)) for name in config["attacks"]
+    ]
+
+    def evaluate(norm, epsilons, attacks=asked):
+        names = ", ".join(name for name, _ in attacks)
+        log(f"attacking in {norm} by {names or 'nothing'}")
+        return evaluation.evaluate(
+            model,
+            (data.as_float(images.x_test), images.y_test),
+            attacks,
+            norm,
+            epsilons,
+            seed=config["seed"],
+            batch_size=config["attack_batch_size"],
+            progress=log,
+            workdir=workdir / "evaluation" / norm,
+            save_adversarial=config["save_adversarial"],
+            devices=inputs.strategy and _device_names(inputs.strategy),
+            shard=config["shard"] or (0, 1),
+            surrogate=inputs.surrogate,
+            warm_start=config["warm_start"],
+        )
+
+    measured = {
+        norm: evaluate(norm, config[f"{norm}_epsilons"])
+        for norm in ("linf", "l2")
+        if config[f"{norm}_epsilons"]
+    }
+    return _together(measured or {"linf": evaluate("linf", [], [])})
+
+
+def merge(folders, workdir):
+    """Puts the shards of an evaluation together, into a results.json.
+
+    Args:
+        folders: of runs with --shard.
+        workdir: the folder of the whole; it may not hold a run.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        ValueError: if a folder holds no shard, or one of another evaluation, or
+            they do not make up the whole.
+    """
+    paths = [pathlib.Path(folder) for folder in folders]
+    first = None
+    for path in paths:
+        found = files.read_json(path / "results.json")
+        if found is None or not found["config"].get("shard"):
+            raise ValueError(
+                "merge takes folders of finished runs with --shard. "
+                f"Received: {path}"
+            )
+        first = first or found
+    if first is None:
+        raise ValueError("merge takes folders. Received: none")
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(
+            f"workdir must be an empty folder. Received: workdir={workdir}"
+        )
+    measured = {
+        norm: evaluation.merge([p / "evaluation" / norm for p in paths])
+        for norm in ("linf", "l2")
+        if (paths[0] / "evaluation" / norm).is_dir()
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    results = {
+        **first,
+        "config": first["config"] | {"shard": None, "workdir": str(workdir)},
+        **_together(measured),
+        "merged": [str(path) for path in paths],
+    }
+    reports.robustness_plot(results, workdir / "robustness.png")
+    results["artifacts"] = _artifacts(workdir)
+    files.write_json(workdir / "results.json", results)
+    return results
+
+
+def _together(measured):
+    """The results of both norms as one, attack by attack."""
+    robust = [row for result in measured.values() for row in result["robust"]]
+    order = list(dict.fromkeys(row["attack"] for row in robust))
+    first, *others = measured.values()
+    warnings = list(first["warnings"])
+    for other in others:
+        warnings += [w for w in other["warnings"] if w not in warnings]
+    return {
+        "natural": first["natural"],
+        # Sorting is stable: l-inf before l2, epsilons as they were given.
+        "robust": sorted(robust, key=lambda row: order.index(row["attack"])),
+        "warnings": warnings,
+    }
 
 
 def _failed(results):
@@ -515,15 +583,15 @@ def run(config, inputs, workdir, log):
     images, model, trained = inputs.images, inputs.logits, None
     if model is None:
         network = train(config, images, workdir, inputs.strategy, log)
-        with reports.replacing(workdir / "model.keras") as temporary:
+        with files.replacing(workdir / "model.keras") as temporary:
             network.save(temporary)
-        with reports.replacing(workdir / "saved_model") as temporary:
+        with files.replacing(workdir / "saved_model") as temporary:
             network.export(temporary, verbose=False)
         trained = _training_summary(workdir, config, images)
-        model = evaluation.load_logits(
+        model = classifiers.load_logits(
             network, _JIT_COMPILE[config["jit_compile"]]
         )
-    measured = attack(config, model, images, workdir, log)
+    measured = attack(config, model, inputs, workdir, log)
     draw(config, model, images, measured, workdir)
     results = {
         "schema": 1,
@@ -536,7 +604,7 @@ def run(config, inputs, workdir, log):
         **measured,
         "artifacts": _artifacts(workdir),
     }
-    reports.write_json(workdir / "results.json", results)
+    files.write_json(workdir / "results.json", results)
     log(f"done: {workdir / 'results.json'}")
     return results
 
@@ -571,7 +639,7 @@ def _versions():
 
 def _artifacts(workdir):
     names = (
-        *("config.json", "evaluation.json", "history.csv", "model.keras"),
+        *("config.json", "evaluation", "history.csv", "model.keras"),
         *("saved_model", "tensorboard", "robustness.png", "examples.png"),
         "log.txt",
     )

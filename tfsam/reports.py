@@ -1,86 +1,12 @@
-"""What a run leaves behind: results.json, a table, two pictures.
-
-Files appear whole or not at all: `write_atomically` and `replacing` write
-beside the place and move the result there.
-"""
-
-import contextlib
-import json
-import os
-import pathlib
-import re
-import shutil
+"""What a run shows: a table and two pictures."""
 
 import numpy as np
 
-
-@contextlib.contextmanager
-def replacing(path):
-    """Gives a temporary path, and moves what was made there to `path`.
-
-    Args:
-        path: of a file or a folder; what stands there is replaced.
-
-    Yields:
-        A path beside `path` with the same ending.
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        remove(temporary)
-
-
-def leftovers(folder):
-    """The temporary paths in a folder that killed processes left there.
-
-    Args:
-        folder: of what `replacing` replaced; it need not exist.
-    """
-    found = pathlib.Path(folder).glob(".*-*")
-    return [path for path in found if re.match(r"\.\d+-", path.name)]
-
-
-def remove(path):
-    """Removes a file or a folder, if it is there.
-
-    Args:
-        path: its path.
-    """
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
-
-
-def write_atomically(path, text):
-    """Writes a text file that appears whole or not at all.
-
-    Args:
-        path: the file.
-        text: its content.
-    """
-    with replacing(path) as temporary, open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_json(path, content):
-    """Writes JSON, atomically.
-
-    Args:
-        path: the file.
-        content: what `json.dumps` takes.
-    """
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
+from tfsam import files
 
 
 def table(results):
-    """The accuracies of a run as a Markdown table, in percent.
+    """The accuracies of a run as a Markdown table, in percent, and warnings.
 
     Args:
         results: what `tfsam.evaluate` or results.json holds.
@@ -98,7 +24,18 @@ def table(results):
         if row["options"]:
             options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
             name += f" ({options})"
+        if row.get("standard") is False:
+            name += " (not standard)"
         lines.append(_table_line(name, row["norm"], row["epsilon_text"], row))
+    distances = {
+        f"{row['attack']}, {row['norm']}": row["median_distance"]
+        for row in results["robust"]
+        if row.get("median_distance") is not None
+    }
+    for name, distance in distances.items():
+        lines.append(f"median distance ({name}): {distance:.4g}")
+    for warning in results.get("warnings", []):
+        lines.append(f"warning, {warning['warning']}: {warning['message']}")
     return "\n".join(lines)
 
 
@@ -201,5 +138,5 @@ def _figure(rows, columns, width, height):
 
 def _save(figure, path):
     figure.tight_layout()
-    with replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

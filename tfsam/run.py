@@ -1,8 +1,9 @@
-"""Train, attack, export and report, from one command.
+r"""Train, attack, export and report, from one command.
 
   python -m tfsam.run --method=sam --rho=0.2
   python -m tfsam.run --preset=cifar100 --method=at --epsilon=1/255
-  python -m tfsam.run --evaluate=model.keras --dataset=npz:data.npz
+  python -m tfsam.run --evaluate=model.keras --dataset=npz:data.npz \
+    --attacks=autoattack --linf_epsilons=1/255,2/255,4/255
 
 A preset sets every flag, any flag overrides its preset. Training attacks with
 --epsilon --norm --steps --step_size; evaluation with --attacks --linf_epsilons
@@ -43,6 +44,9 @@ _PAPER = {
     "seed": 0,
     "attacks": ["cleverhans_pgd"],
     "attack_steps": None,
+    "attack_batch_size": 128,
+    "save_adversarial": False,
+    "warm_start": False,
     "linf_epsilons": [1 / 255, 2 / 255],
     "l2_epsilons": [16 / 255, 32 / 255],
     "devices": "auto",
@@ -192,6 +196,39 @@ def define_flags():
         "Evaluation's steps, for attacks with steps. Default: each attack's "
         "own; 10 for PGD.",
     )
+    integer("attack_batch_size", "Images attacked at once: a chunk.")
+    flags.DEFINE_boolean(
+        "save_adversarial",
+        None,
+        "Keep the adversarial images, in WORKDIR/evaluation.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "warm_start",
+        None,
+        "Start at each epsilon from the image of the smaller one, for attacks "
+        "that can: pgd and its kin.",
+        flag_values=values,
+    )
+    text(
+        "surrogate",
+        None,
+        "Attack this model, a file as of --evaluate, and judge by the other: "
+        "transfer attacks.",
+    )
+    text(
+        "shard",
+        None,
+        "With --evaluate: attack every n-th chunk of images only, from the "
+        "i-th: 0/4, 1/4, ... in as many processes. See --merge.",
+    )
+    flags.DEFINE_list(
+        "merge",
+        None,
+        "Put the shards in these folders, with commas between them, together "
+        "into the folder --workdir; no other flag.",
+        flag_values=values,
+    )
     text(
         "evaluate",
         None,
@@ -249,9 +286,12 @@ def configuration(argv):
         for name in values
         if values[name].present and values[name].value is not None
     }
+    if "merge" in given:
+        return _merging(given)
     preset = _one_of("preset", given.get("preset", "digits"), PRESETS)
     config = {"preset": given.get("preset", "digits")}
-    names = (n for n in values if n not in ("help", "preset", "workdir"))
+    other = ("help", "merge", "preset", "workdir")
+    names = (n for n in values if n not in other)
     config |= {n: given.get(n, preset.get(n)) for n in sorted(names)}
     _check_choices(config)
     if config["evaluate"]:
@@ -270,6 +310,30 @@ def configuration(argv):
     return config, pathlib.Path(workdir).expanduser()
 
 
+def _merging(given):
+    """The configuration of --merge, which takes --workdir and nothing else."""
+    unused = sorted(set(given) - {"merge", "workdir"})
+    if unused:
+        raise ValueError(
+            f"--merge takes --workdir alone. Received: --{unused[0]}"
+        )
+    if "workdir" not in given:
+        raise ValueError("--merge needs --workdir. Received: none")
+    folders = [str(pathlib.Path(f).expanduser()) for f in given["merge"]]
+    return {"merge": folders}, pathlib.Path(given["workdir"]).expanduser()
+
+
+def _shard(text):
+    """The text i/n as [i, n]."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise ValueError(
+            f"shard must be i/n with 0 <= i < n, such as 0/4. "
+            f"Received: shard={text}"
+        )
+    return [int(match[1]), int(match[2])]
+
+
 def _check_choices(config):
     _one_of("method", config["method"], methods.METHODS)
     _one_of("network", config["network"], job.NETWORKS)
@@ -278,8 +342,18 @@ def _check_choices(config):
     if not config["attacks"]:
         raise ValueError("attacks must name one at least. Received: none")
     for attack in config["attacks"]:
-        _one_of("attack", attack, attacks.names())
-    for flag in ("epochs", "batch_size", "limit_train", "limit_test"):
+        _one_of("attack", attack.partition(":")[0], attacks.names())
+    if config["shard"]:
+        if not config["evaluate"]:
+            raise ValueError(
+                "--shard needs --evaluate: shards attack one and the same "
+                f"model. Received: shard={config['shard']}"
+            )
+        config["shard"] = _shard(config["shard"])
+    for flag in (
+        *("epochs", "batch_size", "limit_train", "limit_test"),
+        "attack_batch_size",
+    ):
         if config[flag] is not None and config[flag] < 1:
             raise ValueError(
                 f"{flag} must be >= 1. Received: {flag}={config[flag]}"
@@ -354,6 +428,9 @@ def main(argv=None):
         config, workdir = configuration(argv)
         if config is None:
             print(f"{__doc__}\n{define_flags().get_help()}")
+            return 0
+        if "merge" in config:
+            print(reports.table(job.merge(config["merge"], workdir)))
             return 0
         results = job.finished(workdir, config)
         if results:

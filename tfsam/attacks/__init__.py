@@ -3,23 +3,50 @@
     attack = tfsam.attacks.get("pgd", epsilon=8 / 255, norm="linf", steps=10)
     x_adv = attack(logits_fn, x, y, seed=0)
 
-The native attacks stand in `_NATIVE`. All others, tfsam's own adapters of
-cleverhans included, are entry points of the group `tfsam.attacks` in the
-metadata of the package that brings them; nothing of tfsam changes. Only an
-attack that is asked for is imported. What an attack must do: `attacks/base.py`.
+The native attacks stand in `_NATIVE`. All others, tfsam's own adapters
+included, are entry points of the group `tfsam.attacks` in the metadata of the
+package that brings them; nothing of tfsam changes. Only an attack that is asked
+for is imported. What an attack must do: `attacks/base.py`; whether it does:
+`check`.
 """
 
+import functools
 import importlib.metadata
 import inspect
 
+from tfsam.attacks.autoattack import AutoAttack
+from tfsam.attacks.autoattack.apgd import apgd_ce
+from tfsam.attacks.autoattack.apgd import apgd_dlr
+from tfsam.attacks.autoattack.apgd import apgd_t
+from tfsam.attacks.autoattack.fab import FABT
+from tfsam.attacks.autoattack.square import Square
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Logits
+from tfsam.attacks.check import check
 from tfsam.attacks.gradient import FGSM
 from tfsam.attacks.gradient import PGD
+from tfsam.attacks.minimum_norm import FMN
+from tfsam.attacks.noise import NoiseL2
+from tfsam.attacks.noise import NoiseLinf
 
 GROUP = "tfsam.attacks"
 
-_NATIVE = {"fgsm": FGSM, "pgd": PGD}
+_NATIVE = {
+    "apgd_ce": apgd_ce,
+    "apgd_dlr": apgd_dlr,
+    "apgd_t": apgd_t,
+    "autoattack": AutoAttack,
+    "fab_t": FABT,
+    "fgsm": FGSM,
+    "fmn": FMN,
+    "noise_l2": NoiseL2,
+    "noise_linf": NoiseLinf,
+    "pgd": PGD,
+    "pgd_cw": functools.partial(PGD, loss="margin"),
+    "pgd_dlr": functools.partial(PGD, loss="dlr"),
+    "pgd_t": functools.partial(PGD, targets=9),
+    "square": Square,
+}
 
 
 def names():
@@ -31,7 +58,8 @@ def get(name, **options):
     """Makes an attack.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`; "foolbox:LinfPGD" is the attack `foolbox` with
+            the option attack="LinfPGD".
         **options: `epsilon`, and what else the attack's factory takes: `norm`,
             `bounds`, `steps`, ...
 
@@ -85,6 +113,9 @@ def factory(name):
         ValueError: if the name is unknown, or two packages claim it.
         ImportError: if a plug-in's package cannot be imported.
     """
+    name, colon, argument = name.partition(":")
+    if colon:
+        return functools.partial(factory(name), attack=argument)
     plugins = _plugins().get(name, [])
     if len(plugins) + (name in _NATIVE) > 1:
         claims = [point.value for point in plugins]
@@ -119,15 +150,19 @@ def _plugins():
 
 
 def _name(factory):
+    factory = getattr(factory, "func", factory)  # Of a functools.partial.
     return getattr(factory, "__name__", repr(factory))
 
 
 __all__ = [
     "FGSM",
+    "FMN",
     "GROUP",
     "PGD",
     "Attack",
+    "AutoAttack",
     "Logits",
+    "check",
     "factory",
     "get",
     "make",

@@ -53,13 +53,16 @@ class Attack:
     # Whether `perturb` computes with an epsilon that is a tensor: a sweep over
     # epsilons then traces it once.
     tensor_epsilon = False
+    # Whether `perturb` leaves out the examples that are not `examples` of its
+    # logits_fn: a network in blocks is then asked about the others only.
+    selective = False
 
     def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0)):
         self.epsilon = check_radius("epsilon", epsilon)
         self.norm = check_norm(norm)
         self.bounds = _check_bounds(bounds)
 
-    def __call__(self, logits_fn, x, y, seed=0):
+    def __call__(self, logits_fn, x, y, seed=0, start=None):
         """Attacks a batch.
 
         Args:
@@ -67,6 +70,8 @@ class Attack:
             x: float array or tensor (batch, ...).
             y: labels, array or tensor.
             seed: an int, int32 (2,) or int32 (batch, 2).
+            start: where to start instead of at x or at random, for attacks
+                whose `perturb` can; a tensor of x's shape.
 
         Returns:
             A tensor of x's shape and dtype, through which no gradient flows;
@@ -83,11 +88,14 @@ class Attack:
             )
         # float16 near 1 has steps of 4.9e-4: half of a 0.25/255 attack step.
         precise = x if x.dtype.size >= 4 else tf.cast(x, tf.float32)
+        if start is not None:
+            start = {"start": tf.cast(start, precise.dtype)}
         x_adv = self.perturb(
             logits_fn,
             precise,
             tf.convert_to_tensor(y),
             example_seeds(seed, tf.shape(x)[0]),
+            **(start or {}),
         )
         x_adv = tf.ensure_shape(tf.cast(x_adv, x.dtype), x.shape)
         return tf.stop_gradient(x_adv)
@@ -142,6 +150,7 @@ class Logits:
         jit_loops: whether to compile whole attack loops with XLA. Shapes are
             fixed then: the whole batch is computed, attacked or not. For GPUs;
             XLA's loops run on one thread of a CPU.
+        classes: number of logits, where their static shape may not tell.
 
     Attributes:
         active: bool tensor (batch,), the examples to attack; None is all.
@@ -149,18 +158,28 @@ class Logits:
             through the network; None unless `count_passes` was called.
     """
 
-    def __init__(self, function, jit_compile=False, rows=None, jit_loops=False):
+    def __init__(
+        self,
+        function,
+        jit_compile=False,
+        rows=None,
+        jit_loops=False,
+        classes=None,
+    ):
         self.function = function
         self.jit_compile = jit_compile
         self.rows = None if jit_loops else rows
         self.jit_loops = jit_loops
+        self.classes = classes
         self.active = None
         self.passes = None
         self._traced = {}
 
     def __call__(self, x):
         """Returns the logits of a whole batch, (batch, classes)."""
-        logits = self.function(x)
+        logits = tf.convert_to_tensor(self.function(x))
+        if self.classes is not None:
+            logits = tf.ensure_shape(logits, [None, self.classes])
         return logits if logits.dtype.size > 4 else tf.cast(logits, tf.float32)
 
     def only(self, active):

@@ -50,6 +50,7 @@ class PGD(Attack):
     """
 
     in_graph = True
+    selective = True
     tensor_epsilon = True
 
     def __init__(
@@ -153,6 +154,7 @@ class FGSM(Attack):
     """
 
     in_graph = True
+    selective = True
     tensor_epsilon = True
 
     def __init__(

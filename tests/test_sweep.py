@@ -1,0 +1,480 @@
+"""Evaluation at length: sweeps, devices, shards, resume, transfer, warnings."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_reference import network
+
+import tfsam
+from tfsam import evaluation
+from tfsam import sanity
+from tfsam import verdicts
+from tfsam.attacks import Logits
+from tfsam.verdicts import STANDS
+
+EPSILONS = [0.04, 0.08, 0.12]
+PGD = ("pgd", {"steps": 4})
+
+
+@pytest.fixture(scope="module")
+def cnn():
+    return network("standard")
+
+
+@pytest.fixture(scope="module")
+def data(digits):
+    return digits[0][1200:1300], digits[1][1200:1300]
+
+
+def evaluate(model, data, attacks=(PGD,), epsilons=EPSILONS, **kwargs):
+    kwargs = {"batch_size": 32, "strict": True, **kwargs}
+    return tfsam.evaluate(model, data, attacks, "linf", epsilons, **kwargs)
+
+
+def same(result, other):
+    """The same numbers, but for the time that they took."""
+
+    def timeless(result):
+        rows = [{**row, "seconds": None} for row in result["robust"]]
+        return {**result, "robust": rows}
+
+    assert timeless(result) == timeless(other)
+
+
+@pytest.fixture(scope="module")
+def whole(cnn, data):
+    return evaluate(cnn, data, [PGD, "fgsm"])
+
+
+def test_rows_tell_what_they_cost(whole):
+    small, middle, large = whole["robust"][:3]
+    natural = round(100 * whole["natural"]["accuracy"])
+    assert small["attacked"] == natural
+    assert small["inherited"] == 0
+    for before, after in ((small, middle), (middle, large)):
+        assert after["attacked"] == round(100 * before["accuracy"])
+        assert after["inherited"] == natural - after["attacked"]
+    assert small["gradient_passes"] == 4
+    assert small["forward_passes"] == 0
+    assert whole["robust"][3]["gradient_passes"] == 1
+    assert 1 > small["accuracy"] > middle["accuracy"] > large["accuracy"] > 0
+    assert whole["warnings"] == []
+
+
+def test_an_early_stop_is_cheaper_and_leaves_no_more(cnn, data, whole):
+    options = {"steps": 4, "early_stop": True}
+    result = evaluate(cnn, data, [("pgd", options)])
+    for row, last in zip(result["robust"], whole["robust"], strict=False):
+        assert row["accuracy"] <= last["accuracy"]
+    assert result["robust"][0]["gradient_passes"] < 4
+
+
+def counting(model):
+    """A model, and a list that grows with every trace of it."""
+    traces = []
+
+    def function(x):
+        if tf.inside_function():
+            traces.append(tuple(x.shape))
+        return model(x, training=False)
+
+    return function, traces
+
+
+def test_a_sweep_traces_the_network_a_few_times(cnn, data):
+    """Not once an epsilon, not once a number of survivors."""
+    found = []
+    for epsilons in ([0.05], np.linspace(0.02, 0.2, 8)):
+        function, traces = counting(cnn)
+        few = {"steps": 6}
+        attacks = [PGD, ("apgd_ce", few), ("apgd_t", {**few, "targets": 2})]
+        evaluate(function, data, attacks, epsilons)
+        found.append(traces)
+    once, often = found
+    assert len(often) == len(once) <= 6
+    # But for the look at the model beforehand, in blocks of one shape.
+    assert {shape[0] for shape in often} <= {1, 32}
+
+
+def test_attacks_that_are_not_native_get_batches_of_few_sizes(cnn, data):
+    sizes = []
+
+    class Looks:
+        def __init__(self, epsilon, norm, bounds):
+            self.inner = tfsam.FGSM(epsilon)
+
+        def __call__(self, logits_fn, x, y, seed):
+            sizes.append(len(x))
+            return self.inner(logits_fn, x, y, seed)
+
+    evaluate(cnn, data, [Looks], np.linspace(0.01, 0.3, 9))
+    assert set(sizes) == {2, 8, 32}
+    assert evaluation._batch_size(3, 32) == 8
+    assert [evaluation._batch_size(1, n) for n in (1, 2, 100)] == [1, 1, 7]
+
+
+@pytest.mark.parametrize("attack", [PGD, ("apgd_ce", {"steps": 8}), "fgsm"])
+def test_devices_shards_and_order_change_nothing(cnn, data, attack, tmp_path):
+    alone = evaluate(cnn, data, [attack], workdir=tmp_path / "one")
+    both = evaluate(
+        cnn,
+        data,
+        [attack],
+        workdir=tmp_path / "two",
+        devices=["CPU:0", "CPU:1"],
+    )
+    same(both, alone)
+    for shard in (1, 0, 2):
+        part = evaluate(
+            cnn,
+            data,
+            [attack],
+            workdir=tmp_path / f"shard{shard}",
+            shard=(shard, 3),
+        )
+        # Chunks 0 and 3, the last of 4 examples; 1; 2.
+        assert part["natural"]["n"] == (36, 32, 32)[shard]
+    folders = [tmp_path / f"shard{i}" for i in (2, 0, 1)]
+    same(tfsam.merge(folders), alone)
+    # Example by example, not only in number.
+    expected = verdicts.load(tmp_path / "one")
+    for folder in ("two",):
+        for key, found in verdicts.load(tmp_path / folder).items():
+            np.testing.assert_array_equal(found, expected[key])
+    with pytest.raises(ValueError, match="run the missing shard"):
+        tfsam.merge(folders[:2])
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd_ce"])
+def test_another_batch_size_changes_next_to_nothing(cnn, data, name):
+    accuracies = [
+        row["accuracy"]
+        for size in (16, 100)
+        for row in evaluate(cnn, data, [(name, {"steps": 8})], batch_size=size)[
+            "robust"
+        ]
+    ]
+    np.testing.assert_allclose(accuracies[:3], accuracies[3:], atol=0.0101)
+
+
+class Dies:
+    """PGD that is killed in the midst of its third batch."""
+
+    left = 3
+
+    def __init__(self, epsilon, norm, bounds):
+        self.inner = tfsam.PGD(epsilon, steps=4)
+
+    def __call__(self, logits_fn, x, y, seed):
+        Dies.left -= 1
+        if not Dies.left:
+            raise KeyboardInterrupt
+        return self.inner(logits_fn, x, y, seed)
+
+
+def test_a_resumed_evaluation_gives_the_same(cnn, data, tmp_path):
+    Dies.left = -1
+    whole = evaluate(cnn, data, [Dies])
+    Dies.left = 6
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(cnn, data, [Dies], workdir=tmp_path)
+    # Two chunks of three epsilons, less the one that was cut off.
+    held = [len(np.load(p)) for p in sorted(tmp_path.glob("00-*/*.npz"))]
+    assert len(held) == 2 and held[1] == 2 * held[0] // 3
+    Dies.left = -1
+    same(evaluate(cnn, data, [Dies], workdir=tmp_path), whole)
+    assert Dies.left == -1 - 7  # What was measured is not measured again.
+    same(evaluate(cnn, data, [Dies], workdir=tmp_path), whole)
+    assert Dies.left == -1 - 7
+
+
+def test_a_damaged_chunk_is_measured_again(cnn, data, tmp_path, whole):
+    attacks = [PGD, "fgsm"]
+    evaluate(cnn, data, attacks, workdir=tmp_path)
+    for path in tmp_path.rglob("000001.npz"):
+        path.write_bytes(path.read_bytes()[:100])
+    (tmp_path / "natural" / ".123-000002.npz").write_bytes(b"left by a kill")
+    same(evaluate(cnn, data, attacks, workdir=tmp_path), whole)
+    assert not list(tmp_path.rglob(".*"))
+
+
+SCRIPT = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    import conftest, numpy, sklearn.datasets
+    from test_reference import network
+    import tfsam
+    digits = sklearn.datasets.load_digits()
+    x = (digits.images / 16).astype("float32")[..., None][1200:1400]
+    tfsam.evaluate(
+        network("standard"), (x, digits.target[1200:1400]),
+        [("apgd_t", {{"steps": 60}})], "linf", [0.02, 0.05, 0.1],
+        batch_size=16, strict=True, workdir={workdir!r},
+    )
+"""
+
+
+@pytest.mark.slow
+def test_kill_nine_loses_at_most_a_chunk(digits, tmp_path):
+    data = digits[0][1200:1400], digits[1][1200:1400]
+    script = textwrap.dedent(SCRIPT).format(
+        tests=str(pathlib.Path(__file__).parent),
+        workdir=str(tmp_path / "killed"),
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    files = tmp_path / "killed" / "00-apgd_t"
+    while process.poll() is None and len(list(files.glob("0*.npz"))) < 4:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {p: p.read_bytes() for p in files.glob("0*.npz")}
+    assert 4 <= len(done) < 13
+    arguments = {
+        "attacks": [("apgd_t", {"steps": 60})],
+        "epsilons": [0.02, 0.05, 0.1],
+        "batch_size": 16,
+    }
+    network_ = network("standard")
+    resumed = evaluate(network_, data, workdir=tmp_path / "killed", **arguments)
+    same(resumed, evaluate(network_, data, **arguments))
+    # All of them but the chunk at which it was killed are as they were.
+    changed = [p for p, held in done.items() if p.read_bytes() != held]
+    assert len(changed) <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "adversarial"}, "Received: model="),
+        ({"seed": 1}, r"Received: seed=1 \(it has 0\)"),
+        ({"epsilons": [0.04, 0.08]}, "Received: epsilons="),
+        ({"attacks": [("pgd", {"steps": 5})]}, "Received: attacks="),
+        ({"batch_size": 16}, "Received: batch_size=16"),
+        ({"first": 1}, "Received: data="),
+        ({"surrogate": "adversarial"}, "Received: surrogate="),
+    ],
+)
+def test_another_evaluation_is_refused(change, message, cnn, data, tmp_path):
+    evaluate(cnn, data, workdir=tmp_path)
+    change = dict(change)
+    model = network(change.pop("model")) if "model" in change else cnn
+    if "surrogate" in change:
+        change["surrogate"] = network(change["surrogate"])
+    first = change.pop("first", 0)
+    data = (np.roll(data[0], first, axis=0), data[1])
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, data, workdir=tmp_path, **change)
+
+
+def test_a_callable_is_known_by_its_logits(cnn, data, tmp_path):
+    def other(x):
+        return cnn(x) * 1.001
+
+    evaluate(lambda x: cnn(x), data, workdir=tmp_path)
+    evaluate(lambda x: cnn(x), data, workdir=tmp_path)
+    with pytest.raises(ValueError, match="Received: model="):
+        evaluate(other, data, workdir=tmp_path)
+
+
+def test_adversarial_images_are_kept(cnn, data, tmp_path):
+    result = evaluate(cnn, data, workdir=tmp_path, save_adversarial=True)
+    found = verdicts.load(tmp_path)
+    for index, row in enumerate(result["robust"]):
+        images = np.concatenate(
+            [
+                np.load(path)[f"{index}/adversarial"]
+                for path in sorted(tmp_path.glob("00-pgd/*.npz"))
+            ]
+        )
+        moved = np.abs(images - data[0]).max()
+        np.testing.assert_allclose(moved, row["max_perturbation"], rtol=1e-5)
+        verdict = found["pgd", row["epsilon"]]
+        right = np.argmax(cnn(images), axis=1) == data[1]
+        assert ((verdict == STANDS) <= right).all()
+        assert row["accuracy"] == (verdict == STANDS).mean()
+
+
+def test_warm_start(cnn, data, whole):
+    warm = evaluate(cnn, data, [PGD, "fgsm"], warm_start=True)
+    first, *others = warm["robust"][:3]
+    assert first["accuracy"] == whole["robust"][0]["accuracy"]
+    for row, cold in zip(others, whole["robust"][1:3], strict=True):
+        assert row["accuracy"] <= cold["accuracy"] + 0.03
+        assert row["max_perturbation"] <= row["epsilon"] * (1 + 1e-5)
+    assert [r["accuracy"] for r in warm["robust"][3:]] == [
+        r["accuracy"] for r in whole["robust"][3:]
+    ]
+
+
+def test_transfer(cnn, data, whole):
+    """Crafted on another model, an attack is weaker; on the same, the same."""
+    same(evaluate(cnn, data, [PGD, "fgsm"], surrogate=cnn), whole)
+    transferred = evaluate(cnn, data, surrogate=network("adversarial"))
+    for row, direct in zip(
+        transferred["robust"], whole["robust"], strict=False
+    ):
+        assert direct["accuracy"] < row["accuracy"]
+    assert transferred["robust"][2]["accuracy"] < 0.9
+    with pytest.raises(ValueError, match="surrogate must have the model's 10"):
+        evaluate(cnn, data, surrogate=lambda x: cnn(x)[:, :9])
+
+
+def test_a_minimum_norm_attack_runs_once(cnn, data):
+    result = evaluate(cnn, data, [("fmn", {"steps": 40})])
+    rows = result["robust"]
+    assert [r["attacked"] for r in rows[1:]] == [0, 0]
+    assert rows[1]["seconds"] == 0 and rows[1]["gradient_passes"] is None
+    (median,) = {row["median_distance"] for row in rows}
+    strong = evaluate(cnn, data, ["apgd_t"])["robust"]
+    for row, other in zip(rows, strong, strict=True):
+        assert abs(row["accuracy"] - other["accuracy"]) <= 0.05
+        assert (row["accuracy"] < 0.5) == (median < row["epsilon"])
+
+
+def test_autoattack_tells_who_broke_what(cnn, data, monkeypatch):
+    monkeypatch.setattr(
+        tfsam.attacks.Square.__init__, "__defaults__", ("linf", 50, 0.8, (0, 1))
+    )
+    result = evaluate(cnn, data, ["autoattack"], [0.1])
+    (row,) = result["robust"]
+    assert list(row["broken_by"]) == ["apgd_ce", "apgd_t", "fab_t", "square"]
+    broken = 100 * (result["natural"]["accuracy"] - row["accuracy"])
+    assert sum(row["broken_by"].values()) == round(broken)
+    assert row["broken_by"]["apgd_ce"] > 30
+    assert row["standard"] is True
+    alone = evaluate(cnn, data, ["apgd_ce", "apgd_t"], [0.1])["robust"]
+    assert row["accuracy"] <= min(r["accuracy"] for r in alone)
+
+
+# Warnings: each on a model that deserves it.
+
+
+def warnings_of(model, data, attacks=(), epsilons=(0.1,)):
+    result = evaluate(model, data, attacks, epsilons, strict=False)
+    return {w["warning"]: w["message"] for w in result["warnings"]}
+
+
+def test_random_outputs_are_found(cnn, data):
+    def noisy(x):
+        return cnn(x) + tf.random.normal([10])
+
+    assert "noise, dropout" in warnings_of(noisy, data)["random_outputs"]
+    assert not warnings_of(cnn, data)
+
+
+def test_zero_gradients_are_found(cnn, data):
+    def saturated(x):
+        return 100 * cnn(x)
+
+    assert "saturates" in warnings_of(saturated, data)["zero_gradients"]
+
+    def flat(x):
+        return tf.stop_gradient(cnn(x)) + 0 * cnn(x)
+
+    assert "zero_gradients" in warnings_of(flat, data)
+
+    def outside(x):
+        return tf.numpy_function(lambda x: cnn(x).numpy(), [x], tf.float32)
+
+    assert "no_gradients" in warnings_of(outside, data)
+
+
+@tf.custom_gradient
+def _shattered(x):
+    """The identity, whose gradient points the wrong way."""
+    return tf.identity(x), lambda upstream: -upstream
+
+
+def test_masked_gradients_are_found(cnn, data):
+    def masked(x):
+        return cnn(_shattered(x))
+
+    attacks = [PGD, "noise_linf", ("square", {"queries": 100})]
+    found = warnings_of(masked, data, attacks, [0.3])
+    assert "square, which uses no gradient" in found["gradients_masked"]
+    assert not warnings_of(cnn, data, attacks, [0.3])
+
+
+def test_square_inside_an_ensemble_is_watched(monkeypatch):
+    verdict = np.array([1, 4, -1, 0] * 25, np.int8)
+    stages = {"aa": ["apgd_ce", "apgd_t", "fab_t", "square"]}
+    (found,) = sanity.of_verdicts({"aa": verdict}, stages, "linf 0.1")
+    assert "square, which uses no gradient, broke 25" in found["message"]
+    verdict = np.where(verdict == 4, 3, verdict)
+    assert not sanity.of_verdicts({"aa": verdict}, stages, "linf 0.1")
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_few_classes_are_said(cnn, data, classes):
+    x, y = data
+    few = (x[y < classes][:10], y[y < classes][:10])
+    result = evaluate(
+        lambda x: cnn(x)[:, :classes],
+        few,
+        ["autoattack", "apgd_t"],
+        [0.3],
+        strict=True,
+    )
+    (warning,) = [
+        w for w in result["warnings"] if w["warning"] == "few_classes"
+    ]
+    assert f"{classes} classes" in warning["message"]
+    assert ("not standard" in warning["message"]) == (classes < 4)
+    assert result["robust"][0]["standard"] == (classes >= 4)
+    text = tfsam.reports.table(result)
+    assert ("autoattack (not standard)" in text) == (classes < 4)
+
+
+def test_bad_shards():
+    for shard in ((1, 1), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match="Received: shard="):
+            evaluation._check_shard(shard)
+    with pytest.raises(ValueError, match="must hold examples"):
+        evaluate(
+            lambda x: x,
+            (np.eye(3, dtype="float32"), np.arange(3)),
+            shard=(1, 2),
+        )
+    with pytest.raises(ValueError, match="Received: none"):
+        tfsam.merge([])
+    with pytest.raises(ValueError, match="folder of a record"):
+        tfsam.merge(["/nowhere"])
+
+
+def test_a_network_in_xla_loops_gives_the_same_verdicts(cnn, data, monkeypatch):
+    """The path that GPUs take."""
+    plain = evaluate(cnn, data, [PGD, ("apgd_ce", {"steps": 10})])
+
+    def on_a_gpu(logits, *arguments):
+        return Logits(logits.function, jit_compile=True, jit_loops=True)
+
+    monkeypatch.setattr(evaluation.classifiers, "for_evaluation", on_a_gpu)
+    compiled = evaluate(cnn, data, [PGD, ("apgd_ce", {"steps": 10})])
+    for row, other in zip(compiled["robust"], plain["robust"], strict=True):
+        assert abs(row["accuracy"] - other["accuracy"]) <= 0.01
+
+
+def test_subclassed_models_run_on_several_devices(data):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(10)
+            self.norm = keras.layers.BatchNormalization()
+
+        def call(self, x, training=False):
+            x = keras.ops.reshape(x, (-1, 64))
+            return self.dense(self.norm(x, training=training))
+
+    model = Model()
+    model(data[0][:1])
+    alone = evaluate(model, data)
+    same(evaluate(model, data, devices=["CPU:0", "CPU:1"]), alone)

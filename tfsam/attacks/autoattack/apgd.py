@@ -1,0 +1,309 @@
+"""Auto-PGD, with which AutoAttack begins.
+
+Croce and Hein, 2020, "Reliable evaluation of adversarial robustness with an
+ensemble of diverse parameter-free attacks", Algorithm 1.
+
+PGD with momentum that chooses its step size itself: at checkpoints it is halved
+where the loss has stopped to rise, and the search goes on from the best point.
+An example is left as soon as it is misclassified: any broken iterate counts.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfsam import geometry
+from tfsam.attacks import losses
+from tfsam.attacks.base import Attack
+from tfsam.attacks.base import compiled
+from tfsam.attacks.base import examples
+from tfsam.attacks.base import input_gradient
+from tfsam.attacks.base import next_seeds
+from tfsam.attacks.base import per_example
+from tfsam.attacks.base import predict
+from tfsam.attacks.base import repeat
+from tfsam.attacks.base import turn
+from tfsam.attacks.base import where
+from tfsam.geometry import check_count
+from tfsam.geometry import check_radius
+
+# alpha of equation (1): what a step keeps of its own direction; the rest is
+# momentum.
+_MOMENTUM_SHARE = 0.75
+
+
+class _State(NamedTuple):
+    """A search in progress, one row an example."""
+
+    x: tf.Tensor
+    previous: tf.Tensor
+    step_size: tf.Tensor
+    broken: tf.Tensor
+    loss: tf.Tensor
+    best: tf.Tensor
+    best_loss: tf.Tensor
+    best_slope: tf.Tensor
+    rises: tf.Tensor  # Steps since the checkpoint that raised the loss.
+    checkpoint_loss: tf.Tensor  # The best loss at the last checkpoint.
+    just_halved: tf.Tensor  # Whether the step size was halved there.
+
+
+@keras.saving.register_keras_serializable(package="tfsam")
+class APGD(Attack):
+    """Auto-PGD on one loss, untargeted or towards the likeliest wrong classes.
+
+    Args:
+        epsilon: the largest perturbation, in the units of x, >= 0.
+        norm: "linf" or "l2".
+        steps: number of gradients of an attempt, >= 1.
+        loss: "cross_entropy", "margin" or "dlr".
+        targets: climb towards so many wrong classes, likeliest first; 0 is
+            untargeted.
+        restarts: attempts (for each target), at those who stood before, >= 1.
+        rho: the part of the steps since a checkpoint that must have raised the
+            loss, or the step size is halved; in [0, 1].
+        bounds: (lowest, highest) value of x, or None.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    in_graph = True
+    selective = True
+    tensor_epsilon = True
+
+    def __init__(
+        self,
+        epsilon,
+        norm="linf",
+        steps=100,
+        loss="cross_entropy",
+        targets=0,
+        restarts=1,
+        rho=0.75,
+        bounds=(0.0, 1.0),
+    ):
+        super().__init__(epsilon, norm, bounds)
+        if loss not in losses.LOSSES:
+            raise ValueError(
+                f"loss must be one of {sorted(losses.LOSSES)}. "
+                f"Received: loss={loss}"
+            )
+        self.steps = check_count("steps", steps, 1)
+        self.loss = loss
+        self.targets = check_count("targets", targets)
+        self.restarts = check_count("restarts", restarts, 1)
+        self.rho = check_radius("rho", rho)
+
+    def perturb(self, logits_fn, x, y, seeds):
+        """Returns the first misclassified point, else that of the best loss."""
+        active = examples(logits_fn, x)
+        loss, targeted_loss = losses.LOSSES[self.loss]
+        runs, targets = self.restarts, None
+        if self.targets:
+            loss = targeted_loss
+            targets = losses.targets(
+                predict(logits_fn, x, active), y, self.targets
+            )
+            runs *= targets.shape[1]
+
+        def attempt(run, active):
+            labels = y
+            if targets is not None:
+                labels = (losses.classes(y), turn(targets, run))
+            start = _start(self, x, next_seeds(seeds, run))
+            return _search(self, logits_fn, x, y, start, active, loss, labels)
+
+        return repeat(attempt, runs, x, active)
+
+
+def apgd_ce(epsilon, norm="linf", steps=100, restarts=1, bounds=(0.0, 1.0)):
+    """APGD on the cross-entropy, the first of AutoAttack.
+
+    Args:
+        epsilon: the largest perturbation, in the units of x, >= 0.
+        norm: "linf" or "l2".
+        steps: number of gradients of an attempt, >= 1.
+        restarts: attempts, >= 1.
+        bounds: (lowest, highest) value of x, or None.
+    """
+    return APGD(epsilon, norm, steps, restarts=restarts, bounds=bounds)
+
+
+def apgd_dlr(epsilon, norm="linf", steps=100, restarts=1, bounds=(0.0, 1.0)):
+    """APGD on the difference of logits ratio.
+
+    Args:
+        epsilon: the largest perturbation, in the units of x, >= 0.
+        norm: "linf" or "l2".
+        steps: number of gradients of an attempt, >= 1.
+        restarts: attempts, >= 1.
+        bounds: (lowest, highest) value of x, or None.
+    """
+    return APGD(epsilon, norm, steps, "dlr", restarts=restarts, bounds=bounds)
+
+
+def apgd_t(
+    epsilon, norm="linf", steps=100, targets=9, restarts=1, bounds=(0.0, 1.0)
+):
+    """APGD on the targeted DLR, the second of AutoAttack.
+
+    Args:
+        epsilon: the largest perturbation, in the units of x, >= 0.
+        norm: "linf" or "l2".
+        steps: number of gradients of an attempt, >= 1.
+        targets: wrong classes to go for, likeliest first; with fewer, all.
+        restarts: attempts for each target, >= 1.
+        bounds: (lowest, highest) value of x, or None.
+    """
+    return APGD(epsilon, norm, steps, "dlr", targets, restarts, bounds=bounds)
+
+
+def checkpoints(steps):
+    """The iterations at which the step size is judged (section 3.2).
+
+    w_j = ceil(p_j steps), p_0 = 0, p_1 = 0.22,
+    p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06).
+
+    Args:
+        steps: number of iterations.
+
+    Returns:
+        A list of increasing integers, the first one 0, none above `steps`.
+    """
+    shares = [0.0, 0.22]
+    while shares[-1] <= 1:
+        gap = max(shares[-1] - shares[-2] - 0.03, 0.06)
+        shares.append(shares[-1] + gap)
+    # Rounded first: 0.41 * 100 is 41, not a bit more.
+    found = {math.ceil(round(share * steps, 6)) for share in shares}
+    return sorted(w for w in found if w <= steps)
+
+
+def _start(attack, x, seeds):
+    """A random point on the ball's surface, as in the authors' code."""
+    points = geometry.random_point(
+        seeds, tf.shape(x), 1.0, attack.norm, x.dtype
+    )
+    norms = geometry.example_norms(points, attack.norm)
+    return attack.clip(x + attack.epsilon * points / norms)
+
+
+def _search(attack, logits_fn, x, y, start, active, loss, labels):
+    """One attempt: (x_adv, broken)."""
+    gradient = input_gradient(logits_fn, loss)
+    windows = _windows(attack.steps)
+
+    def loop(x, start, active):
+        def step(index, state):
+            slope, logits = gradient(state.x, labels, active & ~state.broken)
+            window = tf.constant(windows)[index]
+            state = _judged(state, logits, loss(logits, labels), slope, y)
+            state, slope = tf.cond(
+                window > 0,
+                lambda: _adapted(state, slope, window, attack.rho),
+                lambda: (state, slope),
+            )
+            moved = _moved(attack, x, state, slope, first=index == 0)
+            # What is broken stays where it is.
+            moved = where(state.broken, state.x, moved)
+            return index + 1, state._replace(x=moved, previous=state.x)
+
+        _, state = tf.while_loop(
+            lambda index, state: (
+                (index < attack.steps) & tf.reduce_any(active & ~state.broken)
+            ),
+            step,
+            (0, _initial(attack, start, ~active)),
+            parallel_iterations=1,
+        )
+        # The last step's point has not been looked at.
+        left = active & ~state.broken
+        logits = predict(logits_fn, state.x, left)
+        last = left & losses.misclassified(logits, y)
+        better = left & (loss(logits, labels) > state.best_loss)
+        x_adv = where(state.broken | last | better, state.x, state.best)
+        return x_adv, active & (state.broken | last)
+
+    return compiled(logits_fn, loop)(x, start, active)
+
+
+def _initial(attack, start, broken):
+    nothing = tf.zeros_like(start[:, :1])
+    nothing = tf.reshape(nothing, [tf.shape(start)[0], -1])[:, 0]
+    lowest = tf.fill(tf.shape(nothing), start.dtype.min)
+    highest = tf.fill(tf.shape(nothing), start.dtype.max)  # No rise at first.
+    return _State(
+        x=start,
+        previous=start,
+        step_size=nothing + 2 * attack.epsilon,
+        broken=broken,
+        loss=highest,
+        best=start,
+        best_loss=lowest,
+        best_slope=tf.zeros_like(start),
+        rises=tf.zeros_like(nothing),
+        checkpoint_loss=lowest,
+        just_halved=tf.ones_like(broken),
+    )
+
+
+def _judged(state, logits, loss, slope, y):
+    """The state, now that the loss at its point is known."""
+    loss = tf.cast(loss, state.loss.dtype)
+    better = loss > state.best_loss
+    risen = tf.cast(loss > state.loss, loss.dtype)
+    return state._replace(
+        broken=state.broken | losses.misclassified(logits, y),
+        loss=loss,
+        rises=state.rises + risen,
+        best=where(better, state.x, state.best),
+        best_slope=where(better, slope, state.best_slope),
+        best_loss=tf.where(better, loss, state.best_loss),
+    )
+
+
+def _adapted(state, slope, window, rho):
+    """At a checkpoint: halve the step and go back to the best point, or not.
+
+    Conditions 1 and 2 of section 3.2: fewer than rho of the window's steps
+    raised the loss; or neither step size nor best loss changed since the last
+    checkpoint.
+    """
+    few = state.rises < rho * tf.cast(window, state.rises.dtype)
+    stuck = ~state.just_halved & (state.best_loss <= state.checkpoint_loss)
+    halve = few | stuck
+    state = state._replace(
+        x=where(halve, state.best, state.x),
+        step_size=tf.where(halve, state.step_size / 2, state.step_size),
+        rises=tf.zeros_like(state.rises),
+        checkpoint_loss=state.best_loss,
+        just_halved=halve,
+    )
+    return state, where(halve, state.best_slope, slope)
+
+
+def _moved(attack, x, state, slope, first):
+    """Equation (1): a projected step, and some of the step before."""
+
+    def project(point):
+        inside = geometry.project(point - x, attack.epsilon, attack.norm)
+        return attack.clip(x + inside)
+
+    direction = geometry.steepest(slope, attack.norm)
+    z = project(state.x + per_example(state.step_size, x) * direction)
+    share = tf.where(first, tf.ones([], x.dtype), _MOMENTUM_SHARE)
+    momentum = state.x - state.previous
+    return project(state.x + share * (z - state.x) + (1 - share) * momentum)
+
+
+def _windows(steps):
+    """At each iteration, the steps since the last checkpoint if it is one."""
+    marks = checkpoints(steps)
+    windows = [0] * (steps + 1)
+    for last, mark in itertools.pairwise(marks):
+        windows[mark] = mark - last
+    return windows

@@ -1,0 +1,215 @@
+"""A model of any kind as a function from pixels to logits."""
+
+import hashlib
+import os
+import zipfile
+
+import keras
+import tensorflow as tf
+
+from tfsam import files
+from tfsam.attacks.base import Logits
+from tfsam.checks import flattened
+
+# Examples that go through the network at once on a CPU. The same for all
+# networks and batches, so that an example's logits are always the same.
+BLOCK_ROWS = 32
+
+
+class _Network:
+    """A Keras model in inference mode, with its weights or copies of them."""
+
+    def __init__(self, model, values=None):
+        self.model = model
+        self.values = values
+
+    def __call__(self, x):
+        if self.values is None:
+            return self.model(x, training=False)
+        mapping = list(zip(self.model.variables, self.values, strict=True))
+        with keras.StatelessScope(mapping):
+            return self.model(x, training=False)
+
+    def copied(self):
+        """The same model with copies of its weights on the current device."""
+        values = [tf.identity(v.value) for v in self.model.variables]
+        return _Network(self.model, values)
+
+
+def load_logits(model, jit_compile="auto"):
+    """A model of any kind as a function from pixels to logits.
+
+    Args:
+        model: a Keras model, the path of a `.keras` file or of a SavedModel, or
+            a callable from pixels to logits. A SavedModel is a program: load
+            those of people you trust.
+        jit_compile: whether XLA compiles the network's gradients; "auto" does
+            on GPUs.
+
+    Returns:
+        A `tfsam.attacks.Logits`, in inference mode.
+
+    Raises:
+        ValueError: if it is none of these, or a file that is no model.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        model = _load(os.fspath(model))
+    if isinstance(model, Logits):
+        return model
+    if isinstance(model, keras.Model):
+        return Logits(_Network(model), use_xla(jit_compile))
+    if not callable(model):
+        raise ValueError(
+            "model must be a Keras model, a path, or a callable from pixels to "
+            f"logits. Received: model={model}"
+        )
+    return Logits(model, jit_compile is True)
+
+
+def for_evaluation(logits, classes, batch_size, device=None):
+    """The logits as an evaluation runs them on a device.
+
+    On a CPU in blocks of `BLOCK_ROWS`; on a GPU whole batches, attack loops
+    inside XLA.
+
+    Args:
+        logits: a `Logits`.
+        classes: number of logits.
+        batch_size: the largest batch that they will see.
+        device: name of a device that gets a copy of a Keras model's weights;
+            None is TensorFlow's own choice, and no copy.
+
+    Returns:
+        A new `Logits`, which shares nothing that is traced.
+    """
+    function = logits.function
+    if device is not None and isinstance(function, _Network):
+        with tf.device(device):
+            function = function.copied()
+    gpu = tf.config.list_logical_devices("GPU")
+    if gpu and (device is None or "GPU" in device.upper()):
+        rows, jit_loops = None, logits.jit_compile
+    else:
+        rows, jit_loops = min(logits.rows or BLOCK_ROWS, batch_size), False
+    return Logits(function, logits.jit_compile, rows, jit_loops, classes)
+
+
+def use_xla(jit_compile="auto"):
+    """Whether XLA is to compile a network's gradients.
+
+    Args:
+        jit_compile: "auto" is yes on GPUs; on CPUs a plain graph was the faster
+            one (BUILD_NOTES.md). Or a bool.
+    """
+    if jit_compile == "auto":
+        return bool(tf.config.list_logical_devices("GPU"))
+    return bool(jit_compile)
+
+
+def fingerprint(model, logits, x):
+    """What tells a model from others, a string.
+
+    Of a path the files' checksum; of a Keras model that of its layers' kinds
+    and its weights; of a callable that of its logits on some examples.
+
+    Args:
+        model: as of `load_logits`.
+        logits: the `Logits` that it was loaded as.
+        x: float array (batch, ...), the examples.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return files.digest(model)
+    total = hashlib.sha256()
+    if isinstance(logits.function, _Network):
+        network = logits.function.model
+        # Not names: Keras numbers them in the order of their making.
+        kinds = [type(layer).__name__ for layer in flattened(network)]
+        total.update(" ".join(kinds).encode())
+        for variable in network.variables:
+            total.update(str(tuple(variable.shape)).encode())
+            total.update(keras.ops.convert_to_numpy(variable).tobytes())
+    else:
+        outputs = logits.function(tf.convert_to_tensor(x))
+        total.update(tf.convert_to_tensor(outputs).numpy().tobytes())
+    return total.hexdigest()
+
+
+def count_classes(logits, example):
+    """The number of a model's logits.
+
+    Args:
+        logits: a `Logits`.
+        example: float array (1, ...), one example.
+
+    Raises:
+        ValueError: if the model does not take it, or returns something else
+            than logits (1, classes).
+    """
+    try:
+        output = logits.function(tf.convert_to_tensor(example))
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"model must take the data's images ({reason}). "
+            f"Received: images of shape {example.shape[1:]}"
+        ) from error
+    if isinstance(output, (dict, list, tuple)):
+        raise ValueError(
+            "model must return one tensor of logits. "
+            f"Received: a {type(output).__name__} of {len(output)}"
+        )
+    output = tf.convert_to_tensor(output)
+    shape = tuple(output.shape)
+    if len(shape) != 2 or shape[1] < 2 or not output.dtype.is_floating:
+        raise ValueError(
+            "model must return logits (batch, classes), not labels. Received: "
+            f"{output.dtype.name} of shape {shape} for one example"
+        )
+    return shape[1]
+
+
+def traceable(logits, example):
+    """Whether `tf.function` can trace a model.
+
+    Args:
+        logits: a `Logits`.
+        example: float array (1, ...), one example.
+    """
+    predict = tf.function(logits, jit_compile=logits.jit_compile)
+    try:
+        predict(tf.convert_to_tensor(example))
+    except Exception:
+        # Whatever a callable of the user's does, in NumPy or with `.numpy()`,
+        # it worked eagerly when its outputs were counted.
+        return False
+    return True
+
+
+def _load(path):
+    try:
+        if os.path.isdir(path):
+            loaded = tf.saved_model.load(path)
+            # The variables live only as long as what was loaded: both
+            # functions hold it.
+            if hasattr(loaded, "serve"):
+                return lambda x: loaded.serve(x)
+            outputs = loaded.signatures["serving_default"].structured_outputs
+            if len(outputs) != 1:
+                raise ValueError(f"its outputs are {sorted(outputs)}, not one")
+            (name,) = outputs
+            return lambda x: loaded.signatures["serving_default"](x)[name]
+        if not os.path.exists(path):
+            raise ValueError("no such file")
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (
+        KeyError,
+        OSError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            "model must be the path of a .keras file or of a SavedModel folder "
+            f"({reason[0]}). Received: model={path}"
+        ) from error

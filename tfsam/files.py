@@ -1,0 +1,125 @@
+"""Files that appear whole or not at all.
+
+`replacing` and its relatives write beside the place and move the result there.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Gives a temporary path, and moves what was made there to `path`.
+
+    Args:
+        path: of a file or a folder; what stands there is replaced.
+
+    Yields:
+        A path beside `path` with the same ending.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def leftovers(folder):
+    """The temporary paths in a folder that killed processes left there.
+
+    Args:
+        folder: of what `replacing` replaced; it need not exist.
+    """
+    found = pathlib.Path(folder).glob(".*-*")
+    return [path for path in found if re.match(r"\.\d+-", path.name)]
+
+
+def remove(path):
+    """Removes a file or a folder, if it is there.
+
+    Args:
+        path: its path.
+    """
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def write_atomically(path, text):
+    """Writes a text file.
+
+    Args:
+        path: the file.
+        text: its content.
+    """
+    with replacing(path) as temporary, open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path, content):
+    """Writes JSON.
+
+    Args:
+        path: the file.
+        content: what `json.dumps` takes.
+    """
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path):
+    """What a JSON file holds; None if there is no such file, or no object.
+
+    Args:
+        path: the file.
+    """
+    try:
+        content = json.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_arrays(path, arrays):
+    """Writes arrays by name.
+
+    Args:
+        path: the .npz file.
+        arrays: a dict of arrays.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def digest(path):
+    """A checksum of a file, or of all files of a folder and their names.
+
+    Args:
+        path: of the file or the folder.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        files = [path]
+    else:
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.relative_to(path).as_posix().encode())
+        with open(file, "rb") as content:
+            part = hashlib.file_digest(content, "sha256")
+        total.update(part.digest())
+    return total.hexdigest()

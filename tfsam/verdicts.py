@@ -1,0 +1,205 @@
+"""Who broke which example: the record of an evaluation, on disk or in memory.
+
+A record is a folder of small files, each of which appears whole or not at all:
+a header that says what was evaluated, and, for natural accuracy and for each
+attack, one file for each chunk of examples. What has a file is not measured
+again; processes that evaluate different chunks may share a folder or have one
+each.
+"""
+
+import json
+import pathlib
+import re
+import zipfile
+
+import numpy as np
+
+from tfsam import files
+
+# The verdict on an example: it stands; it is misclassified without an attack;
+# or the number of the attack's stage that broke it, from 1.
+STANDS = -1
+MISCLASSIFIED = 0
+
+NATURAL = "natural"
+
+
+class Record:
+    """The verdicts of one evaluation.
+
+    Args:
+        header: a dict of what was evaluated, of JSON's types.
+        folder: where to keep it; None is in memory alone.
+
+    Raises:
+        ValueError: if the folder holds the record of another evaluation.
+    """
+
+    def __init__(self, header, folder=None):
+        self.header = json.loads(json.dumps(header))
+        self.folder = None if folder is None else pathlib.Path(folder)
+        self._parts: dict[tuple[str, int], dict] = {}
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        held = files.read_json(self.folder / "record.json")
+        if held is None:
+            files.write_json(self.folder / "record.json", self.header)
+            return
+        _check_same(held, self.header, self.folder)
+        for path in self.folder.rglob("*"):
+            if path in files.leftovers(path.parent):
+                files.remove(path)
+
+    def load(self, part, chunk):
+        """What was saved, a dict of arrays; an empty one if nothing was.
+
+        Args:
+            part: `NATURAL` or `part_of` an attack.
+            chunk: number of the chunk.
+        """
+        if (part, chunk) not in self._parts and self.folder is not None:
+            found = _read_arrays(_path(self.folder, part, chunk))
+            self._parts[part, chunk] = found
+        return self._parts.get((part, chunk), {})
+
+    def save(self, part, chunk, arrays):
+        """Keeps a dict of arrays.
+
+        Args:
+            part: `NATURAL` or `part_of` an attack.
+            chunk: number of the chunk.
+            arrays: a dict of arrays; they replace what was saved.
+        """
+        if self.folder is not None:
+            path = _path(self.folder, part, chunk)
+            path.parent.mkdir(exist_ok=True)
+            files.write_arrays(path, arrays)
+            # Images stay on disk.
+            arrays = {k: v for k, v in arrays.items() if not is_image(k)}
+        self._parts[part, chunk] = arrays
+
+
+def merged(folders):
+    """The records of several processes as one, in memory.
+
+    Args:
+        folders: of records of one evaluation.
+
+    Raises:
+        ValueError: if one holds no record, or that of another evaluation.
+    """
+    record = None
+    for folder in map(pathlib.Path, folders):
+        header = files.read_json(folder / "record.json")
+        if header is None:
+            raise ValueError(
+                f"a shard must be the folder of a record. Received: {folder}"
+            )
+        if record is None:
+            record = Record(header)
+        _check_same(header, record.header, folder)
+        for path in sorted(folder.glob("*/*.npz")):
+            arrays = _read_arrays(path)
+            key = path.parent.name, int(path.stem)
+            # Of an attack that failed half-way, the shard that got further.
+            if len(arrays) >= len(record.load(*key)):
+                record.save(*key, arrays)
+    if record is None:
+        raise ValueError("merge needs folders. Received: none")
+    return record
+
+
+def load(folder):
+    """The verdicts of a record, example by example.
+
+    Args:
+        folder: of the record.
+
+    Returns:
+        A dict from (attack, epsilon) to an int8 array (n,): `STANDS`,
+        `MISCLASSIFIED`, or the number of the stage that broke the example, at
+        this epsilon or a smaller one. What has not been measured yet is absent.
+
+    Raises:
+        ValueError: if the folder holds no record.
+    """
+    record = merged([folder])
+    header, found = record.header, {}
+    for number, attack in enumerate(header["attacks"]):
+        part = part_of(number, attack["name"])
+        for index, epsilon in enumerate(sorted(set(header["epsilons"]))):
+            chunks = [
+                record.load(part, chunk).get(f"{index}/verdict")
+                for chunk in range(chunk_count(header))
+            ]
+            if all(c is not None for c in chunks):
+                found[attack["name"], epsilon] = np.concatenate(chunks)
+    return found
+
+
+def part_of(number, name):
+    """The name of an attack's part.
+
+    Args:
+        number: its place in the list of attacks.
+        name: its name.
+    """
+    return f"{number:02d}-{re.sub(r'[^a-zA-Z0-9_.-]+', '-', name)}"
+
+
+def chunk_count(header):
+    """How many chunks the examples are divided into.
+
+    Args:
+        header: of a record.
+    """
+    return -(-header["n"] // header["batch_size"])
+
+
+def chunk_indices(header, chunk):
+    """The examples of a chunk, by index.
+
+    Args:
+        header: of a record.
+        chunk: its number.
+    """
+    start = chunk * header["batch_size"]
+    return np.arange(start, min(start + header["batch_size"], header["n"]))
+
+
+def is_image(name):
+    """Whether an array of a chunk holds images.
+
+    Args:
+        name: the array's.
+    """
+    return name.endswith("/adversarial")
+
+
+def _path(folder, part, chunk):
+    return folder / part / f"{chunk:06d}.npz"
+
+
+def _read_arrays(path):
+    try:
+        with np.load(path) as held:
+            return {k: held[k] for k in held.files if not is_image(k)}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        # Damaged from outside: measured again.
+        return {}
+
+
+def _check_same(held, header, folder):
+    changes = ", ".join(
+        f"{key}={header.get(key)} (it has {held.get(key)})"
+        for key in {**held, **header}
+        if held.get(key) != header.get(key)
+    )
+    if changes:
+        raise ValueError(
+            f"{folder} holds the record of another evaluation; choose another "
+            f"folder. Received: {changes}"
+        )
