@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam.attacks.base import Logits
 from tfsam.attacks.check import check
+from tfsam.attacks.logits import Logits
 
 pytest.importorskip("art")
 

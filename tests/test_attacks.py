@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import tfsam
 from tfsam import attacks
 from tfsam.attacks import losses
-from tfsam.attacks.base import input_gradient
+from tfsam.attacks.logits import input_gradient
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(16, 3)).astype("float32")

@@ -14,7 +14,7 @@ from cleverhans.tf2.attacks import projected_gradient_descent
 
 import tfsam
 from tfsam.attacks import cleverhans
-from tfsam.attacks.base import Logits
+from tfsam.attacks.logits import Logits
 
 BATCH, SHAPE, CLASSES = 6, (4, 4, 2), 3
 ORDER = {"linf": np.inf, "l2": 2}

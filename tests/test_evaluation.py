@@ -7,7 +7,7 @@ import scipy.stats
 import tensorflow as tf
 
 import tfsam
-from tfsam import evaluation
+from tfsam import accuracies
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(16, 3)).astype("float32")
@@ -391,4 +391,4 @@ def test_progress_says_how_far_it_is():
     ],
 )
 def test_epsilon_text(epsilon, text):
-    assert evaluation.epsilon_text(epsilon) == text
+    assert accuracies.epsilon_text(epsilon) == text

@@ -10,7 +10,7 @@ from test_reference import network
 
 from tfsam.attacks.autoattack.fab import FABT
 from tfsam.attacks.autoattack.fab import project_onto_hyperplane
-from tfsam.attacks.base import Logits
+from tfsam.attacks.logits import Logits
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(16, 3)).astype("float32")

@@ -8,7 +8,7 @@ from test_reference import REFERENCE
 from test_reference import network
 
 from tfsam.attacks.autoattack.fab import FABT
-from tfsam.attacks.base import Logits
+from tfsam.attacks.logits import Logits
 from tfsam.attacks.minimum_norm import FMN
 
 RNG = np.random.default_rng(0)

@@ -76,7 +76,7 @@ def test_it_is_evaluated(shift, norm):
 
 
 def test_it_is_checked(shift):
-    check("shift")
+    tfsam.attacks.check("shift")
 
 
 def test_it_is_on_the_command_line(shift):

@@ -14,7 +14,7 @@ from test_reference import network
 
 from tfsam.attacks.autoattack import square
 from tfsam.attacks.autoattack.square import Square
-from tfsam.attacks.base import Logits
+from tfsam.attacks.logits import Logits
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(108, 3)).astype("float32")

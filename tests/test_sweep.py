@@ -15,6 +15,7 @@ import tensorflow as tf
 from test_reference import network
 
 import tfsam
+from tfsam import attacking
 from tfsam import evaluation
 from tfsam import sanity
 from tfsam import verdicts
@@ -118,8 +119,8 @@ def test_attacks_that_are_not_native_get_batches_of_few_sizes(cnn, data):
 
     evaluate(cnn, data, [Looks], np.linspace(0.01, 0.3, 9))
     assert set(sizes) == {2, 8, 32}
-    assert evaluation._batch_size(3, 32) == 8
-    assert [evaluation._batch_size(1, n) for n in (1, 2, 100)] == [1, 1, 7]
+    assert attacking._batch_size(3, 32) == 8
+    assert [attacking._batch_size(1, n) for n in (1, 2, 100)] == [1, 1, 7]
 
 
 @pytest.mark.parametrize("attack", [PGD, ("apgd_ce", {"steps": 8}), "fgsm"])
@@ -457,7 +458,7 @@ def test_a_network_in_xla_loops_gives_the_same_verdicts(cnn, data, monkeypatch):
     def on_a_gpu(logits, *arguments):
         return Logits(logits.function, jit_compile=True, jit_loops=True)
 
-    monkeypatch.setattr(evaluation.classifiers, "for_evaluation", on_a_gpu)
+    monkeypatch.setattr(attacking.classifiers, "for_evaluation", on_a_gpu)
     compiled = evaluate(cnn, data, [PGD, ("apgd_ce", {"steps": 10})])
     for row, other in zip(compiled["robust"], plain["robust"], strict=True):
         assert abs(row["accuracy"] - other["accuracy"]) <= 0.01

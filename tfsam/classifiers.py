@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfsam import files
-from tfsam.attacks.base import Logits
+from tfsam.attacks.logits import Logits
 from tfsam.checks import flattened
 
 # Examples that go through the network at once on a CPU. The same for all

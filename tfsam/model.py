@@ -29,8 +29,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import checks
-from tfsam.attacks.base import Logits
 from tfsam.attacks.base import example_seeds
+from tfsam.attacks.logits import Logits
 from tfsam.attacks.losses import cross_entropy
 from tfsam.weights import Step
 from tfsam.weights import kind

@@ -7,19 +7,20 @@ say when not to believe one.
 import numpy as np
 import tensorflow as tf
 
-from tfsam.attacks.base import input_gradient
+from tfsam.attacks.logits import input_gradient
 
 # Of all examples: what a weaker attack may find that stronger ones missed.
 _MISSED = 0.002
 
 
-def probe(logits, x, y):
+def probe(logits, x, y, traceable):
     """Runs the model twice, and looks at its gradients.
 
     Args:
         logits: function from pixels to logits.
         x: float array (batch, ...) of images that are classified right.
         y: their labels.
+        traceable: whether `tf.function` can trace the model.
 
     Returns:
         A dict of arrays: `randomness`, the largest difference of two runs;
@@ -34,8 +35,11 @@ def probe(logits, x, y):
         }
     x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
     first, second = (tf.convert_to_tensor(logits(x)).numpy() for _ in range(2))
+    gradient = input_gradient(logits)
+    if traceable:
+        gradient = tf.function(gradient, autograph=False)
     try:
-        slopes = input_gradient(logits)(x, y)[0].numpy()
+        slopes = gradient(x, y)[0].numpy()
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         zeros = -1
     else:

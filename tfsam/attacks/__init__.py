@@ -21,10 +21,10 @@ from tfsam.attacks.autoattack.apgd import apgd_t
 from tfsam.attacks.autoattack.fab import FABT
 from tfsam.attacks.autoattack.square import Square
 from tfsam.attacks.base import Attack
-from tfsam.attacks.base import Logits
 from tfsam.attacks.check import check
 from tfsam.attacks.gradient import FGSM
 from tfsam.attacks.gradient import PGD
+from tfsam.attacks.logits import Logits
 from tfsam.attacks.minimum_norm import FMN
 from tfsam.attacks.noise import NoiseL2
 from tfsam.attacks.noise import NoiseLinf

@@ -8,6 +8,7 @@ them and given back.
 import contextlib
 import difflib
 import random
+import threading
 import zlib
 
 import numpy as np
@@ -16,7 +17,10 @@ import tensorflow as tf
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
-from tfsam.attacks.base import Logits
+from tfsam.attacks.logits import Logits
+
+# Evaluation runs a thread for each device: the generators are of all of them.
+_GENERATORS = threading.RLock()
 
 
 class Adapter(Attack):
@@ -52,7 +56,7 @@ class Adapter(Attack):
             )
         if self.epsilon == 0:
             return x
-        with _seeded(seeds):
+        with _GENERATORS, _seeded(seeds):
             found = self.find(
                 _to_float32(logits_fn),
                 self.clip(tf.cast(x, tf.float32)),

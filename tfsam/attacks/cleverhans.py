@@ -4,7 +4,7 @@ Steps, projections, the momentum and the searches are cleverhans's own code
 (4.0.0), run with the true labels. What differs from cleverhans as shipped, all
 by `_with`, which changes nothing that others see:
 
-- The gradient is that of `base.input_gradient`: the same number, compiled as
+- The gradient is that of `logits.input_gradient`: the same number, compiled as
   `logits_fn` says and shared by all attacks on it. cleverhans's own is a
   module-level `tf.function` that retraces for, and never frees, each new
   function, and fails on one that closes over another trace's tensors.
@@ -35,7 +35,8 @@ from cleverhans.tf2.attacks import spsa
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
-from tfsam.attacks.base import input_gradient
+from tfsam.attacks.logits import examples
+from tfsam.attacks.logits import input_gradient
 from tfsam.geometry import check_count
 from tfsam.geometry import check_radius
 
@@ -44,6 +45,7 @@ class _CleverhansAttack(Attack):
     """What the adapters share: float32 in, the budget kept in x's dtype."""
 
     in_graph = True
+    selective = True
 
     def perturb(self, logits_fn, x, y, seeds):
         """Returns what cleverhans finds."""
@@ -414,7 +416,7 @@ def _gradient_of(logits_fn):
 
     def compute_gradient(model_fn, loss_fn, x, y, targeted):
         del model_fn, loss_fn, targeted
-        return gradient(x, y)[0]
+        return gradient(x, y, examples(logits_fn, x))[0]
 
     return compute_gradient
 

@@ -10,10 +10,10 @@ import tensorflow as tf
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
-from tfsam.attacks.base import examples
 from tfsam.attacks.base import next_seeds
-from tfsam.attacks.base import predict
 from tfsam.attacks.base import repeat
+from tfsam.attacks.logits import examples
+from tfsam.attacks.logits import predict
 from tfsam.geometry import check_count
 
 

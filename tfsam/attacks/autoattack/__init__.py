@@ -16,10 +16,10 @@ from tfsam.attacks.autoattack.apgd import apgd_t
 from tfsam.attacks.autoattack.fab import FABT
 from tfsam.attacks.autoattack.square import Square
 from tfsam.attacks.base import Attack
-from tfsam.attacks.base import Logits
-from tfsam.attacks.base import examples
-from tfsam.attacks.base import predict
 from tfsam.attacks.base import where
+from tfsam.attacks.logits import Logits
+from tfsam.attacks.logits import examples
+from tfsam.attacks.logits import predict
 
 # Their defaults are the standard's: 100 steps, 9 targets, 5000 queries.
 _STAGES: dict[str, Callable] = {

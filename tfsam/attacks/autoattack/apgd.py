@@ -18,15 +18,15 @@ import tensorflow as tf
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
-from tfsam.attacks.base import compiled
-from tfsam.attacks.base import examples
-from tfsam.attacks.base import input_gradient
 from tfsam.attacks.base import next_seeds
 from tfsam.attacks.base import per_example
-from tfsam.attacks.base import predict
 from tfsam.attacks.base import repeat
 from tfsam.attacks.base import turn
 from tfsam.attacks.base import where
+from tfsam.attacks.logits import compiled
+from tfsam.attacks.logits import examples
+from tfsam.attacks.logits import input_gradient
+from tfsam.attacks.logits import predict
 from tfsam.geometry import check_count
 from tfsam.geometry import check_radius
 

@@ -17,10 +17,10 @@ import tensorflow as tf
 
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
-from tfsam.attacks.base import compiled
-from tfsam.attacks.base import examples
-from tfsam.attacks.base import predict
 from tfsam.attacks.base import where
+from tfsam.attacks.logits import compiled
+from tfsam.attacks.logits import examples
+from tfsam.attacks.logits import predict
 from tfsam.geometry import TINY
 from tfsam.geometry import check_count
 from tfsam.geometry import check_radius

@@ -1,0 +1,461 @@
+"""Chunks of examples, attacked and judged, each on one device.
+
+An attack is believed in nothing: what it returns is checked against the image
+range and its budget, and classified again. Verdicts go into a record; see
+`verdicts.py`.
+"""
+
+import concurrent.futures
+import inspect
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfsam import classifiers
+from tfsam import sanity
+from tfsam import verdicts
+from tfsam.accuracies import epsilon_text
+from tfsam.attacks.check import TOLERANCE
+from tfsam.attacks.check import contract
+from tfsam.attacks.logits import Logits
+from tfsam.verdicts import MISCLASSIFIED
+from tfsam.verdicts import NATURAL
+from tfsam.verdicts import STANDS
+
+
+class Data(NamedTuple):
+    """What is attacked, checked: pixels, labels, and labels as numbers."""
+
+    x: np.ndarray
+    y: np.ndarray
+    labels: np.ndarray
+
+
+class Entry(NamedTuple):
+    """An attack that was asked for."""
+
+    name: str
+    options: dict
+    make: Callable
+
+
+class Plan(NamedTuple):
+    """What is evaluated: all that a verdict depends on but the model."""
+
+    data: Data
+    entries: list
+    norm: str
+    epsilons: list  # Ascending, each once.
+    bounds: Any
+    seed: int
+    size: int  # Examples attacked at once.
+    warm_start: bool
+    keep_images: bool
+
+
+class Worker(NamedTuple):
+    """A device, with the models as they run there and what was traced."""
+
+    device: str | None
+    judge: Logits  # The model that is evaluated.
+    source: Logits  # The model that is attacked: the same, or a surrogate.
+    predict: Callable
+    traceable: bool
+    runs: dict
+
+
+class _Found(NamedTuple):
+    """What an attack returned, checked and classified."""
+
+    images: np.ndarray
+    outputs: np.ndarray
+    largest: float
+    passes: np.ndarray  # Forward, gradient.
+
+
+class _Reach(NamedTuple):
+    """What a minimum-norm attack returned, for all epsilons."""
+
+    distances: np.ndarray  # 0 where misclassified, infinite where not found.
+    images: np.ndarray
+    attacked: int
+    passes: np.ndarray
+    seconds: float
+
+
+def make_worker(device, logits, source, classes, size, example):
+    """Puts the models on a device.
+
+    Args:
+        device: its name, None for TensorFlow's own choice.
+        logits: the `Logits` that is evaluated.
+        source: the `Logits` that is attacked.
+        classes: number of logits.
+        size: the largest batch.
+        example: float array (1, ...), one example.
+    """
+    with tf.device(device):
+        judge = classifiers.for_evaluation(logits, classes, size, device)
+        if source is logits:
+            source = judge
+        else:
+            source = classifiers.for_evaluation(source, classes, size, device)
+        source.count_passes()
+        traceable = classifiers.traceable(judge, example)
+        if traceable:
+            predict = tf.function(judge.predict, autograph=False)
+        else:
+
+            def predict(x, active):
+                return judge.function(x)
+
+        attackable = classifiers.traceable(source, example)
+    return Worker(device, judge, source, predict, attackable, {})
+
+
+def spread(workers, work, chunks):
+    """Calls `work(worker, chunk)` for each chunk, on whoever is idle.
+
+    Args:
+        workers: a list of `Worker`s.
+        work: the function.
+        chunks: numbers of chunks.
+    """
+    idle: queue.SimpleQueue = queue.SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def one(chunk):
+        worker = idle.get()
+        try:
+            with tf.device(worker.device):
+                work(worker, chunk)
+        finally:
+            idle.put(worker)
+
+    if len(workers) == 1:
+        for chunk in chunks:
+            one(chunk)
+        return
+    with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
+        done = [pool.submit(one, chunk) for chunk in chunks]
+        try:
+            for future in done:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def measure_natural(plan, workers, record, chunks):
+    """Natural verdicts into the record; refuses what are no logits.
+
+    Args:
+        plan: a `Plan`.
+        workers: a list of `Worker`s.
+        record: a `verdicts.Record`.
+        chunks: numbers of chunks.
+
+    Raises:
+        ValueError: if the model's outputs are no logits of the data's classes.
+    """
+
+    def work(worker, chunk):
+        if record.load(NATURAL, chunk):
+            return
+        indices = verdicts.chunk_indices(record.header, chunk)
+        x = plan.data.x[np.resize(indices, plan.size)]
+        active = np.arange(plan.size) < len(indices)
+        outputs = _numpy(worker.predict(tf.constant(x), tf.constant(active)))
+        outputs = outputs[: len(indices)]
+        if not np.isfinite(outputs).all():
+            raise ValueError(
+                "model must return finite logits. Received: NaN or infinity"
+            )
+        correct = outputs.argmax(axis=1) == plan.data.labels[indices]
+        found = {"correct": correct, "logits": outputs}
+        if chunk == chunks[0]:
+            right = indices[correct]
+            found |= sanity.probe(
+                worker.judge if worker.traceable else worker.judge.function,
+                plan.data.x[right],
+                plan.data.y[right],
+                worker.traceable,
+            )
+        record.save(NATURAL, chunk, found)
+
+    spread(workers, work, chunks)
+    _check_logits(
+        np.concatenate([record.load(NATURAL, c)["logits"] for c in chunks]),
+        plan.data,
+    )
+
+
+def _check_logits(outputs, data):
+    softmax = np.allclose(outputs.sum(axis=1), 1, atol=1e-2)
+    sigmoid = 0.5 < outputs.max() <= 1
+    if outputs.min() >= 0 and (softmax or sigmoid):
+        raise ValueError(
+            "model must return logits, not probabilities: their gradients "
+            "vanish, and the model looks robust. Take the softmax or sigmoid "
+            "off its last layer. Received: outputs that lie in [0, 1]"
+        )
+    classes = outputs.shape[1]
+    if data.y.ndim == 2 and data.y.shape[1] != classes:
+        raise ValueError(
+            f"one-hot y must have the model's number of outputs, {classes}. "
+            f"Received: y of shape {data.y.shape}"
+        )
+    if data.labels.min() < 0 or data.labels.max() >= classes:
+        raise ValueError(
+            f"y must be below the model's number of outputs, {classes}. "
+            f"Received: y in [{data.labels.min()}, {data.labels.max()}]"
+        )
+
+
+def attack_chunk(
+    plan, entry, part, worker, record, chunk, errors, strict, tell
+):
+    """All epsilons on one chunk, ascending; what is measured is kept.
+
+    Args:
+        plan: a `Plan`.
+        entry: the `Entry` whose turn it is.
+        part: its part of the record.
+        worker: a `Worker`.
+        record: a `verdicts.Record`.
+        chunk: number of the chunk.
+        errors: a dict from (part, number of the epsilon) to the message of an
+            attack that failed; it fails once.
+        strict: raise what an attack raises.
+        tell: called with the number of the epsilon and the verdicts.
+    """
+    indices = verdicts.chunk_indices(record.header, chunk)
+    found = dict(record.load(part, chunk))
+    if plan.keep_images and f"{len(plan.epsilons) - 1}/verdict" not in found:
+        found = {}  # The images of the epsilons that are done are not at hand.
+    correct = record.load(NATURAL, chunk)["correct"]
+    verdict = np.where(correct, STANDS, MISCLASSIFIED).astype(np.int8)
+    reach = images = None
+    for index, epsilon in enumerate(plan.epsilons):
+        if f"{index}/verdict" in found:
+            verdict = found[f"{index}/verdict"]
+        elif (part, index) not in errors:
+            try:
+                attack = entry.make(
+                    epsilon=epsilon, norm=plan.norm, bounds=plan.bounds
+                )
+                if getattr(attack, "minimum_norm", False):
+                    reach = reach or _reach(
+                        plan, part, worker, attack, indices, verdict
+                    )
+                    new = _within(epsilon, reach, verdict, plan)
+                    # The first epsilon has paid for all.
+                    reach = reach._replace(
+                        attacked=0, passes=0 * reach.passes, seconds=0.0
+                    )
+                else:
+                    new, images = _attack(
+                        *(plan, part, worker, attack, epsilon),
+                        *(indices, verdict, images),
+                    )
+            except Exception as error:
+                if strict:
+                    raise
+                errors[part, index] = f"{type(error).__name__}: {error}"
+            else:
+                verdict = new["verdict"]
+                found |= {f"{index}/{k}": v for k, v in new.items()}
+                record.save(part, chunk, found)
+        tell(index, verdict)
+
+
+def _attack(plan, part, worker, attack, epsilon, indices, verdict, images):
+    """One epsilon on one chunk: what is saved of it, and the images."""
+    started = time.perf_counter()
+    verdict = verdict.copy()
+    attacked = int((verdict == STANDS).sum())
+    stages = getattr(attack, "stages", None) or [("", attack)]
+    start = images if plan.warm_start and _can_start(attack) else None
+    images = plan.data.x[indices].copy()
+    largest, passes = 0.0, np.zeros(2, np.int64)
+    for number, (name, stage) in enumerate(stages, 1):
+        standing = np.flatnonzero(verdict == STANDS)
+        if not len(standing):
+            break
+        found = _run(
+            plan,
+            (part, name),
+            worker,
+            stage,
+            indices[standing],
+            epsilon,
+            start=None if start is None else start[standing],
+        )
+        wrong = found.outputs.argmax(1) != plan.data.labels[indices[standing]]
+        verdict[standing[wrong]] = number
+        images[standing] = found.images
+        largest = max(largest, found.largest)
+        passes += found.passes
+    saved = {
+        "verdict": verdict,
+        "largest": np.array(largest),
+        "attacked": np.array(attacked),
+        "passes": passes,
+        "stages": np.array([name for name, _ in stages]),
+        "seconds": np.array(time.perf_counter() - started),
+    }
+    if plan.keep_images:
+        saved["adversarial"] = images
+    return saved, images
+
+
+def _reach(plan, part, worker, attack, indices, verdict):
+    """One run of a minimum-norm attack, for all epsilons of a chunk."""
+    started = time.perf_counter()
+    distances = np.where(verdict == STANDS, np.inf, 0.0)
+    images = plan.data.x[indices].copy()
+    standing = np.flatnonzero(verdict == STANDS)
+    passes = np.zeros(2, np.int64)
+    if len(standing):
+        found = _run(plan, (part,), worker, attack, indices[standing])
+        wrong = found.outputs.argmax(1) != plan.data.labels[indices[standing]]
+        moved = (found.images - images[standing]).reshape(len(standing), -1)
+        moved = np.linalg.norm(
+            moved.astype(np.float64), np.inf if plan.norm == "linf" else 2, 1
+        )
+        distances[standing] = np.where(wrong, moved, np.inf)
+        images[standing] = found.images
+        passes = found.passes
+    seconds = time.perf_counter() - started
+    return _Reach(distances, images, len(standing), passes, seconds)
+
+
+def _within(epsilon, reach, verdict, plan):
+    """What a minimum-norm attack's run says of one epsilon."""
+    reached = reach.distances <= epsilon * (1 + TOLERANCE) + TOLERANCE
+    verdict = np.where((verdict == STANDS) & reached, 1, verdict)
+    saved = {
+        "verdict": verdict.astype(np.int8),
+        "largest": reach.distances[reached].max(initial=0.0),
+        "attacked": np.array(reach.attacked),
+        "passes": reach.passes,
+        "stages": np.array([""]),
+        "seconds": np.array(reach.seconds),
+        "distances": reach.distances,
+    }
+    if plan.keep_images:
+        saved["adversarial"] = reach.images
+    return saved
+
+
+def _run(plan, key, worker, attack, indices, epsilon=None, start=None):
+    """Attacks some examples of a chunk; without an epsilon, finds the nearest.
+
+    The network sees blocks of the active examples, whatever the batch, so one
+    batch does for all; attacks that do not leave examples out get the smallest
+    of three batches that will do.
+    """
+    traced = worker.traceable and getattr(attack, "in_graph", False)
+    asks_for = getattr(attack, "selective", False)
+    selective = traced and asks_for and worker.source.rows is not None
+    any_epsilon = getattr(attack, "tensor_epsilon", False)
+    size = plan.size if selective else _batch_size(len(indices), plan.size)
+    batch = np.resize(indices, size)
+    x = plan.data.x[batch]
+    seeds = np.stack([np.full_like(batch, plan.seed), batch], axis=1)
+    active = tf.constant(np.arange(size) < len(indices))
+    logits = worker.source if worker.traceable else worker.source.function
+
+    def run(x, y, seeds, active, radius, *start):
+        made = attack.with_epsilon(radius) if any_epsilon else attack
+        source = logits.only(active) if selective else logits
+        call = made.closest if epsilon is None else made
+        return call(source, x, y, seeds, *start)
+
+    if traced:
+        fixed = None if any_epsilon else epsilon
+        key = (*key, size, start is None, fixed)
+        traced_run = tf.function(run, autograph=False)
+        run = worker.runs.setdefault(key, traced_run)
+    worker.source.passes.assign([0, 0])
+    x_adv = run(
+        tf.constant(x),
+        tf.constant(plan.data.y[batch]),
+        tf.constant(seeds.astype(np.int32)),
+        active,
+        tf.constant(epsilon or 0.0, x.dtype),
+        *([] if start is None else [tf.constant(np.resize(start, x.shape))]),
+    )
+    passes = worker.source.passes.numpy()
+    allowed = np.inf if epsilon is None else epsilon
+    largest = contract(x, x_adv, allowed, plan.norm, plan.bounds)
+    outputs = _numpy(worker.predict(x_adv, active))
+    if not np.isfinite(outputs).all():
+        raise ValueError(
+            "the model must return finite logits under attack. "
+            "Received: NaN or infinity"
+        )
+    count = len(indices)
+    return _Found(_numpy(x_adv)[:count], outputs[:count], largest, passes)
+
+
+def _batch_size(count, largest):
+    """The smallest of three sizes that holds so many examples."""
+    sizes = (-(-largest // 16), -(-largest // 4), largest)
+    return next(size for size in sizes if size >= count)
+
+
+def teller(plan, entry, chunks, progress):
+    """A function that says how far an attack is, every five seconds.
+
+    Args:
+        plan: a `Plan`.
+        entry: the attack's `Entry`.
+        chunks: how many.
+        progress: a function of a line of text, or None.
+    """
+    lock = threading.Lock()
+    started = said = time.perf_counter()
+    counts = {epsilon: [0, 0] for epsilon in plan.epsilons}
+    done = 0
+
+    def tell(index, verdict):
+        nonlocal done, said
+        with lock:
+            done += 1
+            count = counts[plan.epsilons[index]]
+            count[0] += int((verdict == STANDS).sum())
+            count[1] += len(verdict)
+            now = time.perf_counter()
+            total = chunks * len(plan.epsilons)
+            if progress is None or (now - said <= 5 and done < total):
+                return
+            said = now
+            so_far = ", ".join(
+                f"{epsilon_text(epsilon)} {stand / seen:.4f} of {seen}"
+                for epsilon, (stand, seen) in counts.items()
+                if seen
+            )
+            left = (now - started) / done * (total - done)
+            progress(
+                f"{entry.name} {plan.norm}: robust accuracy so far {so_far}; "
+                f"{left:.0f} s left"
+            )
+
+    return tell
+
+
+def _can_start(attack):
+    call = getattr(attack, "perturb", attack)
+    return "start" in inspect.signature(call).parameters
+
+
+def _numpy(tensor):
+    return tf.convert_to_tensor(tensor).numpy()

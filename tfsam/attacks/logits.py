@@ -1,0 +1,234 @@
+"""The function that an attack attacks, and how the network behind it is run.
+
+Attacks take any function from pixels to logits, and ask it by `predict` and
+`input_gradient`. A `Logits` says more: what to compile, and in which blocks the
+examples go through the network.
+"""
+
+import copy
+
+import tensorflow as tf
+
+from tfsam.attacks import losses
+
+# Blocks of examples that go through the network side by side. On two cores two
+# were as fast as four, in half the memory (BUILD_NOTES.md).
+_PARALLEL_BLOCKS = 2
+
+
+class Logits:
+    """A function from pixels to float32 logits that attacks may compile.
+
+    `Attack`s take any callable; one of this class also says how the network is
+    to be run. In an evaluation the network is called on blocks of `rows`
+    examples, always so many: a block has the same shape whatever the batch, so
+    nothing retraces, and an example's logits are the same to the bit whoever
+    stands beside it. Only examples that are still attacked are put into blocks,
+    so what an attack costs is what it asks for.
+
+    Args:
+        function: pixels to logits, a pure function of the pixels.
+        jit_compile: whether to compile its gradient with XLA.
+        rows: examples in a block; None is the whole batch at once.
+        jit_loops: whether to compile whole attack loops with XLA. Shapes are
+            fixed then: the whole batch is computed, attacked or not. For GPUs;
+            XLA's loops run on one thread of a CPU.
+        classes: number of logits, where their static shape may not tell.
+
+    Attributes:
+        active: bool tensor (batch,), the examples to attack; None is all.
+        passes: int64 variable [forward, gradient], how many examples went
+            through the network; None unless `count_passes` was called.
+    """
+
+    def __init__(
+        self,
+        function,
+        jit_compile=False,
+        rows=None,
+        jit_loops=False,
+        classes=None,
+    ):
+        self.function = function
+        self.jit_compile = jit_compile
+        self.rows = None if jit_loops else rows
+        self.jit_loops = jit_loops
+        self.classes = classes
+        self.active = None
+        self.passes = None
+        self._traced = {}
+
+    def __call__(self, x):
+        """Returns the logits of a whole batch, (batch, classes)."""
+        logits = tf.convert_to_tensor(self.function(x))
+        if self.classes is not None:
+            logits = tf.ensure_shape(logits, [None, self.classes])
+        return logits if logits.dtype.size > 4 else tf.cast(logits, tf.float32)
+
+    def only(self, active):
+        """The same logits, for an attack on the active examples alone.
+
+        Args:
+            active: bool tensor (batch,).
+        """
+        other = copy.copy(self)
+        other.active = active
+        return other
+
+    def count_passes(self):
+        """Counts from now on, from zero."""
+        self.passes = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
+
+    def predict(self, x, active=None):
+        """Logits of the active examples, zeros for the others."""
+        self._count([1, 0], x, active)
+        return self._run("predict", lambda x: (self(x),), active, x)[0]
+
+    def gradient(self, loss):
+        """The `input_gradient` of a loss; in a graph it is traced once."""
+
+        def gradient(x, labels, active=None):
+            self._count([0, 1], x, active)
+            plain = _input_gradient(self, loss)
+            return self._run(loss, plain, active, x, labels)
+
+        return gradient
+
+    def _count(self, kind, x, active):
+        if self.passes is not None:
+            count = tf.shape(x, tf.int64)[0]
+            if active is not None:
+                count = tf.math.count_nonzero(active)
+            self.passes.assign_add(tf.constant(kind, tf.int64) * count)
+
+    def _run(self, key, function, active, *tensors):
+        if not (self.rows or self.jit_compile or tf.inside_function()):
+            return function(*tensors)
+        if key not in self._traced:
+            self._traced[key] = tf.function(
+                function, jit_compile=self.jit_compile, autograph=False
+            )
+        if not self.rows:
+            return self._traced[key](*tensors)
+        return _in_blocks(self._traced[key], self.rows, active, *tensors)
+
+
+def input_gradient(logits_fn, loss=losses.cross_entropy):
+    """The gradient of a loss with respect to the pixels alone.
+
+    Args:
+        logits_fn: function from pixels to logits.
+        loss: function of (logits, labels) to one number an example.
+
+    Returns:
+        A function of (x, labels, active=None) to (gradient, logits). Each
+        example's gradient is that of its own loss, whatever the batch. What it
+        returns for examples that are not active means nothing; where it can,
+        they are not computed.
+    """
+    if isinstance(logits_fn, Logits):
+        return logits_fn.gradient(loss)
+    plain = _input_gradient(logits_fn, loss)
+    return lambda x, labels, active=None: plain(x, labels)
+
+
+def predict(logits_fn, x, active=None):
+    """The logits, where it can those of the active examples alone.
+
+    Args:
+        logits_fn: function from pixels to logits.
+        x: float tensor (batch, ...).
+        active: bool tensor (batch,); None is all.
+    """
+    if isinstance(logits_fn, Logits):
+        return logits_fn.predict(x, active)
+    return logits_fn(x)
+
+
+def examples(logits_fn, x):
+    """Which examples are to be attacked, bool (batch,).
+
+    Args:
+        logits_fn: function from pixels to logits.
+        x: float tensor (batch, ...).
+    """
+    active = getattr(logits_fn, "active", None)
+    return tf.ones(tf.shape(x)[:1], tf.bool) if active is None else active
+
+
+def compiled(logits_fn, function):
+    """A loop over tensors, compiled by XLA where `logits_fn` asks for that.
+
+    Args:
+        logits_fn: function from pixels to logits.
+        function: a pure function from tensors to tensors; random numbers are
+            drawn outside, for XLA draws others.
+    """
+    if not getattr(logits_fn, "jit_loops", False):
+        return function
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def _in_blocks(function, rows, active, *tensors):
+    """Calls a traced function on so many active examples at a time.
+
+    Returns tensors of the whole batch, zeros where an example is not active.
+    The last block is filled up with its last example.
+    """
+    batch = tf.shape(tensors[0])[0]
+    chosen = tf.range(batch)
+    if active is not None:
+        chosen = tf.cast(tf.where(active)[:, 0], tf.int32)
+    count = tf.size(chosen)
+    blocks = (count + rows - 1) // rows
+    filled = tf.gather(chosen, tf.minimum(tf.range(blocks * rows), count - 1))
+    filled = tf.reshape(filled, [blocks, rows])
+
+    def take(indices):
+        return [
+            tf.nest.map_structure(lambda t: tf.gather(t, indices), tensor)
+            for tensor in tensors
+        ]
+
+    specs = tf.nest.map_structure(
+        lambda t: tf.TensorSpec([rows, *t.shape[1:]], t.dtype), list(tensors)
+    )
+    outputs = tuple(
+        tf.TensorSpec(output.shape, output.dtype)
+        for output in function.get_concrete_function(*specs).structured_outputs
+    )
+    found = tf.map_fn(
+        lambda indices: function(*take(tf.ensure_shape(indices, [rows]))),
+        filled,
+        parallel_iterations=_PARALLEL_BLOCKS if tf.inside_function() else 1,
+        fn_output_signature=outputs,
+    )
+
+    def place(values):
+        shape = tf.concat([[blocks * rows], tf.shape(values)[2:]], 0)
+        values = tf.reshape(values, shape)[:count]
+        whole = tf.concat([[batch], tf.shape(values)[1:]], 0)
+        return tf.scatter_nd(chosen[:, None], values, whole)
+
+    return tuple(
+        tf.ensure_shape(place(f), [tensors[0].shape[0], *spec.shape[1:]])
+        for f, spec in zip(found, outputs, strict=True)
+    )
+
+
+def _input_gradient(logits_fn, loss):
+    def gradient(x, labels):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            logits = logits_fn(x)
+            total = tf.reduce_sum(loss(logits, labels))
+        result = tape.gradient(total, x)
+        if result is None:
+            raise ValueError(
+                "A gradient attack needs logits that depend on the pixels by "
+                "differentiable operations; no gradient flows. "
+                f"Received: logits_fn={logits_fn}"
+            )
+        return result, logits
+
+    return gradient
