@@ -105,7 +105,7 @@ def test_a_step_is_equation_1():
     np.testing.assert_allclose(moved, [expected], rtol=1e-6)
     moved = apgd._moved(attack, x, now, slope, first=tf.constant(True))
     np.testing.assert_allclose(moved, [z], rtol=1e-6)
-    start = apgd._initial(attack, tf.zeros([3, 2]), tf.zeros([3], tf.bool))
+    start = apgd._initial(attack, tf.zeros([3, 2]))
     np.testing.assert_allclose(start.step_size, [0.2] * 3, rtol=1e-6)
 
 

@@ -300,8 +300,8 @@ def test_what_is_broken_is_left():
     everything = [12 * 12 + 12, 12 * 12]
     np.testing.assert_array_equal(passes(0.0), everything)
     np.testing.assert_array_equal(passes(0.5, closest=True), everything)
-    # All are broken by the first few steps.
-    assert passes(0.5)[1] < 4 * 12
+    # All are broken by the first steps, four targets beside each other.
+    assert passes(0.5)[1] <= 4 * 12
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])

@@ -89,7 +89,7 @@ class _Reach(NamedTuple):
     seconds: float
 
 
-def make_worker(device, logits, source, classes, size, example):
+def make_worker(device, logits, source, classes, example):
     """Puts the models on a device.
 
     Args:
@@ -97,15 +97,15 @@ def make_worker(device, logits, source, classes, size, example):
         logits: the `Logits` that is evaluated.
         source: the `Logits` that is attacked.
         classes: number of logits.
-        size: the largest batch.
         example: float array (1, ...), one example.
     """
     with tf.device(device):
-        judge = classifiers.for_evaluation(logits, classes, size, device)
+        shape = example.shape[1:]
+        judge = classifiers.for_evaluation(logits, classes, shape, device)
         if source is logits:
             source = judge
         else:
-            source = classifiers.for_evaluation(source, classes, size, device)
+            source = classifiers.for_evaluation(source, classes, shape, device)
         source.count_passes()
         traceable = classifiers.traceable(judge, example)
         if traceable:

@@ -1,6 +1,7 @@
 """A model of any kind as a function from pixels to logits."""
 
 import hashlib
+import math
 import os
 import zipfile
 
@@ -11,9 +12,10 @@ from tfsam import files
 from tfsam.attacks.logits import Logits
 from tfsam.checks import flattened
 
-# Examples that go through the network at once on a CPU. The same for all
-# networks and batches, so that an example's logits are always the same.
-BLOCK_ROWS = 32
+# Examples that go through the network at once on a CPU: images of many pixels,
+# and of few. The same whatever the batch, so that an example's logits are.
+_BLOCK_ROWS, _BLOCK_ROWS_OF_SMALL = 32, 128
+_SMALL = 1024
 
 
 class _Network:
@@ -66,16 +68,15 @@ def load_logits(model, jit_compile="auto"):
     return Logits(model, jit_compile is True)
 
 
-def for_evaluation(logits, classes, batch_size, device=None):
+def for_evaluation(logits, classes, shape, device=None):
     """The logits as an evaluation runs them on a device.
 
-    On a CPU in blocks of `BLOCK_ROWS`; on a GPU whole batches, attack loops
-    inside XLA.
+    On a CPU in blocks; on a GPU whole batches, attack loops inside XLA.
 
     Args:
         logits: a `Logits`.
         classes: number of logits.
-        batch_size: the largest batch that they will see.
+        shape: of an example.
         device: name of a device that gets a copy of a Keras model's weights;
             None is TensorFlow's own choice, and no copy.
 
@@ -90,7 +91,9 @@ def for_evaluation(logits, classes, batch_size, device=None):
     if gpu and (device is None or "GPU" in device.upper()):
         rows, jit_loops = None, logits.jit_compile
     else:
-        rows, jit_loops = min(logits.rows or BLOCK_ROWS, batch_size), False
+        small = math.prod(shape) <= _SMALL
+        rows = logits.rows or (_BLOCK_ROWS_OF_SMALL if small else _BLOCK_ROWS)
+        jit_loops = False
     return Logits(function, logits.jit_compile, rows, jit_loops, classes)
 
 

@@ -130,7 +130,7 @@ def evaluate(
         warm_start,
         save_adversarial or warm_start,
     )
-    probe = data.x[: classifiers.BLOCK_ROWS]
+    probe = data.x[:32]
     record = verdicts.Record(
         {
             "schema": 1,
@@ -163,7 +163,7 @@ def evaluate(
             f"{size}. Received: shard={shard[0]}/{shard[1]}"
         )
     workers = [
-        attacking.make_worker(device, logits, source, classes, size, data.x[:1])
+        attacking.make_worker(device, logits, source, classes, data.x[:1])
         for device in devices or [None]
     ]
     attacking.measure_natural(plan, workers, record, chunks)

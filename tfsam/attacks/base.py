@@ -26,6 +26,9 @@ import tensorflow as tf
 from tfsam.geometry import check_norm
 from tfsam.geometry import check_radius
 
+# In the copies of a batch that are attacked side by side: 16 MB a tensor.
+_MOST_PIXELS = 2**22
+
 
 class Attack:
     """Base of attacks: validates, converts, and calls `perturb`.
@@ -176,6 +179,65 @@ def repeat(attempt, runs, x, active):
         (0, x, active),
         parallel_iterations=1,
     )[1]
+
+
+def side_by_side(attempts, x):
+    """How many independent attempts to make at once, a divisor of them.
+
+    A small network spends its time on calls, not on examples.
+
+    Args:
+        attempts: how many there are.
+        x: float tensor (batch, ...).
+    """
+    if not x.shape.is_fully_defined():
+        return 1
+    most = max(_MOST_PIXELS // max(x.shape.num_elements(), 1), 1)
+    return max(
+        n for n in range(1, attempts + 1) if not attempts % n and n <= most
+    )
+
+
+def copies(values, count):
+    """So many copies of a batch, one after the other.
+
+    Args:
+        values: tensor (batch, ...).
+        count: an int >= 1.
+    """
+    return tf.concat([values] * count, 0) if count > 1 else values
+
+
+def any_copy(flags, count):
+    """Of each example, whether it holds for any of its copies.
+
+    Args:
+        flags: bool tensor (count * batch,).
+        count: how many copies.
+
+    Returns:
+        A bool tensor (batch,).
+    """
+    return tf.reduce_any(tf.reshape(flags, [count, -1]), axis=0)
+
+
+def first_copy(flags, values, count):
+    """Of each example, the first of its copies for which it holds.
+
+    Args:
+        flags: bool tensor (count * batch,).
+        values: tensor (count * batch, ...).
+        count: how many copies.
+
+    Returns:
+        A tensor (batch, ...); the first copy where it holds for none.
+    """
+    chosen, *others = tf.split(values, count)
+    done, *flags = tf.split(flags, count)
+    for flag, other in zip(flags, others, strict=True):
+        chosen = where(flag & ~done, other, chosen)
+        done |= flag
+    return chosen
 
 
 def turn(choices, run):

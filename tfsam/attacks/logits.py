@@ -108,7 +108,8 @@ class Logits:
             self._traced[key] = tf.function(
                 function, jit_compile=self.jit_compile, autograph=False
             )
-        if not self.rows:
+        batch = tensors[0].shape[0]
+        if not self.rows or (batch is not None and batch <= self.rows):
             return self._traced[key](*tensors)
         return _in_blocks(self._traced[key], self.rows, active, *tensors)
 

@@ -18,9 +18,13 @@ import tensorflow as tf
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import any_copy
+from tfsam.attacks.base import copies
+from tfsam.attacks.base import first_copy
 from tfsam.attacks.base import next_seeds
 from tfsam.attacks.base import per_example
 from tfsam.attacks.base import repeat
+from tfsam.attacks.base import side_by_side
 from tfsam.attacks.base import turn
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import compiled
@@ -110,14 +114,21 @@ class APGD(Attack):
             )
             runs *= targets.shape[1]
 
-        def attempt(run, active):
-            labels = y
-            if targets is not None:
-                labels = (losses.classes(y), turn(targets, run))
-            start = _start(self, x, next_seeds(seeds, run))
-            return _search(self, logits_fn, x, y, start, active, loss, labels)
+        beside = side_by_side(runs, x)
 
-        return repeat(attempt, runs, x, active)
+        def attempt(round, active):
+            turns = [round * beside + number for number in range(beside)]
+            starts = [_start(self, x, next_seeds(seeds, n)) for n in turns]
+            labels = copies(y, beside)
+            if targets is not None:
+                chosen = tf.concat([turn(targets, n) for n in turns], 0)
+                labels = (losses.classes(labels), chosen)
+            return _search(
+                *(self, logits_fn, x, y, tf.concat(starts, 0)),
+                *(active, loss, labels, beside),
+            )
+
+        return repeat(attempt, runs // beside, x, active)
 
 
 def apgd_ce(epsilon, norm="linf", steps=100, restarts=1, bounds=(0.0, 1.0)):
@@ -192,46 +203,59 @@ def _start(attack, x, seeds):
     return attack.clip(x + attack.epsilon * points / norms)
 
 
-def _search(attack, logits_fn, x, y, start, active, loss, labels):
-    """One attempt: (x_adv, broken)."""
+def _search(attack, logits_fn, x, y, starts, active, loss, labels, beside):
+    """Attempts beside each other: (x_adv, broken), an example a row.
+
+    An example is done when one of its copies is broken.
+    """
     gradient = input_gradient(logits_fn, loss)
+    truth = copies(y, beside)
     windows = _windows(attack.steps)
 
-    def loop(x, start, active):
+    def loop(x, starts, active):
+        x, wanted = copies(x, beside), copies(active, beside)
+
+        def standing(broken):
+            return wanted & ~copies(any_copy(broken, beside), beside)
+
         def step(index, state):
-            slope, logits = gradient(state.x, labels, active & ~state.broken)
+            left = standing(state.broken)
+            slope, logits = gradient(state.x, labels, left)
             window = tf.constant(windows)[index]
-            state = _judged(state, logits, loss(logits, labels), slope, y)
+            broken = left & losses.misclassified(logits, truth)
+            state = _judged(state, broken, loss(logits, labels), slope)
             state, slope = tf.cond(
                 window > 0,
                 lambda: _adapted(state, slope, window, attack.rho),
                 lambda: (state, slope),
             )
             moved = _moved(attack, x, state, slope, first=index == 0)
-            # What is broken stays where it is.
             moved = where(state.broken, state.x, moved)
             return index + 1, state._replace(x=moved, previous=state.x)
 
         _, state = tf.while_loop(
             lambda index, state: (
-                (index < attack.steps) & tf.reduce_any(active & ~state.broken)
+                (index < attack.steps) & tf.reduce_any(standing(state.broken))
             ),
             step,
-            (0, _initial(attack, start, ~active)),
+            (0, _initial(attack, starts)),
             parallel_iterations=1,
         )
         # The last step's point has not been looked at.
-        left = active & ~state.broken
+        left = standing(state.broken)
         logits = predict(logits_fn, state.x, left)
-        last = left & losses.misclassified(logits, y)
+        broken = state.broken | (left & losses.misclassified(logits, truth))
         better = left & (loss(logits, labels) > state.best_loss)
-        x_adv = where(state.broken | last | better, state.x, state.best)
-        return x_adv, active & (state.broken | last)
+        x_adv = where(broken | better, state.x, state.best)
+        return (
+            first_copy(broken, x_adv, beside),
+            active & any_copy(broken, beside),
+        )
 
-    return compiled(logits_fn, loop)(x, start, active)
+    return compiled(logits_fn, loop)(x, starts, active)
 
 
-def _initial(attack, start, broken):
+def _initial(attack, start):
     nothing = tf.zeros_like(start[:, :1])
     nothing = tf.reshape(nothing, [tf.shape(start)[0], -1])[:, 0]
     lowest = tf.fill(tf.shape(nothing), start.dtype.min)
@@ -240,24 +264,24 @@ def _initial(attack, start, broken):
         x=start,
         previous=start,
         step_size=nothing + 2 * attack.epsilon,
-        broken=broken,
+        broken=tf.zeros_like(nothing, tf.bool),
         loss=highest,
         best=start,
         best_loss=lowest,
         best_slope=tf.zeros_like(start),
         rises=tf.zeros_like(nothing),
         checkpoint_loss=lowest,
-        just_halved=tf.ones_like(broken),
+        just_halved=tf.ones_like(nothing, tf.bool),
     )
 
 
-def _judged(state, logits, loss, slope, y):
+def _judged(state, broken, loss, slope):
     """The state, now that the loss at its point is known."""
     loss = tf.cast(loss, state.loss.dtype)
     better = loss > state.best_loss
     risen = tf.cast(loss > state.loss, loss.dtype)
     return state._replace(
-        broken=state.broken | losses.misclassified(logits, y),
+        broken=state.broken | broken,
         loss=loss,
         rises=state.rises + risen,
         best=where(better, state.x, state.best),
@@ -275,7 +299,7 @@ def _adapted(state, slope, window, rho):
     """
     few = state.rises < rho * tf.cast(window, state.rises.dtype)
     stuck = ~state.just_halved & (state.best_loss <= state.checkpoint_loss)
-    halve = few | stuck
+    halve = (few | stuck) & ~state.broken  # What is broken stays where it is.
     state = state._replace(
         x=where(halve, state.best, state.x),
         step_size=tf.where(halve, state.step_size / 2, state.step_size),

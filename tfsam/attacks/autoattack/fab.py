@@ -15,7 +15,11 @@ import tensorflow as tf
 
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import any_copy
+from tfsam.attacks.base import copies
+from tfsam.attacks.base import first_copy
 from tfsam.attacks.base import per_example
+from tfsam.attacks.base import side_by_side
 from tfsam.attacks.base import turn
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import compiled
@@ -110,20 +114,30 @@ class FABT(Attack):
         logits = predict(logits_fn, x, active)
         standing = active & ~losses.misclassified(logits, y)
         targets = losses.targets(logits, y, self.targets)
+        beside = side_by_side(targets.shape[1], x)
         gradient = input_gradient(logits_fn, losses.difference)
         enough = tf.cast(enough, x.dtype)
+        classes = losses.classes(copies(y, beside))
 
-        # One loop for all targets: `steps` iterations for each in turn.
-        def loop(x, targets, distance):
+        # One loop for all targets: `steps` iterations for some beside each
+        # other, then for the next ones.
+        def loop(x, targets, far):
+            x = copies(x, beside)
+
+            def running(distance):
+                return ~copies(any_copy(distance <= enough, beside), beside)
+
             def step(index, point, nearest, distance):
-                running = distance > enough
+                left = running(distance)
                 point = tf.where(index % self.steps == 0, x, point)
-                labels = losses.classes(y), turn(targets, index // self.steps)
-                slope, logits = gradient(point, labels, running)
+                first = index // self.steps * beside
+                turns = [turn(targets, first + n) for n in range(beside)]
+                labels = classes, tf.concat(turns, 0)
+                slope, logits = gradient(point, labels, left)
                 value = tf.cast(losses.difference(logits, labels), x.dtype)
                 point = self._advance(x, point, slope, value)
-                logits = predict(logits_fn, point, running)
-                broken = running & losses.misclassified(logits, y)
+                logits = predict(logits_fn, point, left)
+                broken = left & (tf.argmax(logits, axis=-1) != classes)
                 length = _lengths(point - x, self.norm)
                 nearer = broken & (length < distance)
                 return (
@@ -133,15 +147,18 @@ class FABT(Attack):
                     tf.where(nearer, length, distance),
                 )
 
-            return tf.while_loop(
+            _, _, nearest, distance = tf.while_loop(
                 lambda index, _point, _nearest, distance: (
-                    (index < self.steps * targets.shape[1])
-                    & tf.reduce_any(distance > enough)
+                    (index < self.steps * targets.shape[1] // beside)
+                    & tf.reduce_any(running(distance))
                 ),
                 step,
-                (0, x, x, distance),
+                (0, x, x, copies(far, beside)),
                 parallel_iterations=1,
-            )[2:]
+            )
+            best = tf.reduce_min(tf.reshape(distance, [beside, -1]), axis=0)
+            chosen = distance <= copies(best, beside)
+            return first_copy(chosen, nearest, beside), best
 
         far = tf.where(standing, tf.constant(math.inf, x.dtype), 0)
         return compiled(logits_fn, loop)(x, targets, far)

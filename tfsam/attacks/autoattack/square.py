@@ -17,6 +17,9 @@ import tensorflow as tf
 
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import any_copy
+from tfsam.attacks.base import copies
+from tfsam.attacks.base import first_copy
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
@@ -30,6 +33,10 @@ from tfsam.geometry import example_norms
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
+# Pixels of a batch whose candidates are asked about several at a time.
+_SMALL = 2**14
+
+
 @keras.saving.register_keras_serializable(package="tfsam")
 class Square(Attack):
     """The Square attack (Andriushchenko et al., 2020), untargeted.
@@ -37,7 +44,8 @@ class Square(Attack):
     Algorithm 1 with the moves of Algorithm 2 (l-inf) or 3 (l2), on the margin
     z_y - max_{i != y} z_i, as in standard AutoAttack. An example is left at its
     first misclassified candidate. Windows reach the last row and column, which
-    those of AutoAttack's code never do (but where they fill the image).
+    those of AutoAttack's code never do (but where they fill the image). About
+    small images several queries ahead are asked at once, with the same result.
 
     The shape of an input must be known when it is traced. Inputs that are not
     (height, width, channels) are searched as an image of one column and one
@@ -46,8 +54,8 @@ class Square(Attack):
     Args:
         epsilon: the largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        queries: the most an example may ask of the network, its first candidate
-            included; >= 1.
+        queries: the candidates that an example may try, the first included;
+            >= 1.
         p_init: share of the pixels that the first windows cover, in (0, 1].
         bounds: (lowest, highest) value of x, or None.
 
@@ -84,38 +92,79 @@ class Square(Attack):
         prepare = _squares if self.norm == "linf" else _bumps
         start, moves, propose = prepare(self, image, seeds)
 
+        ahead = _queries_ahead(x)
+        last = self.queries - 1
+
         def loop(image, start, moves, active):
-            def query(candidate, standing):
+            batch = tf.shape(image)[0]
+            images, truth = copies(image, ahead), copies(y, ahead)
+
+            def query(candidate, standing, y):
                 candidate = tf.reshape(candidate, [-1, *x.shape[1:]])
                 logits = predict(logits_fn, candidate, standing)
                 broken = losses.misclassified(logits, y)
                 return losses.margin(logits, y), broken
 
             def step(index, best, margin, standing):
-                move = [tf.gather(values, index) for values in moves]
-                candidate = propose(image, best, move)
-                found, broken = query(candidate, standing)
-                better = standing & (broken | (found > margin))
+                # Each example's next candidates, as if none of them were taken;
+                # of those that are, the first counts, the others are forgotten.
+                turns = tf.concat([index + n for n in range(ahead)], 0)
+                moves_now = [_of_examples(m, turns, batch) for m in moves]
+                candidates = propose(images, copies(best, ahead), moves_now)
+                asked = copies(standing, ahead) & (turns < last)
+                found, broken = query(candidates, asked, truth)
+                better = asked & (broken | (found > copies(margin, ahead)))
+                taken = any_copy(better, ahead)
+                first = tf.argmax(tf.reshape(better, [ahead, -1]), axis=0)
+                index += tf.where(taken, tf.cast(first, tf.int32) + 1, ahead)
+                hit = taken & first_copy(better, broken, ahead)
                 return (
-                    index + 1,
-                    where(better, candidate, best),
-                    tf.where(better, found, margin),
-                    standing & ~broken,
+                    index,
+                    where(taken, first_copy(better, candidates, ahead), best),
+                    tf.where(taken, first_copy(better, found, ahead), margin),
+                    standing & ~hit & (index < last),
                 )
 
-            margin, broken = query(start, active)
+            margin, broken = query(start, active, y)
             _, best, _, _ = tf.while_loop(
-                lambda index, best, margin, standing: (
-                    (index < self.queries - 1) & tf.reduce_any(standing)
-                ),
+                lambda index, best, margin, standing: tf.reduce_any(standing),
                 step,
-                (0, start, margin, active & ~broken),
+                (
+                    tf.zeros([batch], tf.int32),
+                    start,
+                    margin,
+                    active & ~broken & (last > 0),
+                ),
                 parallel_iterations=1,
             )
             return best
 
         best = compiled(logits_fn, loop)(image, start, moves, active)
         return where(active, tf.reshape(best, tf.shape(x)), x)
+
+
+def _queries_ahead(x):
+    """How many candidates to ask about at once.
+
+    A query of a few small images takes as long as four.
+    """
+    small = x.shape.is_fully_defined() and x.shape.num_elements() <= _SMALL
+    return 4 if small else 1
+
+
+def _of_examples(values, turns, batch):
+    """Of (moves, batch, ...) the move of each row's turn; of (moves,) too."""
+    last = tf.shape(values)[0] - 1
+    turns = tf.minimum(turns, last)
+    if values.shape.rank == 1:
+        return _column(tf.gather(values, turns))
+    rows = tf.range(tf.size(turns)) % batch
+    flat = tf.reshape(values, [-1, *values.shape[2:]])
+    return tf.gather(flat, turns * batch + rows)
+
+
+def _column(values):
+    return values[:, None, None, None]
 
 
 def window_shares(queries, p_init):
@@ -169,7 +218,11 @@ def _squares(attack, x, seeds):
     """
     _, height, width, channels = x.shape
     epsilon = tf.cast(attack.epsilon, x.dtype)
-    lower, upper = attack.clip(x - epsilon), attack.clip(x + epsilon)
+
+    def faces(x):
+        return attack.clip(x - epsilon), attack.clip(x + epsilon)
+
+    lower, upper = faces(x)
     stripes, numbers = _uniform(
         seeds, width * channels, attack.queries - 1, 2 + channels
     )
@@ -188,7 +241,7 @@ def _squares(attack, x, seeds):
         inside = (tf.abs(rows - middle) < reach_down) & (
             tf.abs(columns - centre) < reach_across
         )
-        return tf.where(inside, tf.where(down, lower, upper), best)
+        return tf.where(inside, tf.where(down, *faces(x)), best)
 
     return tf.where(stripes, lower, upper), moves, propose
 
