@@ -136,6 +136,34 @@ def pgd():
     if installed("torchattacks"):
         kinds["torchattacks"] = _torchattacks(x, y)
     show("PGD-10", kinds, "cleverhans as shipped")
+    speed = _fastest_matmul()
+    needed = 2 * STEPS * _BATCH_SIZE.value * _convolutions(network)
+    print(
+        f"A matrix product of 2048 runs at {speed / 1e9:.0f} GFLOP/s; the "
+        f"convolutions of {STEPS} gradients are {needed / 1e9:.0f} GFLOP: at "
+        f"that speed {needed / speed:.2f} s."
+    )
+
+
+def _fastest_matmul():
+    matrix = tf.random.normal([2048, 2048])
+    tf.matmul(matrix, matrix).numpy()
+    seconds = []
+    for _ in range(9):
+        started = time.perf_counter()
+        tf.matmul(matrix, matrix).numpy()
+        seconds.append(time.perf_counter() - started)
+    return 2 * 2048**3 / min(seconds)
+
+
+def _convolutions(network):
+    """Floating-point operations of the convolutions, an image forward."""
+    total = 0
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            kernel = np.prod(layer.kernel.shape)
+            total += 2 * kernel * np.prod(layer.output.shape[1:3])
+    return int(total)
 
 
 def _foolbox(network, x, y):
@@ -194,32 +222,55 @@ def sweep():
     x = tfsam.data.as_float(images.x_test)
     data = (x, images.y_test)
     model = keras.saving.load_model(_MODEL.value, compile=False)
-    row = {}
 
-    def evaluate(attack, epsilons, **options):
-        result = tfsam.evaluate(
-            model, data, [(attack, options)], "linf", epsilons, strict=True
-        )
-        row[str(options)] = result["robust"][0]
+    def evaluate(attack, epsilons):
+        tfsam.evaluate(model, data, [attack], "linf", epsilons, strict=True)
 
     print(f"{len(x)} images, natural accuracy ", end="")
     print(tfsam.evaluate(model, data, [])["natural"]["accuracy"])
-    kinds = {
-        "PGD-10, last iterate": lambda: evaluate("pgd", [2 / 255]),
-        "PGD-10, early stop": lambda: evaluate(
-            "pgd", [2 / 255], early_stop=True
-        ),
-    }
-    show("2/255", kinds, "PGD-10, last iterate")
-    for options, found in row.items():
-        passes = f"{found['gradient_passes']:.2f} gradients an example"
-        print(f"{options}: accuracy {found['accuracy']:.4f}, {passes}")
-    for attack, options in (("pgd", {}), ("apgd_ce", {})):
+    _early_stop(model, x, images.y_test)
+    for attack in ("pgd", "apgd_ce"):
         kinds = {"all eight": lambda a=attack: evaluate(a, CURVE)} | {
             f"{255 * e:g}/255 alone": lambda a=attack, e=e: evaluate(a, [e])
             for e in CURVE
         }
-        show(f"{attack} {options or ''}", kinds, "all eight")
+        show(attack, kinds, "all eight")
+
+
+def _early_stop(model, x, y):
+    """PGD-10 on the images that are classified right, without the rest."""
+    right = np.argmax(model.predict(x, verbose=0), axis=1) == y
+    size = _BATCH_SIZE.value
+    x, y = x[right], y[right]
+    x, y = x[: len(x) // size * size], y[: len(x) // size * size]
+    logits = tfsam.attacks.Logits(lambda x: model(x, training=False), rows=32)
+    logits.count_passes()
+
+    def attack(early_stop):
+        made = tfsam.PGD(0.0, steps=STEPS, early_stop=early_stop)
+        run = tf.function(
+            lambda x, y, epsilon: made.with_epsilon(epsilon)(logits, x, y, 0),
+            autograph=False,
+        )
+
+        def whole(epsilon):
+            logits.passes.assign([0, 0])
+            for start in range(0, len(x), size):
+                batch = slice(start, start + size)
+                run(x[batch], y[batch], tf.constant(epsilon, tf.float32))
+            return logits.passes.numpy()[1] / len(x)
+
+        return whole
+
+    kinds = {"last iterate": attack(False), "early stop": attack(True)}
+    for epsilon in (1 / 255, 2 / 255, 4 / 255, 8 / 255):
+        show(
+            f"PGD-10, {255 * epsilon:g}/255, {len(x)} images",
+            {k: lambda f=f, e=epsilon: f(e) for k, f in kinds.items()},
+            "last iterate",
+        )
+        passes = kinds["early stop"](epsilon)
+        print(f"gradients an example: {STEPS} and {passes:.2f}")
 
 
 def autoattack():
@@ -227,8 +278,8 @@ def autoattack():
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    x = (digits.images / 16).astype("float32")[..., None][1200:1400]
-    y = digits.target[1200:1400]
+    x = (digits.images / 16).astype("float32")[..., None][1200:]
+    x, y = x[: _IMAGES.value], digits.target[1200:][: _IMAGES.value]
     folder = pathlib.Path(__file__).parents[1] / "tests"
     arrays = np.load(folder / "digits_reference.npz")
     for name in ("standard", "adversarial"):
