@@ -241,9 +241,19 @@ def attacked(digits):
     return digits[0][1200:1400], digits[1][1200:1400]
 
 
-@pytest.mark.parametrize("name", ["apgd_ce", "apgd_t"])
-@pytest.mark.parametrize("model", ["standard", "adversarial"])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(
+    ("name", "model", "norm"),
+    [
+        ("apgd_ce", "standard", "linf"),
+        ("apgd_ce", "adversarial", "l2"),
+        ("apgd_t", "standard", "l2"),
+        pytest.param("apgd_ce", "standard", "l2", marks=pytest.mark.slow),
+        pytest.param("apgd_ce", "adversarial", "linf", marks=pytest.mark.slow),
+        pytest.param("apgd_t", "standard", "linf", marks=pytest.mark.slow),
+        pytest.param("apgd_t", "adversarial", "linf", marks=pytest.mark.slow),
+        pytest.param("apgd_t", "adversarial", "l2", marks=pytest.mark.slow),
+    ],
+)
 def test_it_is_as_strong_as_the_reference(name, model, norm, attacked):
     """200 digits; the reference's verdicts come with the tests."""
     x, y = attacked

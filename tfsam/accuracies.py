@@ -8,6 +8,9 @@ from tfsam import verdicts
 from tfsam.verdicts import NATURAL
 from tfsam.verdicts import STANDS
 
+# The stages of AutoAttack: an ensemble of others is no standard one.
+_STANDARD = ["apgd_ce", "apgd_t", "fab_t", "square"]
+
 
 def result(record, chunks, errors):
     """What `tfsam.evaluate` returns, from what a record holds of some chunks.
@@ -44,6 +47,9 @@ def result(record, chunks, errors):
                     "interval": None,
                     "max_perturbation": None,
                     "inherited": inherited,
+                    "attacked": None,
+                    "forward_passes": None,
+                    "gradient_passes": None,
                     "seconds": 0.0,
                     "error": errors[part, index],
                 }
@@ -97,7 +103,8 @@ def _row(held, verdict, names, inherited, header):
             name: int((verdict == number).sum())
             for number, name in enumerate(names, 1)
         }
-        row["standard"] = header["classes"] >= 4
+        if names == _STANDARD:
+            row["standard"] = header["classes"] >= 4
     if "distances" in held[0]:
         median = float(
             np.median(np.concatenate([h["distances"] for h in held]))

@@ -66,7 +66,8 @@ class Worker(NamedTuple):
     judge: Logits  # The model that is evaluated.
     source: Logits  # The model that is attacked: the same, or a surrogate.
     predict: Callable
-    traceable: bool
+    judged: bool  # Whether `judge` can be traced.
+    traceable: bool  # Whether `source` can.
     runs: dict
 
 
@@ -116,7 +117,7 @@ def make_worker(device, logits, source, classes, example):
                 return judge.function(x)
 
         attackable = classifiers.traceable(source, example)
-    return Worker(device, judge, source, predict, attackable, {})
+    return Worker(device, judge, source, predict, traceable, attackable, {})
 
 
 def spread(workers, work, chunks):
@@ -180,13 +181,15 @@ def measure_natural(plan, workers, record, chunks):
             )
         correct = outputs.argmax(axis=1) == plan.data.labels[indices]
         found = {"correct": correct, "logits": outputs}
-        if chunk == chunks[0]:
-            right = indices[correct]
+        if chunk == 0:  # The same chunk, whoever has it.
+            right = np.zeros(plan.size, bool)
+            right[: len(indices)] = correct
             found |= sanity.probe(
-                worker.judge if worker.traceable else worker.judge.function,
-                plan.data.x[right],
-                plan.data.y[right],
-                worker.traceable,
+                worker.judge if worker.judged else worker.judge.function,
+                x,
+                plan.data.y[np.resize(indices, plan.size)],
+                right,
+                worker.judged,
             )
         record.save(NATURAL, chunk, found)
 
@@ -238,8 +241,9 @@ def attack_chunk(
     """
     indices = verdicts.chunk_indices(record.header, chunk)
     found = dict(record.load(part, chunk))
-    if plan.keep_images and f"{len(plan.epsilons) - 1}/verdict" not in found:
-        found = {}  # The images of the epsilons that are done are not at hand.
+    partial = f"{len(plan.epsilons) - 1}/verdict" not in found
+    if partial and (plan.keep_images or "0/distances" in found):
+        found = {}  # Images and distances of what is done are not at hand.
     correct = record.load(NATURAL, chunk)["correct"]
     verdict = np.where(correct, STANDS, MISCLASSIFIED).astype(np.int8)
     reach = images = None

@@ -1,6 +1,7 @@
 """A model of any kind as a function from pixels to logits."""
 
 import hashlib
+import json
 import math
 import os
 import zipfile
@@ -112,7 +113,7 @@ def use_xla(jit_compile="auto"):
 def fingerprint(model, logits, x):
     """What tells a model from others, a string.
 
-    Of a path the files' checksum; of a Keras model that of its layers' kinds
+    Of a path the files' checksum; of a Keras model that of its layers' settings
     and its weights; of a callable that of its logits on some examples.
 
     Args:
@@ -126,8 +127,8 @@ def fingerprint(model, logits, x):
     if isinstance(logits.function, _Network):
         network = logits.function.model
         # Not names: Keras numbers them in the order of their making.
-        kinds = [type(layer).__name__ for layer in flattened(network)]
-        total.update(" ".join(kinds).encode())
+        for layer in flattened(network):
+            total.update(_described(layer).encode())
         for variable in network.variables:
             total.update(str(tuple(variable.shape)).encode())
             total.update(keras.ops.convert_to_numpy(variable).tobytes())
@@ -135,6 +136,20 @@ def fingerprint(model, logits, x):
         outputs = logits.function(tf.convert_to_tensor(x))
         total.update(tf.convert_to_tensor(outputs).numpy().tobytes())
     return total.hexdigest()
+
+
+def _described(layer):
+    """A layer's kind and settings; a model's are those of its layers."""
+    settings = {}
+    if not getattr(layer, "layers", ()):
+        try:
+            settings = layer.get_config() | {"name": None}
+        except NotImplementedError:
+            settings = {}  # A layer that cannot be saved.
+    text = json.dumps(
+        settings, sort_keys=True, default=lambda value: type(value).__name__
+    )
+    return f"{type(layer).__name__} {text}"
 
 
 def count_classes(logits, example):
@@ -178,7 +193,9 @@ def traceable(logits, example):
         logits: a `Logits`.
         example: float array (1, ...), one example.
     """
-    predict = tf.function(logits, jit_compile=logits.jit_compile)
+    predict = tf.function(
+        logits, jit_compile=logits.jit_compile, autograph=False
+    )
     try:
         predict(tf.convert_to_tensor(example))
     except Exception:

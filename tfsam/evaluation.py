@@ -104,11 +104,17 @@ def evaluate(
     given = [
         geometry.check_radius("epsilon", e) for e in np.ravel(epsilons).tolist()
     ]
-    geometry.check_count("batch_size", batch_size, 1)
-    _check_shard(shard)
+    batch_size = geometry.check_count("batch_size", batch_size, 1)
+    seed = int(seed)
+    bounds = None if bounds is None else tuple(float(b) for b in bounds)
+    if save_adversarial and workdir is None:
+        raise ValueError(
+            "save_adversarial needs a workdir to save to. Received: none"
+        )
     entries = [_entry(a) for a in ([attacks] if _is_name(attacks) else attacks)]
     data = _load_data(data, bounds)
     size = min(batch_size, len(data.x))
+    check_shard(shard, len(data.x), size)
     logits = classifiers.load_logits(model, jit_compile)
     classes = classifiers.count_classes(logits, data.x[:1])
     source = logits
@@ -138,9 +144,7 @@ def evaluate(
             "surrogate": None
             if surrogate is None
             else classifiers.fingerprint(surrogate, source, probe),
-            "data": hashlib.sha256(
-                data.x.tobytes() + data.y.tobytes()
-            ).hexdigest(),
+            "data": _digest(data.x, data.y),
             "n": len(data.x),
             "classes": classes,
             "batch_size": size,
@@ -157,14 +161,10 @@ def evaluate(
         workdir,
     )
     chunks = range(shard[0], verdicts.chunk_count(record.header), shard[1])
-    if not chunks:
-        raise ValueError(
-            f"shard must hold examples: there are {len(data.x)} in chunks of "
-            f"{size}. Received: shard={shard[0]}/{shard[1]}"
-        )
     workers = [
         attacking.make_worker(device, logits, source, classes, data.x[:1])
-        for device in devices or [None]
+        for device in ([devices] if isinstance(devices, str) else devices)
+        or [None]
     ]
     attacking.measure_natural(plan, workers, record, chunks)
     errors: dict = {}
@@ -191,29 +191,32 @@ def merge(folders):
         What `evaluate` returns.
 
     Raises:
-        ValueError: if a folder holds another evaluation, or a chunk or an
-            attack was not measured by any.
+        ValueError: if a folder holds another evaluation, or a chunk was not
+            measured by any. An attack that failed in one gives rows with
+            `error`.
     """
     record = verdicts.merged(folders)
     header = record.header
     chunks = range(verdicts.chunk_count(header))
-    parts = [
-        verdicts.part_of(number, attack["name"])
-        for number, attack in enumerate(header["attacks"])
-    ]
-    count = len(set(header["epsilons"]))
-    for part in [NATURAL, *parts]:
-        last = "correct" if part == NATURAL else f"{count - 1}/verdict"
-        missing = [
-            c for c in chunks if count and last not in record.load(part, c)
-        ]
-        if missing:
-            raise ValueError(
-                "the shards together must have measured every chunk of "
-                f"{header['batch_size']} examples; run the missing shard. "
-                f"Received: no {part} of chunk {missing[0]}"
-            )
-    return accuracies.result(record, chunks, {})
+    missing = [c for c in chunks if not record.load(NATURAL, c)]
+    if missing:
+        raise ValueError(
+            "the shards together must have measured every chunk of "
+            f"{header['batch_size']} examples; run the missing shard. "
+            f"Received: none with chunk {missing[0]}"
+        )
+    errors = {}
+    for number, attack in enumerate(header["attacks"]):
+        part = verdicts.part_of(number, attack["name"])
+        for index in range(len(set(header["epsilons"]))):
+            failed = [
+                c
+                for c in chunks
+                if f"{index}/verdict" not in record.load(part, c)
+            ]
+            if failed:
+                errors[part, index] = f"failed or not run in chunk {failed[0]}"
+    return accuracies.result(record, chunks, errors)
 
 
 def _load_data(data, bounds):
@@ -277,7 +280,8 @@ def _is_name(attack):
 
 def _entry(attack):
     """A name, (name, options) or factory as an `Entry`."""
-    options = {}
+    options: dict = {}
+    fixed: dict = {}
     if isinstance(attack, (tuple, list)) and len(attack) == 2:
         attack, options = attack[0], dict(attack[1])
     if isinstance(attack, str):
@@ -289,6 +293,7 @@ def _entry(attack):
     elif callable(attack):
         function = getattr(attack, "func", attack)  # Of a functools.partial.
         name = getattr(function, "__name__", type(function).__name__)
+        fixed = dict(getattr(attack, "keywords", None) or {})
 
         def make(**arguments):
             return registry.make(attack, **arguments, **options)
@@ -298,21 +303,45 @@ def _entry(attack):
             "an attack must be a name, (name, options) or a factory. "
             f"Received: {attack}"
         )
-    return attacking.Entry(name, options, make)
+    return attacking.Entry(name, fixed | options, make)
 
 
-def _check_shard(shard):
+def check_shard(shard, examples, batch_size):
+    """Refuses a shard that is none, or that would be empty.
+
+    Args:
+        shard: (i, n).
+        examples: how many there are.
+        batch_size: the size of a chunk.
+
+    Raises:
+        ValueError: if it is bad.
+    """
     index, count = shard
-    if not 0 <= index < count:
+    chunks = -(-examples // batch_size)
+    if not 0 <= index < min(count, chunks):
         raise ValueError(
-            "shard must be i/n with 0 <= i < n. "
-            f"Received: shard={index}/{count}"
+            f"shard must be i/n with 0 <= i < n, and i below {chunks}, the "
+            f"number of chunks. Received: shard={index}/{count}"
         )
+
+
+def _digest(*arrays):
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
 
 
 def _plain(options):
     """Options as JSON has them, for comparing."""
-    return {
-        k: v if isinstance(v, (str, int, float, bool, type(None))) else repr(v)
-        for k, v in options.items()
-    }
+
+    def plain(value):
+        if isinstance(value, (str, int, float, bool, type(None))):
+            return value
+        if isinstance(value, (np.ndarray, np.generic)):
+            digest = hashlib.sha256(value.tobytes()).hexdigest()
+            return f"{value.dtype} {value.shape} {digest}"
+        return repr(value)
+
+    return {key: plain(value) for key, value in options.items()}

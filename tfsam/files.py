@@ -36,13 +36,27 @@ def replacing(path):
 
 
 def leftovers(folder):
-    """The temporary paths in a folder that killed processes left there.
+    """The temporary paths in a folder that dead processes left there.
 
     Args:
         folder: of what `replacing` replaced; it need not exist.
     """
     found = pathlib.Path(folder).glob(".*-*")
-    return [path for path in found if re.match(r"\.\d+-", path.name)]
+    return [path for path in found if _is_orphan(path.name)]
+
+
+def _is_orphan(name):
+    """Whether a temporary file's process, on this machine, is gone."""
+    match = re.match(r"\.(\d+)-", name)
+    if not match:
+        return False
+    try:
+        os.kill(int(match[1]), 0)
+    except (OverflowError, ProcessLookupError):
+        return True
+    except PermissionError:
+        return False
+    return int(match[1]) == os.getpid()
 
 
 def remove(path):

@@ -78,6 +78,11 @@ def prepare(config):
     if config["surrogate"]:
         surrogate = _classifier(config, config["surrogate"], images)
     if config["evaluate"]:
+        evaluation.check_shard(
+            config["shard"] or (0, 1),
+            len(images.x_test),
+            config["attack_batch_size"],
+        )
         logits = _classifier(config, config["evaluate"], images)
     else:
         _steps(config, images, strategy)
@@ -527,16 +532,18 @@ def _attack_options(name, config):
     return {"steps": steps} if steps is not None and "steps" in known else {}
 
 
-def draw(config, model, images, results, workdir):
+def draw(config, model, inputs, results, workdir, log):
     """Draws robustness.png, and examples.png by the strongest l-inf budget.
 
     Args:
         config: settings, as of `tfsam.run.configuration`.
         model: a `Logits`.
-        images: a `tfsam.data.Images`.
+        inputs: of `prepare`.
         results: of `attack`.
         workdir: the run's folder.
+        log: a function of a line of text.
     """
+    images = inputs.images
     reports.robustness_plot(results, workdir / "robustness.png")
     rows = [r for r in results["robust"] if r["accuracy"] is not None]
     if not rows:
@@ -548,13 +555,19 @@ def draw(config, model, images, results, workdir):
     if not len(shown):
         return
     x, y, before = x[shown], y[shown], before[shown]
-    make = attacks.get(
-        row["attack"],
-        epsilon=row["epsilon"],
-        norm=row["norm"],
-        **row["options"],
-    )
-    x_adv = make(model, x, y, config["seed"]).numpy()
+    try:
+        make = attacks.get(
+            row["attack"],
+            epsilon=row["epsilon"],
+            norm=row["norm"],
+            **row["options"],
+        )
+        source = inputs.surrogate or model
+        x_adv = make(source, tf.constant(x), tf.constant(y), config["seed"])
+        x_adv = tf.convert_to_tensor(x_adv).numpy()
+    except Exception as error:  # Somebody else's attack, after all.
+        log(f"no examples.png: {type(error).__name__}: {error}")
+        return
     after = np.argmax(model(tf.constant(x_adv)), axis=1)
     names = images.class_names
     reports.examples_plot(
@@ -592,7 +605,7 @@ def run(config, inputs, workdir, log):
             network, _JIT_COMPILE[config["jit_compile"]]
         )
     measured = attack(config, model, inputs, workdir, log)
-    draw(config, model, images, measured, workdir)
+    draw(config, model, inputs, measured, workdir, log)
     results = {
         "schema": 1,
         "method": config["method"],

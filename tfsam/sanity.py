@@ -9,17 +9,23 @@ import tensorflow as tf
 
 from tfsam.attacks.logits import input_gradient
 
+_TARGETED = ("autoattack", "apgd_t", "fab_t", "fabt", "pgd_t")
+
+# Attacks that follow gradients for long enough to be compared with.
+_BY_GRADIENT = ("apgd_", "fab_t", "fmn", "pgd", "cleverhans_pgd")
+
 # Of all examples: what a weaker attack may find that stronger ones missed.
 _MISSED = 0.002
 
 
-def probe(logits, x, y, traceable):
+def probe(logits, x, y, right, traceable):
     """Runs the model twice, and looks at its gradients.
 
     Args:
         logits: function from pixels to logits.
-        x: float array (batch, ...) of images that are classified right.
+        x: float array (batch, ...).
         y: their labels.
+        right: bool array (batch,), which of them to look at.
         traceable: whether `tf.function` can trace the model.
 
     Returns:
@@ -27,12 +33,6 @@ def probe(logits, x, y, traceable):
         `zero_gradients`, how many images have a gradient of zero, -1 where the
         model has none; `probed`, how many were looked at.
     """
-    if not len(x):
-        return {
-            "randomness": np.array(0.0),
-            "zero_gradients": np.array(0),
-            "probed": np.array(0),
-        }
     x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
     first, second = (tf.convert_to_tensor(logits(x)).numpy() for _ in range(2))
     gradient = input_gradient(logits)
@@ -40,14 +40,14 @@ def probe(logits, x, y, traceable):
         gradient = tf.function(gradient, autograph=False)
     try:
         slopes = gradient(x, y)[0].numpy()
-    except (AttributeError, NotImplementedError, TypeError, ValueError):
+    except Exception:  # Whatever a model of somebody else's raises.
         zeros = -1
     else:
-        zeros = sum(not slope.any() for slope in slopes)
+        zeros = sum(not slope.any() for slope in slopes[right])
     return {
-        "randomness": np.abs(first - second).max(initial=0.0),
+        "randomness": np.abs(first - second).max(),
         "zero_gradients": np.array(zeros),
-        "probed": np.array(len(first)),
+        "probed": np.array(right.sum()),
     }
 
 
@@ -104,7 +104,7 @@ def of_classes(classes, names):
         classes: of the model.
         names: the attacks asked for.
     """
-    targeted = [n for n in names if n in ("autoattack", "apgd_t", "fab_t")]
+    targeted = [n for n in names if n.lower() in _TARGETED]
     if classes >= 10 or not targeted:
         return []
     message = (
@@ -135,7 +135,7 @@ def of_verdicts(verdicts, stages, text):
             if _gradient_free(stage):
                 without.setdefault(stage, found == number)
                 without[stage] = without[stage] | (found == number)
-            else:
+            elif stage.startswith(_BY_GRADIENT):
                 by_gradient.append(found == number)
     if not by_gradient:
         return []

@@ -44,11 +44,17 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         held = files.read_json(self.folder / "record.json")
         if held is None:
+            if any(self.folder.glob("*/[0-9]*.npz")):
+                raise ValueError(
+                    "the folder's record.json is missing or damaged: nobody "
+                    "knows what its verdicts are of. "
+                    f"Received: {self.folder}"
+                )
             files.write_json(self.folder / "record.json", self.header)
             return
         _check_same(held, self.header, self.folder)
-        for path in self.folder.rglob("*"):
-            if path in files.leftovers(path.parent):
+        for folder in [self.folder, *self.folder.glob("*/")]:
+            for path in files.leftovers(folder):
                 files.remove(path)
 
     def load(self, part, chunk):
@@ -99,7 +105,7 @@ def merged(folders):
         if record is None:
             record = Record(header)
         _check_same(header, record.header, folder)
-        for path in sorted(folder.glob("*/*.npz")):
+        for path in sorted(folder.glob("*/[0-9]*.npz")):
             arrays = _read_arrays(path)
             key = path.parent.name, int(path.stem)
             # Of an attack that failed half-way, the shard that got further.
@@ -117,7 +123,8 @@ def load(folder):
         folder: of the record.
 
     Returns:
-        A dict from (attack, epsilon) to an int8 array (n,): `STANDS`,
+        A dict from (attack, epsilon), the attack by its name or, where a name
+        comes twice, by its part's ("01-pgd"), to an int8 array (n,): `STANDS`,
         `MISCLASSIFIED`, or the number of the stage that broke the example, at
         this epsilon or a smaller one. What has not been measured yet is absent.
 
@@ -126,15 +133,17 @@ def load(folder):
     """
     record = merged([folder])
     header, found = record.header, {}
-    for number, attack in enumerate(header["attacks"]):
-        part = part_of(number, attack["name"])
+    names = [attack["name"] for attack in header["attacks"]]
+    for number, name in enumerate(names):
+        part = part_of(number, name)
+        label = name if names.count(name) == 1 else part
         for index, epsilon in enumerate(sorted(set(header["epsilons"]))):
             chunks = [
                 record.load(part, chunk).get(f"{index}/verdict")
                 for chunk in range(chunk_count(header))
             ]
             if all(c is not None for c in chunks):
-                found[attack["name"], epsilon] = np.concatenate(chunks)
+                found[label, epsilon] = np.concatenate(chunks)
     return found
 
 

@@ -14,7 +14,7 @@ class Shift:
         self.bounds = bounds
 
     def __call__(self, logits_fn, x, y, seed):
-        labels = tf.argmax(y, axis=-1) if y.shape.rank == 2 else y
+        labels = tf.argmax(y, axis=-1) if len(y.shape) == 2 else y
         pixels = tf.cast(tf.size(x[0]), x.dtype)
         length = 1.0 if self.norm == "linf" else tf.sqrt(pixels)
         darker, brighter = (
@@ -23,7 +23,7 @@ class Shift:
         better = self._loss(logits_fn, brighter, labels) > self._loss(
             logits_fn, darker, labels
         )
-        better = tf.reshape(better, [-1] + [1] * (x.shape.rank - 1))
+        better = tf.reshape(better, [-1] + [1] * (len(x.shape) - 1))
         return tf.where(better, brighter, darker)
 
     def _clip(self, x):

@@ -143,7 +143,7 @@ def predict(logits_fn, x, active=None):
     """
     if isinstance(logits_fn, Logits):
         return logits_fn.predict(x, active)
-    return logits_fn(x)
+    return tf.convert_to_tensor(logits_fn(x))
 
 
 def examples(logits_fn, x):
@@ -221,7 +221,7 @@ def _input_gradient(logits_fn, loss):
     def gradient(x, labels):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
-            logits = logits_fn(x)
+            logits = tf.convert_to_tensor(logits_fn(x))
             total = tf.reduce_sum(loss(logits, labels))
         result = tape.gradient(total, x)
         if result is None:
@@ -230,6 +230,6 @@ def _input_gradient(logits_fn, loss):
                 "differentiable operations; no gradient flows. "
                 f"Received: logits_fn={logits_fn}"
             )
-        return result, logits
+        return tf.ensure_shape(result, x.shape), logits
 
     return gradient

@@ -245,7 +245,8 @@ def _search(attack, logits_fn, x, y, starts, active, loss, labels, beside):
         left = standing(state.broken)
         logits = predict(logits_fn, state.x, left)
         broken = state.broken | (left & losses.misclassified(logits, truth))
-        better = left & (loss(logits, labels) > state.best_loss)
+        last = tf.cast(loss(logits, labels), state.best_loss.dtype)
+        better = left & (last > state.best_loss)
         x_adv = where(broken | better, state.x, state.best)
         return (
             first_copy(broken, x_adv, beside),

@@ -96,6 +96,8 @@ class Square(Attack):
         last = self.queries - 1
 
         def loop(image, start, moves, active):
+            if not last:
+                return start
             batch = tf.shape(image)[0]
             images, truth = copies(image, ahead), copies(y, ahead)
 
@@ -133,7 +135,7 @@ class Square(Attack):
                     tf.zeros([batch], tf.int32),
                     start,
                     margin,
-                    active & ~broken & (last > 0),
+                    active & ~broken,
                 ),
                 parallel_iterations=1,
             )
