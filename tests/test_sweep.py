@@ -1,6 +1,7 @@
 """Evaluation at length: sweeps, devices, shards, resume, transfer, warnings."""
 
 import functools
+import itertools
 import os
 import pathlib
 import signal
@@ -601,3 +602,19 @@ def test_callables_of_many_kinds(cnn, data):
     result = evaluate(pure, data, [PGD])
     assert result["robust"][2]["accuracy"] < 0.6
     assert not result["warnings"]
+
+
+def test_an_ensemble_tells_its_stages(cnn, data, monkeypatch):
+    monkeypatch.setattr(
+        tfsam.attacks.Square.__init__, "__defaults__", ("linf", 9, 0.8, (0, 1))
+    )
+    seconds = itertools.count(step=6)
+    monkeypatch.setattr(attacking.time, "perf_counter", lambda: next(seconds))
+    lines = []
+    few = (data[0][:8], data[1][:8])
+    evaluate(cnn, few, ["autoattack"], [0.01], progress=lines.append)
+    assert len(lines) == 4
+    assert lines[0] == (
+        "autoattack linf 0.01: after apgd_ce 8 of 8 stand in this chunk"
+    )
+    assert lines[3].startswith("autoattack linf: robust accuracy so far 0.01 1")

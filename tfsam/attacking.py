@@ -6,6 +6,7 @@ range and its budget, and classified again. Verdicts go into a record; see
 """
 
 import concurrent.futures
+import functools
 import inspect
 import queue
 import threading
@@ -237,7 +238,8 @@ def attack_chunk(
         errors: a dict from (part, number of the epsilon) to the message of an
             attack that failed; it fails once.
         strict: raise what an attack raises.
-        tell: called with the number of the epsilon and the verdicts.
+        tell: called with the number of the epsilon and the verdicts; in the
+            midst of an ensemble also with the stage that is done.
     """
     indices = verdicts.chunk_indices(record.header, chunk)
     found = dict(record.load(part, chunk))
@@ -268,6 +270,7 @@ def attack_chunk(
                     new, images = _attack(
                         *(plan, part, worker, attack, epsilon),
                         *(indices, verdict, images),
+                        functools.partial(tell, index),
                     )
             except Exception as error:
                 if strict:
@@ -280,7 +283,9 @@ def attack_chunk(
         tell(index, verdict)
 
 
-def _attack(plan, part, worker, attack, epsilon, indices, verdict, images):
+def _attack(
+    plan, part, worker, attack, epsilon, indices, verdict, images, tell
+):
     """One epsilon on one chunk: what is saved of it, and the images."""
     started = time.perf_counter()
     verdict = verdict.copy()
@@ -307,6 +312,8 @@ def _attack(plan, part, worker, attack, epsilon, indices, verdict, images):
         images[standing] = found.images
         largest = max(largest, found.largest)
         passes += found.passes
+        if number < len(stages):
+            tell(verdict, name)
     saved = {
         "verdict": verdict,
         "largest": np.array(largest),
@@ -430,9 +437,19 @@ def teller(plan, entry, chunks, progress):
     counts = {epsilon: [0, 0] for epsilon in plan.epsilons}
     done = 0
 
-    def tell(index, verdict):
+    def tell(index, verdict, stage=None):
         nonlocal done, said
         with lock:
+            if stage is not None:
+                if progress is not None and time.perf_counter() - said > 5:
+                    said = time.perf_counter()
+                    text = epsilon_text(plan.epsilons[index])
+                    progress(
+                        f"{entry.name} {plan.norm} {text}: after {stage} "
+                        f"{(verdict == STANDS).sum()} of {len(verdict)} stand "
+                        "in this chunk"
+                    )
+                return
             done += 1
             count = counts[plan.epsilons[index]]
             count[0] += int((verdict == STANDS).sum())
