@@ -617,4 +617,6 @@ def test_an_ensemble_tells_its_stages(cnn, data, monkeypatch):
     assert lines[0] == (
         "autoattack linf 0.01: after apgd_ce 7 of 8 stand in this chunk"
     )
-    assert lines[3].startswith("autoattack linf: robust accuracy so far 0.01 1")
+    assert lines[3].startswith(
+        "autoattack linf: robust accuracy so far 0.01 0.875"
+    )
