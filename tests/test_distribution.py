@@ -72,8 +72,10 @@ def test_standard_training_on_two_devices_is_one_device_s(jit_compile):
 
 @pytest.mark.parametrize(
     "method",
-    [tfsam.SAM(0.3), tfsam.ASAM(1.0)],
-    ids=["sam", "asam"],
+    [
+        pytest.param(tfsam.SAM(0.3), id="sam"),
+        pytest.param(tfsam.ASAM(1.0), id="asam", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_global_sharpness_on_two_devices_is_one_device_s(method, jit_compile):

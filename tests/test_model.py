@@ -198,7 +198,15 @@ def test_dict_losses_are_counted_once():
     assert_equal(run(model), expected)
 
 
-@pytest.mark.parametrize("method", ["sam", "asam", "at", "at_sam"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "sam",
+        "at",
+        pytest.param("asam", marks=pytest.mark.slow),
+        pytest.param("at_sam", marks=pytest.mark.slow),
+    ],
+)
 def test_eager_graph_and_xla_agree(method):
     attack = tfsam.PGD(0.1, norm="l2", steps=2) if "at" in method else None
     weights = {"sam": tfsam.SAM(0.1), "asam": tfsam.ASAM(0.5)}.get(

@@ -917,6 +917,7 @@ run.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @cpu_only
 def test_killed_in_an_epoch_and_resumed(uninterrupted, tmp_path):
     workdir = tmp_path / "run"

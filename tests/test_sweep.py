@@ -125,7 +125,18 @@ def test_attacks_that_are_not_native_get_batches_of_few_sizes(cnn, data):
     assert [attacking._batch_size(1, n) for n in (1, 2, 100)] == [1, 1, 7]
 
 
-@pytest.mark.parametrize("attack", [PGD, ("apgd_ce", {"steps": 8}), "fgsm"])
+ALL = [
+    *(("apgd_ce", {"steps": 8}), ("apgd_t", {"steps": 4}), "noise_l2"),
+    *(("fab_t", {"steps": 4}), ("square", {"queries": 30})),
+    *(("fmn", {"steps": 8}), ("pgd_t", {"steps": 3, "restarts": 2})),
+]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [PGD, *(pytest.param(a, marks=pytest.mark.slow) for a in ALL)],
+    ids=str,
+)
 def test_devices_shards_and_order_change_nothing(cnn, data, attack, tmp_path):
     alone = evaluate(cnn, data, [attack], workdir=tmp_path / "one")
     both = evaluate(
@@ -157,7 +168,9 @@ def test_devices_shards_and_order_change_nothing(cnn, data, attack, tmp_path):
         tfsam.merge(folders[:2])
 
 
-@pytest.mark.parametrize("name", ["pgd", "apgd_ce"])
+@pytest.mark.parametrize(
+    "name", ["pgd", pytest.param("apgd_ce", marks=pytest.mark.slow)]
+)
 def test_another_batch_size_changes_at_most_half_a_percent(cnn, digits, name):
     data = digits[0][1200:1600], digits[1][1200:1600]
     attack = (name, {"steps": 8})
@@ -349,15 +362,16 @@ def test_autoattack_tells_who_broke_what(cnn, data, monkeypatch):
     monkeypatch.setattr(
         tfsam.attacks.Square.__init__, "__defaults__", ("linf", 50, 0.8, (0, 1))
     )
-    result = evaluate(cnn, data, ["autoattack"], [0.1])
+    data = data[0][:40], data[1][:40]
+    result = evaluate(cnn, data, ["autoattack"], [0.1], batch_size=40)
     (row,) = result["robust"]
     assert list(row["broken_by"]) == ["apgd_ce", "apgd_t", "fab_t", "square"]
-    broken = 100 * (result["natural"]["accuracy"] - row["accuracy"])
+    broken = 40 * (result["natural"]["accuracy"] - row["accuracy"])
     assert sum(row["broken_by"].values()) == round(broken)
-    assert row["broken_by"]["apgd_ce"] > 30
+    assert row["broken_by"]["apgd_ce"] > 10
     assert row["standard"] is True
-    alone = evaluate(cnn, data, ["apgd_ce", "apgd_t"], [0.1])["robust"]
-    assert row["accuracy"] <= min(r["accuracy"] for r in alone)
+    (alone,) = evaluate(cnn, data, ["apgd_ce"], [0.1])["robust"]
+    assert row["accuracy"] <= alone["accuracy"]
 
 
 # Warnings: each on a model that deserves it.
@@ -418,7 +432,9 @@ def test_square_inside_an_ensemble_is_watched(monkeypatch):
     assert not sanity.of_verdicts({"aa": verdict}, stages, "linf 0.1")
 
 
-@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize(
+    "classes", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))]
+)
 def test_few_classes_are_said(cnn, data, classes):
     x, y = data
     few = (x[y < classes][:10], y[y < classes][:10])
@@ -455,6 +471,7 @@ def test_bad_shards():
         tfsam.merge(["/nowhere"])
 
 
+@pytest.mark.slow
 def test_a_network_in_xla_loops_gives_the_same_verdicts(cnn, data, monkeypatch):
     """The path that GPUs take."""
     plain = evaluate(cnn, data, [PGD, ("apgd_ce", {"steps": 10})])
