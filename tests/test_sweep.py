@@ -637,3 +637,28 @@ def test_an_ensemble_tells_its_stages(cnn, data, monkeypatch):
     assert lines[3].startswith(
         "autoattack linf: robust accuracy so far 0.01 0.875"
     )
+
+
+def test_a_layer_that_cannot_tell_its_settings_is_known_by_its_logits(
+    data, tmp_path
+):
+    class Apply(keras.layers.Layer):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def call(self, x):
+            return self.function(x)
+
+    def model(factor):
+        layers = [
+            keras.layers.Flatten(),
+            keras.layers.Dense(10, kernel_initializer="identity"),
+            Apply(lambda x: factor * x),
+        ]
+        return keras.Sequential([keras.Input((8, 8, 1)), *layers])
+
+    evaluate(model(2.0), data, workdir=tmp_path)
+    evaluate(model(2.0), data, workdir=tmp_path)
+    with pytest.raises(ValueError, match="Received: model="):
+        evaluate(model(3.0), data, workdir=tmp_path)

@@ -114,7 +114,8 @@ def fingerprint(model, logits, x):
     """What tells a model from others, a string.
 
     Of a path the files' checksum; of a Keras model that of its layers' settings
-    and its weights; of a callable that of its logits on some examples.
+    and its weights; of a callable, and where a layer cannot tell its settings,
+    that of its logits on some examples.
 
     Args:
         model: as of `load_logits`.
@@ -124,28 +125,33 @@ def fingerprint(model, logits, x):
     if isinstance(model, (str, os.PathLike)):
         return files.digest(model)
     total = hashlib.sha256()
+    described = False
     if isinstance(logits.function, _Network):
         network = logits.function.model
-        # Not names: Keras numbers them in the order of their making.
-        for layer in flattened(network):
-            total.update(_described(layer).encode())
+        layers = [_described(layer) for layer in flattened(network)]
+        described = None not in layers
+        total.update(json.dumps(layers).encode())
         for variable in network.variables:
             total.update(str(tuple(variable.shape)).encode())
             total.update(keras.ops.convert_to_numpy(variable).tobytes())
-    else:
+    if not described:
         outputs = logits.function(tf.convert_to_tensor(x))
         total.update(tf.convert_to_tensor(outputs).numpy().tobytes())
     return total.hexdigest()
 
 
 def _described(layer):
-    """A layer's kind and settings; a model's are those of its layers."""
+    """A layer's kind and settings; None if it cannot tell them.
+
+    A model's settings are those of its layers.
+    """
     settings = {}
     if not getattr(layer, "layers", ()):
         try:
+            # Not names: Keras numbers them in the order of their making.
             settings = layer.get_config() | {"name": None}
         except NotImplementedError:
-            settings = {}  # A layer that cannot be saved.
+            return None
     text = json.dumps(
         settings, sort_keys=True, default=lambda value: type(value).__name__
     )

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfsam.attacks import losses
 
 # Blocks of examples that go through the network side by side. On two cores two
-# were as fast as four, in half the memory (BUILD_NOTES.md).
+# were as fast as four, in half the memory.
 _PARALLEL_BLOCKS = 2
 
 
