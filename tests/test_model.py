@@ -472,7 +472,7 @@ def test_a_stateful_layer_is_refused():
 
 def test_a_state_goes_with_the_weights_it_was_made_for():
     class Counting(tfsam.WeightPerturbation):
-        def init(self, weights):
+        def init(self, weights, seed):
             return [np.zeros(w.shape, "float32") for w in weights]
 
         def perturb(self, weights, gradients, state, step):

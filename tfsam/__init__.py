@@ -35,24 +35,43 @@ from tfsam import data
 from tfsam import networks
 from tfsam import reports
 from tfsam import verdicts
+from tfsam import weights
 from tfsam.attacks import FGSM
 from tfsam.attacks import PGD
+from tfsam.entropy_sgd import EntropySGD
 from tfsam.evaluation import evaluate
 from tfsam.evaluation import merge
 from tfsam.model import RobustModel
+from tfsam.objectives import MART
+from tfsam.objectives import TRADES
 from tfsam.optimizers import SGD
 from tfsam.weights import ASAM
+from tfsam.weights import AWP
+from tfsam.weights import ESAM
+from tfsam.weights import FSAM
+from tfsam.weights import GSAM
 from tfsam.weights import SAM
+from tfsam.weights import SSAM
+from tfsam.weights import LookSAM
 from tfsam.weights import WeightPerturbation
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ASAM",
+    "AWP",
+    "ESAM",
     "FGSM",
+    "FSAM",
+    "GSAM",
+    "MART",
     "PGD",
     "SAM",
     "SGD",
+    "SSAM",
+    "TRADES",
+    "EntropySGD",
+    "LookSAM",
     "RobustModel",
     "WeightPerturbation",
     "attacks",
@@ -62,4 +81,5 @@ __all__ = [
     "networks",
     "reports",
     "verdicts",
+    "weights",
 ]

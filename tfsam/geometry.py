@@ -44,6 +44,18 @@ def check_radius(name, value):
     return float(value)
 
 
+def check_fraction(name, value):
+    """Returns `value` as a float; raises a ValueError unless in (0, 1].
+
+    Args:
+        name: the argument's name, for the message.
+        value: a number.
+    """
+    if not 0 < check_radius(name, value) <= 1:
+        raise ValueError(f"{name} must be in (0, 1]. Received: {name}={value}")
+    return float(value)
+
+
 def check_count(name, value, least=0):
     """Returns `value`; raises a ValueError unless it is an integer >= least.
 
@@ -152,6 +164,28 @@ def random_point(seeds, shape, radius, norm, dtype=tf.float32):
     check_norm(norm)
     points = _points(seeds, tf.convert_to_tensor(shape)[1:], norm, dtype)
     return tf.reshape(points, shape) * tf.cast(radius, dtype)
+
+
+@tf.function(autograph=False)
+def random_normal(seeds, shape, dtype=tf.float32):
+    """Standard normal noise for each example, by its own row of `seeds`.
+
+    Args:
+        seeds: int32 tensor (batch, 2).
+        shape: the batch's shape, (batch, ...).
+        dtype: the result's dtype.
+
+    Returns:
+        A tensor of shape `shape`.
+    """
+    noise = tf.map_fn(
+        lambda seed: tf.random.stateless_normal(
+            shape[1:], seed, dtype=dtype, alg="philox"
+        ),
+        seeds,
+        fn_output_signature=dtype,
+    )
+    return tf.reshape(noise, shape)
 
 
 # A graph of its own: eagerly, a loop over examples takes a second a batch.

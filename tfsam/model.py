@@ -19,10 +19,7 @@ collectives outside it. BatchNorm statistics and dropout seeds come from the
 pass at w; both passes start from the same ones.
 """
 
-import re
 import warnings
-from typing import Any
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -31,56 +28,21 @@ import tensorflow as tf
 from tfsam import checks
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
-from tfsam.attacks.losses import cross_entropy
-from tfsam.weights import Step
-from tfsam.weights import kind
+from tfsam.geometry import check_count
+from tfsam.pure import Batch
+from tfsam.pure import PureModel
+from tfsam.pure import dense
+from tfsam.pure import replicas
+from tfsam.pure import symbolic
+from tfsam.pure import tensor
+from tfsam.weights.base import Step
 
 SHARPNESS = ("per_replica", "global")
-
-
-class Batch(NamedTuple):
-    """One batch, as objectives see it; `x_adv` is `x` without an attack."""
-
-    x: Any
-    x_adv: Any
-    y: Any
-    sample_weight: Any
-
-
-class Pass(NamedTuple):
-    """What one forward and backward pass gives; `updates` by position."""
-
-    loss: Any
-    y_pred: Any
-    masks: Any
-    gradients: Any
-    updates: Any
-
-
-def compiled_loss(model, batch):
-    """The default objective: the compiled loss of the perturbed inputs.
-
-    Args:
-        model: the `RobustModel`.
-        batch: a `Batch`.
-
-    Returns:
-        (loss, predictions). An objective of your own has this signature; the
-        predictions that it returns are those that the metrics see.
-    """
-    y_pred = model(batch.x_adv, training=True)
-    loss = model.compute_loss(
-        x=batch.x_adv,
-        y=batch.y,
-        y_pred=y_pred,
-        sample_weight=batch.sample_weight,
-        training=True,
-    )
-    return loss, y_pred
+MODES = ("inference", "training")
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
-class RobustModel(keras.Model):
+class RobustModel(PureModel):
     """A Keras model whose training step perturbs inputs and weights.
 
     `compile`, `fit`, `evaluate`, `predict`, callbacks and saving are Keras's
@@ -96,11 +58,21 @@ class RobustModel(keras.Model):
             Metrics then are those of the perturbed inputs.
         perturb_weights: a `tfsam.WeightPerturbation`, such as
             `tfsam.SAM(rho=0.2)`.
-        objective: a function (model, Batch) -> (loss, predictions); None is the
-            compiled loss of the perturbed inputs.
+        objective: a function (model, Batch) -> (loss, predictions), such as
+            `tfsam.TRADES(beta=6)`; see `tfsam.pure.compiled_loss`, which None
+            stands for: the compiled loss of the perturbed inputs.
         sharpness: under `tf.distribute`, "per_replica" perturbs the weights by
             each replica's own gradient (as Foret et al.), "global" by the
             gradient of the global batch, so that N replicas equal one.
+        sub_batches: m-sharpness (Foret et al., 2021, section 4.1): the batch in
+            so many parts, each with a perturbation of its own, by its own
+            gradient and BatchNorm's statistics of its own; the mean of their
+            gradients. >= 1; for perturbations that keep no state.
+        attack_mode: "inference", or "training" to attack with BatchNorm's
+            statistics of the batch, and dropout. An attack never moves the
+            running statistics.
+        epsilon_warmup_steps: training steps over which the attack's epsilon
+            grows linearly from nothing, >= 0.
         exclude: regular expressions; weights whose path one of them matches
             are trained, not perturbed.
         seed: seed of the perturbations' randomness; None draws one, which
@@ -115,9 +87,6 @@ class RobustModel(keras.Model):
         ValueError: if an argument is out of its range.
     """
 
-    built: bool
-    jit_compile: bool
-
     def __init__(
         self,
         network,
@@ -126,6 +95,9 @@ class RobustModel(keras.Model):
         *,
         objective=None,
         sharpness="per_replica",
+        sub_batches=1,
+        attack_mode="inference",
+        epsilon_warmup_steps=0,
         exclude=(),
         seed=None,
         **kwargs,
@@ -135,30 +107,9 @@ class RobustModel(keras.Model):
                 "network must be a keras.Model that returns logits. "
                 f"Received: network={network}"
             )
-        if perturb_inputs is not None and not callable(perturb_inputs):
-            raise ValueError(
-                "perturb_inputs must be an attack, such as tfsam.PGD(8 / 255). "
-                f"Received: perturb_inputs={perturb_inputs}"
-            )
-        if not getattr(perturb_inputs, "in_graph", True):
-            raise ValueError(
-                "perturb_inputs must be an attack that can run in a graph; "
-                "this one serves in evaluation only. "
-                f"Received: perturb_inputs={perturb_inputs}"
-            )
-        if perturb_weights is not None and not hasattr(
-            perturb_weights, "perturb"
-        ):
-            raise ValueError(
-                "perturb_weights must be a weight perturbation, such as "
-                "tfsam.SAM(0.2). "
-                f"Received: perturb_weights={perturb_weights}"
-            )
-        if sharpness not in SHARPNESS:
-            raise ValueError(
-                f"sharpness must be one of {SHARPNESS}. "
-                f"Received: sharpness={sharpness}"
-            )
+        _check_perturbations(perturb_inputs, perturb_weights)
+        _check_choice("sharpness", sharpness, SHARPNESS)
+        _check_choice("attack_mode", attack_mode, MODES)
         kwargs.setdefault("dtype", network.dtype_policy)
         # Pixels stay in float32 under mixed precision: near 1 float16 has steps
         # of 4.9e-4, half of an attack's step. The network's layers cast them.
@@ -168,6 +119,12 @@ class RobustModel(keras.Model):
         self.perturb_weights = perturb_weights
         self.objective = objective
         self.sharpness = sharpness
+        self.sub_batches = check_count("sub_batches", sub_batches, 1)
+        self.attack_mode = attack_mode
+        self.epsilon_warmup_steps = check_count(
+            "epsilon_warmup_steps", epsilon_warmup_steps
+        )
+        self._check_combination()
         self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
         self.seed = (
             int(np.random.randint(2**31 - 1)) if seed is None else int(seed)
@@ -183,7 +140,7 @@ class RobustModel(keras.Model):
             return
         if not self.network.built:
             # A subclassed network is built by being called.
-            self.network(_symbolic(input_shape))
+            self.network(symbolic(input_shape))
         self._check_network()
         # Counts training steps; it keys the noise, so a resumed run goes on.
         self.step_count = self.add_weight(
@@ -195,6 +152,13 @@ class RobustModel(keras.Model):
         ]
         self._state_of = [v.path for v in self._perturbed_variables()]
         init = getattr(self.perturb_weights, "init", None)
+        values = init(specs, self.seed) if init else ()
+        if len(values) and self.sub_batches > 1:
+            raise ValueError(
+                f"{self.perturb_weights} keeps a state from batch to batch: "
+                "sub_batches must be 1. "
+                f"Received: sub_batches={self.sub_batches}"
+            )
         self.perturbation_state = [
             self.add_weight(
                 shape=value.shape,
@@ -203,53 +167,49 @@ class RobustModel(keras.Model):
                 ),
                 dtype=value.dtype.name,
                 trainable=False,
+                aggregation="mean",
                 name=f"perturbation_state_{index}",
             )
-            for index, value in enumerate(init(specs) if init else ())
+            for index, value in enumerate(values)
         ]
         self.built = True
 
-    def call(self, inputs, training=None):
-        """The network's outputs; `training` reaches it by Keras's context."""
-        return self.network(inputs)
-
     def train_step(self, data):
         """Perturbs the inputs, then the weights, then descends."""
-        data = tf.nest.map_structure(_tensor, data)
+        data = tf.nest.map_structure(tensor, data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._build_for(data)
-        variables = self.trainable_variables
+        variables, others = self.trainable_variables, self._other_variables()
         weights = [tf.convert_to_tensor(v.value) for v in variables]
-        others = self._other_variables()
         state = [tf.convert_to_tensor(v.value) for v in others]
-        seed = self._next_seed()
+        count, seed = self._next_step()
 
-        x_adv = self._perturbed_inputs(weights, state, x, y, seed)
+        x_adv = self._perturbed_inputs(weights, state, x, y, count, seed)
         batch = Batch(x, x_adv, y, sample_weight)
-        # Under loss scaling the scale is a variable's value, or 1.
-        scale = self.optimizer.scale_loss(tf.ones(()))
-        gradient = self._compiled(self._pass)
-        first = gradient(weights, state, batch, scale)
-        gradients = first.gradients
-        if self.perturb_weights is not None and variables:
-            gradients = self._perturbed_gradients(
-                gradient, first, weights, state, batch, scale, seed
-            )
+        step = Step(
+            kinds=self._kinds(),
+            seed=tf.random.experimental.stateless_fold_in(seed, 1),
+            count=count,
+            learning_rate=tf.convert_to_tensor(self.optimizer.learning_rate),
+        )
+        # The loss and all else are those at w, the gradients are not.
+        first = self._sharpened_by_parts(weights, state, batch, step)
 
         for position, value in first.updates.items():
             others[int(position)].assign(value)
         if variables:
             self.optimizer.apply_gradients(
-                zip(gradients, variables, strict=True)
+                zip(first.gradients, variables, strict=True)
             )
         else:
             warnings.warn("The model has no trainable weights.", stacklevel=2)
         self._track_loss(first.loss, x)
-        y_pred = self._predicted(first)
-        return self.compute_metrics(x_adv, y, y_pred, sample_weight)
+        return self.compute_metrics(
+            x_adv, y, self._predicted(first), sample_weight
+        )
 
-    def _perturbed_inputs(self, weights, state, x, y, seed):
-        """The attack at w, in inference mode; nothing else is kept of it."""
+    def _perturbed_inputs(self, weights, state, x, y, count, seed):
+        """The attack at w; nothing else is kept of it."""
         if self.perturb_inputs is None:
             return x
         if not tf.is_tensor(x) or not tf.is_tensor(y):
@@ -258,14 +218,13 @@ class RobustModel(keras.Model):
                 "tensor of labels. "
                 f"Received: x of {type(x)}, y of {type(y)}"
             )
-
         x = checks.inside(x, getattr(self.perturb_inputs, "bounds", None))
 
         def logits_fn(pixels):
             # A scope of its own a call: a loop's body must leave no tensor
             # behind in a scope that outlives it.
             with self._scope(weights, state):
-                logits = self(pixels, training=False)
+                logits = self(pixels, training=self.attack_mode == "training")
             if not tf.is_tensor(logits) or logits.shape[-1] == 1:
                 raise ValueError(
                     "perturb_inputs needs a network with one output, of two or "
@@ -273,6 +232,10 @@ class RobustModel(keras.Model):
                 )
             return logits
 
+        attack = self.perturb_inputs
+        if self.epsilon_warmup_steps:
+            done = tf.cast(count + 1, tf.float32) / self.epsilon_warmup_steps
+            attack = attack.with_epsilon(attack.epsilon * tf.minimum(done, 1.0))
         # Position in the global batch, so that replicas' noise differs and N
         # replicas draw what one would. (Where a last batch is shared unevenly,
         # two of its examples draw the same.)
@@ -281,86 +244,119 @@ class RobustModel(keras.Model):
         ahead = 0 if replica is None else replica.replica_id_in_sync_group
         seeds = example_seeds(seed, (ahead + 1) * batch)[ahead * batch :]
         attacked = Logits(logits_fn, jit_compile=self._use_xla())
-        return tf.stop_gradient(self.perturb_inputs(attacked, x, y, seeds))
+        return tf.stop_gradient(attack(attacked, x, y, seeds))
 
-    def _pass(self, weights, state, batch, scale):
-        """A pure function: loss, predictions, gradients, new state."""
-        others = self._other_variables()
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
-            with self._scope(weights, state) as scope:
-                objective = self.objective or compiled_loss
-                loss, y_pred = objective(self, batch)
-            scaled = loss * tf.cast(scale, loss.dtype)
-        gradients = [
-            tf.convert_to_tensor(g) if g is not None else None
-            for g in tape.gradient(scaled, weights)
-        ]
-        updates = {}
-        for position, (variable, old) in enumerate(
-            zip(others, state, strict=True)
-        ):
-            new = scope.get_current_value(variable)
-            if new is not old:
-                updates[str(position)] = tf.convert_to_tensor(new)
-        masks = [
-            getattr(part, "_keras_mask", None)
-            for part in tf.nest.flatten(y_pred)
-        ]
-        return Pass(loss, y_pred, masks, gradients, updates)
+    def _sharpened_by_parts(self, weights, state, batch, step):
+        """m-sharpness: `_sharpened` of each part of the batch, and the mean.
 
-    def _perturbed_gradients(
-        self, gradient, first, weights, state, batch, scale, seed
-    ):
-        """The gradients to descend by: those at the perturbed weights."""
-        method = self.perturb_weights
-        memory = [tf.convert_to_tensor(v) for v in self.perturbation_state]
-        chosen = self._perturbed_positions()
-        step = Step(
-            kinds=[kind(self.trainable_variables[i]) for i in chosen],
-            seed=tf.random.experimental.stateless_fold_in(seed, 1),
-            learning_rate=tf.convert_to_tensor(self.optimizer.learning_rate),
+        The parts are one after the other, so each moves BatchNorm's statistics.
+        """
+        if self.sub_batches == 1:
+            return self._sharpened(weights, state, batch, step)
+        size = tf.shape(tf.nest.flatten(batch.x)[0])[0]
+        tf.debugging.assert_greater_equal(
+            size,
+            self.sub_batches,
+            "sub_batches must be at most the size of each batch.",
         )
+        state, parts, shares = list(state), [], []
+        for index in range(self.sub_batches):
+            start = size * index // self.sub_batches
+            end = size * (index + 1) // self.sub_batches
+            rows = slice(start, end)
+            seed = tf.random.experimental.stateless_fold_in(step.seed, index)
+            part = self._sharpened(
+                weights,
+                state,
+                _rows(batch, lambda t, rows=rows: t[rows]),
+                step._replace(seed=seed),
+            )
+            for position, value in part.updates.items():
+                state[int(position)] = value
+            parts.append(part)
+            shares.append(tf.cast(end - start, tf.float32))
+        shares = [share / tf.cast(size, tf.float32) for share in shares]
+
+        def mean(*values):
+            if values[0] is None:
+                return None
+            return tf.add_n(
+                [
+                    value * tf.cast(share, value.dtype)
+                    for value, share in zip(values, shares, strict=True)
+                ]
+            )
+
+        def joined(*values):
+            return None if values[0] is None else tf.concat(values, 0)
+
+        one, *others = parts
+        return parts[-1]._replace(
+            loss=mean(*[part.loss for part in parts]),
+            y_pred=tf.nest.map_structure(
+                joined, one.y_pred, *[part.y_pred for part in others]
+            ),
+            masks=list(map(joined, *[part.masks for part in parts])),
+            gradients=list(map(mean, *[part.gradients for part in parts])),
+        )
+
+    def _sharpened(self, weights, state, batch, step):
+        """The pass at w, with the gradients of the pass at w + e."""
+        # Under loss scaling the scale is a variable's value, or 1.
+        scale = self.optimizer.scale_loss(tf.ones(()))
+        gradient = self._compiled(self._pass)
+        first = gradient(weights, state, batch, scale)
+        method = self.perturb_weights
+        if method is None or not weights:
+            return first
+        chosen = self._perturbed_positions()
+        memory = [tf.convert_to_tensor(v) for v in self.perturbation_state]
         # What the optimizer is to get, over what the method is to see: the loss
         # scale, and 1/replicas of the sum that the optimizer makes.
-        unit = scale / tf.distribute.get_strategy().num_replicas_in_sync
+        unit = scale / replicas()
 
         def seen(gradients):
             """The chosen gradients, unscaled, dense, of the right batch."""
-            dense = [
-                tf.zeros_like(weights[i])
-                if gradients[i] is None
-                else gradients[i] / tf.cast(unit, gradients[i].dtype)
-                for i in chosen
-            ]
-            return self._reduced(dense)
+            given = dense(gradients, weights)
+            return self._reduced(
+                [given[i] / tf.cast(unit, given[i].dtype) for i in chosen]
+            )
 
+        def moved_to(some):
+            """All weights, with these in the chosen ones' place."""
+            moved = list(weights)
+            for i, weight in zip(chosen, some, strict=True):
+                moved[i] = weight
+            return moved
+
+        def squared_gradients():
+            squares = self._squared_gradients(weights, state, batch)
+            # As state becomes the mean over replicas, this becomes the sum.
+            many = replicas()
+            return [many * squares[i] for i in chosen], many * tf.shape(
+                batch.y
+            )[0]
+
+        step = step._replace(
+            gradient=lambda some: seen(
+                gradient(moved_to(some), state, batch, scale).gradients
+            ),
+            squared_gradients=squared_gradients,
+        )
         clean = seen(first.gradients)
+        unmoved = dense(first.gradients, weights)
 
         def second_pass():
-            moved, kept = method.perturb(
+            some, kept = method.perturb(
                 [weights[i] for i in chosen], clean, memory, step
             )
-            perturbed = list(weights)
-            for i, weight in zip(chosen, moved, strict=True):
-                perturbed[i] = weight
-            part = self._selected(
-                first, perturbed, state, batch, scale, memory, step
-            )
-            second = gradient(perturbed, state, part, scale)
-            return _dense(second.gradients, weights), list(kept)
+            moved = moved_to(some)
+            part = self._selected(first, moved, state, batch, memory, step)
+            second = gradient(moved, state, part, scale)
+            return dense(second.gradients, weights), list(kept)
 
-        due = True if method.due is None else method.due(memory)
-        if due is True:
-            second, kept = second_pass()
-        elif due is False:
-            second, kept = _dense(first.gradients, weights), memory
-        else:
-            second, kept = tf.cond(
-                due,
-                second_pass,
-                lambda: (_dense(first.gradients, weights), memory),
-            )
+        due = True if method.due is None else method.due(memory, step)
+        second, kept = _choose(due, second_pass, lambda: (unmoved, memory))
         if method.combine is not None:
             other = seen(second)  # Collectives cannot stand inside a tf.cond.
             final, kept = _choose(
@@ -372,107 +368,41 @@ class RobustModel(keras.Model):
                 second[i] = value * tf.cast(unit, value.dtype)
         for variable, value in zip(self.perturbation_state, kept, strict=True):
             variable.assign(value)
-        return [
-            None if g is None else s
-            for g, s in zip(first.gradients, second, strict=True)
-        ]
+        return first._replace(
+            gradients=[
+                None if g is None else s
+                for g, s in zip(first.gradients, second, strict=True)
+            ]
+        )
 
-    def _selected(self, first, perturbed, state, batch, scale, memory, step):
+    def _selected(self, first, moved, state, batch, memory, step):
         """The part of the batch that the method wants in its second pass."""
         method = self.perturb_weights
         if method.select is None:
             return batch
-        moved = self._compiled(self._predictions)(perturbed, state, batch)
-        positions = method.select(
-            cross_entropy(first.y_pred, batch.y),
-            cross_entropy(moved, batch.y),
-            memory,
-            step,
-        )
-        return tf.nest.map_structure(
-            lambda t: None if t is None else tf.gather(t, positions), batch
-        )
-
-    def _predictions(self, weights, state, batch):
-        """A pure function: predictions in training mode, state discarded."""
-        with self._scope(weights, state):
-            return self(batch.x_adv, training=True)
-
-    def _scope(self, weights, state):
-        """Reads these tensors in the variables' place, keeps all writes."""
-        mapping = [
-            *zip(self.trainable_variables, weights, strict=True),
-            *zip(self._other_variables(), state, strict=True),
-        ]
-        # Without collect_losses a scope drops what layers add as losses.
-        return keras.StatelessScope(mapping, collect_losses=True)
-
-    def _other_variables(self):
-        """Non-trainable state: statistics, seeds, frozen weights, metrics."""
-        own = {id(v) for v in (self.step_count, *self.perturbation_state)}
-        found = [*self.non_trainable_variables, *self.metrics_variables]
-        return [
-            v
-            for v in {id(v): v for v in found}.values()
-            if id(v) not in own and v.dtype != "string"
-        ]
-
-    def _perturbed_positions(self):
-        """Positions in trainable_variables of what may be perturbed."""
-        return [
-            position
-            for position, variable in enumerate(self.trainable_variables)
-            if not any(re.search(p, variable.path) for p in self.exclude)
-            and not getattr(variable, "overwrite_with_gradient", False)
-        ]
-
-    def _perturbed_variables(self):
-        variables = self.trainable_variables
-        return [variables[i] for i in self._perturbed_positions()]
-
-    def _check_network(self):
-        paths = [v.path for v in self.network.variables]
-        for pattern in self.exclude:
-            if not any(re.search(pattern, path) for path in paths):
-                raise ValueError(
-                    "exclude must hold regular expressions that match paths of "
-                    f"weights, such as {paths[0]}. Received: exclude={pattern}"
-                )
-        if self.exclude and not self._perturbed_positions():
+        if first.losses is None:
             raise ValueError(
-                "exclude must leave weights to perturb. "
-                f"Received: exclude={list(self.exclude)}"
+                f"{method} chooses examples by their losses, so the network "
+                "must return one tensor of logits, and an objective of your "
+                "own each example's loss as its third result. "
+                f"Received: objective={self.objective}"
             )
-        for layer in checks.flattened(self.network):
-            # Its state is no variable that Keras knows of, or can replace.
-            if getattr(layer, "stateful", False):
-                raise ValueError(
-                    "network must have no stateful recurrent layers. "
-                    f"Received: layer={layer.name}"
-                )
+        losses = self._compiled(self._example_losses)(moved, state, batch)
+        positions = method.select(first.losses, losses, memory, step)
+        return _rows(batch, lambda t: tf.gather(t, positions))
 
     def _reduced(self, gradients):
         """Mean gradients of the global batch, if that is whose are wanted."""
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        if self.sharpness == "per_replica" or replicas == 1:
+        if self.sharpness == "per_replica" or replicas() == 1:
             return gradients
         replica = tf.distribute.get_replica_context()
         return replica.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
 
-    def _next_seed(self):
-        """A pair for this step, and counts the step."""
-        step = tf.convert_to_tensor(self.step_count.value)
-        self.step_count.assign(step + 1)
-        return tf.stack([self.seed, tf.cast(step % 2**31, tf.int32)])
-
-    def _track_loss(self, loss, x):
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        tracker = next(m for m in self.metrics if m.name == "loss")
-        tracker.update_state(
-            # The loss carries 1/replicas for the sum over replicas.
-            loss if replicas == 1 else loss * tf.cast(replicas, loss.dtype),
-            sample_weight=tf.shape(tf.nest.flatten(x)[0])[0],
-        )
+    def _next_step(self):
+        """The number of the step, its seed, and counts it."""
+        count = tf.convert_to_tensor(self.step_count.value)
+        self.step_count.assign(count + 1)
+        return count, tf.stack([self.seed, tf.cast(count % 2**31, tf.int32)])
 
     def _build_for(self, data):
         """Builds what is not built yet, outside any stateless scope."""
@@ -488,56 +418,35 @@ class RobustModel(keras.Model):
                 f"after freezing or unfreezing. Received: {found}"
             )
 
-    def _check_loss(self):
-        """Refuses a loss that would take logits for probabilities."""
-        ending = checks.ends_in_probabilities(self.network)
-        attacked = self.perturb_inputs is not None
-        if attacked and ending:
+    def _check_combination(self):
+        """Says what does not combine."""
+        attack, attacked = self.perturb_inputs, self.perturb_inputs is not None
+        if self.sub_batches > 1 and self.perturb_weights is None:
             raise ValueError(
-                "perturb_inputs needs a network that returns logits: take the "
-                "softmax off its last layer, and give the loss "
-                f"from_logits=True. Received: network={self.network.name}"
+                "sub_batches needs perturb_weights. "
+                f"Received: sub_batches={self.sub_batches}"
             )
-        doubtful = checks.expects_probabilities(self.loss)
-        if doubtful and (attacked or ending is False):
+        if getattr(self.objective, "needs_attack", False) and not attacked:
             raise ValueError(
-                "The network returns logits, so the loss must be told: "
-                "from_logits=True. Received: loss=" + str(self.loss)
+                f"{self.objective} needs perturb_inputs. Received: "
+                "perturb_inputs=None"
             )
-        # Where the network does not tell, its predictions do.
-        self._doubtful = doubtful and ending is None
+        if self.attack_mode != "inference" and not attacked:
+            raise ValueError(
+                "attack_mode needs perturb_inputs. "
+                f"Received: attack_mode={self.attack_mode}"
+            )
+        if self.epsilon_warmup_steps and not getattr(
+            attack, "tensor_epsilon", False
+        ):
+            raise ValueError(
+                "epsilon_warmup_steps needs an attack that computes with an "
+                "epsilon that is a tensor, such as tfsam.PGD. "
+                f"Received: perturb_inputs={attack}"
+            )
 
-    def _predicted(self, first):
-        """The first pass's predictions, for the metrics."""
-        # A compiled function's results are new tensors, without Keras's masks.
-        parts = tf.nest.flatten(first.y_pred)
-        for part, mask in zip(parts, first.masks, strict=True):
-            if mask is not None:
-                part._keras_mask = mask
-        if self._doubtful and len(parts) == 1:
-            return checks.probabilities(first.y_pred)
-        return first.y_pred
-
-    def _use_xla(self):
-        return bool(self.jit_compile) and not self.run_eagerly
-
-    def _compiled(self, function):
-        """The function, compiled as `compile(jit_compile=)` asks for."""
-        if not self._use_xla():
-            return function
-        return tf.function(function, jit_compile=True, autograph=False)
-
-    def make_train_function(self, force=False):
-        """Keras's own, but for XLA: `train_step` compiles its pure pieces.
-
-        XLA must not have the whole step: its loops run on one thread on a CPU,
-        and it has no collectives between replicas.
-        """
-        jit_compile, self.jit_compile = self.jit_compile, False
-        try:
-            return super().make_train_function(force=force)
-        finally:
-            self.jit_compile = jit_compile
+    def _own_variables(self):
+        return [self.step_count, *self.perturbation_state]
 
     def get_config(self):
         """Every argument of the constructor."""
@@ -549,6 +458,9 @@ class RobustModel(keras.Model):
             perturb_weights=serialize(self.perturb_weights),
             objective=serialize(self.objective),
             sharpness=self.sharpness,
+            sub_batches=self.sub_batches,
+            attack_mode=self.attack_mode,
+            epsilon_warmup_steps=self.epsilon_warmup_steps,
             exclude=list(self.exclude),
             seed=self.seed,
         )
@@ -570,27 +482,39 @@ class RobustModel(keras.Model):
         return cls(**config)
 
 
-def _tensor(value):
-    """Arrays, which Keras hands over when it runs eagerly, as tensors."""
-    return (
-        tf.convert_to_tensor(value) if isinstance(value, np.ndarray) else value
+def _check_perturbations(perturb_inputs, perturb_weights):
+    """Says what is no perturbation, or none that can train."""
+    if perturb_inputs is not None and not callable(perturb_inputs):
+        raise ValueError(
+            "perturb_inputs must be an attack, such as tfsam.PGD(8 / 255). "
+            f"Received: perturb_inputs={perturb_inputs}"
+        )
+    if not getattr(perturb_inputs, "in_graph", True):
+        raise ValueError(
+            "perturb_inputs must be an attack that can run in a graph; "
+            "this one serves in evaluation only. "
+            f"Received: perturb_inputs={perturb_inputs}"
+        )
+    if perturb_weights is not None and not hasattr(perturb_weights, "perturb"):
+        raise ValueError(
+            "perturb_weights must be a weight perturbation, such as "
+            "tfsam.SAM(0.2). "
+            f"Received: perturb_weights={perturb_weights}"
+        )
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(
+            f"{name} must be one of {choices}. Received: {name}={value}"
+        )
+
+
+def _rows(batch, take):
+    """Part of a batch; what it does not have stays None."""
+    return tf.nest.map_structure(
+        lambda t: None if t is None else take(t), batch
     )
-
-
-def _symbolic(shapes):
-    """Symbolic inputs of these shapes: one shape, or a dict or list of them."""
-    if isinstance(shapes, dict):
-        return {key: _symbolic(shape) for key, shape in shapes.items()}
-    if any(isinstance(part, (list, tuple)) for part in shapes):
-        return [_symbolic(shape) for shape in shapes]
-    return keras.Input(batch_shape=shapes)
-
-
-def _dense(gradients, weights):
-    return [
-        tf.zeros_like(w) if g is None else g
-        for g, w in zip(gradients, weights, strict=True)
-    ]
 
 
 def _choose(condition, yes, no):

@@ -11,8 +11,7 @@ for is imported. What an attack must do: `attacks/base.py`; whether it does:
 """
 
 import functools
-import importlib.metadata
-import inspect
+from collections.abc import Callable
 
 from tfsam.attacks.autoattack import AutoAttack
 from tfsam.attacks.autoattack.apgd import apgd_ce
@@ -28,10 +27,13 @@ from tfsam.attacks.logits import Logits
 from tfsam.attacks.minimum_norm import FMN
 from tfsam.attacks.noise import NoiseL2
 from tfsam.attacks.noise import NoiseLinf
+from tfsam.registry import Registry
+from tfsam.registry import make
+from tfsam.registry import option_names
 
 GROUP = "tfsam.attacks"
 
-_NATIVE = {
+_NATIVE: dict[str, Callable] = {
     "apgd_ce": apgd_ce,
     "apgd_dlr": apgd_dlr,
     "apgd_t": apgd_t,
@@ -49,9 +51,8 @@ _NATIVE = {
 }
 
 
-def names():
-    """The names that `get` knows, sorted, plug-ins included."""
-    return sorted({*_NATIVE, *_plugins()})
+_REGISTRY = Registry("attack", GROUP, _NATIVE)
+names = _REGISTRY.names
 
 
 def get(name, **options):
@@ -74,84 +75,15 @@ def get(name, **options):
     return make(factory(name), **options)
 
 
-def make(factory, **options):
-    """Calls an attack's factory, with a ValueError for an unknown option.
-
-    Args:
-        factory: a callable that returns an attack.
-        **options: its keyword arguments.
-    """
-    known = option_names(factory)
-    unknown = sorted(set(options) - known) if known is not None else []
-    if unknown:
-        raise ValueError(
-            f"The options of {_name(factory)} are {sorted(known or ())}. "
-            f"Received: {', '.join(f'{k}={options[k]}' for k in unknown)}"
-        )
-    return factory(**options)
-
-
-def option_names(factory):
-    """The keyword arguments of a factory, or None if it takes any.
-
-    Args:
-        factory: a callable that returns an attack.
-    """
-    parameters = inspect.signature(factory).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters}
-
-
 def factory(name):
-    """The factory of an attack, not called yet.
+    """The factory of an attack, not called yet; see `get`.
 
     Args:
         name: one of `names()`.
-
-    Raises:
-        ValueError: if the name is unknown, or two packages claim it.
-        ImportError: if a plug-in's package cannot be imported.
     """
     name, colon, argument = name.partition(":")
-    if colon:
-        return functools.partial(factory(name), attack=argument)
-    plugins = _plugins().get(name, [])
-    if len(plugins) + (name in _NATIVE) > 1:
-        claims = [point.value for point in plugins]
-        raise ValueError(
-            f"Two packages register an attack of one name: {claims}. "
-            f"Uninstall one. Received: name={name}"
-        )
-    if name in _NATIVE:
-        return _NATIVE[name]
-    if not plugins:
-        raise ValueError(
-            f"attack must be one of {', '.join(names())}. "
-            f"Received: attack={name}"
-        )
-    try:
-        return plugins[0].load()
-    except (ImportError, AttributeError) as error:
-        raise ImportError(
-            f"The attack {name!r} ({plugins[0].value}) cannot be imported: "
-            f"{error}"
-        ) from error
-
-
-def _plugins():
-    """Entry points by name; the same one seen twice on the path counts once."""
-    found: dict[str, list] = {}
-    for point in importlib.metadata.entry_points(group=GROUP):
-        same_name = found.setdefault(point.name, [])
-        if point.value not in [p.value for p in same_name]:
-            same_name.append(point)
-    return found
-
-
-def _name(factory):
-    factory = getattr(factory, "func", factory)  # Of a functools.partial.
-    return getattr(factory, "__name__", repr(factory))
+    found = _REGISTRY.factory(name)
+    return functools.partial(found, attack=argument) if colon else found
 
 
 __all__ = [

@@ -23,6 +23,7 @@ import numbers
 
 import tensorflow as tf
 
+from tfsam.configurable import Configurable
 from tfsam.geometry import check_norm
 from tfsam.geometry import check_radius
 
@@ -30,7 +31,7 @@ from tfsam.geometry import check_radius
 _MOST_PIXELS = 2**22
 
 
-class Attack:
+class Attack(Configurable):
     """Base of attacks: validates, converts, and calls `perturb`.
 
     Args:
@@ -116,19 +117,6 @@ class Attack:
     def clip(self, x):
         """Brings pixels back into `bounds`."""
         return x if self.bounds is None else tf.clip_by_value(x, *self.bounds)
-
-    def get_config(self):
-        """The constructor's arguments, so that a saved model can be loaded."""
-        return dict(self.__dict__)
-
-    @classmethod
-    def from_config(cls, config):
-        """Builds the attack that `get_config` described."""
-        return cls(**config)
-
-    def __repr__(self):
-        arguments = ", ".join(f"{k}={v!r}" for k, v in self.__dict__.items())
-        return f"{type(self).__name__}({arguments})"
 
 
 def where(condition, x, other):

@@ -36,11 +36,14 @@ class PGD(Attack):
         norm: "linf" or "l2".
         steps: number of gradients, >= 0.
         step_size: None is the paper's epsilon/4 (l-inf) or epsilon/8 (l2).
-        random_start: start at a point uniform in the ball, else at x.
+        random_start: start at a point uniform in the ball, else at x; or
+            "normal": at x plus normal noise of 0.001, brought into the ball.
         bounds: (lowest, highest) value of x, or None.
         early_stop: leave an example at its first misclassified iterate; the
             accuracy left is never higher than with the last iterate.
-        loss: "cross_entropy"; "margin", Carlini and Wagner's; or "dlr".
+        loss: "cross_entropy"; "margin", Carlini and Wagner's; "dlr"; or "kl",
+            the divergence from the predictions at x (TRADES, Zhang et al.,
+            2019), which wants a random start: its gradient at x is zero.
         restarts: attacks from so many starts, at those who stood before; >= 1.
         targets: climb towards the likeliest wrong classes, so many of them in
             turn, at most as many as there are; 0 is untargeted.
@@ -71,10 +74,18 @@ class PGD(Attack):
         self.steps = check_count("steps", steps)
         if step_size is not None:
             step_size = check_radius("step_size", step_size)
-        if loss not in losses.LOSSES:
+        if loss not in (known := sorted([*losses.LOSSES, "kl"])):
             raise ValueError(
-                f"loss must be one of {sorted(losses.LOSSES)}. "
-                f"Received: loss={loss}"
+                f"loss must be one of {known}. Received: loss={loss}"
+            )
+        if loss == "kl" and targets:
+            raise ValueError(
+                f"loss='kl' has no targets. Received: targets={targets}"
+            )
+        if random_start not in (True, False, "normal"):
+            raise ValueError(
+                "random_start must be True, False or 'normal'. "
+                f"Received: random_start={random_start}"
             )
         self.step_size = step_size
         self.random_start = random_start
@@ -97,14 +108,18 @@ class PGD(Attack):
         step_size = self.step_size
         if step_size is None:
             step_size = self.epsilon / (4 if self.norm == "linf" else 8)
-        loss, targeted_loss = losses.LOSSES[self.loss]
-        runs, labels = self.restarts, None
-        if self.targets:
-            loss = targeted_loss
-            labels = losses.targets(
+        runs, choices, labels = self.restarts, None, y
+        if self.loss == "kl":
+            loss = losses.kl
+            labels = tf.nn.softmax(predict(logits_fn, x, active))
+        elif self.targets:
+            loss = losses.LOSSES[self.loss][1]
+            choices = losses.targets(
                 predict(logits_fn, x, active), y, self.targets
             )
-            runs *= labels.shape[1]
+            runs *= choices.shape[1]
+        else:
+            loss = losses.LOSSES[self.loss][0]
 
         def attempt(run, active):
             first = self._start(x, next_seeds(seeds, run))
@@ -118,7 +133,9 @@ class PGD(Attack):
                 first,
                 active,
                 loss=loss,
-                target=None if labels is None else turn(labels, run),
+                labels=labels
+                if choices is None
+                else (losses.classes(y), turn(choices, run)),
                 steps=self.steps,
                 step_size=step_size,
                 early_stop=self.early_stop,
@@ -131,6 +148,10 @@ class PGD(Attack):
         return repeat(attempt, runs, x, active)
 
     def _start(self, x, seeds):
+        if self.random_start == "normal":
+            noise = geometry.random_normal(seeds, tf.shape(x), x.dtype)
+            offset = geometry.project(0.001 * noise, self.epsilon, self.norm)
+            return self.clip(x + offset)
         return random_start(self, x, seeds) if self.random_start else x
 
 
@@ -185,7 +206,7 @@ class FGSM(Attack):
             random_start(self, x, seeds) if self.random_start else x,
             active,
             loss=losses.cross_entropy,
-            target=None,
+            labels=y,
             steps=1,
             step_size=step_size,
             early_stop=False,
@@ -218,7 +239,7 @@ def _climb(
     active,
     *,
     loss,
-    target,
+    labels,
     steps,
     step_size,
     early_stop,
@@ -226,7 +247,6 @@ def _climb(
     """`steps` projected steps; the last iterate, and who was broken before."""
     epsilon, norm = attack.epsilon, attack.norm
     gradient = input_gradient(logits_fn, loss)
-    labels = y if target is None else (losses.classes(y), target)
 
     def loop(x, start, active):
         def step(index, x_adv, broken):

@@ -65,6 +65,19 @@ def dlr(logits, labels):
     return margin(logits, labels) / (scale + TINY)
 
 
+def kl(logits, probabilities):
+    """KL(p || softmax(logits)) of each example (batch,), p (batch, classes).
+
+    What TRADES' attack climbs (Zhang et al., 2019), p of the clean images; its
+    gradient is zero where the two agree.
+    """
+    logs = tf.nn.log_softmax(logits)
+    return tf.reduce_sum(
+        tf.math.xlogy(probabilities, probabilities) - probabilities * logs,
+        axis=-1,
+    )
+
+
 def difference(logits, labels):
     """z_t - z_y of labels (y, t): the margin over one other class."""
     y, target = labels

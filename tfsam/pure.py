@@ -1,0 +1,324 @@
+"""A Keras model whose training pass is a pure function of its weights.
+
+`RobustModel` in `model.py` says what a training step does; this base knows how
+Keras is to be asked for it: tensors in the variables' place, forward and
+backward passes that change nothing, and what Keras's own training step does
+besides.
+"""
+
+import re
+from typing import Any
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsam import checks
+from tfsam.attacks.losses import cross_entropy
+from tfsam.weights.base import kind
+
+
+class Batch(NamedTuple):
+    """One batch, as objectives see it; `x_adv` is `x` without an attack."""
+
+    x: Any
+    x_adv: Any
+    y: Any
+    sample_weight: Any
+
+
+class Pass(NamedTuple):
+    """What one forward and backward pass gives.
+
+    Attributes:
+        loss: of the batch, a scalar.
+        losses: of each example, None if the objective does not tell.
+        y_pred: the predictions.
+        masks: Keras's masks of the predictions.
+        gradients: by position in `trainable_variables`, None where the loss
+            does not depend on a weight.
+        updates: new values of other variables, by position.
+    """
+
+    loss: Any
+    losses: Any
+    y_pred: Any
+    masks: Any
+    gradients: Any
+    updates: Any
+
+
+def compiled_loss(model, batch):
+    """The default objective: the compiled loss of the perturbed inputs.
+
+    Args:
+        model: the `RobustModel`.
+        batch: a `Batch`.
+
+    Returns:
+        (loss, predictions). An objective of your own has this signature, or
+        returns the loss of each example as a third; the predictions that it
+        returns are those that the metrics see.
+    """
+    y_pred = model(batch.x_adv, training=True)
+    loss = model.compute_loss(
+        x=batch.x_adv,
+        y=batch.y,
+        y_pred=y_pred,
+        sample_weight=batch.sample_weight,
+        training=True,
+    )
+    return loss, y_pred
+
+
+class PureModel(keras.Model):
+    """Base of `RobustModel`: see the module's docstring.
+
+    Attributes:
+        network: the inner network.
+        objective: a function (model, Batch), see `compiled_loss`.
+        perturb_inputs: an attack or None.
+        perturb_weights: a weight perturbation or None.
+        exclude: regular expressions of paths of weights.
+    """
+
+    built: bool
+    jit_compile: bool
+    network: keras.Model
+    objective: Any
+    perturb_inputs: Any
+    perturb_weights: Any
+    exclude: list[str]
+
+    def call(self, inputs, training=None):
+        """The network's outputs; `training` reaches it by Keras's context."""
+        return self.network(inputs)
+
+    def unrecorded(self):
+        """A scope in which calls of the model leave its state as it is.
+
+        For an objective's second call: BatchNorm's statistics are those of the
+        predictions that it returns.
+        """
+        return keras.StatelessScope([(v, v.value) for v in self.variables])
+
+    def _pass(self, weights, state, batch, scale):
+        """A pure function: the `Pass` of a batch at these weights."""
+        others = self._other_variables()
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            with self._scope(weights, state) as scope:
+                loss, y_pred, losses = self._objective(batch)
+            scaled = loss * tf.cast(scale, loss.dtype)
+        gradients = [
+            tf.convert_to_tensor(g) if g is not None else None
+            for g in tape.gradient(scaled, weights)
+        ]
+        updates = {}
+        for position, (variable, old) in enumerate(
+            zip(others, state, strict=True)
+        ):
+            new = scope.get_current_value(variable)
+            if new is not old:
+                updates[str(position)] = tf.convert_to_tensor(new)
+        masks = [
+            getattr(part, "_keras_mask", None)
+            for part in tf.nest.flatten(y_pred)
+        ]
+        return Pass(loss, losses, y_pred, masks, gradients, updates)
+
+    def _example_losses(self, weights, state, batch):
+        """A pure function: the loss of each example, state discarded."""
+        with self._scope(weights, state):
+            return self._objective(batch)[2]
+
+    def _squared_gradients(self, weights, state, batch):
+        """A pure function: squared gradients, summed over the examples."""
+
+        def gradients(x, y):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(weights)
+                with self._scope(weights, state):
+                    logits = self(x, training=False)
+                loss = cross_entropy(tf.cast(logits, tf.float32), y)
+            return dense(tape.gradient(loss, weights), weights)
+
+        gradients = self._compiled(gradients)
+
+        def add(index, *sums):
+            one = slice(index, index + 1)
+            x = tf.nest.map_structure(lambda t: t[one], batch.x_adv)
+            found = gradients(x, batch.y[one])
+            return index + 1, *[
+                s + tf.square(g) for s, g in zip(sums, found, strict=True)
+            ]
+
+        count = tf.shape(batch.y)[0]
+        return tf.while_loop(
+            lambda index, *_: index < count,
+            add,
+            (0, *[tf.zeros_like(w) for w in weights]),
+            parallel_iterations=1,
+        )[1:]
+
+    def _objective(self, batch):
+        """The objective's loss, predictions, and losses of each example."""
+        found = (self.objective or compiled_loss)(self, batch)
+        if len(found) == 3:
+            return found
+        loss, y_pred = found
+        wanted = getattr(self.perturb_weights, "select", None) is not None
+        if not wanted or self.objective or not tf.is_tensor(y_pred):
+            return loss, y_pred, None
+        logits = tf.cast(y_pred, tf.float32)
+        return loss, y_pred, cross_entropy(logits, batch.y)
+
+    def _scope(self, weights, state):
+        """Reads these tensors in the variables' place, keeps all writes."""
+        mapping = [
+            *zip(self.trainable_variables, weights, strict=True),
+            *zip(self._other_variables(), state, strict=True),
+        ]
+        # Without collect_losses a scope drops what layers add as losses.
+        return keras.StatelessScope(mapping, collect_losses=True)
+
+    def _own_variables(self):
+        """Variables of the training step itself, which no pass may see."""
+        return []
+
+    def _other_variables(self):
+        """Non-trainable state: statistics, seeds, frozen weights, metrics."""
+        own = {id(v) for v in self._own_variables()}
+        found = [*self.non_trainable_variables, *self.metrics_variables]
+        return [
+            v
+            for v in {id(v): v for v in found}.values()
+            if id(v) not in own and v.dtype != "string"
+        ]
+
+    def _perturbed_positions(self):
+        """Positions in trainable_variables of what may be perturbed."""
+        return [
+            position
+            for position, variable in enumerate(self.trainable_variables)
+            if not any(re.search(p, variable.path) for p in self.exclude)
+            and not getattr(variable, "overwrite_with_gradient", False)
+        ]
+
+    def _perturbed_variables(self):
+        variables = self.trainable_variables
+        return [variables[i] for i in self._perturbed_positions()]
+
+    def _kinds(self):
+        return [kind(variable) for variable in self._perturbed_variables()]
+
+    def _check_network(self):
+        paths = [v.path for v in self.network.variables]
+        for pattern in self.exclude:
+            if not any(re.search(pattern, path) for path in paths):
+                raise ValueError(
+                    "exclude must hold regular expressions that match paths of "
+                    f"weights, such as {paths[0]}. Received: exclude={pattern}"
+                )
+        if self.exclude and not self._perturbed_positions():
+            raise ValueError(
+                "exclude must leave weights to perturb. "
+                f"Received: exclude={list(self.exclude)}"
+            )
+        for layer in checks.flattened(self.network):
+            # Its state is no variable that Keras knows of, or can replace.
+            if getattr(layer, "stateful", False):
+                raise ValueError(
+                    "network must have no stateful recurrent layers. "
+                    f"Received: layer={layer.name}"
+                )
+
+    def _check_loss(self):
+        """Refuses a loss that would take logits for probabilities."""
+        ending = checks.ends_in_probabilities(self.network)
+        attacked = self.perturb_inputs is not None
+        if attacked and ending:
+            raise ValueError(
+                "perturb_inputs needs a network that returns logits: take the "
+                "softmax off its last layer, and give the loss "
+                f"from_logits=True. Received: network={self.network.name}"
+            )
+        doubtful = checks.expects_probabilities(self.loss)
+        if doubtful and (attacked or ending is False):
+            raise ValueError(
+                "The network returns logits, so the loss must be told: "
+                "from_logits=True. Received: loss=" + str(self.loss)
+            )
+        # Where the network does not tell, its predictions do.
+        self._doubtful = doubtful and ending is None
+
+    def _track_loss(self, loss, x):
+        tracker = next(m for m in self.metrics if m.name == "loss")
+        # The loss carries 1/replicas for the sum over replicas.
+        many = replicas()
+        tracker.update_state(
+            loss if many == 1 else loss * tf.cast(many, loss.dtype),
+            sample_weight=tf.shape(tf.nest.flatten(x)[0])[0],
+        )
+
+    def _predicted(self, first):
+        """The first pass's predictions, for the metrics."""
+        # A compiled function's results are new tensors, without Keras's masks.
+        parts = tf.nest.flatten(first.y_pred)
+        for part, mask in zip(parts, first.masks, strict=True):
+            if mask is not None:
+                part._keras_mask = mask
+        if self._doubtful and len(parts) == 1:
+            return checks.probabilities(first.y_pred)
+        return first.y_pred
+
+    def _use_xla(self):
+        return bool(self.jit_compile) and not self.run_eagerly
+
+    def _compiled(self, function):
+        """The function, compiled as `compile(jit_compile=)` asks for."""
+        if not self._use_xla():
+            return function
+        return tf.function(function, jit_compile=True, autograph=False)
+
+    def make_train_function(self, force=False):
+        """Keras's own, but for XLA: `train_step` compiles its pure pieces.
+
+        XLA must not have the whole step: its loops run on one thread on a CPU,
+        and it has no collectives between replicas.
+        """
+        jit_compile, self.jit_compile = self.jit_compile, False
+        try:
+            return super().make_train_function(force=force)
+        finally:
+            self.jit_compile = jit_compile
+
+
+def tensor(value):
+    """Arrays, which Keras hands over when it runs eagerly, as tensors."""
+    return (
+        tf.convert_to_tensor(value) if isinstance(value, np.ndarray) else value
+    )
+
+
+def symbolic(shapes):
+    """Symbolic inputs of these shapes: one shape, or a dict or list of them."""
+    if isinstance(shapes, dict):
+        return {key: symbolic(shape) for key, shape in shapes.items()}
+    if any(isinstance(part, (list, tuple)) for part in shapes):
+        return [symbolic(shape) for shape in shapes]
+    return keras.Input(batch_shape=shapes)
+
+
+def dense(gradients, weights):
+    """Gradients with zeros for None, and dense where they are slices."""
+    return [
+        tf.zeros_like(w) if g is None else tf.convert_to_tensor(g)
+        for g, w in zip(gradients, weights, strict=True)
+    ]
+
+
+def replicas():
+    """The number of replicas of the current strategy."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
