@@ -112,7 +112,7 @@ def evaluate(
             "save_adversarial needs a workdir to save to. Received: none"
         )
     entries = [_entry(a) for a in ([attacks] if _is_name(attacks) else attacks)]
-    data = _load_data(data, bounds)
+    data = load_data(data, bounds)
     size = min(batch_size, len(data.x))
     check_shard(shard, len(data.x), size)
     logits = classifiers.load_logits(model, jit_compile)
@@ -219,8 +219,16 @@ def merge(folders):
     return accuracies.result(record, chunks, errors)
 
 
-def _load_data(data, bounds):
-    """Arrays, checked."""
+def load_data(data, bounds):
+    """The arrays (x, y) of a data set, checked.
+
+    Args:
+        data: (x, y) or a batched `tf.data.Dataset` of them.
+        bounds: (lowest, highest) value of x, or None.
+
+    Raises:
+        ValueError: if they are no examples and labels, or x is out of bounds.
+    """
     if isinstance(data, tf.data.Dataset):
         batches = [
             keras.utils.unpack_x_y_sample_weight(b)

@@ -1,0 +1,388 @@
+"""Robust accuracy while training: to choose an epoch by, and to stop in time.
+
+The training loss does not tell when adversarial training goes wrong. In robust
+overfitting the robust accuracy on new images peaks and then falls, while the
+loss goes on falling (Rice et al., 2020). In catastrophic overfitting a network
+trained by FGSM learns within an epoch to fool that one step, and loses all
+robustness against more of them (Wong et al., 2020). Both are seen by attacking
+a few images after each epoch, which is what these callbacks do.
+
+In `fit`'s list they stand before the callbacks that write down an epoch's
+results or save its state, so that those have what was measured.
+"""
+
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsam import checks
+from tfsam import classifiers
+from tfsam import evaluation
+from tfsam import files
+from tfsam.attacks.base import example_seeds
+from tfsam.attacks.check import contract
+from tfsam.geometry import check_count
+from tfsam.geometry import check_radius
+
+# Accuracies are multiples of 1/n; this is rounding.
+_ROUNDING = 1e-9
+
+
+class _Accuracies:
+    """The accuracy of a network before and after an attack, at any time.
+
+    What is traced reads the network's weights as they are when it runs.
+    """
+
+    def __init__(self, network, data, attack, batch_size, seed):
+        _check_network(network)
+        logits = classifiers.load_logits(network)
+        classes = classifiers.count_classes(logits, data.x[:1])
+        _check_labels(data, classes)
+        logits = classifiers.for_evaluation(logits, classes, data.x.shape[1:])
+
+        def run(x, y, seeds, active):
+            return attack(logits.only(active), x, y, seeds)
+
+        in_graph = getattr(attack, "in_graph", False)
+        self.run = tf.function(run, autograph=False) if in_graph else run
+        self.predict = tf.function(logits.predict, autograph=False)
+        self.data = data
+        self.attack = attack
+        self.size = min(batch_size, len(data.x))
+        self.seeds = example_seeds(seed, len(data.x)).numpy()
+
+    def __call__(self):
+        """The fractions that are right, and that stay right under attack."""
+        clean = self._right(np.arange(len(self.data.x)), self._given)
+        robust = self._right(np.flatnonzero(clean), self._attacked)
+        return float(clean.mean()), float(robust.mean())
+
+    def _right(self, indices, images):
+        """Which examples are classified correctly, of those with an index.
+
+        Args:
+            indices: int array, the examples that are looked at.
+            images: function of a batch's indices, and of which of them count,
+                to what the network is to see.
+        """
+        right = np.zeros(len(self.data.x), bool)
+        for start in range(0, len(indices), self.size):
+            part = indices[start : start + self.size]
+            # Batches of one shape: nothing is traced twice.
+            batch = np.resize(part, self.size)
+            active = tf.constant(np.arange(self.size) < len(part))
+            outputs = self.predict(images(batch, active), active).numpy()
+            outputs = outputs[: len(part)]
+            # A network that diverged gets nothing right.
+            finite = np.isfinite(outputs).all(axis=1)
+            correct = outputs.argmax(axis=1) == self.data.labels[part]
+            right[part] = finite & correct
+        return right
+
+    def _given(self, batch, active):
+        return tf.constant(self.data.x[batch])
+
+    def _attacked(self, batch, active):
+        x, y = self.data.x[batch], self.data.y[batch]
+        seeds = tf.constant(self.seeds[batch])
+        x_adv = self.run(tf.constant(x), tf.constant(y), seeds, active)
+        contract(
+            x,
+            x_adv,
+            getattr(self.attack, "epsilon", np.inf),
+            getattr(self.attack, "norm", "linf"),
+            getattr(self.attack, "bounds", None),
+        )
+        return tf.convert_to_tensor(x_adv)
+
+
+def _check_network(network):
+    if checks.ends_in_probabilities(network):
+        raise ValueError(
+            "robust accuracy needs a network that returns logits: the "
+            "gradients of probabilities vanish, and it looks robust. Take the "
+            "softmax off its last layer. "
+            f"Received: network={network.name}"
+        )
+
+
+def _check_labels(data, classes):
+    columns = data.y.shape[1] if data.y.ndim == 2 else classes
+    lowest, highest = data.labels.min(), data.labels.max()
+    if columns != classes or lowest < 0 or highest >= classes:
+        raise ValueError(
+            f"y must be class numbers below {classes}, the network's number of "
+            "outputs, or one-hot with as many columns. Received: y of shape "
+            f"{data.y.shape} with classes from {lowest} to {highest}"
+        )
+
+
+class _Measuring(keras.callbacks.Callback):
+    """A callback with data and an attack, which knows the network's accuracies.
+
+    Args:
+        data: (x, y).
+        attack: of the contract of `attacks/base.py`.
+        batch_size: examples attacked at once.
+        seed: of the attack.
+    """
+
+    def __init__(self, data, attack, batch_size, seed):
+        super().__init__()
+        if not callable(attack):
+            raise ValueError(
+                "attack must be an attack, such as tfsam.PGD(8 / 255). "
+                f"Received: attack={attack}"
+            )
+        self.attack = attack
+        self.data = evaluation.load_data(data, getattr(attack, "bounds", None))
+        self.batch_size = check_count("batch_size", batch_size, 1)
+        self.seed = check_count("seed", seed)
+
+    @property
+    def network(self):
+        """The network that is attacked: a `RobustModel`'s, or the model."""
+        return getattr(self.model, "network", self.model)
+
+    def on_train_begin(self, logs=None):
+        """Gets ready for this network; it is traced when first measured."""
+        self._accuracies = _Accuracies(
+            self.network, self.data, self.attack, self.batch_size, self.seed
+        )
+
+
+class RobustValidation(_Measuring):
+    """Measures accuracy under attack while training; keeps the best network.
+
+    Adversarial training overfits: after its peak the robust accuracy on new
+    images falls by many points, while the training loss goes on falling (Rice
+    et al., 2020, "Overfitting in adversarially robust deep learning"). The best
+    epoch cannot be told from the loss; it is chosen here, as there, by an
+    attack. Choose on held-out data, a part of the training set: an epoch that
+    was chosen on the test set makes the test accuracy too high.
+
+        validation = tfsam.validation.RobustValidation(
+            (x_val, y_val), tfsam.PGD(8 / 255), keep="robust"
+        )
+        model.fit(train, callbacks=[validation])
+
+    An epoch's `logs` get `val_clean_accuracy` and `val_robust_accuracy`, the
+    fractions of the examples that are classified correctly, and that are so
+    both before and after the attack. The network is in inference mode, and
+    nothing of it or of the training changes.
+
+    A run that is resumed from a checkpoint of the epoch before ends with the
+    same best network as one that was never interrupted, if there is a `path`
+    and this callback stands before the one that saves checkpoints.
+
+    Args:
+        data: (x, y), the same in all epochs; x float (n, ...) inside the
+            attack's bounds, y class numbers (n,) or one-hot (n, classes).
+        attack: such as `tfsam.PGD(8 / 255)`; one that cannot run in a graph
+            is called eagerly.
+        every: epochs from one measurement to the next, >= 1.
+        batch_size: examples attacked at once, >= 1; the accuracies do not
+            depend on it.
+        seed: >= 0; with an example's index, the key of its randomness.
+        keep: "clean" or "robust", the accuracy that the best network has the
+            most of, or None. At the end of training the network gets the
+            weights of its best epoch, the earliest of equals.
+        path: of a `.keras` file, which holds the best network whenever there
+            is a better one; beside it stands a record, `path` + ".json", with
+            `best` and the file's checksum. Training from the start forgets
+            what they held; a resumed one goes on from it. None is no file.
+
+    Attributes:
+        best: {"epoch" (from 1), "clean", "robust"} of the best network, or
+            None.
+
+    Raises:
+        ValueError: if an argument is out of its range; in `fit`, if the network
+            returns no logits of the data's classes, or the attack breaks its
+            contract.
+    """
+
+    def __init__(
+        self,
+        data,
+        attack,
+        *,
+        every=1,
+        batch_size=128,
+        seed=0,
+        keep=None,
+        path=None,
+    ):
+        super().__init__(data, attack, batch_size, seed)
+        self.every = check_count("every", every, 1)
+        if keep not in (None, "clean", "robust"):
+            raise ValueError(
+                f"keep must be 'clean', 'robust' or None. Received: keep={keep}"
+            )
+        if path is not None and keep is None:
+            raise ValueError(
+                "path needs keep='clean' or 'robust', to know the best network "
+                f"by. Received: path={path}, keep=None"
+            )
+        if path is not None and pathlib.Path(path).suffix != ".keras":
+            raise ValueError(f"path must end in .keras. Received: path={path}")
+        self.keep = keep
+        self.path = None if path is None else pathlib.Path(path)
+        self.best: dict | None = None
+        self._best_weights: list | None = None
+
+    def on_train_begin(self, logs=None):
+        """Gets ready; the first epoch will tell whether training is resumed."""
+        super().on_train_begin(logs)
+        self._begun = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Goes on from the best network so far, if training is resumed."""
+        if self._begun:
+            return
+        self._begun = True
+        if epoch > 0:
+            self._load()
+        else:
+            self._forget()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Measures if it is time to, and keeps a network that is better."""
+        if (epoch + 1) % self.every:
+            return
+        clean, robust = self._accuracies()
+        logs["val_clean_accuracy"] = clean
+        logs["val_robust_accuracy"] = robust
+        found = {"epoch": epoch + 1, "clean": clean, "robust": robust}
+        if self.keep and (
+            self.best is None or found[self.keep] > self.best[self.keep]
+        ):
+            self.best = found
+            self._best_weights = self.network.get_weights()
+            if self.path is not None:
+                _write_best(self.path, self.network, found)
+
+    def on_train_end(self, logs=None):
+        """Gives the network the weights of its best epoch."""
+        if not self._begun:  # It was resumed after its last epoch.
+            self._load()
+        self.restore()
+
+    def restore(self):
+        """Gives the network the weights of its best epoch, if there is one."""
+        if self._best_weights is not None:
+            self.network.set_weights(self._best_weights)
+
+    def _forget(self):
+        """Without its record, an old network is not taken for this run's."""
+        self.best = self._best_weights = None
+        if self.path is not None:
+            files.remove(_record_path(self.path))
+
+    def _load(self):
+        """Goes on from the best network of the path, if there is one.
+
+        It may be of an epoch that is to be done again: that one will not be
+        better than itself.
+        """
+        found = None if self.path is None else _read_best(self.path)
+        if found is not None:
+            self.best, self._best_weights = found
+
+
+def _record_path(path):
+    return path.with_name(path.name + ".json")
+
+
+def _write_best(path, network, best):
+    """Writes the network, then its record, which makes it valid."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as temporary:
+        network.save(temporary)
+    # If the process dies before this, the old record has another checksum: then
+    # no best network is known, and the epoch that made this one, which was
+    # better than all before, is done again.
+    record = best | {"checksum": files.digest(path)}
+    files.write_json(_record_path(path), record)
+
+
+def _read_best(path):
+    """The best epoch and its weights; None without a network and its record."""
+    record = files.read_json(_record_path(path))
+    if record is None or not path.is_file():
+        return None
+    if record.pop("checksum", None) != files.digest(path):
+        return None
+    network = keras.saving.load_model(path, compile=False)
+    return record, network.get_weights()
+
+
+class StopAtCollapse(_Measuring):
+    """Stops training when robustness collapses, with the weights from before.
+
+    FGSM training is fast and, for a while, as good as PGD training; then,
+    within an epoch or less, the network learns to fool that one step, and its
+    accuracy under PGD falls to nothing. Stopping there makes it safe (Wong et
+    al., 2020, "Fast is better than free"): from epoch to epoch the accuracy
+    under PGD is compared, on a batch of training images. Where it collapsed,
+    all of the network's weights of the epoch before are put back, BatchNorm
+    statistics included.
+
+        stop = tfsam.validation.StopAtCollapse(
+            (x_train[:256], y_train[:256]), tfsam.PGD(8 / 255, steps=5)
+        )
+
+    An epoch's `logs` get `train_robust_accuracy`, of the weights that it ended
+    with. The first epoch is compared with the weights that training began, or
+    was resumed, with.
+
+    Args:
+        data: (x, y), the same in all epochs; a batch of training images will
+            do. x float (n, ...) inside the attack's bounds, y class numbers
+            (n,) or one-hot (n, classes).
+        attack: one with several steps, for a single step is what the network
+            learns to fool; `tfsam.PGD(epsilon, steps=5)` will do.
+        drop: in [0, 1]; training stops where the accuracy is more than this
+            below that of the epoch before.
+        batch_size: examples attacked at once, >= 1.
+        seed: >= 0; with an example's index, the key of its randomness.
+
+    Attributes:
+        stopped_epoch: the epoch of the collapse (from 1), or None.
+
+    Raises:
+        ValueError: as of `RobustValidation`.
+    """
+
+    def __init__(self, data, attack, *, drop=0.2, batch_size=128, seed=0):
+        super().__init__(data, attack, batch_size, seed)
+        self.drop = check_radius("drop", drop)
+        if self.drop > 1:
+            raise ValueError(f"drop must be in [0, 1]. Received: drop={drop}")
+        self.stopped_epoch = None
+
+    def on_train_begin(self, logs=None):
+        """Measures what the first epoch is compared with."""
+        super().on_train_begin(logs)
+        self.stopped_epoch = None
+        self._remember(self._robust_accuracy())
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Compares with the epoch before."""
+        accuracy = logs["train_robust_accuracy"] = self._robust_accuracy()
+        if self._before - accuracy > self.drop + _ROUNDING:
+            self.network.set_weights(self._weights_before)
+            self.stopped_epoch = epoch + 1
+            self.model.stop_training = True
+        else:
+            self._remember(accuracy)
+
+    def _robust_accuracy(self):
+        return self._accuracies()[1]
+
+    def _remember(self, accuracy):
+        self._before = accuracy
+        self._weights_before = self.network.get_weights()
