@@ -24,6 +24,7 @@ from tfsam import job
 from tfsam import methods
 from tfsam import reports
 from tfsam import run
+from tfsam import training
 
 SMALL = (
     "--limit_train=96",
@@ -289,8 +290,136 @@ def test_finished_run_again_prints_its_table_and_changes_nothing(finished):
 # Methods, devices, flags.
 
 
+def test_the_best_network_by_its_robust_accuracy_is_kept(tmp_path):
+    """Held-out images choose; an average is what is chosen among."""
+    code, _ = main(
+        *(*SMALL, "--method=at", "--epsilon=0.05", "--steps=1"),
+        *("--select=robust", "--average=ema", "--epochs=3"),
+        *("--validation_images=20", f"--workdir={tmp_path}"),
+    )
+    assert code == 0
+    results = read_json(tmp_path / "results.json")
+    rows = callbacks.read_history(tmp_path / "history.csv")
+    found = [row["val_robust_accuracy"] for row in rows]
+    best = results["train"]["selected"]
+    assert best["robust"] == max(found)
+    assert best["epoch"] == found.index(max(found)) + 1
+    assert results["train"]["images"] == 96 - 20
+    kept = keras.saving.load_model(tmp_path / "best.keras").get_weights()
+    model = keras.saving.load_model(tmp_path / "model.keras").get_weights()
+    for one, other in zip(kept, model, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def weights_of(path):
+    return keras.saving.load_model(path).get_weights()
+
+
+@pytest.mark.parametrize("method", ["looksam", "ssam_d", "entropy_sgd"])
+def test_state_averages_and_the_best_network_are_resumed(
+    tmp_path, monkeypatch, method
+):
+    """Interrupted after each epoch, the last one too, it ends the same."""
+    arguments = (
+        *(*SMALL, f"--method={method}", "--average=ema", "--epochs=3"),
+        *("--select=clean", "--validation_images=20"),
+    )
+    assert main(*arguments, f"--workdir={tmp_path / 'whole'}")[0] == 0
+    with monkeypatch.context() as patch:
+
+        def interrupt(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+        patch.setattr(callbacks.Progress, "on_epoch_end", interrupt)
+        for epochs in (1, 2, 3):
+            code, _ = main(*arguments, f"--workdir={tmp_path / 'parts'}")
+            assert code == 130
+            assert training.epochs_done(tmp_path / "parts") == epochs
+    assert main(*arguments, f"--workdir={tmp_path / 'parts'}")[0] == 0
+    for name in ("model.keras", "best.keras"):
+        for one, other in zip(
+            weights_of(tmp_path / "whole" / name),
+            weights_of(tmp_path / "parts" / name),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, other)
+    whole, parts = (
+        read_json(tmp_path / name / "results.json")
+        for name in ("whole", "parts")
+    )
+    assert whole["train"]["selected"] == parts["train"]["selected"]
+
+
+@pytest.mark.parametrize("average", ["ema", "swa"])
+def test_an_average_alone_is_resumed(tmp_path, monkeypatch, average):
+    arguments = (*SMALL, "--method=st", f"--average={average}", "--epochs=3")
+    assert main(*arguments, f"--workdir={tmp_path / 'whole'}")[0] == 0
+    plain = ("--average=none", f"--workdir={tmp_path / 'plain'}")
+    assert main(*arguments, *plain)[0] == 0
+    with monkeypatch.context() as patch:
+
+        def interrupt(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+        patch.setattr(callbacks.Progress, "on_epoch_end", interrupt)
+        for _ in range(3):
+            code, _ = main(*arguments, f"--workdir={tmp_path / 'parts'}")
+            assert code == 130
+    assert main(*arguments, f"--workdir={tmp_path / 'parts'}")[0] == 0
+    whole, parts, plain = (
+        np.concatenate(
+            [w.ravel() for w in weights_of(tmp_path / n / "model.keras")]
+        )
+        for n in ("whole", "parts", "plain")
+    )
+    np.testing.assert_array_equal(whole, parts)
+    assert np.abs(whole - plain).max() > 1e-4
+
+
+def test_validation_without_selection_is_measured_now_and_then(tmp_path):
+    code, _ = main(
+        *(*SMALL, "--method=st", "--validate_every=2", "--epochs=3"),
+        *("--validation_images=20", f"--workdir={tmp_path}"),
+    )
+    assert code == 0
+    rows = callbacks.read_history(tmp_path / "history.csv")
+    assert ["val_robust_accuracy" in row for row in rows] == [
+        *(False, True, False)
+    ]
+    assert read_json(tmp_path / "results.json")["train"]["selected"] is None
+
+
+def test_a_collapse_stops_training_for_good(tmp_path, monkeypatch):
+    """What falls by more than nothing at all is a collapse here."""
+    falling = iter([0.9, 0.5, 0.8, 0.1])
+    monkeypatch.setattr(
+        "tfsam.validation.StopAtCollapse._robust_accuracy",
+        lambda self: next(falling),
+    )
+    arguments = (
+        *(*SMALL, "--method=fgsm_at", "--collapse_drop=0.5", "--epochs=5"),
+        f"--workdir={tmp_path}",
+    )
+    code, output = main(*arguments)
+    assert code == 0
+    assert "collapsed" in output
+    train = read_json(tmp_path / "results.json")["train"]
+    assert train["epochs"] == train["stopped_epoch"] == 3
+    # Killed before it was evaluated, it does not train on.
+    before = (tmp_path / "model.keras").read_bytes()
+    (tmp_path / "results.json").unlink()
+    falling = iter([0.1])
+    assert main(*arguments)[0] == 0
+    assert len(callbacks.read_history(tmp_path / "history.csv")) == 3
+    old = keras.saving.load_model(tmp_path / "model.keras").get_weights()
+    (tmp_path / "old.keras").write_bytes(before)
+    new = keras.saving.load_model(tmp_path / "old.keras").get_weights()
+    for one, other in zip(old, new, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", methods.methods())
 def test_each_method_trains_and_reports(tmp_path, monkeypatch, method):
     monkeypatch.chdir(tmp_path)
     code, _ = main(*SMALL, f"--method={method}", "--epochs=1")
@@ -303,14 +432,12 @@ def test_each_method_trains_and_reports(tmp_path, monkeypatch, method):
     assert_measured(row, 20)
     (history,) = callbacks.read_history(workdir / "history.csv")
     assert 1 < history["loss"] < 4  # It begins at log(10).
-    uses = {
-        "rho": method in ("sam", "asam", "at_sam"),
-        "epsilon": method in ("at", "fgsm_at", "at_sam"),
-        "norm": method in ("at", "fgsm_at", "at_sam"),
-        "steps": method in ("at", "at_sam"),
-    }
-    for flag, used in uses.items():
-        assert (results["config"][flag] is not None) == used
+    config, row = results["config"], methods.methods()[method]
+    assert (config["rho"] is not None) == (
+        row.perturb_weights not in (None, "awp")
+    )
+    for flag in ("epsilon", "norm", "attack_mode"):
+        assert (config[flag] is not None) == bool(row.perturb_inputs)
 
 
 @cpu_only
@@ -369,6 +496,32 @@ OVERRIDES = {
     "save_adversarial": ("true", True),
     "warm_start": ("true", True),
     "surrogate": ("other.keras", "other.keras"),
+    "perturb_inputs": ("pgd_dlr", "pgd_dlr"),
+    "perturb_weights": ("sam", "sam"),
+    "average": ("ema", "ema"),
+    "eta": ("0.1", 0.1),
+    "adaptive": ("all", "all"),
+    "ascent_steps": ("2", 2),
+    "alpha": ("0.1", 0.1),
+    "rho_min": ("0.01", 0.01),
+    "every": ("2", 2),
+    "weight_fraction": ("0.9", 0.9),
+    "sample_fraction": ("0.9", 0.9),
+    "sparsity": ("0.9", 0.9),
+    "refresh_every": ("3", 3),
+    "gamma": ("0.1", 0.1),
+    "sub_batches": ("2", 2),
+    "beta": ("1", 1.0),
+    "inner_steps": ("3", 3),
+    "average_momentum": ("0.9", 0.9),
+    "average_start": ("3", 3),
+    "epsilon_warmup": ("3", 3),
+    "attack_loss": ("dlr", "dlr"),
+    "attack_mode": ("training", "training"),
+    "collapse_drop": ("0.5", 0.5),
+    "select": ("robust", "robust"),
+    "validate_every": ("3", 3),
+    "validation_images": ("50", 50),
     "evaluate": ("model.keras", "model.keras"),
     "devices": ("cpu:2", "cpu:2"),
     "jit_compile": ("false", "false"),
@@ -376,17 +529,43 @@ OVERRIDES = {
 }
 
 
+# Flags of other methods than at_sam, which has most of them.
+OF = {
+    "perturb_weights": "at",
+    "eta": "asam",
+    "adaptive": "asam",
+    "alpha": "gsam",
+    "rho_min": "gsam",
+    "every": "looksam",
+    "weight_fraction": "esam",
+    "sample_fraction": "esam",
+    "sparsity": "ssam_f",
+    "refresh_every": "ssam_d",
+    "gamma": "awp",
+    "beta": "trades",
+    "inner_steps": "entropy_sgd",
+    "average_momentum": "ema",
+    "average_start": "swa",
+    "collapse_drop": "fgsm_at",
+}
+
+# These change what other settings there are.
+PARTS = ("method", "evaluate", "perturb_inputs", "perturb_weights", "average")
+
+
 @pytest.mark.parametrize("flag", OVERRIDES)
 def test_any_flag_overrides_its_preset(flag):
     text, value = OVERRIDES[flag]
     arguments = ["--preset=cifar10"]
     if flag not in ("method", "evaluate"):
-        arguments.append("--method=at_sam")  # It has every setting.
+        arguments.append(f"--method={OF.get(flag, 'at_sam')}")
+    if flag == "validation_images":
+        arguments.append("--select=clean")
     before, _ = run.configuration(arguments)
     after, _ = run.configuration([*arguments, f"--{flag}={text}"])
     assert after[flag] == value
     assert before[flag] != value
-    if flag not in ("method", "evaluate"):  # These change what is used.
+    if flag not in PARTS:
         assert after == before | {flag: value}
 
 
@@ -428,7 +607,7 @@ def test_presets_are_the_papers_recipe(preset, classes, weights):
         y_test=np.zeros(1, np.int64),
         class_names=tuple(map(str, range(classes))),
     )
-    model = job.make_model(config, images, None)
+    model = training.make_model(config, images, None)
     assert sum(v.numpy().size for v in model.trainable_variables) == weights
     optimizer = model.optimizer
     assert optimizer.momentum == 0.9
@@ -448,12 +627,49 @@ def test_presets_are_the_papers_recipe(preset, classes, weights):
 
 def test_adversarial_training_of_the_presets():
     config, _ = run.configuration(["--preset=cifar100", "--method=at"])
-    perturb_inputs, perturb_weights = methods.perturbations("at", config)
-    assert perturb_weights is None
+    perturb_inputs = methods.build("perturb_inputs", config)
+    assert methods.build("perturb_weights", config) is None
     assert perturb_inputs.epsilon == 8 / 255
     assert perturb_inputs.norm == "linf"
     assert perturb_inputs.steps == 5
     assert perturb_inputs.random_start is True
+
+
+def built(*arguments):
+    config, _ = run.configuration(arguments)
+    return [
+        methods.build(part, config)
+        for part in ("perturb_inputs", "perturb_weights", "objective")
+    ]
+
+
+def test_trades_has_its_paper_s_attack_where_epsilon_is_its_paper_s():
+    attack, _, objective = built("--preset=cifar10", "--method=trades")
+    assert (attack.epsilon, attack.step_size) == (0.031, 0.007)
+    assert (attack.loss, attack.random_start) == ("kl", "normal")
+    assert attack.steps == 10
+    assert objective.beta == 6
+    attack, *_ = built("--preset=cifar10", "--method=trades", "--epsilon=0.1")
+    assert (attack.epsilon, attack.step_size) == (0.1, None)
+
+
+def test_parts_compose():
+    attack, moved, objective = built(
+        *("--method=trades", "--perturb_weights=awp", "--gamma=0.005"),
+    )
+    assert attack.loss == "kl"
+    assert moved.gamma == 0.005
+    assert objective.beta == 6
+    attack, moved, _ = built(
+        *("--method=at", "--perturb_inputs=fgsm_rs"),
+        *("--perturb_weights=looksam", "--every=3"),
+    )
+    assert type(attack).__name__ == "FGSM"
+    assert attack.random_start is True
+    assert (type(moved).__name__, moved.every) == ("LookSAM", 3)
+    attack, moved, _ = built("--method=at_sam", "--perturb_inputs=none")
+    assert attack is None
+    assert type(moved).__name__ == "SAM"
 
 
 def test_default_workdirs_differ():
@@ -486,7 +702,7 @@ def test_help(tmp_path, monkeypatch):
     assert code == 0
     for name in set(run.define_flags()) - {"help"}:
         assert f"--{name}:" in output or f"--[no]{name}:" in output
-    for name in (*methods.METHODS, *job.NETWORKS, *attacks.names()):
+    for name in (*methods.methods(), *training.NETWORKS, *attacks.names()):
         assert name in output
     assert not list(tmp_path.iterdir())
 
@@ -506,12 +722,12 @@ def assert_refused(capsys, *arguments, parts):
         assert str(part) in line
 
 
-METHODS = ("st", "sam", "asam", "at", "fgsm_at", "at_sam")
+METHODS = tuple(methods.methods())
 NETWORKS = ("preact_resnet8", "preact_resnet18", "wide_resnet")
 ATTACKS = ("fgsm", "pgd", "cleverhans_pgd", "cleverhans_fgm")
 
 BAD_FLAGS = [
-    (["--method=ssam"], ["ssam", *METHODS]),
+    (["--method=adam"], ["adam", *METHODS]),
     (["--network=lenet"], ["lenet", *NETWORKS]),
     (["--attacks=pgd,bogus"], ["bogus", *ATTACKS]),
     (["--attacks="], ["attacks", "none"]),
@@ -528,6 +744,28 @@ BAD_FLAGS = [
     (["--rho=abc"], ["rho", "abc"]),
     (["--method=st", "--rho=0.1"], ["--method=st", "--rho=0.1"]),
     (["--method=at", "--rho=0.1"], ["--method=at", "--rho=0.1"]),
+    (["--method=gsam", "--rho_min=1"], ["rho_min", "1"]),
+    (["--method=looksam", "--every=0"], ["every", "0"]),
+    (["--method=esam", "--sample_fraction=2"], ["sample_fraction", "2"]),
+    (["--method=awp", "--rho=0.1"], ["--method=awp", "--rho=0.1"]),
+    (["--method=mart", "--beta=-1"], ["beta", "-1"]),
+    (["--method=trades", "--perturb_inputs=none"], ["TRADES", "None"]),
+    (["--method=st", "--perturb_inputs=art"], ["attack", "art"]),
+    (["--method=st", "--perturb_inputs=cleverhans_cw"], ["graph"]),
+    (["--method=st", "--perturb_weights=adam"], ["awp", "adam"]),
+    (["--method=st", "--average=mean"], ["ema", "swa", "mean"]),
+    (["--method=ema", "--average_momentum=2"], ["momentum", "2"]),
+    (["--method=entropy_sgd", "--inner_steps=-1"], ["inner_steps", "-1"]),
+    (["--method=looksam", "--sub_batches=2"], ["state", "sub_batches=2"]),
+    (["--method=sam", "--sub_batches=99"], ["sub_batches", "99"]),
+    (["--method=at", "--attack_mode=eval"], ["training", "eval"]),
+    (["--select=best"], ["last", "robust", "best"]),
+    (["--validate_every=0"], ["validate_every", "0"]),
+    (["--validation_images=50"], ["validation_images", "50"]),
+    (
+        ["--select=clean", "--validation_images=1437"],
+        ["validation_images", "1437"],
+    ),
     (["--method=at", "--epsilon=-8/255"], ["epsilon", "-0.03137"]),
     (["--method=at", "--epsilon=nan"], ["epsilon", "nan"]),
     (["--method=at", "--epsilon=inf"], ["epsilon", "inf"]),
@@ -786,7 +1024,7 @@ def start(*arguments, **options):
 
 def test_bad_input_of_a_process(tmp_path):
     cases = {
-        "--method=ssam": ["ssam", *METHODS],
+        "--method=adam": ["adam", *METHODS],
         "--dataset=folder:nowhere": ["nowhere"],
         "--evaluate=nothing.keras": ["nothing.keras"],
     }

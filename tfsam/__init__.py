@@ -38,6 +38,8 @@ from tfsam import verdicts
 from tfsam import weights
 from tfsam.attacks import FGSM
 from tfsam.attacks import PGD
+from tfsam.averages import EMA
+from tfsam.averages import SWA
 from tfsam.entropy_sgd import EntropySGD
 from tfsam.evaluation import evaluate
 from tfsam.evaluation import merge
@@ -45,6 +47,8 @@ from tfsam.model import RobustModel
 from tfsam.objectives import MART
 from tfsam.objectives import TRADES
 from tfsam.optimizers import SGD
+from tfsam.validation import RobustValidation
+from tfsam.validation import StopAtCollapse
 from tfsam.weights import ASAM
 from tfsam.weights import AWP
 from tfsam.weights import ESAM
@@ -60,6 +64,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ASAM",
     "AWP",
+    "EMA",
     "ESAM",
     "FGSM",
     "FSAM",
@@ -69,10 +74,13 @@ __all__ = [
     "SAM",
     "SGD",
     "SSAM",
+    "SWA",
     "TRADES",
     "EntropySGD",
     "LookSAM",
     "RobustModel",
+    "RobustValidation",
+    "StopAtCollapse",
     "WeightPerturbation",
     "attacks",
     "data",

@@ -80,8 +80,10 @@ class History(keras.callbacks.Callback):
                 **{key: float(value) for key, value in (logs or {}).items()},
             }
         )
+        # Robust validation adds its columns in some epochs only.
+        columns = dict.fromkeys(key for row in self.rows for key in row)
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]))
+        writer = csv.DictWriter(text, list(columns), restval="")
         writer.writeheader()
         writer.writerows(self.rows)
         files.write_atomically(self.path, text.getvalue())
@@ -89,6 +91,8 @@ class History(keras.callbacks.Callback):
 
 def read_history(path):
     """The rows of a history file, numbers as floats; none without the file.
+
+    What was not measured in an epoch is not in its row.
 
     Args:
         path: of the CSV file.
@@ -99,7 +103,7 @@ def read_history(path):
     with open(path, newline="") as file:
         return [
             {"epoch": int(row.pop("epoch"))}
-            | {key: float(value) for key, value in row.items()}
+            | {key: float(value) for key, value in row.items() if value}
             for row in csv.DictReader(file)
         ]
 

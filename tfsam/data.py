@@ -120,6 +120,39 @@ def load(
     return _load_tfds(str(source), pick, data_dir)
 
 
+def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
+    """Splits the training part, stratified, into what is trained on and not.
+
+    Args:
+      images: an `Images`.
+      count: how many training images are held out, less than all.
+      seed: a non-negative integer; the split depends on it alone.
+
+    Returns:
+      (the images without the held-out ones, the images with only these in
+      their training part).
+
+    Raises:
+      ValueError: if `count` is less than the number of classes, or leaves
+        nothing.
+    """
+    total = len(images.x_train)
+    if count >= total:
+        raise _error(
+            f"validation_images must be less than the {total} training images",
+            count,
+        )
+    held = _subset(images.y_train, count, seed, "validation_images")
+    rest = np.setdiff1d(np.arange(total), np.arange(total)[held])
+
+    def part(chosen: np.ndarray | slice) -> Images:
+        return images._replace(
+            x_train=images.x_train[chosen], y_train=images.y_train[chosen]
+        )
+
+    return part(rest), part(held)
+
+
 def as_float(images: np.ndarray) -> np.ndarray:
     """Converts pixels to float32.
 

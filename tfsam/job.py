@@ -5,42 +5,24 @@ makes from flags. Each stage leaves a file behind when it is finished, and is
 not done again; a run that was killed goes on from there.
 """
 
-import contextlib
 import importlib.metadata
 import pathlib
 import platform
-import re
-import statistics
 import time
-import zipfile
-import zlib
-from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfsam import attacks
-from tfsam import callbacks
 from tfsam import classifiers
 from tfsam import data
+from tfsam import devices
 from tfsam import evaluation
 from tfsam import files
-from tfsam import methods
-from tfsam import networks
 from tfsam import reports
-from tfsam.model import RobustModel
-from tfsam.optimizers import SGD
-
-_JIT_COMPILE = {"auto": "auto", "true": True, "false": False}
-
-NETWORKS: dict[str, Callable] = {
-    "preact_resnet8": networks.preact_resnet8,
-    "preact_resnet18": networks.preact_resnet18,
-    "wide_resnet": networks.wide_resnet,
-}
+from tfsam import training
 
 
 class Inputs(NamedTuple):
@@ -67,7 +49,7 @@ def prepare(config):
     """
     for name in config["attacks"]:
         attacks.factory(name)
-    strategy = make_strategy(config["devices"])
+    strategy = devices.make_strategy(config["devices"])
     images = data.load(
         config["dataset"],
         limit_train=config["limit_train"],
@@ -85,22 +67,15 @@ def prepare(config):
         )
         logits = _classifier(config, config["evaluate"], images)
     else:
-        _steps(config, images, strategy)
-        _validation_batch_size(config, images, strategy)
-        data.training_batches(  # Finds images that are too small to augment.
-            images.x_train[:1],
-            images.y_train[:1],
-            batch_size=1,
-            epochs=1,
-            seed=0,
-            augment=config["augment"],
-        )
+        training.check(config, images, strategy)
     return Inputs(strategy, images, logits, surrogate)
 
 
 def _classifier(config, path, images):
     """A model from a file, found to fit the images."""
-    logits = classifiers.load_logits(path, _JIT_COMPILE[config["jit_compile"]])
+    logits = classifiers.load_logits(
+        path, training.JIT_COMPILE[config["jit_compile"]]
+    )
     x = data.as_float(images.x_test[:128])
     outputs = classifiers.count_classes(logits, x[:1])
     if outputs < len(images.class_names):
@@ -184,233 +159,6 @@ def _files(config):
     return {"files": found} if found else {}
 
 
-def make_strategy(devices):
-    """The `tf.distribute` strategy of a --devices value, None for one device.
-
-    Args:
-        devices: auto, cpu, cpu:N, gpu:all or gpu:N.
-
-    Raises:
-        ValueError: if there are no such devices.
-    """
-    gpus = tf.config.get_visible_devices("GPU")
-    number = r"[1-9]\d*"
-    match = re.fullmatch(
-        rf"(auto)|cpu(?::({number}))?|gpu:(all|{number})", devices
-    )
-    if not match:
-        raise ValueError(
-            "devices must be auto, cpu, cpu:N, gpu:all or gpu:N. "
-            f"Received: devices={devices}"
-        )
-    if match[3] or (match[1] and gpus):
-        count = int(match[3]) if (match[3] or "all") != "all" else len(gpus)
-        if not 0 < count <= len(gpus):
-            raise ValueError(
-                f"devices must name GPUs that are here: {len(gpus)}. "
-                f"Received: devices={devices}"
-            )
-        names = [f"GPU:{i}" for i in range(count)]
-        # One GPU of several still needs to be told apart from the others.
-        return tf.distribute.MirroredStrategy(names) if len(gpus) > 1 else None
-    if gpus and match[0].startswith("cpu"):
-        try:
-            tf.config.set_visible_devices([], "GPU")
-        except RuntimeError:
-            raise ValueError(
-                "devices must be set before TensorFlow starts. "
-                f"Received: devices={devices}"
-            ) from None
-    count = int(match[2] or 1)
-    if count == 1:
-        return None
-    with contextlib.suppress(RuntimeError):  # Already set; counted below.
-        tf.config.set_logical_device_configuration(
-            tf.config.list_physical_devices("CPU")[0],
-            [tf.config.LogicalDeviceConfiguration()] * count,
-        )
-    if len(tf.config.list_logical_devices("CPU")) < count:
-        raise ValueError(
-            f"devices must be set before TensorFlow starts, or be those that "
-            f"are here. Received: devices={devices}"
-        )
-    return tf.distribute.MirroredStrategy(
-        [f"CPU:{i}" for i in range(count)],
-        # Collectives remember shapes by a key that the next strategy of the
-        # process counts from the start again: a second run would fail.
-        cross_device_ops=tf.distribute.ReductionToOneDevice(),
-    )
-
-
-def make_model(config, images, strategy):
-    """A compiled `RobustModel` for the images.
-
-    Args:
-        config: settings, as of `tfsam.run.configuration`.
-        images: a `tfsam.data.Images`.
-        strategy: a `tf.distribute` strategy or None.
-    """
-    keras.utils.set_random_seed(config["seed"])
-    perturb_inputs, perturb_weights = methods.perturbations(
-        config["method"], config
-    )
-    # The paper's statistics where the images are the paper's.
-    known = images.name in ("cifar10", "cifar100")
-    steps = _steps(config, images, strategy)
-    with strategy.scope() if strategy else contextlib.nullcontext():
-        network = NETWORKS[config["network"]](
-            len(images.class_names),
-            input_shape=images.x_train.shape[1:],
-            statistics=None if known else data.statistics(images.x_train),
-        )
-        model = RobustModel(
-            network,
-            perturb_inputs,
-            perturb_weights,
-            sharpness=config["sharpness"],
-            seed=config["seed"],
-        )
-        model.compile(
-            SGD(
-                _schedule(config["learning_rate"], config["epochs"], steps),
-                momentum=config["momentum"],
-                weight_decay=config["weight_decay"],
-            ),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-            jit_compile=classifiers.use_xla(
-                _JIT_COMPILE[config["jit_compile"]]
-            ),
-        )
-    return model
-
-
-def _schedule(learning_rate, epochs, steps):
-    """Times 0.1 at 75 % and again at 90 % of the epochs (the paper's)."""
-    drops = [round(epochs * part) * steps - 1 for part in (0.75, 0.9)]
-    return keras.optimizers.schedules.PiecewiseConstantDecay(
-        drops, [learning_rate, learning_rate / 10, learning_rate / 100]
-    )
-
-
-def _steps(config, images, strategy):
-    """Steps an epoch; the last, partial batch is kept on one device."""
-    full, rest = divmod(len(images.x_train), config["batch_size"])
-    steps = full + bool(rest and strategy is None)
-    if not steps:
-        raise ValueError(
-            f"batch_size must be at most {len(images.x_train)}, the number of "
-            f"training images. Received: batch_size={config['batch_size']}"
-        )
-    replicas = strategy.num_replicas_in_sync if strategy else 1
-    if config["batch_size"] % replicas:
-        raise ValueError(
-            f"batch_size must be a multiple of {replicas}, the number of "
-            f"devices. Received: batch_size={config['batch_size']}"
-        )
-    return steps
-
-
-def _validation_batch_size(config, images, strategy):
-    """The largest whose last batch has images for every replica.
-
-    TensorFlow's convolutions fail on a replica without any.
-    """
-    replicas = strategy.num_replicas_in_sync if strategy else 1
-    count = len(images.x_test)
-    for size in range(config["batch_size"], 0, -replicas):
-        rest = count % size
-        if not rest or rest > size - size // replicas:
-            return size
-    raise ValueError(
-        f"{replicas} devices need another number of test images (see "
-        f"--limit_test). Received: {count} test images"
-    )
-
-
-def train(config, images, workdir, strategy, log):
-    """Trains, from the newest checkpoint if there is one.
-
-    Args:
-        config: settings, as of `tfsam.run.configuration`.
-        images: a `tfsam.data.Images`.
-        workdir: the run's folder.
-        strategy: a `tf.distribute` strategy or None.
-        log: a function of a line of text.
-
-    Returns:
-        The trained network.
-
-    Raises:
-        FloatingPointError: if the loss or a weight is not finite any more.
-    """
-    model, done = _restore(workdir / "checkpoints", strategy, log)
-    if model is None:
-        model = make_model(config, images, strategy)
-    epochs, steps = config["epochs"], _steps(config, images, strategy)
-    if done < epochs:
-        train_data = data.training_batches(
-            images.x_train,
-            images.y_train,
-            batch_size=config["batch_size"],
-            epochs=epochs,
-            seed=config["seed"],
-            initial_epoch=done,
-            augment=config["augment"],
-            # Replicas cannot share a batch that is smaller than they are many.
-            drop_remainder=strategy is not None,
-        )
-        model.fit(
-            train_data,
-            epochs=epochs,
-            initial_epoch=done,
-            steps_per_epoch=steps,
-            validation_data=(data.as_float(images.x_test), images.y_test),
-            validation_batch_size=_validation_batch_size(
-                config, images, strategy
-            ),
-            callbacks=[
-                callbacks.StopAtNaN(),
-                callbacks.History(workdir / "history.csv", done),
-                callbacks.Checkpoint(workdir / "checkpoints"),
-                callbacks.Progress(log, steps, epochs),
-                keras.callbacks.TensorBoard(
-                    workdir / "tensorboard", write_graph=False
-                ),
-            ],
-            shuffle=False,  # The data is shuffled, reproducibly.
-            verbose=0,
-        )
-    return model.network
-
-
-def _restore(folder, strategy, log):
-    """The model of the newest checkpoint that can be read, and its epochs."""
-    for epochs, path in callbacks.checkpoints(folder):
-        try:
-            with strategy.scope() if strategy else contextlib.nullcontext():
-                model = keras.saving.load_model(path)
-        except (
-            *(KeyError, OSError, TypeError, ValueError),
-            *(zipfile.BadZipFile, zlib.error),
-        ) as error:
-            log(f"cannot read {path.name} ({error}); trying the one before")
-            continue
-        log(f"going on after epoch {epochs}")
-        return model, epochs
-    return None, 0
-
-
-def epochs_done(workdir):
-    """The epochs of the newest checkpoint of a run's folder, 0 without one.
-
-    Args:
-        workdir: the folder.
-    """
-    found = callbacks.checkpoints(workdir / "checkpoints")
-    return found[0][0] if found else 0
-
-
 def attack(config, model, inputs, workdir, log):
     """Evaluates; each verdict stays in a file, chunk by chunk.
 
@@ -443,7 +191,7 @@ def attack(config, model, inputs, workdir, log):
             progress=log,
             workdir=workdir / "evaluation" / norm,
             save_adversarial=config["save_adversarial"],
-            devices=inputs.strategy and _device_names(inputs.strategy),
+            devices=inputs.strategy and devices.names(inputs.strategy),
             shard=config["shard"] or (0, 1),
             surrogate=inputs.surrogate,
             warm_start=config["warm_start"],
@@ -555,16 +303,22 @@ def draw(config, model, inputs, results, workdir, log):
     if not len(shown):
         return
     x, y, before = x[shown], y[shown], before[shown]
+    # Of an ensemble its first stage: the whole takes minutes for five images.
+    name = "apgd_ce" if row["attack"] == "autoattack" else row["attack"]
     try:
-        make = attacks.get(
-            row["attack"],
-            epsilon=row["epsilon"],
-            norm=row["norm"],
-            **row["options"],
+        attack = attacks.get(
+            name, epsilon=row["epsilon"], norm=row["norm"], **row["options"]
         )
         source = inputs.surrogate or model
-        x_adv = make(source, tf.constant(x), tf.constant(y), config["seed"])
-        x_adv = tf.convert_to_tensor(x_adv).numpy()
+
+        def attacked():
+            return attack(
+                source, tf.constant(x), tf.constant(y), config["seed"]
+            )
+
+        if getattr(attack, "in_graph", False):  # Op by op it would take long.
+            attacked = tf.function(attacked, autograph=False)
+        x_adv = tf.convert_to_tensor(attacked()).numpy()
     except Exception as error:  # Somebody else's attack, after all.
         log(f"no examples.png: {type(error).__name__}: {error}")
         return
@@ -595,14 +349,15 @@ def run(config, inputs, workdir, log):
     """
     images, model, trained = inputs.images, inputs.logits, None
     if model is None:
-        network = train(config, images, workdir, inputs.strategy, log)
+        network, trained = training.train(
+            config, images, workdir, inputs.strategy, log
+        )
         with files.replacing(workdir / "model.keras") as temporary:
             network.save(temporary)
         with files.replacing(workdir / "saved_model") as temporary:
             network.export(temporary, verbose=False)
-        trained = _training_summary(workdir, config, images)
         model = classifiers.load_logits(
-            network, _JIT_COMPILE[config["jit_compile"]]
+            network, training.JIT_COMPILE[config["jit_compile"]]
         )
     measured = attack(config, model, inputs, workdir, log)
     draw(config, model, inputs, measured, workdir, log)
@@ -612,7 +367,7 @@ def run(config, inputs, workdir, log):
         "config": config | {"workdir": str(workdir)},
         "seed": config["seed"],
         "versions": _versions(),
-        "devices": _device_names(inputs.strategy),
+        "devices": devices.names(inputs.strategy),
         "train": trained,
         **measured,
         "artifacts": _artifacts(workdir),
@@ -620,27 +375,6 @@ def run(config, inputs, workdir, log):
     files.write_json(workdir / "results.json", results)
     log(f"done: {workdir / 'results.json'}")
     return results
-
-
-def _training_summary(workdir, config, images):
-    rows = callbacks.read_history(workdir / "history.csv")
-    step = statistics.median(row["step_seconds_median"] for row in rows)
-    return {
-        "epochs": len(rows),
-        "seconds": sum(row["seconds"] for row in rows),
-        "step_seconds_median": step,
-        "examples_per_second": min(config["batch_size"], len(images.x_train))
-        / step,
-    }
-
-
-def _device_names(strategy):
-    """The devices that a run works on."""
-    if strategy is not None:
-        names = strategy.extended.worker_devices
-        return ["/device:" + name.rpartition("device:")[2] for name in names]
-    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    return [tf.config.list_logical_devices(kind)[0].name]
 
 
 def _versions():

@@ -5,11 +5,12 @@ r"""Train, attack, export and report, from one command.
   python -m tfsam.run --evaluate=model.keras --dataset=npz:data.npz \
     --attacks=autoattack --linf_epsilons=1/255,2/255,4/255
 
-A preset sets every flag, any flag overrides its preset. Training attacks with
---epsilon --norm --steps --step_size; evaluation with --attacks --linf_epsilons
---l2_epsilons --attack_steps. The same command again goes on where it was
-stopped, and prints the table of a run that is finished. Exit code 2 is bad
-input, 3 a loss that became NaN.
+A preset sets every flag, any flag overrides its preset. A method is a row of a
+table; --perturb_inputs, --perturb_weights and --average put other parts into
+it. Training attacks with --epsilon --norm --steps --step_size; evaluation with
+--attacks --linf_epsilons --l2_epsilons --attack_steps. The same command again
+goes on where it was stopped, and prints the table of a run that is finished.
+Exit code 2 is bad input, 3 a loss that became NaN.
 """
 
 import functools
@@ -28,6 +29,9 @@ from tfsam import data
 from tfsam import job
 from tfsam import methods
 from tfsam import reports
+from tfsam import training
+from tfsam import weights
+from tfsam.geometry import check_count
 from tfsam.geometry import check_radius
 
 _PAPER = {
@@ -39,8 +43,7 @@ _PAPER = {
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "augment": True,
-    "epsilon": 8 / 255,
-    "steps": 5,
+    "select": "last",
     "seed": 0,
     "attacks": ["cleverhans_pgd"],
     "attack_steps": None,
@@ -69,11 +72,15 @@ PRESETS = {
     "cifar100": _PAPER | {"dataset": "cifar100"},
 }
 
+SELECT = ("last", "clean", "robust")
+
 # What training alone uses: refused beside --evaluate.
 _TRAINING = (
-    *("method", "rho", "epsilon", "norm", "steps", "step_size", "network"),
-    *("epochs", "batch_size", "learning_rate", "momentum", "weight_decay"),
-    *("augment", "sharpness", "limit_train"),
+    *("method", "perturb_inputs", "perturb_weights", "average"),
+    *methods.SETTINGS,
+    *("network", "epochs", "batch_size", "learning_rate", "momentum"),
+    *("weight_decay", "augment", "sharpness", "limit_train"),
+    *("select", "validate_every", "validation_images"),
 )
 
 
@@ -153,10 +160,85 @@ def define_flags():
         "with scikit-learn, a small network, a minute. cifar10, cifar100: the "
         "paper's recipe.",
     )
-    rows = "; ".join(f"{name}: {m.help}" for name, m in methods.METHODS.items())
+    rows = "; ".join(
+        f"{name}: {row.help}" + (f" ({row.source})" if row.source else "")
+        for name, row in methods.methods().items()
+    )
     text("method", None, f"Method of training. {rows}.")
-    number("rho", "SAM's, ASAM's radius around the weights.")
+    text(
+        "perturb_inputs",
+        None,
+        "Training's attack, instead of the method's: none, or one that can run "
+        "in a graph: pgd, pgd_cw, pgd_dlr, pgd_kl, fgsm, fgsm_rs, ...",
+    )
+    choice(
+        "perturb_weights",
+        ("none", *weights.names()),
+        "What perturbs the weights, instead of the method's",
+    )
+    choice(
+        "average",
+        ("none", *methods.AVERAGES),
+        "Average of the weights, instead of the method's: the network that is "
+        "validated, exported and attacked",
+    )
+    number("rho", "Radius around the weights: SAM and its family.")
+    number("eta", "ASAM: added to |w|. FSAM: weight of the Fisher information.")
+    choice("adaptive", ("kernels", "all"), "ASAM: which weights have a size")
+    integer("ascent_steps", "SAM: steps of the ascent.")
+    number("alpha", "GSAM: weight of the gap. LookSAM: of its direction.")
+    number("rho_min", "GSAM: radius at the lowest learning rate.")
+    integer("every", "LookSAM: steps from one second pass to the next.")
+    number("weight_fraction", "ESAM: part of the weight tensors that move.")
+    number("sample_fraction", "ESAM: part of the batch in the second pass.")
+    number("sparsity", "SSAM: part of the weights that stay.")
+    integer(
+        "refresh_every", "SSAM: steps from mask to mask. Default: 5 epochs."
+    )
+    number("gamma", "AWP: size of the perturbation, relative to the kernel's.")
+    integer(
+        "sub_batches",
+        "m-sharpness: parts of the batch, each with its own perturbation.",
+    )
+    number("beta", "TRADES, MART: weight of the distance that an attack makes.")
+    integer("inner_steps", "Entropy-SGD: gradients of a walk.")
+    number("average_momentum", "EMA: momentum of the average.")
+    integer(
+        "average_start",
+        "SWA: first epoch whose weights it takes, from 0. Default: at 75 %.",
+    )
     number("epsilon", "Training's attack: largest perturbation of a pixel.")
+    integer("epsilon_warmup", "Epochs over which epsilon grows from nothing.")
+    choice(
+        "attack_loss",
+        ("cross_entropy", "margin", "dlr", "kl"),
+        "Training's attack: what it climbs",
+    )
+    choice(
+        "attack_mode",
+        ("inference", "training"),
+        "Training's attack: the mode of the network in it",
+    )
+    number(
+        "collapse_drop",
+        "fgsm_at: training stops where the accuracy under PGD falls by more "
+        "than this in an epoch (catastrophic overfitting); 1 is never.",
+    )
+    choice(
+        "select",
+        SELECT,
+        "Which network is kept: the last, or the best by its accuracy, clean "
+        "or under attack, on training images that are held out",
+    )
+    integer(
+        "validate_every",
+        "Epochs from one attack on the held-out images to the next. Default: "
+        "1 with --select, else never.",
+    )
+    integer(
+        "validation_images",
+        "Training images that are held out. Default: a tenth, at most 1000.",
+    )
     text("norm", None, "Training's attack: linf or l2.")
     integer("steps", "Training's attack: steps.")
     number(
@@ -165,7 +247,7 @@ def define_flags():
         "l-inf, epsilon/8 in l2; 1.25 epsilon for fgsm_at.",
     )
     text("dataset", None, f"Images: {'; '.join(data.SOURCES)}.")
-    choice("network", job.NETWORKS, "Network")
+    choice("network", training.NETWORKS, "Network")
     integer("epochs", "Epochs of training.")
     integer("batch_size", "Batch size over all devices.")
     number(
@@ -296,10 +378,10 @@ def configuration(argv):
     _check_choices(config)
     if config["evaluate"]:
         unused = [name for name in _TRAINING if name in given]
-        config |= dict.fromkeys(_TRAINING)
+        config |= dict.fromkeys([*_TRAINING, *methods.FLAGS])
         reason = "--evaluate, which trains nothing,"
     else:
-        unused = _fill_perturbations(config, given)
+        unused = _fill_parts(config, given)
         reason = f"--method={config['method']}"
     if unused:
         raise ValueError(
@@ -335,8 +417,9 @@ def _shard(text):
 
 
 def _check_choices(config):
-    _one_of("method", config["method"], methods.METHODS)
-    _one_of("network", config["network"], job.NETWORKS)
+    _one_of("method", config["method"], methods.methods())
+    _one_of("select", config["select"], SELECT)
+    _one_of("network", config["network"], training.NETWORKS)
     _one_of("jit_compile", config["jit_compile"], ("auto", "true", "false"))
     _one_of("sharpness", config["sharpness"], ("per_replica", "global"))
     if not config["attacks"]:
@@ -352,7 +435,7 @@ def _check_choices(config):
         config["shard"] = _shard(config["shard"])
     for flag in (
         *("epochs", "batch_size", "limit_train", "limit_test"),
-        "attack_batch_size",
+        *("attack_batch_size", "validate_every", "validation_images"),
     ):
         if config[flag] is not None and config[flag] < 1:
             raise ValueError(
@@ -378,16 +461,37 @@ def _check_choices(config):
             check_radius(flag, epsilon)
 
 
-def _fill_perturbations(config, given):
-    """Fills in the method's defaults; returns the given flags it has not."""
-    defaults = methods.defaults(config["method"])
+def _fill_parts(config, given):
+    """Fills in the method's parts and settings; returns the flags not used."""
+    row = methods.methods()[config["method"]]
+    for part in methods.FLAGS:
+        name = given.get(part, getattr(row, part))
+        config[part] = None if name == "none" else name
+    if config["average"] is not None:
+        _one_of("average", config["average"], methods.AVERAGES)
+    parts = {part: config[part] for part in methods.FLAGS}
+    defaults = methods.defaults(parts, row.settings)
+    if config["epsilon"] not in (None, defaults.get("epsilon")):
+        # A step size that the paper gives goes with the paper's epsilon.
+        defaults |= {"step_size": None} if "step_size" in defaults else {}
     for flag in methods.SETTINGS:
         if flag not in defaults:
             config[flag] = None
         elif config[flag] is None:
             config[flag] = defaults[flag]
-    methods.perturbations(config["method"], config)  # Checks the ranges.
-    return [f for f in methods.SETTINGS if f in given and f not in defaults]
+    for part in methods.FLAGS:  # Checks the ranges.
+        if part != "optimizer":
+            start = {"start_epoch": 0} if part == "average" else {}
+            methods.build(part, config, **start)
+    for flag in ("sub_batches", "inner_steps"):
+        check_count(flag, config[flag] or 0)
+    for flag in ("collapse_drop", "epsilon_warmup"):
+        check_radius(flag, config[flag] or 0)
+    unused = [f for f in methods.SETTINGS if f in given and f not in defaults]
+    holds_out = config["select"] != "last" or config["validate_every"]
+    if not holds_out and "validation_images" in given:
+        unused.append("validation_images")
+    return unused
 
 
 def _one_of(name, value, known):
@@ -449,7 +553,7 @@ def main(argv=None):
     try:
         results = job.run(config, inputs, workdir, log)
     except FloatingPointError as error:
-        kept = job.epochs_done(workdir)
+        kept = training.epochs_done(workdir)
         what = f"the checkpoint of epoch {kept} is kept" if kept else None
         log(f"stopped: {error}; {what or 'no epoch was finished'}")
         return 3

@@ -1,0 +1,109 @@
+r"""Every method on the digits, at equal numbers of gradients, side by side.
+
+  python -m experiments.digits_methods --workdir=/tmp/digits
+
+trains each method of the table with the digits preset, those with an attack at
+l-inf 0.05, each for as many epochs as cost as many gradients (by the weights or
+the pixels, of a whole batch) as --epochs of standard training; attacks the
+whole test part by PGD-10 at two epsilons in l-inf and in l2, and 100 images of
+it by AutoAttack at one epsilon each; and prints a Markdown table. The same
+command again goes on where it was stopped.
+"""
+
+import json
+import pathlib
+
+from absl import app
+from absl import flags
+
+from tfsam import methods
+from tfsam import run
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder.", required=True)
+_EPOCHS = flags.DEFINE_integer("epochs", 120, "Epochs of standard training.")
+_METHODS = flags.DEFINE_list(
+    "methods", list(methods.methods()), "Rows of the table."
+)
+
+# Gradients a step, of whole batches.
+_GRADIENTS = {
+    "st": 1,
+    "ema": 1,
+    "swa": 1,
+    "entropy_sgd": 1,
+    "looksam": 1.2,
+    "esam": 1.5,
+    "fgsm_at": 2,
+    "at": 6,
+    "at_sam": 7,
+    "trades": 12,
+    "mart": 12,
+    "awp": 12,
+}
+_PGD = ("--attacks=pgd", "--linf_epsilons=0.05,0.1", "--l2_epsilons=0.25,0.5")
+_AUTOATTACK = (
+    *("--attacks=autoattack", "--limit_test=100"),
+    *("--linf_epsilons=0.05", "--l2_epsilons=0.25"),
+)
+
+
+def done(workdir, *arguments):
+    """Runs `tfsam.run`, or goes on with it, and returns its results."""
+    code = run.main([*arguments, f"--workdir={workdir}"])
+    if code:
+        raise SystemExit(code)
+    return json.loads((workdir / "results.json").read_text())
+
+
+def measured(name, folder):
+    """The results of a method: of its run, and of AutoAttack on its network."""
+    epochs = round(_EPOCHS.value / _GRADIENTS.get(name, 2))
+    row = methods.methods()[name]
+    attacked = ("--epsilon=0.05",) if row.perturb_inputs else ()
+    trained = done(
+        folder / name,
+        f"--method={name}",
+        f"--epochs={epochs}",
+        *attacked,
+        *_PGD,
+    )
+    attacked = done(
+        folder / f"{name}-autoattack",
+        f"--evaluate={folder / name / 'model.keras'}",
+        *_AUTOATTACK,
+    )
+    return trained, attacked
+
+
+def line(name, trained, attacked, base):
+    """A row of the table; `base` is the time of a step of standard training."""
+    accuracies = [
+        trained["natural"]["accuracy"],
+        *(row["accuracy"] for row in trained["robust"]),
+        *(row["accuracy"] for row in attacked["robust"]),
+    ]
+    numbers = " | ".join(f"{100 * a:.1f}" for a in accuracies)
+    training = trained["train"]
+    return (
+        f"| {name} | {training['epochs']} | {numbers} "
+        f"| {training['step_seconds_median'] / base:.2f} "
+        f"| {training['seconds']:.0f} |"
+    )
+
+
+def main(_):
+    """Prints the table."""
+    folder = pathlib.Path(_WORKDIR.value)
+    results = {name: measured(name, folder) for name in _METHODS.value}
+    base = results["st"][0]["train"]["step_seconds_median"]
+    print(
+        "| method | epochs | natural | PGD l-inf 0.05 | 0.1 | PGD l2 0.25 "
+        "| 0.5 | AA l-inf 0.05 | AA l2 0.25 | step, st = 1 | seconds |"
+    )
+    print("|---" * 11 + "|")
+    for name, (trained, attacked) in results.items():
+        print(line(name, trained, attacked, base))
+
+
+if __name__ == "__main__":
+    app.run(main)
