@@ -2,6 +2,7 @@
 
 import configparser
 import ctypes
+import json
 import pathlib
 
 import numpy as np
@@ -55,7 +56,28 @@ def test_it_is_found_by_name(shift):
     assert not isinstance(attack, tfsam.attacks.Attack)
 
 
+def test_a_weight_perturbation_is_a_method(shift, tmp_path):
+    assert "coin" in tfsam.weights.names()
+    moved = tfsam.weights.get("coin", rho=0.3)
+    assert not isinstance(moved, tfsam.WeightPerturbation)
+    help_of = run.define_flags()["method"].help
+    assert "coin" in help_of
+    code = run.main(
+        [
+            *("--method=coin", "--rho=0.1", "--limit_train=96", "--epochs=2"),
+            *("--batch_size=32", "--limit_test=20", "--attacks=pgd"),
+            *("--attack_steps=1", "--linf_epsilons=0.1", "--l2_epsilons="),
+            f"--workdir={tmp_path / 'run'}",
+        ]
+    )
+    assert code == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["perturb_weights"] == "coin"
+    assert config["rho"] == 0.1
+
+
 def test_without_it_the_name_is_unknown():
+    assert "coin" not in tfsam.weights.names()
     assert "shift" not in tfsam.attacks.names()
     with pytest.raises(ValueError, match="Received: attack=shift"):
         tfsam.attacks.get("shift", epsilon=0.1)

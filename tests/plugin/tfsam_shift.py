@@ -1,5 +1,6 @@
-"""Somebody else's attack: nothing of tfsam in it but the contract."""
+"""Somebody else's parts: nothing of tfsam in them but the contracts."""
 
+import keras
 import tensorflow as tf
 
 
@@ -33,3 +34,25 @@ class Shift:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(
             labels, logits_fn(x)
         )
+
+
+@keras.saving.register_keras_serializable(package="tfsam_shift")
+class Coin:
+    """Moves all weights by rho, up or down as a coin falls."""
+
+    init = due = select = combine = None
+
+    def __init__(self, rho=0.05):
+        self.rho = rho
+
+    def perturb(self, weights, gradients, state, step):
+        up = tf.random.stateless_uniform([], step.seed) < 0.5
+        offset = tf.where(up, self.rho, -self.rho)
+        return [w + tf.cast(offset, w.dtype) for w in weights], state
+
+    def get_config(self):
+        return {"rho": self.rho}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
