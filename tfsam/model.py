@@ -234,7 +234,9 @@ class RobustModel(PureModel):
 
         attack = self.perturb_inputs
         if self.epsilon_warmup_steps:
-            done = tf.cast(count + 1, tf.float32) / self.epsilon_warmup_steps
+            # In the precision of the pixels, float32 at least.
+            dtype = x.dtype if x.dtype.size > 4 else tf.float32
+            done = tf.cast(count + 1, dtype) / self.epsilon_warmup_steps
             attack = attack.with_epsilon(attack.epsilon * tf.minimum(done, 1.0))
         # Position in the global batch, so that replicas' noise differs and N
         # replicas draw what one would. (Where a last batch is shared unevenly,

@@ -87,23 +87,24 @@ class MART(Objective):
     def __call__(self, model, batch):
         """Returns (loss, perturbed predictions, losses)."""
         y_pred = model(batch.x_adv, training=True)
-        penalties = [tf.cast(loss, tf.float32) for loss in model.losses]
+        penalties = model.losses  # Before the second pass: of this one alone.
         with model.unrecorded():
             clean = tf.nn.softmax(_precise(model(batch.x, training=True)))
         perturbed = tf.nn.softmax(_precise(y_pred))
         right = losses.one_hot(perturbed, batch.y)
-        other = tf.reduce_max(tf.where(right, 0.0, perturbed), axis=-1)
+        zeros = tf.zeros_like(perturbed)
+        other = tf.reduce_max(tf.where(right, zeros, perturbed), axis=-1)
         boosted = losses.cross_entropy(_precise(y_pred), batch.y)
         boosted -= tf.math.log(1.0001 - other + TINY)
         apart = tf.reduce_sum(
             tf.math.xlogy(clean, clean) - clean * tf.math.log(perturbed + TINY),
             axis=-1,
         )
-        doubt = 1.0000001 - tf.reduce_sum(tf.where(right, clean, 0.0), axis=-1)
-        each = boosted + self.beta * apart * doubt
+        sure = tf.reduce_sum(tf.where(right, clean, zeros), axis=-1)
+        each = boosted + self.beta * apart * (1.0000001 - sure)
         loss = _mean(each, batch.sample_weight)
-        if penalties:
-            loss += tf.add_n(penalties) / replicas()
+        for penalty in penalties:
+            loss += tf.cast(tf.reduce_sum(penalty), loss.dtype) / replicas()
         return loss, y_pred, each
 
 

@@ -101,7 +101,8 @@ class PureModel(keras.Model):
         For an objective's second call: BatchNorm's statistics are those of the
         predictions that it returns.
         """
-        return keras.StatelessScope([(v, v.value) for v in self.variables])
+        seen = [*self.trainable_variables, *self._other_variables()]
+        return keras.StatelessScope([(v, v.value) for v in seen])
 
     def _pass(self, weights, state, batch, scale):
         """A pure function: the `Pass` of a batch at these weights."""

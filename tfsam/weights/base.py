@@ -120,9 +120,15 @@ def without(vectors, direction):
         vectors: a list of tensors.
         direction: a list of tensors of their shapes; where it is zero,
             `vectors` is all that is left.
+
+    Returns:
+        A list of tensors; zeros where the two are parallel to within rounding,
+        which would be a direction to those who normalise it.
     """
     # Divided twice: the square of a small norm would vanish in float32.
     size = global_norm(direction) + TINY
     unit = [d / tf.cast(size, d.dtype) for d in direction]
     share = inner(vectors, unit)
-    return [v - share * u for v, u in zip(vectors, unit, strict=True)]
+    rest = [v - share * u for v, u in zip(vectors, unit, strict=True)]
+    real = global_norm(rest) > 1e-6 * global_norm(vectors)
+    return [tf.where(real, r, tf.zeros_like(r)) for r in rest]

@@ -51,12 +51,7 @@ class LookSAM(WeightPerturbation):
     def combine(self, gradients, perturbed_gradients, state, step):
         """SAM's gradient and a new g_v; or the gradient plus the old g_v."""
         if perturbed_gradients is not None:
-            kept = without(perturbed_gradients, gradients)
-            # Of parallel gradients rounding alone is left: no direction.
-            noise = 1e-6 * global_norm(perturbed_gradients)
-            real = global_norm(kept) > noise
-            kept = [tf.where(real, k, tf.zeros_like(k)) for k in kept]
-            return perturbed_gradients, kept
+            return perturbed_gradients, without(perturbed_gradients, gradients)
         # Where g_v is zero, as before the first of SAM's steps, so is this.
         size = self.alpha * global_norm(gradients)
         return along(
