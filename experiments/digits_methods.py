@@ -22,8 +22,14 @@ from tfsam import run
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder.", required=True)
 _EPOCHS = flags.DEFINE_integer("epochs", 120, "Epochs of standard training.")
 _METHODS = flags.DEFINE_list(
-    "methods", list(methods.methods()), "Rows of the table."
+    "methods", None, "Rows of the table; all by default."
 )
+
+# Rows that are not named as their method.
+_VARIANTS = {
+    "ssam_f": ("--method=ssam", "--mask=fisher"),
+    "ssam_d": ("--method=ssam", "--mask=dynamic"),
+}
 
 # Gradients a step, of whole batches.
 _GRADIENTS = {
@@ -58,11 +64,11 @@ def done(workdir, *arguments):
 def measured(name, folder):
     """The results of a method: of its run, and of AutoAttack on its network."""
     epochs = round(_EPOCHS.value / _GRADIENTS.get(name, 2))
-    row = methods.methods()[name]
-    attacked = ("--epsilon=0.05",) if row.perturb_inputs else ()
+    row = methods.methods().get(name)
+    attacked = ("--epsilon=0.05",) if row and row.perturb_inputs else ()
     trained = done(
         folder / name,
-        f"--method={name}",
+        *_VARIANTS.get(name, [f"--method={name}"]),
         f"--epochs={epochs}",
         *attacked,
         *_PGD,
@@ -94,7 +100,11 @@ def line(name, trained, attacked, base):
 def main(_):
     """Prints the table."""
     folder = pathlib.Path(_WORKDIR.value)
-    results = {name: measured(name, folder) for name in _METHODS.value}
+    names = _METHODS.value or [
+        *(name for name in methods.methods() if name != "ssam"),
+        *_VARIANTS,
+    ]
+    results = {name: measured(name, folder) for name in names}
     base = results["st"][0]["train"]["step_seconds_median"]
     print(
         "| method | epochs | natural | PGD l-inf 0.05 | 0.1 | PGD l2 0.25 "

@@ -18,6 +18,9 @@ PGD = tfsam.PGD(0.2, steps=2)
 SWITCHES = ("second_pass_statistics", "attack_statistics", "polluted_ascent")
 
 
+pytestmark = pytest.mark.slow
+
+
 def network(*first):
     """Layers of one's own, then a small network of smooth layers."""
     keras.utils.set_random_seed(0)

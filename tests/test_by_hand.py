@@ -20,11 +20,17 @@ W = np.array([0.7, -0.4])
 RATE, MOMENTUM, RHO = 0.3, 0.9, 0.4
 
 
+def set_precision(name):
+    # The policy is made of floatx when the first layer is, and stays.
+    keras.config.set_floatx(name)
+    keras.config.set_dtype_policy(name)
+
+
 @pytest.fixture(autouse=True)
 def float64():
-    keras.config.set_floatx("float64")
+    set_precision("float64")
     yield
-    keras.config.set_floatx("float32")
+    set_precision("float32")
 
 
 def trained(steps=3, **kwargs):

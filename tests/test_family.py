@@ -17,6 +17,21 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 RHO = 0.2
 
 
+# All of them are tried in the slow tests.
+MODES = [
+    "graph",
+    *[pytest.param(mode, marks=pytest.mark.slow) for mode in ("eager", "xla")],
+]
+
+
+def some(names, chosen):
+    """All names, those that are not chosen in the slow tests."""
+    return [
+        name if name in chosen else pytest.param(name, marks=pytest.mark.slow)
+        for name in names
+    ]
+
+
 def network(batch_norm=True):
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(5)]
@@ -82,7 +97,7 @@ SAME_AS_SAM = {
 }
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SAME_AS_SAM)
 def test_they_are_sam(name, mode, sam):
     other = trained(SAME_AS_SAM[name], mode)
@@ -112,7 +127,7 @@ SAME_AS_STANDARD = {
 }
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("mode", [MODES[0], MODES[2]])
 @pytest.mark.parametrize("name", SAME_AS_STANDARD)
 def test_without_a_radius_they_are_standard_training(name, mode, standard):
     method = SAME_AS_STANDARD[name]
@@ -146,7 +161,7 @@ def test_each_does_something_of_its_own(name, sam, standard):
     assert name == "SAM" or difference(found, sam) > 1e-4
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", some(CHANGES, ("GSAM", "ESAM")))
 def test_each_trains_with_an_attack(name):
     """All combine with adversarial training, and move nothing they must not."""
     model = trained(CHANGES[name], perturb_inputs=tfsam.PGD(0.1, steps=2))
@@ -154,7 +169,7 @@ def test_each_trains_with_an_attack(name):
     assert np.isfinite(weights).all()
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", some(CHANGES, ("LookSAM", "SSAM-F", "ESAM")))
 def test_state_is_saved_and_training_goes_on(name, tmp_path):
     """Four steps are two, a file, and two."""
     method = CHANGES[name]
@@ -476,7 +491,9 @@ def test_replicas_agree_on_what_is_kept(name):
         assert mask.sum() == len(mask) // 2
 
 
-@pytest.mark.parametrize("name", [*STATEFUL, "ESAM", "FSAM", "AWP"])
+@pytest.mark.parametrize(
+    "name", some([*STATEFUL, "ESAM", "FSAM", "AWP"], ("LookSAM", "SSAM-D"))
+)
 def test_global_sharpness_makes_two_replicas_one(name):
     # ESAM selects on each replica: the masks are what replicas share.
     method = (

@@ -28,6 +28,11 @@ OBJECTIVES = {
 }
 
 
+SLOW_MODES = [
+    pytest.param(mode, marks=pytest.mark.slow) for mode in ("eager", "xla")
+]
+
+
 def network(batch_norm=True, regularizer=None, dropout=0.0, dtype=None):
     keras.utils.set_random_seed(0)
     layers = [
@@ -137,7 +142,7 @@ STANDARD = {
 }
 
 
-@pytest.mark.parametrize("mode", ["graph", "eager", "xla"])
+@pytest.mark.parametrize("mode", ["graph", *SLOW_MODES])
 @pytest.mark.parametrize("name", STANDARD)
 def test_trades_with_nothing_to_add_is_standard_training(name, mode, standard):
     model = made(*STANDARD[name], mode, net=regularised())
@@ -351,7 +356,7 @@ def test_one_step_by_hand(name, penalty, weighted):
     assert np.abs(other[0] - expected[1][0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("mode", ["eager", "xla"])
+@pytest.mark.parametrize("mode", SLOW_MODES)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_one_step_by_hand_in_each_mode(name, mode):
     objective, _ = OBJECTIVES[name]
@@ -458,6 +463,7 @@ NO_RADIUS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     [*itertools.product(["TRADES"], NO_RADIUS), ("MART", "SAM")],

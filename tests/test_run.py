@@ -315,7 +315,14 @@ def weights_of(path):
     return keras.saving.load_model(path).get_weights()
 
 
-@pytest.mark.parametrize("method", ["looksam", "ssam_d", "entropy_sgd"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "looksam",
+        pytest.param("ssam", marks=pytest.mark.slow),
+        pytest.param("entropy_sgd", marks=pytest.mark.slow),
+    ],
+)
 def test_state_averages_and_the_best_network_are_resumed(
     tmp_path, monkeypatch, method
 ):
@@ -350,7 +357,9 @@ def test_state_averages_and_the_best_network_are_resumed(
     assert whole["train"]["selected"] == parts["train"]["selected"]
 
 
-@pytest.mark.parametrize("average", ["ema", "swa"])
+@pytest.mark.parametrize(
+    "average", [pytest.param("ema", marks=pytest.mark.slow), "swa"]
+)
 def test_an_average_alone_is_resumed(tmp_path, monkeypatch, average):
     arguments = (*SMALL, "--method=st", f"--average={average}", "--epochs=3")
     assert main(*arguments, f"--workdir={tmp_path / 'whole'}")[0] == 0
@@ -508,6 +517,7 @@ OVERRIDES = {
     "weight_fraction": ("0.9", 0.9),
     "sample_fraction": ("0.9", 0.9),
     "sparsity": ("0.9", 0.9),
+    "mask": ("dynamic", "dynamic"),
     "refresh_every": ("3", 3),
     "gamma": ("0.1", 0.1),
     "sub_batches": ("2", 2),
@@ -539,8 +549,9 @@ OF = {
     "every": "looksam",
     "weight_fraction": "esam",
     "sample_fraction": "esam",
-    "sparsity": "ssam_f",
-    "refresh_every": "ssam_d",
+    "sparsity": "ssam",
+    "mask": "ssam",
+    "refresh_every": "ssam",
     "gamma": "awp",
     "beta": "trades",
     "inner_steps": "entropy_sgd",

@@ -496,12 +496,12 @@ def test_configurations(method):
 def test_names():
     assert set(tfsam.weights.names()) >= {
         *("sam", "asam", "esam", "looksam", "gsam", "fsam"),
-        *("ssam_f", "ssam_d", "awp"),
+        *("ssam", "awp"),
     }
     found = tfsam.weights.get("gsam", rho=0.3, alpha=0.1)
     assert isinstance(found, tfsam.GSAM)
     assert (found.rho, found.alpha) == (0.3, 0.1)
-    assert tfsam.weights.get("ssam_d").mask == "dynamic"
+    assert tfsam.weights.get("ssam", mask="dynamic").mask == "dynamic"
     with pytest.raises(ValueError, match="Received: weight perturbation=sgd"):
         tfsam.weights.get("sgd")
     with pytest.raises(ValueError, match="Received: gamma=1"):

@@ -82,17 +82,11 @@ _NATIVE = {
         "1 + 1 / every",
         perturb_weights="looksam",
     ),
-    "ssam_f": Method(
-        "SAM on a mask of the largest Fisher information",
+    "ssam": Method(
+        "SAM on a mask: of the largest Fisher information, or exchanged",
         "Mi et al., 2022",
         "2",
-        perturb_weights="ssam_f",
-    ),
-    "ssam_d": Method(
-        "SAM on a mask that is exchanged now and then",
-        "Mi et al., 2022",
-        "2",
-        perturb_weights="ssam_d",
+        perturb_weights="ssam",
     ),
     "fsam": Method(
         "Fisher SAM: a ball in the Fisher metric",
@@ -189,6 +183,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "weight_fraction": "weight_fraction",
         "sample_fraction": "sample_fraction",
         "sparsity": "sparsity",
+        "mask": "mask",
         "refresh_every": "refresh_every",
         "gamma": "gamma",
     },

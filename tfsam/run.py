@@ -192,6 +192,7 @@ def define_flags():
     number("weight_fraction", "ESAM: part of the weight tensors that move.")
     number("sample_fraction", "ESAM: part of the batch in the second pass.")
     number("sparsity", "SSAM: part of the weights that stay.")
+    choice("mask", ("fisher", "dynamic"), "SSAM-F or SSAM-D")
     integer(
         "refresh_every", "SSAM: steps from mask to mask. Default: 5 epochs."
     )

@@ -9,7 +9,6 @@ with `keras.saving.register_keras_serializable`, and name it in that package's
 metadata, in the entry-point group `tfsam.weights`: it is a `--method` then.
 """
 
-import functools
 from collections.abc import Callable
 
 from tfsam.registry import Registry
@@ -36,8 +35,7 @@ _NATIVE: dict[str, Callable] = {
     "gsam": GSAM,
     "looksam": LookSAM,
     "sam": SAM,
-    "ssam_d": functools.partial(SSAM, mask="dynamic"),
-    "ssam_f": functools.partial(SSAM, mask="fisher"),
+    "ssam": SSAM,
 }
 
 _REGISTRY = Registry("weight perturbation", GROUP, _NATIVE)
