@@ -518,3 +518,17 @@ def test_replicas_of_m_sharpness_are_its_parts():
     two = replicated(tfsam.SAM(RHO), 2)
     parts = replicated(tfsam.SAM(RHO), 1, sub_batches=2)
     assert difference(two, parts) < 1e-6
+
+
+def test_ssam_f_on_a_residual_network_of_few_channels():
+    """Its strided 1x1 convolutions crash TensorFlow on one image alone."""
+    x = RNG.random((4, 32, 32, 3)).astype("float32")
+    model = tfsam.RobustModel(
+        tfsam.networks.preact_resnet8(3, width=4),
+        perturb_weights=tfsam.SSAM(RHO, samples=4),
+    )
+    model.compile(tfsam.SGD(0.1), LOSS)
+    model.fit(x, np.arange(4) % 3, batch_size=4, epochs=2, verbose=0)
+    mask, fisher, _ = model.perturbation_state
+    assert np.isfinite(fisher).all()
+    assert 0 < mask.numpy().mean() < 1
