@@ -1,83 +1,498 @@
-"""The time of a training step, with XLA and without, side by side.
+"""What a training step of each method costs, relative to standard training.
 
-  python -m experiments.benchmark_steps --network=preact_resnet8
+  python -m experiments.benchmark_steps
 
-prints, for each method, the median seconds of a step on a batch of random
-images in a plain graph and with XLA, taken in turn so that a slow spell of the
-machine hits both, and both relative to standard training in a graph.
+prints Markdown: the median seconds of a step, relative to standard training
+(st), what that would ideally be, and the target. Ideals count forward passes F:
+a backward pass is 2 F, or 1 F for the inputs' gradient alone, so st is 3 F.
+
+Steps are timed in rounds, one of each method, so that a slow spell of the
+machine hits all; a ratio is the median of the ratios within the rounds.
+
+  --jit_compile=both times each method in a plain graph as well as with XLA.
+  --torch times the same steps in PyTorch, in the same rounds and on the CPU;
+      pip install -e ".[bench]".
+  --profile=METHOD times the parts of one method's step instead.
 """
 
+import functools
+import os
 import statistics
+import sys
 import time
+from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import app
 from absl import flags
 
 import tfsam
+from tfsam.attacks.losses import cross_entropy
+from tfsam.pure import Batch
+from tfsam.weights.base import Step
+
+
+class Method(NamedTuple):
+    """A method, and what its step should cost.
+
+    Attributes:
+        options: arguments of `RobustModel`.
+        ideal: the step's passes, relative to standard training's.
+        limit: the most that it may cost, relative to `base`; None is no target.
+        base: name of the method that `limit` refers to.
+        steps: training steps that are timed together; their mean counts.
+    """
+
+    options: dict[str, Any]
+    ideal: float
+    limit: float | None = None
+    base: str = "st"
+    steps: int = 1
+
+
+_SAM = tfsam.SAM(0.1)
+_PGD5 = tfsam.PGD(8 / 255, steps=5)
+_PGD10 = tfsam.PGD(8 / 255, steps=10)
+_TRADES_PGD10 = tfsam.PGD(
+    0.031, steps=10, step_size=0.007, loss="kl", random_start="normal"
+)
+# A new mask is due at steps 0 and 10**9, and none of these is trained.
+_SSAM = functools.partial(tfsam.SSAM, 0.1, refresh_every=10**9)
+
+METHODS = {
+    "st": Method({}, 1),
+    "sam": Method({"perturb_weights": _SAM}, 2, 2.15),
+    "asam": Method({"perturb_weights": tfsam.ASAM(1.0)}, 2, 2.15),
+    "fsam": Method({"perturb_weights": tfsam.FSAM(0.1)}, 2, 2.15),
+    "gsam": Method({"perturb_weights": tfsam.GSAM(0.1)}, 2, 2.15),
+    "ssam_f": Method({"perturb_weights": _SSAM(mask="fisher")}, 2, 2.15),
+    "ssam_d": Method({"perturb_weights": _SSAM(mask="dynamic")}, 2, 2.15),
+    "sam_4_parts": Method({"perturb_weights": _SAM, "sub_batches": 4}, 2),
+    # A static graph saves nothing by frozen weights, and passes the half of the
+    # batch that it chose forward again.
+    "esam": Method(
+        {
+            "perturb_weights": tfsam.ESAM(
+                0.1, weight_fraction=0.6, sample_fraction=0.5
+            )
+        },
+        5.5 / 3,
+        1.9,
+    ),
+    "looksam": Method(
+        {"perturb_weights": tfsam.LookSAM(0.1, every=5)}, 1.2, 1.3, steps=5
+    ),
+    "fgsm_at": Method(
+        {"perturb_inputs": tfsam.FGSM(8 / 255, random_start=True)}, 5 / 3, 1.75
+    ),
+    "at": Method({"perturb_inputs": _PGD5}, 13 / 3, 4.5),
+    "at10": Method({"perturb_inputs": _PGD10}, 23 / 3),
+    "trades": Method(
+        {"perturb_inputs": _TRADES_PGD10, "objective": tfsam.TRADES()}, 9, 9.5
+    ),
+    "mart": Method(
+        {"perturb_inputs": _PGD10, "objective": tfsam.MART()}, 26 / 3
+    ),
+    "awp": Method(
+        {"perturb_inputs": _PGD10, "perturb_weights": tfsam.AWP()},
+        26 / 3,
+        1.2,
+        "at10",
+    ),
+    "at_sam": Method(
+        {"perturb_inputs": _PGD5, "perturb_weights": _SAM}, 16 / 3
+    ),
+}
+
+# Ours, PyTorch's (see `torch_networks.Training`), and the most that ours may
+# cost relative to it.
+TORCH = [
+    ("st", "st", 1.0),
+    ("sam", "sam", 1.15),
+    ("at", "at", None),
+    ("at", "at_with_weight_gradients", 1 / 1.6),
+]
+
 
 _NETWORK = flags.DEFINE_enum(
     "network",
-    "preact_resnet8",
+    "preact_resnet18",
     ["preact_resnet8", "preact_resnet18"],
     "Network, for images of 32x32.",
 )
-_WIDTH = flags.DEFINE_integer("width", None, "Channels of its first stage.")
+_WIDTH = flags.DEFINE_integer("width", 16, "Channels of its first stage.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images a step.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Steps timed of each kind.")
-
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds timed.", lower_bound=1)
 _METHODS = flags.DEFINE_list(
-    "methods", ["st", "sam", "fgsm_at", "at"], "Methods timed; at has 5 steps."
+    "methods", [], "Methods timed, beside those they are compared to; or all."
+)
+_JIT_COMPILE = flags.DEFINE_enum(
+    "jit_compile", "true", ["true", "false", "both"], "Whether to use XLA."
+)
+_TORCH = flags.DEFINE_boolean("torch", False, "Compare to PyTorch.")
+_PROFILE = flags.DEFINE_enum(
+    "profile", None, list(METHODS), "The method to take apart."
 )
 
-METHODS = {
-    "st": (None, None),
-    "sam": (None, tfsam.SAM(0.1)),
-    "fgsm_at": (tfsam.FGSM(8 / 255, random_start=True), None),
-    "at": (tfsam.PGD(8 / 255, steps=5), None),
-}
+
+class Comparison(NamedTuple):
+    """A target: the clock `one` shows at most `limit` times `other`'s."""
+
+    one: tuple[str, str]
+    other: tuple[str, str]
+    limit: float | None
 
 
-def stepper(method, jit_compile):
-    """A function that takes one training step."""
-    make = getattr(tfsam.networks, _NETWORK.value)
-    network = make(**({"width": _WIDTH.value} if _WIDTH.value else {}))
-    model = tfsam.RobustModel(network, *METHODS[method])
+def with_bases(names):
+    """The methods with st and all that they are compared to, in our order.
+
+    Args:
+        names: of methods; none stands for all.
+
+    Raises:
+        ValueError: if there is no such method.
+    """
+    if unknown := sorted(set(names) - set(METHODS)):
+        raise ValueError(
+            f"methods must be among {list(METHODS)}. Received: {unknown}"
+        )
+    wanted = set(names or METHODS)
+    wanted |= {METHODS[name].base for name in wanted} | {"st"}
+    return [name for name in METHODS if name in wanted]
+
+
+def images(batch_size):
+    """A batch of random images and labels."""
+    random = np.random.default_rng(0)
+    x = random.random((batch_size, 32, 32, 3), dtype="float32")
+    return x, random.integers(0, 10, batch_size)
+
+
+def trained(network, method, system, x, y):
+    """A model of the method, and its training step, traced and warm.
+
+    Args:
+        network: a new `keras.Model`.
+        method: a `Method`.
+        system: "graph" or "XLA".
+        x: images.
+        y: labels.
+    """
+    model = tfsam.RobustModel(network, **method.options)
     model.compile(
         tfsam.SGD(0.1, momentum=0.9, weight_decay=5e-4),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=jit_compile,
+        jit_compile=system == "XLA",
     )
-    random = np.random.default_rng(0)
-    x = random.random((_BATCH_SIZE.value, 32, 32, 3), dtype="float32")
-    y = random.integers(0, 10, _BATCH_SIZE.value)
+    step = functools.partial(
+        model.train_on_batch, tf.constant(x), tf.constant(y)
+    )
+    # Step 0 is SSAM's dearest; the costs wanted are those between two masks.
+    model.step_count.assign(1)
+    # Every kind of step that it takes, and the first one twice.
+    for _ in range(method.steps + 1):
+        step()
+    return model, step
 
-    def step():
-        started = time.perf_counter()
-        model.train_on_batch(x, y)
-        return time.perf_counter() - started
 
-    step(), step()  # Traces, compiles, and warms up.
-    return step
+def seconds(function, times=1):
+    """Mean seconds of so many calls, one after the other."""
+    started = time.perf_counter()
+    for _ in range(times):
+        function()
+    # A GPU may still be at it.
+    tf.test.experimental.sync_devices()
+    return (time.perf_counter() - started) / times
+
+
+def in_turn(clocks, repeats):
+    """Rounds of seconds: a list of dicts, by the clocks' names.
+
+    Args:
+        clocks: functions without arguments that return seconds, by name.
+        repeats: number of rounds.
+    """
+    rounds = []
+    for index in range(repeats):
+        rounds.append({name: clock() for name, clock in clocks.items()})
+        took = sum(rounds[-1].values())
+        note(f"round {index + 1} of {repeats}: {took:.1f} s a step of each")
+    return rounds
+
+
+def measure(
+    methods, systems, *, network, width, batch_size, repeats, torch=False
+):
+    """Rounds of seconds a step, by (system, method).
+
+    Args:
+        methods: names in `METHODS`.
+        systems: any of "graph" and "XLA".
+        network: name in `tfsam.networks`.
+        width: channels of its first stage.
+        batch_size: images a step.
+        repeats: number of rounds.
+        torch: whether to time PyTorch's steps too, as the system "PyTorch".
+
+    Raises:
+        ValueError: if PyTorch has no such network.
+    """
+    x, y = images(batch_size)
+    theirs = _torch_steps(network, width, x, y) if torch else {}
+    make = getattr(tfsam.networks, network)
+    clocks = {}
+    for name in methods:
+        method = METHODS[name]
+        for system in systems:
+            started = time.perf_counter()
+            _, step = trained(make(width=width), method, system, x, y)
+            clocks[system, name] = functools.partial(
+                seconds, step, method.steps
+            )
+            took = time.perf_counter() - started
+            note(f"{system} {name}: {took:.1f} s to trace and warm up")
+        for one, other, _ in TORCH:
+            if one == name and other in theirs:
+                step = theirs[other]
+                step()
+                clocks["PyTorch", other] = functools.partial(seconds, step)
+    return in_turn(clocks, repeats)
+
+
+def _torch_steps(network, width, x, y):
+    import torch
+
+    from experiments import torch_networks
+
+    if network != "preact_resnet18":
+        raise ValueError(
+            f"torch needs network=preact_resnet18. Received: network={network}"
+        )
+    # As many threads as TensorFlow takes by itself.
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    images = torch.tensor(x.transpose(0, 3, 1, 2).copy())
+    steps = {}
+    for _, name, _ in TORCH:
+        model = torch_networks.PreActResNet18(10, width)
+        training = torch_networks.Training(model, images, torch.tensor(y))
+        steps[name] = getattr(training, name)
+    return steps
+
+
+def median(rounds, clock):
+    """Median seconds of a clock."""
+    return statistics.median(row[clock] for row in rounds)
+
+
+def ratio(rounds, one, other):
+    """Median over the rounds of one clock relative to another."""
+    return statistics.median(row[one] / row[other] for row in rounds)
+
+
+def costs(rounds, system, methods):
+    """The table of one system: every method relative to standard training."""
+    lines = [
+        f"| method, {system} | seconds | / st | ideal | target |",
+        "|---|---|---|---|---|",
+    ]
+    for name in methods:
+        method, clock = METHODS[name], (system, name)
+        target = "" if method.limit is None else f"{method.limit:g}"
+        if method.base != "st":
+            found = ratio(rounds, clock, (system, method.base))
+            target += f" of {method.base} ({found:.2f})"
+        lines.append(
+            f"| {name} | {median(rounds, clock):.3f} "
+            f"| {ratio(rounds, clock, (system, 'st')):.2f} "
+            f"| {method.ideal:.2f} | {target} |"
+        )
+    return "\n".join(lines)
+
+
+def against(rounds, comparisons):
+    """The table of one system's clocks relative to another's."""
+    lines = [
+        "| step | seconds | relative to | seconds | ratio | target |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one, other, limit in comparisons:
+        lines.append(
+            f"| {' '.join(one)} | {median(rounds, one):.3f} "
+            f"| {' '.join(other)} | {median(rounds, other):.3f} "
+            f"| {ratio(rounds, one, other):.2f} "
+            f"| {'' if limit is None else f'{limit:.3g}'} |"
+        )
+    return "\n".join(lines)
+
+
+def missed(rounds, comparisons):
+    """A sentence on each target that was missed."""
+    return [
+        f"Missed: {' '.join(one)} is {found:.2f} of {' '.join(other)}, "
+        f"the target {limit:.3g}."
+        for one, other, limit in comparisons
+        if limit is not None and (found := ratio(rounds, one, other)) > limit
+    ]
+
+
+def report(rounds, systems, methods):
+    """All tables of the rounds, and the targets missed, as Markdown."""
+    parts, targets = [], []
+    for system in systems:
+        parts.append(costs(rounds, system, methods))
+        targets += [
+            Comparison((system, name), (system, m.base), m.limit)
+            for name in methods
+            if (m := METHODS[name]).limit is not None
+        ]
+    theirs = [
+        Comparison((system, one), ("PyTorch", other), limit)
+        for system in systems
+        for one, other, limit in TORCH
+        if ("PyTorch", other) in rounds[0]
+    ]
+    if theirs:
+        parts.append(against(rounds, theirs))
+    if len(systems) > 1:
+        pairs = [
+            Comparison(("XLA", name), ("graph", name), None) for name in methods
+        ]
+        parts.append(against(rounds, pairs))
+    wrong = missed(rounds, targets + theirs)
+    parts.append("\n".join(wrong) or "No target was missed.")
+    return "\n\n".join(parts)
+
+
+def pieces(model, x, y):
+    """The parts of a step, each alone: functions without arguments by name.
+
+    Args:
+        model: a `RobustModel` that was trained for a step.
+        x: images.
+        y: labels.
+    """
+    x, y = tf.constant(x), tf.constant(y)
+    variables = model.trainable_variables
+    weights = [tf.convert_to_tensor(v.value) for v in variables]
+    state = [tf.convert_to_tensor(v.value) for v in model._other_variables()]
+    batch, scale = Batch(x, x, y, None), tf.ones(())
+    gradients = model._pass(weights, state, batch, scale).gradients
+    # A step at which LookSAM makes its second pass, and SSAM no mask.
+    count, seed = tf.constant(10, tf.int64), tf.constant([0, 10])
+    step = Step(
+        kinds=model._kinds(),
+        seed=seed,
+        count=count,
+        learning_rate=tf.constant(0.1),
+        squared_gradients=lambda: (
+            model._squared_gradients(weights, state, batch),
+            len(y),
+        ),
+    )
+
+    def logits(pixels, training=False):
+        with model._scope(weights, state):
+            return model(pixels, training=training)
+
+    def input_gradient():
+        attacked = tfsam.attacks.Logits(logits, jit_compile=model._use_xla())
+        return attacked.gradient(cross_entropy)(x, y)
+
+    def weight_perturbation():
+        chosen = model._perturbed_positions()
+        return model.perturb_weights.perturb(
+            [weights[i] for i in chosen],
+            [gradients[i] for i in chosen],
+            [tf.convert_to_tensor(v) for v in model.perturbation_state],
+            step,
+        )
+
+    def all_passes():
+        return model._sharpened_by_parts(weights, state, batch, step)
+
+    def attack():
+        return model._perturbed_inputs(weights, state, x, y, count, seed)
+
+    def optimizer():
+        model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+    def forward_pass():
+        return model._compiled(logits)(x, True)
+
+    def one_pass():
+        return model._compiled(model._pass)(weights, state, batch, scale)
+
+    found = [forward_pass, one_pass]
+    if model.perturb_inputs is not None:
+        found += [input_gradient, attack]
+    if model.perturb_weights is not None:
+        found += [weight_perturbation]
+    found += [all_passes, optimizer]
+    return {
+        piece.__name__: tf.function(piece, autograph=False) for piece in found
+    }
+
+
+def profile(name, system, *, network, width, batch_size, repeats):
+    """The table of the parts of one method's step.
+
+    Args:
+        name: in `METHODS`.
+        system: "graph" or "XLA".
+        network: as the others, see `measure`.
+        width: see `measure`.
+        batch_size: see `measure`.
+        repeats: see `measure`.
+    """
+    x, y = images(batch_size)
+    make = getattr(tfsam.networks, network)
+    standard, method = METHODS["st"], METHODS[name]
+    _, base = trained(make(width=width), standard, system, x, y)
+    model, step = trained(make(width=width), method, system, x, y)
+    clocks = {"st": functools.partial(seconds, base)}
+    for part, piece in pieces(model, x, y).items():
+        piece()
+        clocks[part] = functools.partial(seconds, piece)
+    clocks[name] = functools.partial(seconds, step, method.steps)
+    rounds = in_turn(clocks, repeats)
+    lines = [f"| {name}, {system} | seconds | / st |", "|---|---|---|"]
+    for part in clocks:
+        lines.append(
+            f"| {part} | {median(rounds, part):.4f} "
+            f"| {ratio(rounds, part, 'st'):.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def note(text):
+    """Says how far it is, beside the tables."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def main(_):
-    """Prints the table."""
-    print(f"{_NETWORK.value}, batch {_BATCH_SIZE.value}: seconds a step")
-    print("| method | graph | XLA | graph / st | XLA / st | XLA / graph |")
-    print("|---|---|---|---|---|---|")
-    base = None
-    for method in _METHODS.value:
-        steps = [stepper(method, jit_compile) for jit_compile in (False, True)]
-        times = [[step() for step in steps] for _ in range(_REPEATS.value)]
-        graph, xla = map(statistics.median, zip(*times, strict=True))
-        base = base or graph
-        print(
-            f"| {method} | {graph:.3f} | {xla:.3f} | {graph / base:.2f} "
-            f"| {xla / base:.2f} | {xla / graph:.2f} |",
-            flush=True,
-        )
+    """Prints the tables."""
+    systems = {"true": ["XLA"], "false": ["graph"], "both": ["graph", "XLA"]}[
+        _JIT_COMPILE.value
+    ]
+    setting = {
+        "network": _NETWORK.value,
+        "width": _WIDTH.value,
+        "batch_size": _BATCH_SIZE.value,
+        "repeats": _REPEATS.value,
+    }
+    print(", ".join(f"{key} {value}" for key, value in setting.items()), "\n")
+    if _PROFILE.value:
+        for system in systems:
+            print(profile(_PROFILE.value, system, **setting), "\n")
+        return
+    if _TORCH.value:
+        tf.config.set_visible_devices([], "GPU")
+    methods = with_bases(_METHODS.value)
+    rounds = measure(methods, systems, torch=_TORCH.value, **setting)
+    print(report(rounds, systems, methods))
 
 
 if __name__ == "__main__":

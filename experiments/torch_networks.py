@@ -1,4 +1,4 @@
-"""The benchmark's networks in PyTorch, for the libraries that attack those.
+"""The benchmarks' networks and training steps in PyTorch.
 
 Random weights: only the time of a pass counts, and it is that of the same
 layers, sizes and channels.
@@ -49,6 +49,112 @@ class PreActResNet18(nn.Module):
         """Pixels (batch, channels, height, width) to logits."""
         out = functional.relu(self.norm(self.body((x - 0.5) / 0.25)))
         return self.dense(out.mean(dim=(2, 3)))
+
+
+class Training:
+    """Training steps of one network, again and again on the same batch.
+
+    Args:
+        network: a module from pixels to logits.
+        x: float tensor (batch, channels, height, width), in [0, 1].
+        y: int64 tensor (batch,).
+    """
+
+    def __init__(self, network, x, y):
+        self.network = network
+        self.x = x
+        self.y = y
+        self.weights = list(network.parameters())
+        self.momentums = [torch.zeros_like(w) for w in self.weights]
+
+    def st(self):
+        """Standard training."""
+        self._differentiate(self.x)
+        self._descend()
+
+    def sam(self, rho=0.1):
+        """SAM (Foret et al., 2021): two passes, both in training mode.
+
+        Args:
+            rho: radius of the ball of weights.
+        """
+        self._differentiate(self.x)
+        kept = [weight.detach().clone() for weight in self.weights]
+        norms = torch.stack([weight.grad.norm() for weight in self.weights])
+        scale = rho / (norms.norm() + 1e-12)
+        with torch.no_grad():
+            for weight in self.weights:
+                weight.add_(scale * weight.grad)
+        self._differentiate(self.x)
+        with torch.no_grad():
+            for weight, value in zip(self.weights, kept, strict=True):
+                weight.copy_(value)
+        self._descend()
+
+    def at(self):
+        """Training on PGD's images, differentiated by the images alone."""
+        self._differentiate(self.attacked())
+        self._descend()
+
+    def at_with_weight_gradients(self):
+        """The same; `backward` in the attack fills the weights' gradients, too.
+
+        As in the code of the paper (Wei et al., 2023), which has no use for
+        them either.
+        """
+        self._differentiate(self.attacked(weight_gradients=True))
+        self._descend()
+
+    def attacked(
+        self,
+        epsilon=8 / 255,
+        steps=5,
+        step_size=2 / 255,
+        weight_gradients=False,
+    ):
+        """PGD's images (Madry et al., 2018), in inference mode and l-inf.
+
+        Args:
+            epsilon: the largest perturbation.
+            steps: number of gradients.
+            step_size: of each.
+            weight_gradients: whether each gradient is the weights', too.
+        """
+        self.network.eval()
+        noise = torch.empty_like(self.x).uniform_(-epsilon, epsilon)
+        x_adv = (self.x + noise).clamp(0, 1)
+        for _ in range(steps):
+            x_adv.requires_grad_()
+            loss = self._loss(x_adv)
+            if weight_gradients:
+                loss.backward()
+                slope = x_adv.grad
+            else:
+                (slope,) = torch.autograd.grad(loss, x_adv)
+            moved = x_adv.detach() + step_size * slope.sign()
+            offset = (moved - self.x).clamp(-epsilon, epsilon)
+            x_adv = (self.x + offset).clamp(0, 1)
+        self.network.train()
+        return x_adv
+
+    def _differentiate(self, x):
+        for weight in self.weights:
+            weight.grad = None
+        self._loss(x).backward()
+
+    @torch.no_grad()
+    def _descend(self, learning_rate=0.1, momentum=0.9, weight_decay=5e-4):
+        """What `torch.optim.SGD` does on a CPU, operation by operation.
+
+        That itself loads Triton, whose LLVM aborts in TensorFlow's process.
+        """
+        for weight, buffer in zip(self.weights, self.momentums, strict=True):
+            gradient = weight.grad.add(weight, alpha=weight_decay)
+            buffer.mul_(momentum).add_(gradient)
+            weight.add_(buffer, alpha=-learning_rate)
+
+    def _loss(self, x):
+        return functional.cross_entropy(self.network(x), self.y)
 
 
 def digits_cnn(weights):
