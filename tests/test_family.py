@@ -134,6 +134,7 @@ def test_without_a_radius_they_are_standard_training(name, mode, standard):
     assert difference(trained(method, mode), standard) < 1e-6
 
 
+@pytest.mark.slow
 def test_without_a_radius_eager_training_is_standard_to_the_bit():
     standard = trained(None, "eager")
     for method in SAME_AS_STANDARD.values():
