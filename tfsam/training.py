@@ -15,6 +15,7 @@ import keras
 from tfsam import callbacks
 from tfsam import classifiers
 from tfsam import data
+from tfsam import evaluation
 from tfsam import files
 from tfsam import methods
 from tfsam import networks
@@ -31,8 +32,10 @@ NETWORKS: dict[str, Callable] = {
     "wide_resnet": networks.wide_resnet,
 }
 
-# Training images on which an average's BatchNorm statistics are measured.
+# Training images on which an average's BatchNorm statistics are measured, and
+# on which the trained network's accuracy is.
 _RECALIBRATION = 10_000
+_FITTED = 10_000
 
 
 def check(config, images, strategy):
@@ -300,7 +303,15 @@ def train(config, images, workdir, strategy, log):
     )
     if validation and validation.keep:
         validation.restore()  # Its average may have come after it.
-    return model.network, _summary(config, workdir, images, validation)
+    summary = _summary(config, workdir, images, validation)
+    some = slice(None, _FITTED)
+    fitted = evaluation.evaluate(
+        model.network,
+        (data.as_float(images.x_train[some]), images.y_train[some]),
+        attacks=[],
+        jit_compile=JIT_COMPILE[config["jit_compile"]],
+    )
+    return model.network, summary | {"natural": fitted["natural"]}
 
 
 class _KeepStop(keras.callbacks.Callback):
