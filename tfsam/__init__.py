@@ -43,6 +43,7 @@ from tfsam.averages import SWA
 from tfsam.entropy_sgd import EntropySGD
 from tfsam.evaluation import evaluate
 from tfsam.evaluation import merge
+from tfsam.landscape import Landscape
 from tfsam.model import RobustModel
 from tfsam.objectives import MART
 from tfsam.objectives import TRADES
@@ -77,6 +78,7 @@ __all__ = [
     "SWA",
     "TRADES",
     "EntropySGD",
+    "Landscape",
     "LookSAM",
     "RobustModel",
     "RobustValidation",

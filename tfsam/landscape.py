@@ -1,0 +1,298 @@
+"""How flat a network's loss is, around its weights and around its inputs.
+
+Everything is measured in inference mode and nothing is assigned: other weights
+are tensors that the network reads in the variables' place.
+"""
+
+import keras
+import numpy as np
+import scipy.sparse.linalg
+import tensorflow as tf
+
+from tfsam.attacks.losses import cross_entropy
+from tfsam.attacks.losses import margin
+from tfsam.geometry import TINY
+from tfsam.geometry import check_count
+from tfsam.weights.base import Step
+from tfsam.weights.base import along
+from tfsam.weights.base import inner
+from tfsam.weights.base import kind
+
+
+class Landscape:
+    """The mean cross-entropy of a network on some data, as a function.
+
+    Args:
+        network: a built `keras.Model` that returns logits.
+        data: (x, y): x float (n, ...), y class numbers (n,).
+        batch_size: examples that go through the network at once, >= 1.
+
+    Raises:
+        ValueError: if the network has no weights to train, x and y are not
+            equally many or none, or batch_size is less than 1.
+    """
+
+    def __init__(self, network, data, *, batch_size=250):
+        x, y = (tf.convert_to_tensor(part) for part in data)
+        if not 0 < len(x) == len(y):
+            raise ValueError(
+                "data must be (x, y), as many labels as examples. "
+                f"Received: {len(x)} examples and {len(y)} labels"
+            )
+        self.network = network
+        self.variables = network.trainable_variables
+        if not self.variables:
+            raise ValueError(
+                "network must be built and have trainable weights. "
+                f"Received: network={network.name}"
+            )
+        self.x, self.y = x, y
+        self.batch_size = check_count("batch_size", batch_size, 1)
+        self._sum = tf.function(self._sum_at, autograph=False)
+        self._gradients = tf.function(self._gradients_at, autograph=False)
+        self._products = tf.function(self._products_at, autograph=False)
+        self._pixels = tf.function(self._pixels_at, autograph=False)
+
+    @property
+    def weights(self):
+        """The network's trainable weights as they are, a list of tensors."""
+        return [tf.convert_to_tensor(v.value) for v in self.variables]
+
+    def loss(self, weights=None, part=slice(None)):
+        """The mean loss, a scalar tensor.
+
+        Args:
+            weights: a list of tensors as of `weights`; None is these.
+            part: a slice of the examples.
+        """
+        weights = self.weights if weights is None else weights
+        return self._mean(lambda x, y: [self._sum(weights, x, y)], part)[0]
+
+    def gradient(self, weights=None, part=slice(None)):
+        """The gradient of `loss`, a list of tensors.
+
+        Args:
+            weights: as of `loss`.
+            part: as of `loss`.
+        """
+        weights = self.weights if weights is None else weights
+        return self._mean(lambda x, y: self._gradients(weights, x, y), part)
+
+    def curvature(self, directions):
+        """The Hessian of `loss` at the weights times a vector.
+
+        Args:
+            directions: the vector, a list of tensors as of `weights`.
+
+        Returns:
+            A list of tensors.
+        """
+        weights = self.weights
+        return self._mean(
+            lambda x, y: self._products(weights, directions, x, y),
+            slice(None),
+        )
+
+    def largest_eigenvalue(self, *, tolerance=1e-3, seed=0):
+        """The Hessian's largest eigenvalue, by Lanczos's method (ARPACK).
+
+        Args:
+            tolerance: relative accuracy, > 0.
+            seed: of the vector that it starts from.
+        """
+        like = self.weights
+        size = sum(int(tf.size(w)) for w in like)
+
+        def product(vector):
+            moved = self.curvature(_split(vector, like))
+            return np.concatenate([np.ravel(m) for m in moved]).astype(float)
+
+        operator = scipy.sparse.linalg.LinearOperator(
+            (size, size), matvec=product, dtype=float
+        )
+        (value,) = scipy.sparse.linalg.eigsh(
+            operator,
+            k=1,
+            which="LA",
+            tol=tolerance,
+            v0=np.random.default_rng(seed).normal(size=size),
+            return_eigenvectors=False,
+        )
+        return float(value)
+
+    def sharpness(self, perturbation, *, examples=None):
+        """How much the loss rises where a perturbation of the weights goes.
+
+        With `SAM(rho, steps=20)` an estimate of the worst loss in a ball; over
+        parts of m examples, m-sharpness (Foret et al., 2021, section 4.1); with
+        `ASAM` one that rescaled layers do not change (Kwon et al., 2021).
+
+        Args:
+            perturbation: a weight perturbation without a state of its own, of
+                one pass, such as `tfsam.SAM(rho)`.
+            examples: of a part, each of which has a perturbation of its own,
+                >= 1; None is all in one.
+
+        Returns:
+            The mean over the parts, a float.
+
+        Raises:
+            ValueError: if the perturbation keeps a state, or `examples` is
+                less than 1.
+        """
+        if perturbation.init is not None:
+            raise ValueError(
+                "sharpness takes a perturbation without a state, such as SAM. "
+                f"Received: perturbation={perturbation}"
+            )
+        count = len(self.x)
+        size = check_count("examples", examples or count, 1)
+        weights, rises = self.weights, []
+        for start in range(0, count, size):
+            part = slice(start, min(start + size, count))
+            step = Step(
+                kinds=[kind(v) for v in self.variables],
+                seed=tf.constant([0, start]),
+                count=tf.constant(0, tf.int64),
+                learning_rate=tf.constant(0.0),
+                gradient=lambda w, part=part: self.gradient(w, part),
+            )
+            gradients = self.gradient(weights, part)
+            moved, _ = perturbation.perturb(weights, gradients, (), step)
+            rise = self.loss(moved, part) - self.loss(weights, part)
+            rises.append((part.stop - part.start, float(rise)))
+        return sum(n * rise for n, rise in rises) / count
+
+    def surface(self, *, extent=1.0, points=21, seed=0):
+        """The loss on a plane through the weights, filter-normalised.
+
+        Two random directions, each filter of which is as long as the network's
+        own; biases and normalisation layers stay (Li et al., 2018, "Visualizing
+        the loss landscape of neural nets", section 4).
+
+        Args:
+            extent: largest coordinate, > 0, in lengths of the filters.
+            points: an axis, >= 2; an odd number has the weights among them.
+            seed: of the directions.
+
+        Returns:
+            (coordinates, losses): arrays (points,) and (points, points).
+        """
+        check_count("points", points, 2)
+        generator = np.random.default_rng(seed)
+        weights = self.weights
+        one, other = (
+            [
+                _filter_normalized(generator, v, w)
+                for v, w in zip(self.variables, weights, strict=True)
+            ]
+            for _ in range(2)
+        )
+        coordinates = np.linspace(-extent, extent, points)
+        losses = np.zeros((points, points))
+        for row, a in enumerate(tf.constant(coordinates)):
+            moved = along(weights, one, a)
+            for column, b in enumerate(tf.constant(coordinates)):
+                losses[row, column] = self.loss(along(moved, other, b))
+        return coordinates, losses
+
+    def input_gradients(self):
+        """Gradients by the inputs, example by example.
+
+        Returns:
+            A dict of arrays (n,): `l1` and `l2`, norms of the gradient of the
+            cross-entropy, the first-order rise of the loss in an l-inf and an
+            l2 ball of radius 1; and `alignment`, in [0, 1], the absolute cosine
+            between the input and the gradient of the margin between the label's
+            logit and the largest other (Etmann et al., 2019, definition 3,
+            divided by the input's norm).
+        """
+        weights, found = self.weights, []
+        for start in range(0, len(self.x), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            found.append(self._pixels(weights, self.x[part], self.y[part]))
+        columns = [
+            np.concatenate(column) for column in zip(*found, strict=True)
+        ]
+        return dict(zip(("l1", "l2", "alignment"), columns, strict=True))
+
+    def _logits(self, weights, x):
+        mapping = list(zip(self.variables, weights, strict=True))
+        with keras.StatelessScope(mapping):
+            return self.network(x, training=False)
+
+    def _sum_at(self, weights, x, y):
+        return tf.reduce_sum(cross_entropy(self._logits(weights, x), y))
+
+    def _gradients_at(self, weights, x, y):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            total = self._sum_at(weights, x, y)
+        zero = tf.UnconnectedGradients.ZERO
+        return tape.gradient(total, weights, unconnected_gradients=zero)
+
+    def _products_at(self, weights, directions, x, y):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            slope = inner(self._gradients_at(weights, x, y), directions)
+        zero = tf.UnconnectedGradients.ZERO
+        return tape.gradient(slope, weights, unconnected_gradients=zero)
+
+    def _pixels_at(self, weights, x, y):
+        with tf.GradientTape(True, watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            logits = self._logits(weights, x)
+            losses = cross_entropy(logits, y)
+            margins = margin(logits, y)
+        slopes = _flat(tape.gradient(losses, x))
+        toward = _flat(tape.gradient(margins, x))
+        cosine = tf.reduce_sum(toward * _flat(x), 1) / (
+            tf.norm(toward, axis=1) * tf.norm(_flat(x), axis=1) + TINY
+        )
+        return (
+            tf.norm(slopes, 1, axis=1),
+            tf.norm(slopes, axis=1),
+            tf.abs(cosine),
+        )
+
+    def _mean(self, function, part):
+        """The mean over the examples of a part of what batches sum up to."""
+        count = len(self.x[part])
+        first = part.start or 0
+        totals = None
+        for start in range(first, first + count, self.batch_size):
+            batch = slice(start, min(start + self.batch_size, first + count))
+            found = function(self.x[batch], self.y[batch])
+            totals = (
+                found
+                if totals is None
+                else [t + f for t, f in zip(totals, found, strict=True)]
+            )
+        return [t / tf.cast(count, t.dtype) for t in totals]
+
+
+def _split(vector, like):
+    """A vector as tensors of the shapes and dtypes of others."""
+    parts = np.split(vector, np.cumsum([int(tf.size(w)) for w in like])[:-1])
+    return [
+        tf.constant(part.reshape(w.shape), w.dtype)
+        for part, w in zip(parts, like, strict=True)
+    ]
+
+
+def _filter_normalized(generator, variable, weight):
+    """A random direction of one weight: zero, or a filter as long as its own.
+
+    The last axis of a kernel numbers its filters.
+    """
+    if kind(variable) != "kernel":
+        return tf.zeros_like(weight)
+    direction = generator.normal(size=weight.shape)
+    own = np.reshape(weight, (-1, weight.shape[-1]))
+    drawn = np.linalg.norm(direction.reshape(own.shape), axis=0)
+    scale = np.linalg.norm(own, axis=0) / drawn
+    return tf.constant(direction * scale, weight.dtype)
+
+
+def _flat(x):
+    return tf.reshape(x, (tf.shape(x)[0], -1))
