@@ -4,452 +4,56 @@ r"""Table 1 of the paper: is SAM alone more robust? A sweep that resumes.
   python -m experiments.table1 --preset=cifar100 --rows=st,sam-0.4,trades
   python -m experiments.table1 --preset=small --table --workdir=runs/small
 
-A row is a method with its settings, a cell a row with a seed: a run of
-`tfsam.run` in WORKDIR/ROW/seedN, attacked by the paper's PGD-10, and one of
-AutoAttack on its network, in WORKDIR/ROW/seedN/autoattack. The same command
-again goes on where it was stopped, and leaves out what is finished. `--cells`
-shares the cells among machines, which need the folder alone in common; as a
-Slurm array of 8:
+A row is one of the paper's (st, sam-RHO, at-linf-E, at-l2-E, with E in 255ths)
+or any method of tfsam with flags of its own: `trades`, `looksam:rho=0.2`,
+`awp:epsilon=4/255:steps=10`. A row with a seed is a cell, a run of `tfsam.run`
+in a folder of its own. The same command again goes on where it was stopped, and
+leaves out what is finished. `--cells` shares the cells among machines, which
+need the folder alone in common; as a Slurm array of 8:
 
   sbatch --array=0-7 --wrap='python -m experiments.table1 --preset=cifar100 \
     --workdir=runs/cifar100 --cells=$SLURM_ARRAY_TASK_ID/8'
 
 `--table` runs nothing: it makes table.md, table.csv and table.tex of the cells
 that are there, and says which are missing. `--keep` copies the results of each
-finished cell, without its networks, into a folder of the same layout.
-
-A row is one of the paper's names (st, sam-RHO, at-linf-E, at-l2-E, with E in
-255ths), or any method of tfsam with flags of its own: `trades`,
-`looksam:rho=0.2`, `awp:epsilon=4/255:steps=10`.
+finished cell, without its network, into a folder of the same layout.
 """
 
-import csv
-import dataclasses
-import io
 import pathlib
 import re
-import shutil
-import statistics
-import subprocess
 import sys
 
-import scipy.stats
-from absl import app
 from absl import flags
 
+from experiments import command
+from experiments import sweep
 from tfsam import files
-from tfsam import methods
 
-PAPER = {
-    "st": (76.9, 13.6, 1.7, 44.5, 21.2),
-    "sam-0.1": (78.0, 19.6, 3.0, 51.5, 27.2),
-    "sam-0.2": (78.5, 23.1, 4.2, 54.2, 31.3),
-    "sam-0.4": (78.7, 28.3, 6.5, 57.0, 36.2),
-    "at-linf-1": (73.1, 60.4, 46.6, 67.4, 61.5),
-    "at-linf-2": (70.1, 60.3, 50.6, 65.7, 60.6),
-    "at-linf-4": (66.2, 59.3, 52.0, 62.8, 58.9),
-    "at-linf-8": (60.4, 55.1, 50.4, 57.0, 54.3),
-    "at-l2-16": (74.8, 52.8, 31.4, 66.3, 57.7),
-    "at-l2-32": (73.2, 57.4, 40.6, 67.1, 61.0),
-    "at-l2-64": (70.7, 58.1, 45.9, 66.1, 60.7),
-    "at-l2-128": (67.4, 58.2, 48.7, 63.9, 60.4),
-}
-NATURAL = ("natural",)
-COLUMNS = (
-    NATURAL,
-    ("cleverhans_pgd", "linf", "1/255"),
-    ("cleverhans_pgd", "linf", "2/255"),
-    ("cleverhans_pgd", "l2", "16/255"),
-    ("cleverhans_pgd", "l2", "32/255"),
+FLAGS = flags.FlagValues()
+_PRESET = flags.DEFINE_string(
+    "preset", "small", f"The sweep: {', '.join(sweep.PRESETS)}.", FLAGS
 )
-
-# Steps and step size (in 255ths) of training's attack by norm and epsilon, by
-# the authors' later script: those of the published rows are not known.
-_TRAINING_ATTACK = {
-    ("linf", 1): (5, 0.5),
-    ("linf", 2): (5, 1),
-    ("linf", 4): (10, 1),
-    ("linf", 8): (10, 2),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """A sweep.
-
-    Attributes:
-        images: `--preset` of `tfsam.run`.
-        rows: the rows, and how many seeds each has.
-        training: more flags of `tfsam.run`, for training.
-        testing: for the attack by PGD.
-        autoattack: for AutoAttack.
-        attacked_seeds: how many seeds of a row AutoAttack attacks.
-        paper: the paper's figures, where the data set is the paper's.
-    """
-
-    images: str
-    rows: dict[str, int]
-    training: tuple[str, ...] = ()
-    testing: tuple[str, ...] = ()
-    autoattack: tuple[str, ...] = ()
-    attacked_seeds: int = 3
-    paper: dict[str, tuple[float, ...]] = dataclasses.field(
-        default_factory=dict
-    )
-
-
-PRESETS = {
-    "cifar100": Preset("cifar100", dict.fromkeys(PAPER, 3), paper=PAPER),
-    "cifar10": Preset("cifar10", dict.fromkeys(PAPER, 3)),
-    # For two cores: 10,000 images to train on, without augmentation, so that
-    # standard training fits them, and 500 to watch robustness by.
-    "small": Preset(
-        "cifar10",
-        {
-            **dict.fromkeys(("st", "sam-0.1", "sam-0.2", "sam-0.4"), 3),
-            **dict.fromkeys(
-                (
-                    *("at-linf-1", "at-linf-4", "at-l2-32", "at-l2-128"),
-                    *("looksam:rho=0.2", "asam", "awp:epsilon=4/255"),
-                    *("esam:rho=0.2", "fgsm_at:epsilon=4/255"),
-                    "trades:epsilon=4/255:steps=5",
-                ),
-                1,
-            ),
-        },
-        training=(
-            *("--network=preact_resnet8", "--epochs=30", "--noaugment"),
-            *("--limit_train=10500", "--validation_images=500"),
-            "--validate_every=3",
-        ),
-        testing=("--limit_test=5000",),
-        autoattack=(
-            *("--limit_test=200", "--linf_epsilons=1/255"),
-            "--l2_epsilons=16/255",
-        ),
-        attacked_seeds=1,
-    ),
-}
-
-
-def row_flags(row):
-    """The flags of `tfsam.run` that a row stands for.
-
-    Args:
-        row: its name.
-
-    Raises:
-        ValueError: if there is no such row.
-    """
-    if match := re.fullmatch(r"sam-([\d.]+)", row):
-        return ("--method=sam", f"--rho={match[1]}")
-    if match := re.fullmatch(r"at-(linf|l2)-(\d+)", row):
-        norm, epsilon = match[1], int(match[2])
-        steps, size = _TRAINING_ATTACK.get((norm, epsilon), (5, epsilon / 2))
-        return (
-            *("--method=at", f"--norm={norm}", f"--epsilon={epsilon}/255"),
-            *(f"--steps={steps}", f"--step_size={size / 255:.17g}"),
-        )
-    method, *settings = row.split(":")
-    if method not in methods.methods() or not all("=" in s for s in settings):
-        raise ValueError(
-            f"rows must be among {', '.join(PAPER)} or METHOD:FLAG=VALUE. "
-            f"Received: {row}"
-        )
-    return (f"--method={method}", *(f"--{setting}" for setting in settings))
-
-
-def cell_folder(workdir, row, seed):
-    """The folder of a cell.
-
-    Args:
-        workdir: folder of the sweep, a `pathlib.Path`.
-        row: name of its row.
-        seed: its seed.
-    """
-    return workdir / re.sub(r"[^\w.=-]+", "_", row) / f"seed{seed}"
-
-
-def commands(preset, row, seed, folder, extra=()):
-    """The runs of a cell: (folder, arguments of `tfsam.run`) in their order.
-
-    Args:
-        preset: a `Preset`.
-        row: name of its row.
-        seed: its seed.
-        folder: as of `cell_folder`.
-        extra: more flags of `tfsam.run`, for both.
-    """
-    both = (f"--preset={preset.images}", *extra, f"--seed={seed}")
-    train = (*both, *preset.training, *preset.testing, *row_flags(row))
-    attack = (
-        *(*both, f"--evaluate={folder / 'model.keras'}"),
-        *("--attacks=autoattack", *preset.autoattack),
-    )
-    found = [(folder, train)]
-    if seed < preset.attacked_seeds:
-        found.append((folder / "autoattack", attack))
-    return found
-
-
-def read(folder):
-    """The results of a run, None if it is not finished."""
-    return files.read_json(folder / "results.json")
-
-
-def accuracies(results):
-    """What a run measured, by column: (attack, norm, epsilon) or `NATURAL`."""
-    found = {
-        (row["attack"], row["norm"], row["epsilon_text"]): row["accuracy"]
-        for row in results["robust"]
-    }
-    return {NATURAL: results["natural"]["accuracy"]} | found
-
-
-def collect(preset, rows, seeds, workdir):
-    """What there is of a sweep.
-
-    Args:
-        preset: a `Preset`.
-        rows: names of rows.
-        seeds: a function of a row to its seeds.
-        workdir: folder of the sweep.
-
-    Returns:
-        (cells, missing): a dict from row to a dict from seed to accuracies by
-        column, and the folders of the runs that are not finished.
-    """
-    cells: dict = {row: {} for row in rows}
-    missing = []
-    for row in rows:
-        for seed in seeds(row):
-            folder = cell_folder(workdir, row, seed)
-            for run_folder, _ in commands(preset, row, seed, folder):
-                results = read(run_folder)
-                if results is None:
-                    missing.append(run_folder)
-                    continue
-                found = accuracies(results)
-                if results["train"]:
-                    found["fitted",] = results["train"]["natural"]["accuracy"]
-                    found["minutes",] = results["train"]["seconds"] / 60
-                else:  # Natural accuracy is that of all test images.
-                    del found[NATURAL]
-                cells[row].setdefault(seed, {}).update(found)
-    return cells, missing
-
-
-def statistics_of(cells):
-    """(mean, standard deviation or None, count) of each row and column.
-
-    Args:
-        cells: of `collect`.
-
-    Returns:
-        A dict from row to a dict from column; accuracies in percent.
-    """
-    found: dict = {}
-    for row, by_seed in cells.items():
-        columns = {c for values in by_seed.values() for c in values}
-        found[row] = {}
-        for column in columns:
-            scale = 1 if column == ("minutes",) else 100
-            values = [
-                scale * v[column]
-                for v in by_seed.values()
-                if v.get(column) is not None
-            ]
-            if values:
-                spread = statistics.stdev(values) if len(values) > 1 else None
-                found[row][column] = (
-                    statistics.mean(values),
-                    spread,
-                    len(values),
-                )
-    return found
-
-
-def columns_of(found):
-    """The columns that any row has, in the table's order."""
-    present = {column for row in found.values() for column in row}
-    others = sorted(c for c in present if len(c) == 3 and c not in COLUMNS)
-    last = [c for c in (("fitted",), ("minutes",)) if c in present]
-    return [*(c for c in COLUMNS if c in present), *others, *last]
-
-
-_HEADS = {
-    NATURAL: "natural",
-    ("fitted",): "on training images",
-    ("minutes",): "training, minutes",
-}
-_ATTACKS = {"cleverhans_pgd": "PGD-10", "autoattack": "AutoAttack"}
-_NORMS = {"linf": "l-inf", "l2": "l2"}
-
-
-def head(column):
-    """A column's title."""
-    if column in _HEADS:
-        return _HEADS[column]
-    attack, norm, epsilon = column
-    return f"{_ATTACKS.get(attack, attack)} {_NORMS[norm]} {epsilon}"
-
-
-def _cell_text(cell, plus_minus):
-    if cell is None:
-        return ""
-    mean, spread, _ = cell
-    text = f"{mean:.1f}"
-    return text if spread is None else f"{text} {plus_minus} {spread:.1f}"
-
-
-def _body(found, paper, plus_minus, beside):
-    """Rows of texts: name, seeds, cells with the paper's figures beside."""
-    columns = columns_of(found)
-    for row, cells in found.items():
-        if not cells:
-            continue
-        texts = []
-        for column in columns:
-            text = _cell_text(cells.get(column), plus_minus)
-            if row in paper and column in COLUMNS:
-                text += beside.format(paper[row][COLUMNS.index(column)])
-            texts.append(text)
-        yield row, max(count for _, _, count in cells.values()), texts
-
-
-def markdown(found, paper):
-    """The table in Markdown; the paper's figure in parentheses.
-
-    Args:
-        found: of `statistics_of`.
-        paper: the paper's figures by row, of `Preset`.
-    """
-    heads = ["row", "seeds", *map(head, columns_of(found))]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row, count, texts in _body(found, paper, "±", " ({})"):
-        lines.append(f"| `{row}` | {count} | {' | '.join(texts)} |")
-    return "\n".join(lines)
-
-
-def latex(found, paper):
-    """The table in LaTeX, with booktabs.
-
-    Args:
-        found: of `statistics_of`.
-        paper: the paper's figures by row, of `Preset`.
-    """
-    heads = ["row", "seeds", *map(head, columns_of(found))]
-    lines = [
-        f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
-        "\\toprule",
-        " & ".join(heads).replace("_", "\\_") + " \\\\",
-        "\\midrule",
-    ]
-    for row, count, texts in _body(found, paper, "$\\pm$", " ({})"):
-        name = row.replace("_", "\\_")
-        lines.append(" & ".join([name, str(count), *texts]) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
-
-
-def comma_separated(found, paper):
-    """The table as CSV: a line a row and column.
-
-    Args:
-        found: of `statistics_of`.
-        paper: the paper's figures by row, of `Preset`.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["row", "column", "mean", "standard_deviation", "seeds", "paper"]
-    )
-    for row, cells in found.items():
-        for column in columns_of(found):
-            if column in cells:
-                mean, spread, count = cells[column]
-                known = row in paper and column in COLUMNS
-                figure = paper[row][COLUMNS.index(column)] if known else ""
-                deviation = "" if spread is None else f"{spread:.4f}"
-                writer.writerow(
-                    [row, head(column), f"{mean:.4f}", deviation, count, figure]
-                )
-    return text.getvalue().rstrip("\n")
-
-
-def differences(cells, base="st"):
-    """Each row against another one, seed by seed, as a Markdown table.
-
-    A seed chooses images and initial weights of both, so the differences are
-    paired: mean and 95 % interval by Student's t over the seeds.
-
-    Args:
-        cells: of `collect`.
-        base: the other row.
-
-    Returns:
-        The table, or None where no row shares two seeds with it.
-    """
-    columns = [c for c in COLUMNS if any(c in v for v in cells[base].values())]
-    lines = []
-    for row, by_seed in cells.items():
-        seeds = sorted(set(by_seed) & set(cells[base]))
-        if row == base or len(seeds) < 2:
-            continue
-        texts = []
-        for column in columns:
-            gains = [
-                100 * (by_seed[s][column] - cells[base][s][column])
-                for s in seeds
-            ]
-            mean = statistics.mean(gains)
-            error = statistics.stdev(gains) / len(gains) ** 0.5
-            half = scipy.stats.t.ppf(0.975, len(gains) - 1) * error
-            texts.append(
-                f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
-            )
-        lines.append(f"| `{row}` | {len(seeds)} | {' | '.join(texts)} |")
-    if not lines:
-        return None
-    heads = [f"minus {base}", "seeds", *map(head, columns)]
-    rule = "|---" * len(heads) + "|"
-    return "\n".join([f"| {' | '.join(heads)} |", rule, *lines])
-
-
-def keep(workdir, folder):
-    """Copies what is small of the finished runs.
-
-    Args:
-        workdir: folder of the sweep.
-        folder: where to; the layout is the same.
-    """
-    for name in ("results.json", "flatness.json", "history.csv"):
-        for path in sorted(workdir.rglob(name)):
-            if not (path.parent / "results.json").exists():
-                continue
-            target = folder / path.relative_to(workdir)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with files.replacing(target) as temporary:
-                shutil.copyfile(path, temporary)
-
-
-_PRESET = flags.DEFINE_enum("preset", "small", list(PRESETS), "The sweep.")
 _IMAGES = flags.DEFINE_string(
-    "images", None, "Folder of images, instead of the preset's download."
+    "images", None, "Folder of images, instead of the preset's.", FLAGS
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the sweep. Default: runs/table1-PRESET."
+    "workdir", None, "Folder. Default: runs/table1-PRESET.", FLAGS
 )
-_ROWS = flags.DEFINE_list("rows", None, "Rows; all of the preset by default.")
-_SEEDS = flags.DEFINE_list("seeds", None, "Seeds, instead of the preset's.")
+_ROWS = flags.DEFINE_list("rows", None, "Rows. Default: the preset's.", FLAGS)
+_SEEDS = flags.DEFINE_list(
+    "seeds", None, "Seeds. Default: the preset's.", FLAGS
+)
 _CELLS = flags.DEFINE_string(
-    "cells", None, "i/n: run every n-th cell only, from the i-th; no table."
+    "cells", None, "i/n: run every n-th cell, from the i-th; no table.", FLAGS
 )
-_TABLE = flags.DEFINE_bool("table", False, "Run nothing, make the table.")
+_TABLE = flags.DEFINE_boolean("table", False, "Run nothing.", FLAGS)
 _KEEP = flags.DEFINE_string(
-    "keep", None, "Folder for copies of the small results of finished cells."
+    "keep", None, "Folder for copies of the finished cells' results.", FLAGS
 )
-_DEVICES = flags.DEFINE_string("devices", None, "As of tfsam.run.")
-_JIT_COMPILE = flags.DEFINE_string("jit_compile", None, "As of tfsam.run.")
+_DEVICES = flags.DEFINE_string("devices", None, "As of tfsam.run.", FLAGS)
+_JIT_COMPILE = flags.DEFINE_string(
+    "jit_compile", None, "As of tfsam.run.", FLAGS
+)
 
 
 def _share(text):
@@ -465,8 +69,8 @@ def _share(text):
 def _seeds(preset):
     """A function of a row to its seeds."""
     if _SEEDS.value is None:
-        return lambda row: range(preset.rows.get(row, 1))
-    if not all(seed.isdigit() for seed in _SEEDS.value):
+        return preset.seeds
+    if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
         raise ValueError(
             "seeds must be whole numbers with commas between them. "
             f"Received: seeds={','.join(_SEEDS.value)}"
@@ -474,78 +78,8 @@ def _seeds(preset):
     return lambda row: [int(seed) for seed in _SEEDS.value]
 
 
-def run_cells(preset, cells, workdir, extra):
-    """Runs what is not finished of some cells, a process a run.
-
-    Args:
-        preset: a `Preset`.
-        cells: pairs (row, seed).
-        workdir: folder of the sweep.
-        extra: more flags of `tfsam.run`.
-
-    Returns:
-        The folders of the runs that failed.
-    """
-    failed = []
-    for number, (row, seed) in enumerate(cells):
-        folder = cell_folder(workdir, row, seed)
-        for run_folder, arguments in commands(preset, row, seed, folder, extra):
-            if read(run_folder):
-                continue
-            command = [*arguments, f"--workdir={run_folder}"]
-            print(f"cell {number + 1} of {len(cells)}:", end=" ")
-            print("python -m tfsam.run", *command, flush=True)
-            code = subprocess.run(
-                [sys.executable, "-m", "tfsam.run", *command]
-            ).returncode
-            if code:
-                print(f"failed with exit code {code}: {run_folder}", flush=True)
-                failed.append(run_folder)
-                break
-            if _KEEP.value:
-                keep(workdir, pathlib.Path(_KEEP.value))
-    return failed
-
-
-def report(preset, rows, seeds, workdir):
-    """Writes and prints the table; returns what is missing of it."""
-    cells, missing = collect(preset, rows, seeds, workdir)
-    found = statistics_of(cells)
-    tables = {
-        "md": markdown(found, preset.paper),
-        "csv": comma_separated(found, preset.paper),
-        "tex": latex(found, preset.paper),
-    }
-    paired = differences(cells) if "st" in cells else None
-    if paired:
-        tables["md"] += f"\n\n{paired}"
-    for suffix, text in tables.items():
-        with files.replacing(workdir / f"table.{suffix}") as temporary:
-            temporary.write_text(text + "\n")
-    print(tables["md"])
-    for folder in missing:
-        print(f"missing: {folder}")
-    return missing
-
-
-def main(_):
-    """Runs what is not finished, and makes the table."""
-    preset = PRESETS[_PRESET.value]
-    try:
-        rows = _ROWS.value or list(preset.rows)
-        seeds = _seeds(preset)
-        for row in rows:
-            row_flags(row)
-        share, shares = _share(_CELLS.value or "0/1")
-    except ValueError as error:
-        print(f"table1: {error}", file=sys.stderr)
-        return 2
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
-    # Seed by seed, so that there is a whole table early.
-    cells = sorted(
-        ((row, seed) for row in rows for seed in seeds(row)),
-        key=lambda cell: cell[1],
-    )
+def _extra():
+    """Flags that go to every run as they are."""
     extra = [
         f"--{flag.name}={flag.value}"
         for flag in (_DEVICES, _JIT_COMPILE)
@@ -553,13 +87,38 @@ def main(_):
     ]
     if _IMAGES.value:
         extra.append(f"--dataset=folder:{_IMAGES.value}")
+    return extra
+
+
+def main():
+    """Runs what is not finished, and makes the table."""
+    if _PRESET.value not in sweep.PRESETS:
+        raise ValueError(
+            f"preset must be one of {', '.join(sweep.PRESETS)}. "
+            f"Received: preset={_PRESET.value}"
+        )
+    preset = sweep.PRESETS[_PRESET.value]
+    rows, seeds = _ROWS.value or list(preset.rows), _seeds(preset)
+    for row in rows:
+        sweep.row_flags(row)
+    share, shares = _share(_CELLS.value or "0/1")
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
     failed = []
     if not _TABLE.value:
-        failed = run_cells(preset, cells[share::shares], workdir, extra)
-    if _CELLS.value is None or _TABLE.value:
-        report(preset, rows, seeds, workdir)
+        cells = sweep.in_order(rows, seeds)[share::shares]
+        kept = _KEEP.value and pathlib.Path(_KEEP.value)
+        failed = sweep.run_cells(preset, cells, workdir, _extra(), kept)
+    if _TABLE.value or not _CELLS.value:
+        cells, missing = sweep.collect(preset, rows, seeds, workdir)
+        tables = sweep.tables(cells, preset.paper)
+        for suffix, text in tables.items():
+            with files.replacing(workdir / f"table.{suffix}") as temporary:
+                temporary.write_text(text + "\n")
+        print(tables["md"])
+        for folder in missing:
+            print(f"missing: {folder}")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    app.run(lambda argv: sys.exit(main(argv)))
+    sys.exit(command.run(main, FLAGS))
