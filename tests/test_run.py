@@ -165,6 +165,8 @@ def test_results_train(finished):
     assert train["examples_per_second"] == pytest.approx(
         10 / train["step_seconds_median"]
     )
+    assert_measured(train["natural"], 200)
+    assert train["passes"] == 2
 
 
 def test_results_robust_rows(finished):
@@ -638,6 +640,25 @@ def test_adversarial_training_of_the_presets():
     assert perturb_inputs.norm == "linf"
     assert perturb_inputs.steps == 5
     assert perturb_inputs.random_start is True
+
+
+@pytest.mark.parametrize("method", methods.methods())
+def test_a_step_s_passes_are_the_table_s(method):
+    config, _ = run.configuration([f"--method={method}"])
+    cost = methods.methods()[method].cost.replace("2 steps", "2 * steps")
+    cost = cost.replace("3 sample_fraction", "3 * sample_fraction")
+    assert methods.passes(config) == pytest.approx(eval(cost, dict(config)))
+
+
+def test_parts_add_their_passes():
+    config, _ = run.configuration(
+        ["--method=trades", "--perturb_weights=awp", "--steps=4"]
+    )
+    # Four steps and their target; clean and perturbed images, by the weights
+    # and by the perturbed weights.
+    assert methods.passes(config) == pytest.approx(8 / 3 + 1 / 3 + 4)
+    config, _ = run.configuration(["--method=sam", "--ascent_steps=3"])
+    assert methods.passes(config) == 4
 
 
 def built(*arguments):

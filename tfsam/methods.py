@@ -301,6 +301,32 @@ def build(part, config, *arguments, **others):
     return constructor(*arguments, **values)
 
 
+def passes(config):
+    """What a training step costs, in passes forward and backward.
+
+    A pass forward is a third of it, and so is each of its two backward ones, to
+    the weights and to the inputs: an attack's step takes two thirds. Masks
+    that are seldom made anew, and other packages' methods, count as SAM.
+
+    Args:
+        config: a dict with the name of each part, and settings.
+    """
+    gradients = 1.0
+    if config["perturb_weights"] == "looksam":
+        gradients += 1 / config["every"]
+    elif config["perturb_weights"] == "esam":
+        gradients += 1 / 3 + config["sample_fraction"]
+    elif config["perturb_weights"] is not None:
+        gradients += config["ascent_steps"] or 1
+    if config["objective"] is not None:  # Of clean and perturbed images.
+        gradients *= 2
+    if config["perturb_inputs"] == "pgd_kl":  # Its target is clean logits.
+        gradients += 1 / 3
+    if config["perturb_inputs"] is not None:
+        gradients += 2 / 3 * (config["steps"] or 1)
+    return gradients
+
+
 def table():
     """The methods as a Markdown table, for the README."""
     lines = [

@@ -383,6 +383,7 @@ def _summary(config, workdir, images, validation):
         "step_seconds_median": step,
         "examples_per_second": min(config["batch_size"], len(images.x_train))
         / step,
+        "passes": methods.passes(config),
         "images": len(images.x_train),
         "selected": validation and validation.best,
         "stopped_epoch": stopped.get("epoch"),
