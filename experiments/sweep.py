@@ -115,6 +115,20 @@ PRESETS = {
 }
 
 
+def preset(name):
+    """The sweep of a name; raises a ValueError if there is none.
+
+    Args:
+        name: a key of `PRESETS`.
+    """
+    if name not in PRESETS:
+        raise ValueError(
+            f"preset must be one of {', '.join(PRESETS)}. "
+            f"Received: preset={name}"
+        )
+    return PRESETS[name]
+
+
 def row_flags(row):
     """The flags of `tfsam.run` that a row stands for.
 
@@ -140,6 +154,16 @@ def row_flags(row):
             f"Received: {row}"
         )
     return (f"--method={method}", *(f"--{setting}" for setting in settings))
+
+
+def attacks_inputs(row):
+    """Whether a row's method attacks its inputs in training.
+
+    Args:
+        row: its name.
+    """
+    method = row_flags(row)[0].removeprefix("--method=")
+    return methods.methods()[method].perturb_inputs is not None
 
 
 def cell_folder(workdir, row, seed):

@@ -92,12 +92,7 @@ def _extra():
 
 def main():
     """Runs what is not finished, and makes the table."""
-    if _PRESET.value not in sweep.PRESETS:
-        raise ValueError(
-            f"preset must be one of {', '.join(sweep.PRESETS)}. "
-            f"Received: preset={_PRESET.value}"
-        )
-    preset = sweep.PRESETS[_PRESET.value]
+    preset = sweep.preset(_PRESET.value)
     rows, seeds = _ROWS.value or list(preset.rows), _seeds(preset)
     for row in rows:
         sweep.row_flags(row)

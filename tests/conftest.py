@@ -1,5 +1,6 @@
 """One TensorFlow for all tests, with two logical CPU devices."""
 
+import json
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -20,3 +21,26 @@ def digits():
     digits = sklearn.datasets.load_digits()
     images = (digits.images / 16).astype("float32")[..., None]
     return images, digits.target.astype("int64")
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """A function that writes a run's folder, with what experiments read."""
+
+    def write(folder, natural, robust, attack="cleverhans_pgd", **train):
+        """`robust` by (norm, epsilon); `train` of AutoAttack's runs is none."""
+        folder.mkdir(parents=True)
+        rows = [
+            {"attack": attack, "norm": n, "epsilon_text": e, "accuracy": value}
+            for (n, e), value in robust.items()
+        ]
+        trained = {"natural": {"accuracy": 0.99}, "seconds": 120.0} | train
+        results = {
+            "natural": {"accuracy": natural},
+            "robust": rows,
+            "train": trained if attack != "autoattack" else None,
+        }
+        (folder / "results.json").write_text(json.dumps(results))
+        (folder / "model.keras").write_text("large")
+
+    return write

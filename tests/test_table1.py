@@ -1,7 +1,6 @@
 """The sweep of Table 1: rows, cells, tables, and a small real one."""
 
 import csv
-import json
 import pathlib
 import re
 
@@ -67,26 +66,9 @@ def test_the_paper_s_table_is_the_grid_of_its_presets():
     assert all(len(f) == len(sweep.COLUMNS) for f in sweep.PAPER.values())
 
 
-def write_run(folder, natural, robust, train=True, attack="cleverhans_pgd"):
-    """A results.json with what the tables read; robust by (norm, epsilon)."""
-    folder.mkdir(parents=True)
-    rows = [
-        {"attack": attack, "norm": n, "epsilon_text": e, "accuracy": accuracy}
-        for (n, e), accuracy in robust.items()
-    ]
-    trained = {"natural": {"accuracy": 0.99}, "seconds": 120.0}
-    results = {
-        "natural": {"accuracy": natural},
-        "robust": rows,
-        "train": trained if train else None,
-    }
-    (folder / "results.json").write_text(json.dumps(results))
-    (folder / "model.keras").write_text("large")
-
-
 @pytest.fixture
-def workdir(tmp_path):
-    """ST with two seeds, SAM with two, AutoAttack on one, AT missing."""
+def workdir(tmp_path, write_run):
+    """ST with two seeds, SAM with two, AutoAttack on one; nothing of AT."""
     for row, seed, natural, robust in (
         ("st", 0, 0.7, 0.2),
         ("st", 1, 0.72, 0.24),
@@ -99,7 +81,6 @@ def workdir(tmp_path):
         sweep.cell_folder(tmp_path, "st", 0) / "autoattack",
         0.5,
         {("linf", "1/255"): 0.125},
-        train=False,
         attack="autoattack",
     )
     return tmp_path

@@ -259,15 +259,14 @@ class Landscape:
         """The mean over the examples of a part of what batches sum up to."""
         count = len(self.x[part])
         first = part.start or 0
-        totals = None
+        totals: list = []
         for start in range(first, first + count, self.batch_size):
             batch = slice(start, min(start + self.batch_size, first + count))
             found = function(self.x[batch], self.y[batch])
-            totals = (
-                found
-                if totals is None
-                else [t + f for t, f in zip(totals, found, strict=True)]
-            )
+            totals = [
+                t + f
+                for t, f in zip(totals or [0] * len(found), found, strict=True)
+            ]
         return [t / tf.cast(count, t.dtype) for t in totals]
 
 

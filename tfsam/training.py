@@ -50,8 +50,7 @@ def check(config, images, strategy):
         ValueError: if a setting is out of its range, or does not go with
             another, with the images or with the devices.
     """
-    if _validates(config):
-        images, _ = _split(config, images)
+    images = trained_on(config, images)
     steps = _steps(config, images, strategy)
     _validation_batch_size(config, images, strategy)
     data.training_batches(  # Finds images that are too small to augment.
@@ -169,6 +168,16 @@ def _average(config, images, folder):
 
 def _validates(config):
     return config["select"] != "last" or config["validate_every"] is not None
+
+
+def trained_on(config, images):
+    """The images without those that a run holds out.
+
+    Args:
+        config: settings, as of `tfsam.run.configuration`.
+        images: a `tfsam.data.Images`.
+    """
+    return _split(config, images)[0] if _validates(config) else images
 
 
 def _split(config, images):

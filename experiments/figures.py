@@ -1,0 +1,48 @@
+"""How the figures of this folder look: small SVG files, the same each time."""
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from tfsam import files
+
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.fonttype": "none",
+    # The same figure is the same file.
+    "svg.hashsalt": "tfsam",
+}
+
+# Okabe and Ito's colours, which differ for the colour-blind, too.
+INK, ORANGE, SKY, GREEN = "#000000", "#e69f00", "#56b4e9", "#009e73"
+BLUE, RED, PINK, GREY = "#0072b2", "#d55e00", "#cc79a7", "#999999"
+
+
+def draw(function, path, rows=1, columns=1, *, width=3.2, height=2.6):
+    """Draws a figure into an SVG file, in the style of all.
+
+    Args:
+        function: of an array (rows, columns) of axes and the figure.
+        path: of the file.
+        rows: of panels.
+        columns: of panels.
+        width: of a panel, in inches.
+        height: of a panel, in inches.
+    """
+    with rc_context(_STYLE):
+        # A figure of its own, not pyplot's: no window system, no global state.
+        figure = Figure(
+            figsize=(width * columns, height * rows), layout="constrained"
+        )
+        FigureCanvasSVG(figure)
+        function(figure.subplots(rows, columns, squeeze=False), figure)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})

@@ -1,0 +1,361 @@
+r"""The paper's question 1, on trained networks: are the flat the robust?
+
+  python -m experiments.why_robust --preset=small --workdir=runs/small \
+    --figures=runs/small
+
+measures each finished cell of a sweep (`experiments.table1`), its training
+images around the weights and its test images around the pixels, and keeps what
+it found in flatness.json beside the cell's results. Then, of all cells that
+have been measured, it prints a table of the measures, one of their rank
+correlations with robust accuracy, and draws why_robust.svg, trajectory.svg and
+surfaces.svg. The same command again measures only what is new; where the
+networks are not at hand it makes the tables of what is kept.
+"""
+
+import pathlib
+import statistics
+import sys
+import time
+
+import keras
+import numpy as np
+import scipy.stats
+from absl import flags
+
+from experiments import command
+from experiments import figures
+from experiments import sweep
+from tfsam import ASAM
+from tfsam import SAM
+from tfsam import Landscape
+from tfsam import callbacks
+from tfsam import data
+from tfsam import files
+from tfsam import training
+
+FLAGS = flags.FlagValues()
+_PRESET = flags.DEFINE_string(
+    "preset", "small", f"The sweep: {', '.join(sweep.PRESETS)}.", FLAGS
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder.", FLAGS)
+_ROWS = flags.DEFINE_list("rows", None, "Rows. Default: the preset's.", FLAGS)
+_EXAMPLES = flags.DEFINE_integer(
+    "examples",
+    500,
+    "Images, of each part, to measure on.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+_FIGURES = flags.DEFINE_string("figures", None, "Folder for figures.", FLAGS)
+
+# Of all networks alike, so that the numbers compare.
+RHO, STEPS, PART, RHO_ADAPTIVE = 0.1, 10, 128, 0.5
+
+MEASURES = {
+    "loss": "training loss",
+    "largest_eigenvalue": "largest Hessian eigenvalue",
+    "worst_rise": f"worst rise in a ball of {RHO}",
+    "m_sharpness": f"{PART}-sharpness, rho {RHO}",
+    "adaptive_sharpness": f"adaptive sharpness, rho {RHO_ADAPTIVE}",
+    "gradient_l1": "input gradient, l1",
+    "gradient_l2": "input gradient, l2",
+    "alignment": "alignment with the image",
+}
+ROBUST = sweep.COLUMNS[1:]
+
+_COLOURS = {
+    "st": figures.INK,
+    "sam-0.1": figures.SKY,
+    "sam-0.2": figures.BLUE,
+    "sam-0.4": figures.PINK,
+}
+
+
+def measure(network, training_data, test_data, *, points=15):
+    """The measures of a network, and its loss surface.
+
+    Args:
+        network: a Keras model that returns logits.
+        training_data: (x, y), for what surrounds the weights.
+        test_data: (x, y), for what surrounds the pixels.
+        points: of the surface, an axis.
+
+    Returns:
+        What flatness.json holds.
+    """
+    began = time.perf_counter()
+    weights = Landscape(network, training_data)
+    pixels = Landscape(network, test_data).input_gradients()
+    coordinates, losses = weights.surface(points=points)
+    return {
+        "n": len(training_data[0]),
+        "measures": {
+            "loss": float(weights.loss()),
+            "largest_eigenvalue": weights.largest_eigenvalue(tolerance=1e-2),
+            "worst_rise": weights.sharpness(SAM(RHO, steps=STEPS)),
+            "m_sharpness": weights.sharpness(SAM(RHO), examples=PART),
+            "adaptive_sharpness": weights.sharpness(ASAM(RHO_ADAPTIVE)),
+            "gradient_l1": float(pixels["l1"].mean()),
+            "gradient_l2": float(pixels["l2"].mean()),
+            "alignment": float(pixels["alignment"].mean()),
+        },
+        "surface": {
+            "coordinates": coordinates.tolist(),
+            "loss": losses.tolist(),
+        },
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def measure_cell(folder, count):
+    """Measures the network of a run on its own images; writes flatness.json.
+
+    Args:
+        folder: of the run.
+        count: of images of each part.
+    """
+    config = sweep.read(folder)["config"]
+    images = data.load(
+        config["dataset"],
+        limit_train=config["limit_train"],
+        limit_test=config["limit_test"],
+        seed=config["seed"],
+    )
+    images = training.trained_on(config, images)
+    found = measure(
+        keras.saving.load_model(folder / "model.keras"),
+        (data.as_float(images.x_train[:count]), images.y_train[:count]),
+        (data.as_float(images.x_test[:count]), images.y_test[:count]),
+    )
+    files.write_json(folder / "flatness.json", found)
+
+
+def gather(rows, seeds, workdir):
+    """What is kept of measured cells: by (row, seed), flatness and accuracies.
+
+    Args:
+        rows: names of rows.
+        seeds: a function of a row to its seeds.
+        workdir: folder of the sweep, a `pathlib.Path`.
+    """
+    found = {}
+    for row in rows:
+        for seed in seeds(row):
+            folder = sweep.cell_folder(workdir, row, seed)
+            flat = files.read_json(folder / "flatness.json")
+            if flat and sweep.read(folder):
+                accuracies = sweep.accuracies(sweep.read(folder))
+                found[row, seed] = flat, accuracies
+    return found
+
+
+def table(cells):
+    """Each row's measures, means over its seeds, as a Markdown table.
+
+    Args:
+        cells: of `gather`.
+    """
+    heads = ["row", *MEASURES.values()]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in dict.fromkeys(row for row, _ in cells):
+        means = [
+            statistics.mean(
+                flat["measures"][name]
+                for (other, _), (flat, _) in cells.items()
+                if other == row
+            )
+            for name in MEASURES
+        ]
+        numbers = " | ".join(f"{mean:.3g}" for mean in means)
+        lines.append(f"| `{row}` | {numbers} |")
+    return "\n".join(lines)
+
+
+def correlations(cells):
+    """Spearman's rank correlations of measures with robust accuracies.
+
+    Args:
+        cells: of `gather`.
+
+    Returns:
+        A Markdown table: over all runs and, in parentheses, over those alone
+        that do not attack their inputs in training.
+    """
+    alone = {k: v for k, v in cells.items() if not sweep.attacks_inputs(k[0])}
+    heads = ["measure", *map(sweep.head, ROBUST)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, title in MEASURES.items():
+        texts = [
+            f"{_correlation(cells, name, column)} "
+            f"({_correlation(alone, name, column)})"
+            for column in ROBUST
+        ]
+        lines.append(f"| {title} | {' | '.join(texts)} |")
+    counts = f"{len(cells)} runs ({len(alone)} without an attack in training)"
+    return "\n".join([*lines, "", f"n: {counts}."])
+
+
+def _correlation(cells, name, column):
+    """Spearman's, as text; a dash where it says nothing."""
+    pairs = [
+        (flat["measures"][name], accuracies[column])
+        for flat, accuracies in cells.values()
+    ]
+    one, other = zip(*pairs, strict=True) if pairs else ((), ())
+    if len(set(one)) < 3 or len(set(other)) < 2:
+        return "-"
+    return f"{scipy.stats.spearmanr(one, other).statistic:+.2f}"
+
+
+def draw_measures(cells, path, column=ROBUST[2]):
+    """Robust accuracy over each measure, a point a run.
+
+    Args:
+        cells: of `gather`.
+        path: of the SVG file.
+        column: which robust accuracy.
+    """
+    names = list(MEASURES)[1:]
+    rows = list(dict.fromkeys(row for row, _ in cells))
+
+    def panels(axes, figure):
+        for one, name in zip(axes.flat, [*names, None], strict=True):
+            if name is None:
+                one.axis("off")
+                one.legend(*axes.flat[0].get_legend_handles_labels())
+                continue
+            for row in rows:
+                points = [
+                    (flat["measures"][name], 100 * accuracy[column])
+                    for (other, _), (flat, accuracy) in cells.items()
+                    if other == row
+                ]
+                attacked = sweep.attacks_inputs(row)
+                one.plot(
+                    *zip(*points, strict=True),
+                    linestyle="",
+                    marker="^" if attacked else "o",
+                    markersize=5,
+                    color=_COLOURS.get(
+                        row, figures.ORANGE if attacked else figures.GREEN
+                    ),
+                    markerfacecolor=None if row in _COLOURS else "none",
+                    label=row,
+                )
+            one.set(xlabel=MEASURES[name], xscale="log")
+        for one in axes[:, 0]:
+            one.set_ylabel(f"{sweep.head(column)}, %")
+
+    figures.draw(panels, path, 2, 4, width=2.6, height=2.4)
+
+
+def draw_trajectory(rows, seeds, workdir, path):
+    """Accuracy on held-out images while training, clean and under attack.
+
+    Args:
+        rows: names of rows; those that attack their inputs are left out, whose
+            held-out images are attacked at their own epsilon.
+        seeds: a function of a row to its seeds.
+        workdir: folder of the sweep.
+        path: of the SVG file.
+    """
+    curves = {}
+    for row in rows:
+        if sweep.attacks_inputs(row):
+            continue
+        histories = [
+            callbacks.read_history(folder / "history.csv")
+            for seed in seeds(row)
+            if sweep.read(folder := sweep.cell_folder(workdir, row, seed))
+            and (folder / "history.csv").exists()
+        ]
+        histories = [
+            [entry for entry in history if entry.get("val_robust_accuracy")]
+            for history in histories
+        ]
+        if any(histories):
+            curves[row] = histories
+
+    def panels(axes, figure):
+        for one, key, title in zip(
+            axes.flat,
+            ("val_clean_accuracy", "val_robust_accuracy"),
+            ("held-out images", "the same under PGD-10, l-inf 2/255"),
+            strict=True,
+        ):
+            for row, histories in curves.items():
+                epochs = [entry["epoch"] for entry in histories[0]]
+                values = np.array([[e[key] for e in h] for h in histories])
+                one.plot(
+                    epochs,
+                    100 * values.mean(axis=0),
+                    color=_COLOURS.get(row, figures.GREY),
+                    linestyle="-" if row in _COLOURS else ":",
+                    label=f"{row} ({len(histories)})",
+                )
+            one.set(xlabel="epoch", ylabel="accuracy, %", title=title)
+        axes.flat[0].legend()
+
+    figures.draw(panels, path, 1, 2, width=3.6)
+
+
+def draw_surfaces(cells, rows, path):
+    """Filter-normalised loss surfaces side by side, on one scale.
+
+    Args:
+        cells: of `gather`.
+        rows: names of rows; their first seed is drawn.
+        path: of the SVG file.
+    """
+    shown = [row for row in rows if (row, 0) in cells]
+    surfaces = {row: cells[row, 0][0]["surface"] for row in shown}
+    levels = np.geomspace(0.03, 10, 12)
+
+    def panels(axes, figure):
+        for one, (row, surface) in zip(
+            axes.flat, surfaces.items(), strict=True
+        ):
+            found = one.contourf(
+                *[surface["coordinates"]] * 2,
+                np.clip(surface["loss"], levels[0], levels[-1]),
+                levels=levels,
+                norm="log",
+                cmap="viridis",
+            )
+            one.plot(0, 0, "+", color="white")
+            one.set(title=row, aspect="equal")
+        figure.colorbar(found, ax=list(axes.flat), label="training loss")
+
+    figures.draw(panels, path, 1, len(shown), width=2.2, height=2.2)
+
+
+def main():
+    """Measures what is new, prints the tables, draws the figures."""
+    preset = sweep.preset(_PRESET.value)
+    rows = _ROWS.value or list(preset.rows)
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
+    for row, seed in sweep.in_order(rows, preset.seeds):
+        folder = sweep.cell_folder(workdir, row, seed)
+        there = (folder / "model.keras").exists() and sweep.read(folder)
+        if there and not (folder / "flatness.json").exists():
+            print(f"measuring {folder}", flush=True)
+            measure_cell(folder, _EXAMPLES.value)
+    cells = gather(rows, preset.seeds, workdir)
+    if not cells:
+        raise ValueError(
+            f"workdir must hold finished cells. Received: workdir={workdir}"
+        )
+    count = max(flat["n"] for flat, _ in cells.values())
+    print(f"Means over the seeds, on {count} images:\n\n{table(cells)}\n")
+    print(f"Rank correlations (Spearman):\n\n{correlations(cells)}")
+    if _FIGURES.value:
+        folder = pathlib.Path(_FIGURES.value)
+        draw_measures(cells, folder / "why_robust.svg")
+        draw_trajectory(rows, preset.seeds, workdir, folder / "trajectory.svg")
+        shown = ("st", "sam-0.1", "sam-0.4", "at-linf-1")
+        draw_surfaces(cells, shown, folder / "surfaces.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, FLAGS))

@@ -1,0 +1,101 @@
+"""What robustness costs: fronts by hand, the table and the figure."""
+
+import json
+
+import pytest
+
+from experiments import command
+from experiments import costs
+from experiments import sweep
+from tfsam import run
+
+BUDGETS = [column[1:] for column in sweep.COLUMNS[1:]]
+
+
+@pytest.fixture
+def workdir(tmp_path, write_run):
+    """ST, SAM with two seeds, AT: cheap, in between, dear and robust."""
+    for row, seed, natural, robust, step in (
+        ("st", 0, 0.70, 0.2, 0.1),
+        ("sam-0.1", 0, 0.72, 0.3, 0.2),
+        ("sam-0.1", 1, 0.74, 0.32, 0.3),
+        ("sam-0.2", 0, 0.65, 0.305, 0.2),
+        ("at-linf-1", 0, 0.6, 0.5, 0.4),
+    ):
+        folder = sweep.cell_folder(tmp_path, row, seed)
+        write_run(
+            folder,
+            natural,
+            dict.fromkeys(BUDGETS, robust),
+            images=250,
+            epochs=3,
+            step_seconds_median=step,
+        )
+        config, _ = run.configuration([*sweep.row_flags(row)])
+        path = folder / "results.json"
+        results = json.loads(path.read_text()) | {"config": config}
+        path.write_text(json.dumps(results))
+    return tmp_path
+
+
+def called(workdir, *arguments):
+    rows = "--rows=st,sam-0.1,sam-0.2,at-linf-1"
+    return command.run(
+        costs.main, costs.FLAGS, [rows, f"--workdir={workdir}", *arguments]
+    )
+
+
+def test_a_front_is_what_no_other_beats():
+    points = {"a": (1, 4), "b": (2, 3), "c": (1, 3), "d": (2, 3), "e": (0, 5)}
+    assert costs.front(points) == ["a", "b", "d", "e"]
+    assert costs.front({"alone": (0, 0)}) == ["alone"]
+    assert costs.front({"a": (1, 1), "b": (1, 2)}) == ["b"]
+
+
+def test_costs_are_passes_and_the_time_of_the_steps(workdir):
+    found = costs.gather(
+        ["st", "sam-0.1", "at-linf-1", "asam"],
+        sweep.PRESETS["small"].seeds,
+        workdir,
+    )
+    assert list(found) == ["st", "sam-0.1", "at-linf-1"]
+    # 250 images are two batches of 128, three times.
+    assert found["st"].seconds == pytest.approx(6 * 0.1)
+    assert found["sam-0.1"].seconds == pytest.approx(6 * 0.25)
+    assert [c.passes for c in found.values()] == pytest.approx([1, 2, 13 / 3])
+    assert [c.seeds for c in found.values()] == [1, 2, 1]
+    assert found["sam-0.1"].accuracies[sweep.NATURAL] == pytest.approx(73)
+
+
+def test_the_table_says_who_is_not_beaten(workdir, capsys):
+    assert called(workdir) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # SAM 0.2 has as many passes as SAM 0.1, which is better; its time is less.
+    unbeaten = [line.split(" | ")[-1].removesuffix(" |") for line in lines[2:]]
+    assert unbeaten == [
+        "passes, seconds",
+        "natural, passes, seconds",
+        "seconds",
+        "natural, passes, seconds",
+    ]
+    assert lines[3].startswith("| `sam-0.1` | 2 | 73.0 | 31.0 | ")
+    assert " | 2.00 | 2.50 | " in lines[3]
+
+
+def test_the_figure_names_the_rows(workdir, tmp_path):
+    assert called(workdir, f"--figures={tmp_path / 'f'}") == 0
+    text = (tmp_path / "f" / "costs.svg").read_text()
+    for name in ("st", "sam-0.1", "at-linf-1", "PGD-10 l-inf 1/255, %"):
+        assert f">{name}</text>" in text
+    assert len(text) < 100_000
+    before = text
+    assert called(workdir, f"--figures={tmp_path / 'f'}") == 0
+    assert (tmp_path / "f" / "costs.svg").read_text() == before
+
+
+def test_without_cells_it_says_so(tmp_path, capsys):
+    assert called(tmp_path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("costs: workdir must hold finished cells")
+    assert called(tmp_path, "--preset=x") == 2
+    assert "preset=x" in capsys.readouterr().err

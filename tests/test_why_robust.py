@@ -1,0 +1,107 @@
+"""Why SAM is robust: measures of a real run, correlations by hand, figures."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import command
+from experiments import sweep
+from experiments import why_robust
+from tfsam import run
+
+BUDGETS = [column[1:] for column in sweep.COLUMNS[1:]]
+ROWS = ("st", "sam-0.1", "sam-0.2", "at-linf-1")
+
+
+@pytest.fixture
+def workdir(tmp_path, write_run):
+    """The flatter the more robust; AT is robust, and not flat."""
+    for index, row in enumerate(ROWS):
+        folder = sweep.cell_folder(tmp_path, row, 0)
+        write_run(folder, 0.7, dict.fromkeys(BUDGETS, 0.1 * (index + 1)))
+        (folder / "model.keras").unlink()
+        sharp = 9.0 if row == "at-linf-1" else 8.0 - index
+        flat = {
+            "n": 7,
+            "measures": dict.fromkeys(why_robust.MEASURES, sharp),
+            "surface": {
+                "coordinates": [-1.0, 0.0, 1.0],
+                "loss": [[9, 3, 9], [3, 0.1 + index, 3], [9, 3, 9]],
+            },
+        }
+        (folder / "flatness.json").write_text(json.dumps(flat))
+        head = "epoch,seconds,loss,val_clean_accuracy,val_robust_accuracy\n"
+        lines = ["1,2,1.5,,\n", "2,2,1.1,0.5,0.125\n", "3,2,0.9,0.6,0.25\n"]
+        (folder / "history.csv").write_text(head + "".join(lines))
+    return tmp_path
+
+
+def called(workdir, *arguments):
+    return command.run(
+        why_robust.main,
+        why_robust.FLAGS,
+        [f"--rows={','.join(ROWS)}", f"--workdir={workdir}", *arguments],
+    )
+
+
+def test_correlations_are_spearman_s(workdir, capsys):
+    assert called(workdir) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [li for li in lines if li.startswith("| largest Hessian eig")]
+    # Ranks of sharpness 3 2 1 4 with those of robustness 1 2 3 4:
+    # 1 - 6 (4 + 0 + 4 + 0) / (4 * 15); without AT they are reversed.
+    assert line.count("+0.20 (-1.00)") == 4
+    assert "n: 4 runs (3 without an attack in training)." in lines
+    assert "| `sam-0.2` | 6 | 6 | 6 | 6 | 6 | 6 | 6 | 6 |" in lines
+
+
+def test_figures_are_drawn_from_what_is_kept(workdir, tmp_path):
+    assert called(workdir, f"--figures={tmp_path / 'f'}") == 0
+    found = {p.name: p.read_text() for p in (tmp_path / "f").iterdir()}
+    assert set(found) == {"surfaces.svg", "trajectory.svg", "why_robust.svg"}
+    assert all(f">{row}</text>" in found["why_robust.svg"] for row in ROWS)
+    # AT's held-out images are attacked at its own epsilon.
+    assert ">sam-0.1 (1)</text>" in found["trajectory.svg"]
+    assert "at-linf-1" not in found["trajectory.svg"]
+    assert ">sam-0.1</text>" in found["surfaces.svg"]
+
+
+def test_without_cells_it_says_so(tmp_path, capsys):
+    assert called(tmp_path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("why_robust: workdir must hold finished cells")
+
+
+def test_a_finished_cell_is_measured_on_its_own_images(
+    tmp_path, capsys, monkeypatch
+):
+    folder = sweep.cell_folder(tmp_path, "st", 0)
+    arguments = [
+        *("--method=st", "--epochs=1", "--limit_train=60", "--limit_test=20"),
+        *("--attacks=cleverhans_pgd", "--attack_steps=1"),
+        *("--linf_epsilons=1/255,2/255", "--l2_epsilons=16/255,32/255"),
+        *("--validate_every=1", "--validation_images=20"),
+        f"--workdir={folder}",
+    ]
+    assert run.main(arguments) == 0
+    seen = []
+    measure = why_robust.measure
+
+    def watched(network, training_data, test_data):
+        seen.append((training_data, test_data))
+        return measure(network, training_data, test_data, points=3)
+
+    monkeypatch.setattr(why_robust, "measure", watched)
+    assert called(tmp_path, "--rows=st", "--examples=30") == 0
+    assert "| `st` | " in capsys.readouterr().out
+    ((training_data, test_data),) = seen
+    assert len(training_data[0]) == 30 and len(test_data[0]) == 20
+    flat = json.loads((folder / "flatness.json").read_text())
+    assert set(flat["measures"]) == set(why_robust.MEASURES)
+    assert all(np.isfinite(v) for v in flat["measures"].values())
+    assert flat["surface"]["loss"][1][1] == pytest.approx(
+        flat["measures"]["loss"]
+    )
+    assert called(tmp_path, "--rows=st") == 0  # Nothing is measured twice.
+    assert len(seen) == 1
