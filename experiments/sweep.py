@@ -112,6 +112,20 @@ PRESETS = {
         ),
         attacked_seeds=1,
     ),
+    # A first try, where standard training does not fit.
+    "augmented": Preset(
+        "cifar10",
+        {
+            **dict.fromkeys(("st", "sam-0.1", "sam-0.2", "sam-0.4"), 1),
+            "at:epsilon=1/255": 1,
+        },
+        training=(
+            *("--network=preact_resnet8", "--epochs=12"),
+            "--limit_train=20000",
+        ),
+        testing=("--limit_test=2000", "--attack_steps=10"),
+        attacked_seeds=0,
+    ),
 }
 
 
@@ -249,7 +263,8 @@ def collect(preset, rows, seeds, workdir):
                     continue
                 found = accuracies(results)
                 if results["train"]:
-                    found["fitted",] = results["train"]["natural"]["accuracy"]
+                    fitted = results["train"].get("natural", {})
+                    found["fitted",] = fitted.get("accuracy")
                     found["minutes",] = results["train"]["seconds"] / 60
                 else:  # Natural accuracy is that of all test images.
                     del found[NATURAL]

@@ -158,6 +158,16 @@ def test_finished_cells_are_kept_small_in_the_same_layout(workdir, tmp_path):
     assert collected(kept)[0] == collected(workdir)[0]
 
 
+def test_the_results_that_are_kept_make_tables(capsys):
+    """Those of the first try have no accuracy on training images."""
+    folder = pathlib.Path(sweep.__file__).parent / "results/table1/augmented"
+    preset = sweep.PRESETS["augmented"]
+    cells, missing = sweep.collect(preset, preset.rows, preset.seeds, folder)
+    assert not missing
+    table = sweep.tables(cells, preset.paper)["md"]
+    assert "| `st` | 1 | 72.7 | 45.6 | 21.7 | 62.9 | 53.6 | 7.7 |" in table
+
+
 def test_shares_are_all_cells_once():
     cells = sweep.in_order(["a", "b"], lambda row: range(3))
     assert cells == [
