@@ -199,7 +199,7 @@ def test_artifacts(finished):
     assert set(artifacts) == {
         *("config.json", "evaluation", "history.csv", "model.keras"),
         *("saved_model", "tensorboard", "robustness.png", "examples.png"),
-        "log.txt",
+        *("examples.npz", "log.txt"),
     }
     for name in artifacts:
         assert (workdir / name).exists()

@@ -283,6 +283,8 @@ def _attack_options(name, config):
 def draw(config, model, inputs, results, workdir, log):
     """Draws robustness.png, and examples.png by the strongest l-inf budget.
 
+    examples.npz holds what examples.png shows.
+
     Args:
         config: settings, as of `tfsam.run.configuration`.
         model: a `Logits`.
@@ -323,13 +325,22 @@ def draw(config, model, inputs, results, workdir, log):
         log(f"no examples.png: {type(error).__name__}: {error}")
         return
     after = np.argmax(model(tf.constant(x_adv)), axis=1)
-    names = images.class_names
-    reports.examples_plot(
-        x,
-        x_adv,
-        [(names[b], names[a]) for b, a in zip(before, after, strict=True)],
-        workdir / "examples.png",
-    )
+    known = len(images.class_names)
+    # A network may have more outputs than the data has classes.
+    others = range(known, 1 + max(*before, *after))
+    names = np.array([*images.class_names, *map(str, others)])
+    titles = list(zip(names[before], names[after], strict=True))
+    reports.examples_plot(x, x_adv, titles, workdir / "examples.png")
+    arrays = {
+        "clean": x,
+        "adversarial": x_adv,
+        "before": names[before],
+        "after": names[after],
+        "attack": name,
+        "norm": row["norm"],
+        "epsilon": row["epsilon"],
+    }
+    files.write_arrays(workdir / "examples.npz", arrays)
 
 
 def run(config, inputs, workdir, log):
@@ -388,7 +399,7 @@ def _artifacts(workdir):
     names = (
         *("config.json", "evaluation", "history.csv", "model.keras"),
         *("saved_model", "tensorboard", "robustness.png", "examples.png"),
-        "log.txt",
+        *("examples.npz", "log.txt"),
     )
     return [name for name in names if (workdir / name).exists()]
 

@@ -20,12 +20,7 @@ def table(results):
         _table_line("none", "", "", results["natural"]),
     ]
     for row in results["robust"]:
-        name = row["attack"]
-        if row["options"]:
-            options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
-            name += f" ({options})"
-        if row.get("standard") is False:
-            name += " (not standard)"
+        name = attack_name(row)
         lines.append(_table_line(name, row["norm"], row["epsilon_text"], row))
     distances = {
         f"{row['attack']}, {row['norm']}": row["median_distance"]
@@ -37,6 +32,21 @@ def table(results):
     for warning in results.get("warnings", []):
         lines.append(f"warning, {warning['warning']}: {warning['message']}")
     return "\n".join(lines)
+
+
+def attack_name(row):
+    """An attack with its options, in words.
+
+    Args:
+        row: one of the `robust` rows of results.
+    """
+    name = row["attack"]
+    if row.get("options"):
+        options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
+        name += f" ({options})"
+    if row.get("standard") is False:
+        name += " (not standard)"
+    return name
 
 
 def _table_line(attack, norm, epsilon, row):
@@ -108,15 +118,10 @@ def examples_plot(images, adversarial, titles, path):
     for row, clean, attacked, (before, after) in zip(
         panels, images, adversarial, titles, strict=True
     ):
-        perturbation = attacked - clean
-        largest = np.abs(perturbation).max() or 1.0
+        perturbation, factor = magnified(clean, attacked)
         for axes, image, title in (
             (row[0], clean, before),
-            (
-                row[1],
-                0.5 + perturbation / (2 * largest),
-                f"x {1 / largest:.0f}",
-            ),
+            (row[1], perturbation, f"x {factor:.0f}"),
             (row[2], attacked, after),
         ):
             axes.imshow(
@@ -124,6 +129,22 @@ def examples_plot(images, adversarial, titles, path):
             )
             axes.set_title(title, fontsize=8)
     _save(figure, path)
+
+
+def magnified(clean, adversarial):
+    """A perturbation as an image: gray is none, its largest value a bound.
+
+    Args:
+        clean: an image in [0, 1].
+        adversarial: the same after an attack.
+
+    Returns:
+        The image in [0, 1], and how many times the perturbation was magnified
+        (half of it above gray, half below).
+    """
+    perturbation = adversarial - clean
+    largest = np.abs(perturbation).max() or 1.0
+    return 0.5 + perturbation / (2 * largest), 1 / largest
 
 
 def _figure(rows, columns, width, height):
