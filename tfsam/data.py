@@ -14,7 +14,6 @@ import pathlib
 import re
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -457,11 +456,11 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
             missing = [name for name in names if name not in archive]
             if not missing:
                 return {name: archive[name] for name in names}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+    except Exception as e:  # A file can be broken in more ways than one knows.
         raise _error(
             "the file must hold plain arrays that can be read, not pickled"
             " objects",
-            f"{path} ({e})",
+            f"{path} ({type(e).__name__}: {e})",
         ) from e
     raise _error(
         f"the file must hold {', '.join(names)}",

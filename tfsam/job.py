@@ -96,7 +96,8 @@ def finished(workdir, config):
         config: settings, as of `tfsam.run.configuration`.
 
     Raises:
-        ValueError: if the folder holds another run or other files.
+        ValueError: if the folder holds another run or other files, or its
+            results.json is broken.
     """
     held = files.read_json(workdir / "config.json")
     if held:
@@ -111,7 +112,7 @@ def finished(workdir, config):
                 f"workdir {workdir} holds a run with another configuration; "
                 f"choose another --workdir. Received: {changes}"
             )
-        results = files.read_json(workdir / "results.json")
+        results = reports.read(workdir / "results.json")
         # What failed is tried again; what was measured is kept.
         return None if results is None or _failed(results) else results
     if workdir.exists() and not (
@@ -222,8 +223,8 @@ def merge(folders, workdir):
     paths = [pathlib.Path(folder) for folder in folders]
     first = None
     for path in paths:
-        found = files.read_json(path / "results.json")
-        if found is None or not found["config"].get("shard"):
+        found = reports.read(path / "results.json")
+        if found is None or not (found.get("config") or {}).get("shard"):
             raise ValueError(
                 "merge takes folders of finished runs with --shard. "
                 f"Received: {path}"

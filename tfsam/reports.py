@@ -1,8 +1,82 @@
-"""What a run shows: a table and two pictures."""
+"""What a run shows: its results, a table and two pictures."""
+
+import json
+import math
+import zipfile
 
 import numpy as np
 
 from tfsam import files
+
+_BROKEN = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, OSError),
+    *(RecursionError, TypeError, ValueError, zipfile.BadZipFile),
+)
+
+
+def read(path):
+    """What a results.json holds, checked as far as tables and pages rely on it.
+
+    Args:
+        path: the file, a `pathlib.Path`.
+
+    Returns:
+        A dict; None if there is no such file.
+
+    Raises:
+        ValueError: if it is none that a run leaves.
+    """
+    return checked(_results, path) if path.exists() else None
+
+
+def checked(reader, path):
+    """What a reader finds in a file, any way of breaking it a ValueError.
+
+    Args:
+        reader: a function of the path.
+        path: of the file.
+    """
+    try:
+        return reader(path)
+    except _BROKEN as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"expected a file as tfsam.run leaves it. Received: {path} ({why})"
+        ) from error
+
+
+def _results(path):
+    results = json.loads(path.read_text())
+    if results["schema"] != 1:
+        raise ValueError(f"schema must be 1, is {results['schema']}")
+    _check_accuracy(results["natural"])
+    for row in results["robust"]:
+        check_texts(row, ("attack", "norm", "epsilon_text"))
+        if not math.isfinite(row["epsilon"]):
+            raise ValueError(f"epsilon must be finite, is {row['epsilon']}")
+        if row["accuracy"] is None:
+            check_texts(row, ("error",))
+        else:
+            _check_accuracy(row)
+    for warning in results.get("warnings", []):
+        check_texts(warning, ("warning", "message"))
+    for key in ("config", "train", "versions"):
+        if not isinstance(results.get(key) or {}, dict):
+            raise ValueError(f"{key} must be an object")
+    return results
+
+
+def _check_accuracy(row):
+    low, high = row["interval"]
+    if not 0 <= low <= row["accuracy"] <= high <= 1 or row["n"] < 1:
+        raise ValueError("an accuracy must be a fraction in its interval")
+
+
+def check_texts(row, keys):
+    """Raises a ValueError unless all of these entries are strings."""
+    for key in keys:
+        if not isinstance(row[key], str):
+            raise ValueError(f"{key} must be a string, is {row[key]}")
 
 
 def table(results):

@@ -98,7 +98,7 @@ def merged(folders):
     record = None
     for folder in map(pathlib.Path, folders):
         header = files.read_json(folder / "record.json")
-        if header is None:
+        if header is None or not _is_header(header):
             raise ValueError(
                 f"a shard must be the folder of a record. Received: {folder}"
             )
@@ -184,6 +184,26 @@ def is_image(name):
         name: the array's.
     """
     return name.endswith("/adversarial")
+
+
+def _is_header(header):
+    """Whether a JSON object has what is read of a record's header."""
+    kinds = {
+        **dict.fromkeys(("n", "batch_size", "classes"), int),
+        **dict.fromkeys(("attacks", "epsilons"), list),
+        "norm": str,
+    }
+    return (
+        all(type(header.get(key)) is kind for key, kind in kinds.items())
+        and min(header["n"], header["batch_size"]) > 0
+        and all(type(epsilon) is float for epsilon in header["epsilons"])
+        and all(
+            type(attack) is dict
+            and type(attack.get("name")) is str
+            and type(attack.get("options")) is dict
+            for attack in header["attacks"]
+        )
+    )
 
 
 def _path(folder, part, chunk):

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import math
 import pathlib
-import zipfile
 from collections.abc import Mapping
 
 import numpy as np
@@ -101,7 +99,7 @@ def _workdirs(folder):
 def _read(path):
     return Run(
         path,
-        _known(_results, path / "results.json"),
+        reports.read(path / "results.json"),
         _known(callbacks.read_history, path / "history.csv") or [],
         _known(_flatness, path / "flatness.json"),
         _known(_examples, path / "examples.npz"),
@@ -109,59 +107,12 @@ def _read(path):
     )
 
 
-_BROKEN = (
-    *(ArithmeticError, AttributeError, EOFError, LookupError, OSError),
-    *(TypeError, ValueError, zipfile.BadZipFile),
-)
-
-
 def _known(reader, path):
     """What a file holds, None without the file."""
-    if not path.exists():
-        return None
-    try:
-        return reader(path)
-    except _BROKEN as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
-            f"expected a file as tfsam.run leaves it. Received: {path} ({why})"
-        ) from error
+    return reports.checked(reader, path) if path.exists() else None
 
 
 # What a page relies on is checked, and nothing else.
-
-
-def _results(path):
-    results = json.loads(path.read_text())
-    if results["schema"] != 1:
-        raise ValueError(f"schema must be 1, is {results['schema']}")
-    _check_accuracy(results["natural"])
-    for row in results["robust"]:
-        _check_texts(row, ("attack", "norm", "epsilon_text"))
-        if not math.isfinite(row["epsilon"]):
-            raise ValueError(f"epsilon must be finite, is {row['epsilon']}")
-        if row["accuracy"] is None:
-            _check_texts(row, ("error",))
-        else:
-            _check_accuracy(row)
-    for warning in results.get("warnings", []):
-        _check_texts(warning, ("warning", "message"))
-    for key in ("config", "train", "versions"):
-        if not isinstance(results.get(key) or {}, dict):
-            raise ValueError(f"{key} must be an object")
-    return results
-
-
-def _check_accuracy(row):
-    low, high = row["interval"]
-    if not 0 <= low <= row["accuracy"] <= high <= 1 or row["n"] < 1:
-        raise ValueError("an accuracy must be a fraction in its interval")
-
-
-def _check_texts(row, keys):
-    for key in keys:
-        if not isinstance(row[key], str):
-            raise ValueError(f"{key} must be a string, is {row[key]}")
 
 
 def _flatness(path):
