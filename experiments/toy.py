@@ -1,0 +1,566 @@
+"""The toy model of the paper: why should SAM make a model robust?
+
+  python -m experiments.toy --workdir=runs/toy
+
+The label y is 1 or -1, as often; the robust feature x_1 is y with probability
+p, else -y; d non-robust features are drawn from N(eta y, 1). Of a linear
+classifier W_R is the weight on the robust feature over that on a non-robust
+one, or over their mean. The Bayes classifier has W_R* = ln(p / (1 - p)) / (2
+eta); what a method adds is its excess, W_R / W_R* - 1. Zhang et al. (2024, "On
+the Duality Between Sharpness-Aware Minimization and Adversarial Training") say
+
+  AT, l-inf, epsilon < eta on the non-robust features:  epsilon/(eta - epsilon)
+  SAM of a small rho:                                   2/3 rho^2
+
+and hence 2 + 3 / rho^2 = 2 eta / epsilon where both are the same. This command
+holds that against SAM's optimum computed exactly, of the population and of
+samples, against its expansion in rho, and against the weights that
+`tfsam.RobustModel` finds. It writes toy.json, toy.md and toy.svg; about ten
+minutes on two cores, `--quick` a minute.
+
+What "SAM" means, and why: `experiments/toy_model.py`.
+"""
+
+import pathlib
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+import tfsam
+from experiments import command
+from experiments import figures
+from experiments.toy_model import AROUND
+from experiments.toy_model import CENTRE
+from experiments.toy_model import EXPONENTIAL
+from experiments.toy_model import FRACTIONS
+from experiments.toy_model import GRID
+from experiments.toy_model import RHOS
+from experiments.toy_model import SQUARE
+from experiments.toy_model import WEAK
+from experiments.toy_model import adversarial_excess
+from experiments.toy_model import draw
+from experiments.toy_model import equivalent_fraction
+from experiments.toy_model import example_balls
+from experiments.toy_model import expansion
+from experiments.toy_model import minimiser
+from experiments.toy_model import on_a_line
+from experiments.toy_model import population
+from experiments.toy_model import population_example_balls
+from experiments.toy_model import published_excess
+from experiments.toy_model import sharpened
+from experiments.toy_model import worst_case
+from experiments.toy_model import zero_one
+from tfsam import files
+from tfsam.geometry import check_count
+
+FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string("workdir", "runs/toy", "Folder.", FLAGS)
+_QUICK = flags.DEFINE_boolean("quick", False, "A minute's part of it.", FLAGS)
+_SAMPLES = flags.DEFINE_integer(
+    "samples", 10000, "Examples drawn.", flag_values=FLAGS
+)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Samples drawn.", flag_values=FLAGS)
+
+
+class NonRobust(tfsam.FGSM):
+    """The toy model's attack: epsilon on every feature but the first.
+
+    One step of the whole epsilon is the worst case of a linear classifier.
+
+    Args:
+        epsilon: the radius in l-inf, >= 0.
+    """
+
+    def __init__(self, epsilon):
+        super().__init__(epsilon, bounds=None)
+
+    def perturb(self, logits_fn, x, y, seeds):
+        """Returns x with its non-robust features moved."""
+        moved = super().perturb(logits_fn, x, y, seeds)
+        return tf.concat([x[:, :1], moved[:, 1:]], axis=1)
+
+
+def linear(d):
+    """A network with the logits -w.x / 2 and w.x / 2: one weight vector."""
+    x = keras.Input((d + 1,), dtype="float64")
+    score = keras.layers.Dense(1, use_bias=False, dtype="float64")(x)
+    both = keras.layers.Concatenate(dtype="float64")([-score / 2, score / 2])
+    return keras.Model(x, both)
+
+
+def trained(
+    samples,
+    setting,
+    steps,
+    epsilon=0.0,
+    perturb_weights=None,
+    batch_size=None,
+    rate=1.0,
+    decay=True,
+):
+    """The weights that `tfsam.RobustModel` finds, a row a sample.
+
+    SGD starts at the best weights of the population, from which the sample's
+    differ. Full batches have a momentum of 0.9.
+
+    Args:
+        samples: `Sample`s of one size.
+        setting: their `Setting`.
+        steps: of SGD, >= 1.
+        epsilon: radius of `NonRobust`, below eta; 0 is no attack.
+        perturb_weights: as of `RobustModel`.
+        batch_size: None is the whole sample.
+        rate: the learning rate, over that of a Newton step along the top
+            eigenvector of the population's Hessian at the start.
+        decay: whether the rate falls to 0, linearly.
+    """
+    start = setting.bayes(epsilon)
+    line = on_a_line(setting)._replace(
+        eta=(setting.eta - epsilon) * setting.d**0.5
+    )
+    hessian = population(line).hessian(line.bayes())
+    rate = rate / np.linalg.eigvalsh(hessian)[-1]
+    if decay:
+        rate = keras.optimizers.schedules.PolynomialDecay(rate, steps, 0.0)
+    model = tfsam.RobustModel(
+        linear(setting.d),
+        perturb_inputs=NonRobust(epsilon) if epsilon else None,
+        perturb_weights=perturb_weights,
+        seed=0,
+    )
+    model.compile(
+        tfsam.SGD(rate, momentum=0.0 if batch_size or not decay else 0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=min(steps, 100),
+        jit_compile=False,
+    )
+    found = []
+    for sample in samples:
+        model.network.set_weights([start[:, None]])
+        for variable in model.optimizer.variables:
+            if decay or variable is not model.optimizer.learning_rate:
+                variable.assign(tf.zeros_like(variable.value))
+        data = (sample.x, (sample.y > 0).astype("int64"))
+        batches = tf.data.Dataset.from_tensors(data)
+        if batch_size:
+            batches = tf.data.Dataset.from_tensor_slices(data)
+            batches = batches.shuffle(len(sample.y), seed=0).repeat()
+            batches = batches.batch(batch_size)
+        model.fit(
+            batches.repeat(), steps_per_epoch=steps, shuffle=False, verbose=0
+        )
+        found.append(model.network.get_weights()[0][:, 0])
+    return np.array(found)
+
+
+def coefficients(settings):
+    """Rows of the excess over rho^2 for small rho, of every SAM."""
+    return [
+        setting._asdict() | expansion(setting) | {"zero_one": zero_one(setting)}
+        for setting in settings
+    ]
+
+
+def exact(settings, rhos):
+    """Rows of the population's optima, and of the exchange with AT.
+
+    Args:
+        settings: `Setting`s.
+        rhos: radii.
+    """
+    rows = []
+    for setting in settings:
+        points = population(setting)
+        base = minimiser(points)
+        plain = minimiser(population_example_balls(setting, 0.0))
+        for rho in rhos:
+            balls = population_example_balls(setting, rho)
+            excess = None
+            try:
+                excess = points.excess(worst_case(points, rho), base)
+            except ValueError as error:
+                print(f"{setting}: {error}", file=sys.stderr)
+            rows.append(
+                setting._asdict()
+                | {
+                    "rho": rho,
+                    "published": published_excess(rho),
+                    "worst": excess,
+                    "example": balls.excess(minimiser(balls), plain),
+                }
+            )
+    return rows
+
+
+def adversarial(setting, fractions):
+    """Rows of AT's excess, in closed form and of the population's optimum."""
+    points = population(setting)
+    base = minimiser(points)
+    return [
+        {
+            "fraction": fraction,
+            "closed": adversarial_excess(fraction),
+            "exact": points.excess(
+                minimiser(population(setting, fraction * setting.eta)), base
+            ),
+        }
+        for fraction in fractions
+    ]
+
+
+def other_losses(setting, rho):
+    """The worst case's excess with other losses, at one radius."""
+    rows = []
+    for name, loss in (("exponential", EXPONENTIAL), ("square", SQUARE)):
+        points = population(setting, loss=loss)
+        base = minimiser(points)
+        rows.append(
+            {
+                "loss": name,
+                "ratio": points.ratio(base),
+                "excess": points.excess(worst_case(points, rho), base),
+            }
+        )
+    return rows
+
+
+def summary(values):
+    """Mean and standard error; None for that of a single value."""
+    error = None
+    if len(values) > 1:
+        error = float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    return {"mean": float(np.mean(values)), "error": error}
+
+
+def training(setting, rho, fraction, samples, steps):
+    """A row: full batches of SAM and AT beside the same samples' optima.
+
+    Args:
+        setting: a `Setting`.
+        rho: SAM's radius.
+        fraction: AT's epsilon over eta; 0 leaves AT out.
+        samples: `Sample`s.
+        steps: of SGD.
+    """
+    points = [sample.points() for sample in samples]
+    bases = [minimiser(p) for p in points]
+
+    def excesses(weights):
+        triples = zip(points, weights, bases, strict=True)
+        return summary([p.excess(w, base) for p, w, base in triples])
+
+    shifts = [
+        rho**2 * sharpened(p, base)["worst"]
+        for p, base in zip(points, bases, strict=True)
+    ]
+    row = setting._asdict() | {
+        "rho": rho,
+        "fraction": fraction,
+        "sam": excesses(
+            trained(samples, setting, steps, perturb_weights=tfsam.SAM(rho))
+        ),
+        "worst": excesses(np.array(bases) + shifts),
+        "example": excesses([minimiser(example_balls(p, rho)) for p in points]),
+    }
+    if fraction:
+        epsilon = fraction * setting.eta
+        optima = [minimiser(sample.points(epsilon)) for sample in samples]
+        found = trained(samples, setting, steps, epsilon)
+        row["at"] = excesses(found)
+        row["at_exact"] = excesses(optima)
+        row["at_distance"] = float(np.abs(found - optima).max())
+    return row
+
+
+def batches(setting, rho, samples, steps, sizes):
+    """Rows of SAM's excess over ST's, both by the same batches in turn."""
+    points = samples[0].points()
+    rows = []
+    for size in sizes:
+        standard, sam = (
+            trained(samples, setting, steps, 0.0, method, size, rate=0.1)
+            for method in (None, tfsam.SAM(rho))
+        )
+        pairs = zip(sam, standard, strict=True)
+        excesses = [points.excess(w, base) for w, base in pairs]
+        rows.append({"size": size, "rho": rho, "excess": summary(excesses)})
+    return rows
+
+
+def hovering(setting, rho, samples, steps, rates):
+    """Rows of where full batches of SAM are left by a rate that stays.
+
+    `distance` is to the sample's minimum, `predicted` that of bouncing between
+    two points along the top eigenvector.
+    """
+    bases = [minimiser(sample.points()) for sample in samples]
+    rows = []
+    for rate in rates:
+        method = tfsam.SAM(rho)
+        found = trained(
+            samples,
+            setting,
+            steps,
+            perturb_weights=method,
+            rate=rate,
+            decay=False,
+        )
+        distances = np.linalg.norm(found - bases, axis=1)
+        rows.append(
+            {
+                "rate": rate,
+                "rho": rho,
+                "distance": summary(distances),
+                "predicted": rate * rho / (2 - rate),
+            }
+        )
+    return rows
+
+
+def measure(quick, n, seeds):
+    """All that the command reports.
+
+    Args:
+        quick: whether to measure a part.
+        n: examples of a sample, >= 100.
+        seeds: number of samples, >= 1.
+
+    Returns:
+        A dict of lists of rows.
+    """
+    settings = (CENTRE, WEAK) if quick else AROUND
+    rhos = RHOS[1:4:2] if quick else RHOS
+    steps = 300 if quick else 1000
+    drawn = {s: [draw(s, n, seed) for seed in range(seeds)] for s in settings}
+    radii = [(s, 0.2, 0.5) for s in settings]
+    radii += [
+        (s, rho, 0.0) for s in (CENTRE, WEAK) for rho in rhos if rho != 0.2
+    ]
+    if quick:
+        radii = radii[:2]
+    sizes, passes = ((10,), 1000) if quick else ((1, 10, 100), 6000)
+    return {
+        "coefficients": coefficients(settings),
+        "exact": exact((CENTRE, WEAK) if quick else GRID, rhos),
+        "adversarial": adversarial(CENTRE, FRACTIONS),
+        "losses": other_losses(CENTRE, 0.2),
+        "training": [
+            training(s, rho, fraction, drawn[s], steps)
+            for s, rho, fraction in radii
+        ],
+        "batches": batches(CENTRE, 0.2, drawn[CENTRE], passes, sizes),
+        "hovering": hovering(CENTRE, 0.2, drawn[CENTRE], steps, (0.1, 0.5)),
+    }
+
+
+def table(names, rows):
+    """Rows of cells as a Markdown table."""
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _number(value):
+    return "" if value is None else f"{value:+.4f}"
+
+
+def _measured(found):
+    if found is None:
+        return ""
+    error = "" if found["error"] is None else f" ± {found['error']:.4f}"
+    return _number(found["mean"]) + error
+
+
+def _setting(row):
+    return [row["p"], row["eta"], row["d"]]
+
+
+def _exchange(row):
+    """Both epsilons over eta, and whether they agree within 20 %."""
+    if row["worst"] is None:
+        return ["", "", ""]
+    fraction = equivalent_fraction(row["worst"])
+    published = equivalent_fraction(row["published"])
+    holds = abs(fraction / published - 1) <= 0.2
+    return [_number(fraction), _number(published), "yes" if holds else "no"]
+
+
+def report(found):
+    """The tables, in Markdown.
+
+    Args:
+        found: of `measure`.
+    """
+    where = ["p", "eta", "d"]
+    kinds = ["worst", "penalty", "relative", "gaussian", "zero_one", "example"]
+    parts = {
+        "Excess / rho^2 as rho goes to 0 (`example`: excess / rho); published "
+        "0.6667": table(
+            where + kinds,
+            [
+                _setting(row) + [_number(row[kind]) for kind in kinds]
+                for row in found["coefficients"]
+            ],
+        ),
+        "The population's excess, and AT's epsilon / eta that has the same as "
+        "the worst case": table(
+            [
+                *(*where, "rho", "published", "worst", "example"),
+                *("epsilon / eta", "by the paper", "within 20 %"),
+            ],
+            [
+                [*_setting(row), row["rho"]]
+                + [_number(row[k]) for k in ("published", "worst", "example")]
+                + _exchange(row)
+                for row in found["exact"]
+            ],
+        ),
+        "AT's excess at the centre": table(
+            ["epsilon / eta", "closed form", "exact"],
+            [
+                [row["fraction"], _number(row["closed"]), _number(row["exact"])]
+                for row in found["adversarial"]
+            ],
+        ),
+        "The worst case with other losses at the centre, rho 0.2": table(
+            ["loss", "W_R*", "excess"],
+            [
+                [row["loss"], f"{row['ratio']:.3f}", f"{row['excess']:+.1e}"]
+                for row in found["losses"]
+            ],
+        ),
+        "Trained by full batches, and the same samples' optima (excess: mean "
+        "± standard error)": table(
+            [
+                *(*where, "rho", "published", "SAM trained"),
+                *("worst, expansion", "example, exact"),
+                *("AT trained, eta / 2", "AT exact"),
+            ],
+            [
+                [*_setting(row), row["rho"]]
+                + [_number(published_excess(row["rho"]))]
+                + [_measured(row[k]) for k in ("sam", "worst", "example")]
+                + [_measured(row.get(k)) for k in ("at", "at_exact")]
+                for row in found["training"]
+            ],
+        ),
+        "Trained by batches at the centre, against ST by the same": table(
+            ["batch", "rho", "excess"],
+            [
+                [row["size"], row["rho"], _measured(row["excess"])]
+                for row in found["batches"]
+            ],
+        ),
+        "Full batches at the centre, the rate kept": table(
+            ["rate * top eigenvalue", "rho", "distance to ST", "bouncing"],
+            [
+                [
+                    *(row["rate"], row["rho"], _measured(row["distance"])),
+                    _number(row["predicted"]),
+                ]
+                for row in found["hovering"]
+            ],
+        ),
+    }
+    return "\n\n".join(f"{title}:\n\n{part}" for title, part in parts.items())
+
+
+def plot(found, path):
+    """Draws the excess over rho, a panel a setting, as SVG.
+
+    Args:
+        found: of `measure`.
+        path: of the file.
+    """
+
+    def panels(axes, figure):
+        for one, setting in zip(axes.flat, (WEAK, CENTRE), strict=True):
+            _plot_setting(one, found, setting)
+
+    figures.draw(panels, path, 1, 2, width=4.4, height=3.4)
+
+
+def _plot_setting(axes, found, setting):
+    here = setting._asdict().items()
+
+    def rows(name):
+        chosen = [row for row in found[name] if here <= row.items()]
+        return sorted(chosen, key=lambda row: row["rho"])
+
+    rhos = np.linspace(0, max(row["rho"] for row in rows("exact")), 100)
+    axes.plot(
+        rhos,
+        published_excess(rhos),
+        "--",
+        color=figures.INK,
+        label="published",
+    )
+    for kind, label, colour in (
+        ("worst", "worst case, exact", figures.BLUE),
+        ("example", "example by example, exact", figures.ORANGE),
+    ):
+        exact_rows = [r for r in rows("exact") if r[kind] is not None]
+        axes.plot(
+            [row["rho"] for row in exact_rows],
+            [row[kind] for row in exact_rows],
+            "o-",
+            color=colour,
+            label=label,
+        )
+    trainings = rows("training")
+    bars = {"capsize": 3, "linestyle": ""}
+    axes.errorbar(
+        [row["rho"] for row in trainings],
+        [row["sam"]["mean"] for row in trainings],
+        yerr=[row["sam"]["error"] or 0 for row in trainings],
+        marker="s",
+        color=figures.GREEN,
+        label="trained, full batch",
+        **bars,
+    )
+    colours = (figures.RED, figures.PINK, figures.GREY)
+    for row, colour in zip(
+        found["batches"] if setting == CENTRE else [], colours, strict=False
+    ):
+        axes.errorbar(
+            row["rho"],
+            row["excess"]["mean"],
+            yerr=row["excess"]["error"] or 0,
+            marker="^",
+            color=colour,
+            label=f"trained, batches of {row['size']}",
+            **bars,
+        )
+    highest = max(
+        row[kind] or 0 for row in rows("exact") for kind in ("worst", "example")
+    )
+    axes.set(
+        title=f"p {setting.p}, eta {setting.eta}, d {setting.d}",
+        xlabel="rho",
+        ylabel="W_R / W_R* - 1",
+        ylim=(-highest, 2 * highest),
+    )
+    axes.legend(loc="upper left")
+
+
+def main():
+    """Measures, and writes toy.json, toy.md and toy.svg."""
+    n = check_count("samples", _SAMPLES.value, 100)
+    seeds = check_count("seeds", _SEEDS.value, 1)
+    workdir = pathlib.Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    found = measure(_QUICK.value, n, seeds)
+    found["seconds"] = time.monotonic() - begin
+    text = report(found)
+    files.write_json(workdir / "toy.json", found)
+    files.write_atomically(workdir / "toy.md", text + "\n")
+    plot(found, workdir / "toy.svg")
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, FLAGS))

@@ -1,0 +1,443 @@
+"""The toy model of the paper: its optima, exact and expanded in rho.
+
+What the model is, and what is asked of it: `experiments.toy`.
+
+"SAM" is several things here, all with the logistic loss L, H its Hessian, T
+its third derivatives, w* its minimum, v the top eigenvector of H, of l:
+
+- worst: min_w max_{|e| <= rho} L(w + e) over all weights. Two maxima, near
+  +rho v and -rho v, tie at the optimum, which pins w along v:
+  w = w* - rho^2/2 H^-1 T[v, v] + rho^2/3 T[v, v, v] / l v + O(rho^4).
+- penalty: min_w L + rho^2/2 l(w), which misses the tie: without the last term.
+- average: E_e L(w + e), e of variance s^2 in each weight:
+  w = w* - s^2/2 H^-1 grad tr H.
+- one step, full batch: w <- w - rate * g(w + rho g / |g|). By convexity
+  g(w) . g(w + rho g / |g|) >= |g(w)|^2, so the flow ends at w* for every rho:
+  the excess is zero, and a finite rate hovers at rate * l * rho / (2 - rate l).
+- one step, example by example: of a linear model e is -rho y x / |x|, so it is
+  min_w E l(y w.x - rho |x|), of first order in rho.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import scipy.optimize
+import scipy.special
+from scipy.special import expit
+
+RHOS = (0.05, 0.1, 0.2, 0.4, 0.8)
+FRACTIONS = (0.1, 0.25, 0.5)
+
+
+class Setting(NamedTuple):
+    """A distribution of the toy model.
+
+    Attributes:
+        p: probability that the robust feature is the label, in (1/2, 1).
+        eta: mean of a non-robust feature times the label, > 0.
+        d: number of non-robust features, >= 1.
+    """
+
+    p: float
+    eta: float
+    d: int
+
+    @property
+    def log_odds(self):
+        """What the robust feature says of the label."""
+        return np.log(self.p / (1 - self.p))
+
+    def bayes(self, epsilon=0.0):
+        """The best weights, each non-robust feature epsilon nearer to 0."""
+        means = np.full(self.d, self.eta - epsilon)
+        return np.concatenate([[self.log_odds], 2 * means])
+
+
+CENTRE = Setting(0.9, 0.3, 10)
+WEAK = Setting(0.9, 0.1, 1)
+AROUND = (
+    CENTRE,
+    *(CENTRE._replace(p=p) for p in (0.7, 0.99)),
+    *(CENTRE._replace(eta=eta) for eta in (0.1, 1.0)),
+    *(CENTRE._replace(d=d) for d in (1, 100)),
+    WEAK,
+)
+# Without eta 1, d 100: its Bayes error is 1e-23, nothing is left to minimise.
+GRID = tuple(
+    Setting(p, eta, d)
+    for p in (0.7, 0.9, 0.99)
+    for eta, d in ((0.1, 1), (0.3, 1), (0.1, 10), (0.3, 10), (1.0, 10))
+)
+
+
+def published_excess(rho):
+    """SAM's excess as published: 2/3 rho^2."""
+    return 2 / 3 * rho**2
+
+
+def adversarial_excess(fraction):
+    """AT's excess, exact: of epsilon / eta."""
+    return fraction / (1 - fraction)
+
+
+def equivalent_fraction(excess):
+    """The epsilon / eta at which AT has an excess; negative with it."""
+    return excess / (1 + excess)
+
+
+class Loss(NamedTuple):
+    """A function of the margin y w.x, and its derivatives."""
+
+    value: Callable
+    slope: Callable
+    curvature: Callable
+
+
+LOGISTIC = Loss(
+    lambda m: np.logaddexp(0, -m),
+    lambda m: -expit(-m),
+    lambda m: expit(m) * expit(-m),
+)
+EXPONENTIAL = Loss(
+    lambda m: np.exp(-m), lambda m: -np.exp(-m), lambda m: np.exp(-m)
+)
+SQUARE = Loss(lambda m: (1 - m) ** 2 / 2, lambda m: m - 1, np.ones_like)
+
+
+class Points(NamedTuple):
+    """Examples or quadrature nodes, and the mean loss over them.
+
+    Attributes:
+        features: y x, of shape (points, weights), the robust one first.
+        shares: what each counts, summing to 1.
+        pooled: the vector whose product with w is the mean non-robust weight.
+        loss: a `Loss`.
+        offset: taken from every margin, or from each its own.
+    """
+
+    features: np.ndarray
+    shares: np.ndarray
+    pooled: np.ndarray
+    loss: Loss = LOGISTIC
+    offset: np.ndarray | float = 0.0
+
+    def value(self, w):
+        """The mean loss at w, or at each row of w."""
+        return self.shares @ self.loss.value(self._margins(w))
+
+    def gradient(self, w):
+        """Its gradient at w, or at each row of w."""
+        slopes = self.loss.slope(self._margins(w))
+        return (slopes.T * self.shares) @ self.features
+
+    def hessian(self, w):
+        """Its second derivatives at w."""
+        curvatures = self.shares * self.loss.curvature(self._margins(w))
+        return self.features.T @ (curvatures[:, None] * self.features)
+
+    def ratio(self, w):
+        """W_R."""
+        return w[0] / (self.pooled @ w)
+
+    def excess(self, w, base):
+        """W_R over that of other weights, less 1."""
+        return self.ratio(w) / self.ratio(base) - 1
+
+    def _margins(self, w):
+        return self.features @ w.T - self.offset
+
+
+class Sample(NamedTuple):
+    """Examples: x of shape (n, d + 1) and labels y of 1 and -1."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def points(self, epsilon=0.0):
+        """Its points under attack, while no non-robust weight is negative."""
+        features = self.y[:, None] * self.x
+        features[:, 1:] -= epsilon
+        n, k = features.shape
+        pooled = np.append(0.0, np.full(k - 1, 1 / (k - 1)))
+        return Points(features, np.full(n, 1 / n), pooled)
+
+
+def draw(setting, n, seed):
+    """A `Sample` of n examples."""
+    random = np.random.default_rng(seed)
+    y = random.choice([-1.0, 1.0], n)
+    robust = np.where(random.random(n) < setting.p, y, -y)
+    noise = random.standard_normal((n, setting.d))
+    return Sample(
+        np.column_stack([robust, setting.eta * y[:, None] + noise]), y
+    )
+
+
+def population(setting, epsilon=0.0, loss=LOGISTIC):
+    """The whole distribution, as quadrature nodes, in three weights.
+
+    All non-robust weights are equal at an optimum. So what counts of them is
+    one along (1, ..., 1) / sqrt(d), whose feature is N(eta sqrt(d), 1), and,
+    for perturbations, one across, whose feature is N(0, 1): whatever depends
+    on these alone depends on eta and d by eta sqrt(d). The trapezoidal rule is
+    exact to rounding here, where Gauss and Hermite's needs more nodes.
+
+    Args:
+        setting: a `Setting`.
+        epsilon: the attack's radius, below eta.
+        loss: a `Loss`.
+    """
+    along = np.arange(-68, 69) / 8
+    density = np.exp(-(along**2) / 2)
+    across, mass = np.polynomial.hermite_e.hermegauss(8)
+    if setting.d == 1:
+        across, mass = np.zeros(1), np.ones(1)
+    mean = (setting.eta - epsilon) * np.sqrt(setting.d)
+    grid = np.meshgrid([1.0, -1.0], mean + along, across, indexing="ij")
+    shares = np.einsum(
+        "i,j,k->ijk", [setting.p, 1 - setting.p], density, mass
+    ).ravel()
+    weights = 2 if setting.d == 1 else 3
+    features = np.stack([axis.ravel() for axis in grid[:weights]], axis=1)
+    pooled = np.array([0, 1 / np.sqrt(setting.d), 0])[:weights]
+    return Points(features, shares / shares.sum(), pooled, loss)
+
+
+def on_a_line(setting):
+    """The setting of one non-robust feature with the same optima in a plane."""
+    return setting._replace(eta=setting.eta * setting.d**0.5, d=1)
+
+
+def example_balls(points, rho):
+    """The points where SAM perturbs the weights for each example alone.
+
+    Args:
+        points: `Points` whose features are all of y x.
+        rho: the radius.
+    """
+    norms = np.linalg.norm(points.features, axis=1)
+    return points._replace(offset=rho * norms)
+
+
+def population_example_balls(setting, rho):
+    """The same of the population; features across have nodes of their own."""
+    points = population(on_a_line(setting))
+    if setting.d == 1:
+        return example_balls(points, rho)
+    nodes = 24
+    half, mass = scipy.special.roots_genlaguerre(nodes, (setting.d - 3) / 2)
+    shares = np.outer(points.shares, mass / mass.sum()).ravel()
+    features = np.repeat(points.features, nodes, axis=0)
+    squares = (features**2).sum(axis=1) + np.tile(2 * half, len(points.shares))
+    return points._replace(
+        features=features, shares=shares, offset=rho * np.sqrt(squares)
+    )
+
+
+def minimiser(points):
+    """The weights where the mean loss is least, by Newton's method."""
+    w = np.zeros(points.features.shape[1])
+    for _ in range(200):
+        step = np.linalg.solve(points.hessian(w), points.gradient(w))
+        # Far away the loss is flat and a full step may go beyond it.
+        step /= max(1.0, np.linalg.norm(step))
+        w = w - step
+        if np.linalg.norm(step) < 1e-13 * (1 + np.linalg.norm(w)):
+            break
+    return w
+
+
+def unit(vectors):
+    """Each row divided by its norm."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def climbed(points, w, e):
+    """The maximum of the loss on a sphere around w that e leads to.
+
+    Newton's steps within the sphere where the loss is concave there; else e
+    moves to where the gradient points, which climbs, for the loss is convex.
+
+    Args:
+        points: `Points` with a convex loss.
+        w: the sphere's centre.
+        e: where to start, relative to w, on the sphere.
+    """
+    radius = np.linalg.norm(e)
+    for _ in range(60):
+        gradient = points.gradient(w + e)
+        tangent = np.linalg.qr(np.column_stack([e, np.eye(len(e))]))[0][:, 1:]
+        slope = tangent.T @ gradient
+        if np.linalg.norm(slope) < 1e-13 * np.linalg.norm(gradient):
+            break
+        bend = tangent.T @ points.hessian(w + e) @ tangent
+        bend -= gradient @ e / radius**2 * np.eye(len(slope))
+        step = tangent @ np.linalg.solve(bend, slope)
+        concave = np.linalg.eigvalsh(bend)[-1] < 0
+        near = np.linalg.norm(step) < radius / 2
+        e = radius * unit(e - step if concave and near else gradient)
+    return e
+
+
+def directions(points, w):
+    """Where to look for the maxima of the loss on a sphere around w."""
+    axes = np.linalg.eigh(points.hessian(w))[1].T
+    random = np.random.default_rng(0).standard_normal((12, len(w)))
+    return np.vstack([axes, -axes, -unit(w), unit(random)])
+
+
+def maxima(points, w, radius, starts):
+    """The directions of the local maxima on a sphere that `starts` lead to."""
+    for _ in range(10):
+        starts = unit(points.gradient(w + radius * starts))
+    found: list = []
+    for start in starts:
+        top = climbed(points, w, radius * start) / radius
+        if all(np.linalg.norm(top - other) > 1e-6 for other in found):
+            found.append(top)
+    return np.array(found)
+
+
+def worst_case(points, rho, relative=False):
+    """SAM's exact optimum: min_w max_{|e| <= rho} L(w + e).
+
+    The maximum is on the sphere, for the loss is convex. A smooth problem has a
+    constraint for each perturbation that was a local maximum so far; it is
+    solved anew until the search finds nothing that is higher.
+
+    Args:
+        points: `Points` with a convex loss.
+        rho: the radius, > 0.
+        relative: whether the radius is rho |w| instead.
+
+    Returns:
+        The weights.
+
+    Raises:
+        ValueError: if higher maxima never end.
+    """
+    base = minimiser(points)
+    size = rho * (np.linalg.norm(base) if relative else 1)
+    lowest = points.value(base)
+    # In these units, loss and weights move by about 1.
+    gain = size**2 * np.linalg.eigvalsh(points.hessian(base))[-1]
+
+    def weights(z):
+        return base + size**2 * z[:-1]
+
+    def radius(w):
+        return rho * np.linalg.norm(w) if relative else rho
+
+    def heights(w, directions):
+        moved = w + radius(w) * directions
+        return (points.value(moved) - lowest) / gain
+
+    def slopes(w, directions):
+        gradients = points.gradient(w + radius(w) * directions)
+        if relative:
+            along = (gradients * directions).sum(axis=1)
+            gradients = gradients + rho * np.outer(along, unit(w))
+        return gradients * size**2 / gain
+
+    tolerance = 1e-10 * size**2
+    z = np.zeros(len(base) + 1)
+    last = np.eye(len(z))[-1]
+    known = np.empty((0, len(base)))
+    found = directions(points, base)
+    for _ in range(40):
+        w = weights(z)
+        level = heights(w, known).max(initial=-np.inf) + tolerance
+        found = maxima(points, w, radius(w), found)
+        if heights(w, found).max() < level:
+            found = maxima(points, w, radius(w), directions(points, w))
+        tops = heights(w, found)
+        if tops.max() < level:
+            return w
+        known = np.vstack([known, found])
+        z[-1] = tops.max()
+        z = scipy.optimize.minimize(
+            lambda z: z[-1],
+            z,
+            jac=lambda z: last,
+            constraints={
+                "type": "ineq",
+                "fun": lambda z, k=known: z[-1] - heights(weights(z), k),
+                "jac": lambda z, k=known: np.column_stack(
+                    [-slopes(weights(z), k), np.ones(len(k))]
+                ),
+            },
+            method="SLSQP",
+            options={"ftol": 1e-16, "maxiter": 100},
+        ).x
+    raise ValueError(
+        f"The worst case's optimum was not found. Received: rho={rho}"
+    )
+
+
+def sharpened(points, w):
+    """How SAM moves a minimum, over rho^2 as rho goes to 0.
+
+    Args:
+        points: `Points` with the logistic loss.
+        w: their minimiser.
+
+    Returns:
+        A dict of shifts: `worst` and `penalty` as at the top, and `relative`,
+        the worst case within rho |w|.
+    """
+    margins = points.features @ w
+    thirds = -LOGISTIC.curvature(margins) * np.tanh(margins / 2)
+    hessian = points.hessian(w)
+    values, axes = np.linalg.eigh(hessian)
+    top, v = values[-1], axes[:, -1]
+    along = points.features @ v
+    bend = (points.shares * thirds * along**2) @ points.features
+    penalty = -np.linalg.solve(hessian, bend) / 2
+    worst = penalty + bend @ v / (3 * top) * v
+    pull = axes @ ((top / values - 1) * (axes.T @ w))
+    return {
+        "worst": worst,
+        "penalty": penalty,
+        "relative": w @ w * worst - pull,
+    }
+
+
+def expansion(setting):
+    """The excess over rho^2 as rho goes to 0, by the formulas at the top.
+
+    Args:
+        setting: a `Setting`.
+
+    Returns:
+        A dict of `sharpened`'s, and of `gaussian`, the average over normal
+        noise of deviation rho (a third of it is that of the cube, 1 / (d + 3)
+        of it that of the ball); and of `example`, example by example, over rho.
+    """
+    line = on_a_line(setting)
+    points, w = population(line), line.bayes()
+    margins = points.features @ w
+    curvatures = points.shares * LOGISTIC.curvature(margins)
+    squares = setting.d + points.features[:, 1] ** 2
+    noise = (curvatures * np.tanh(margins / 2) * squares) @ points.features
+    balls = population_example_balls(setting, 1.0)
+    pulls = balls.shares * LOGISTIC.curvature(balls.features @ w)
+    pull = (pulls * balls.offset) @ balls.features
+    shifts = sharpened(points, w) | {
+        "gaussian": np.linalg.solve(points.hessian(w), noise / 2),
+        "example": np.linalg.solve(points.hessian(w), pull),
+    }
+    return {
+        name: float(shift[0] / w[0] - shift[1] / w[1])
+        for name, shift in shifts.items()
+    }
+
+
+def zero_one(setting):
+    """The same of the error rate, averaged over noise of deviation rho.
+
+    Its scale means nothing, so the mean non-robust weight is kept at 1. An
+    exact coefficient: 1 - 2 / d + (W_R* / d)^2.
+    """
+    ratio = setting.log_odds / (2 * setting.eta)
+    return float(1 - 2 / setting.d + (ratio / setting.d) ** 2)
