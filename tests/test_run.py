@@ -532,6 +532,7 @@ OVERRIDES = {
     "devices": ("cpu:2", "cpu:2"),
     "jit_compile": ("false", "false"),
     "sharpness": ("global", "global"),
+    "precision": ("mixed_float16", "mixed_float16"),
 }
 
 
@@ -826,6 +827,7 @@ BAD_FLAGS = [
     (["--devices=cpu:2", "--batch_size=33"], ["batch_size", "2", "33"]),
     (["--jit_compile=maybe"], ["auto", "jit_compile=maybe"]),
     (["--sharpness=local"], ["per_replica", "global", "local"]),
+    (["--precision=float16"], ["mixed_float16", "precision=float16"]),
     (["--evaluate=m.keras", "--method=sam"], ["--method=sam"]),
     (["--evaluate=m.keras", "--rho=0.1"], ["--rho=0.1"]),
     (["--evaluate=m.keras", "--epochs=3"], ["--epochs=3"]),

@@ -24,6 +24,9 @@ from tfsam import files
 from tfsam import reports
 from tfsam import training
 
+# What runs did before there was a flag for it: those of an older tfsam go on.
+_BEFORE = {"precision": "float32"}
+
 
 class Inputs(NamedTuple):
     """What a run works on, checked: nothing has been written yet."""
@@ -101,6 +104,7 @@ def finished(workdir, config):
     """
     held = files.read_json(workdir / "config.json")
     if held:
+        held = _BEFORE | held
         wanted = config | _files(config)
         changes = ", ".join(
             f"{key}={wanted[key]} (it has {held.get(key)})"

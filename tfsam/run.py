@@ -54,6 +54,7 @@ _PAPER = {
     "l2_epsilons": [16 / 255, 32 / 255],
     "devices": "auto",
     "jit_compile": "auto",
+    "precision": "float32",
     "sharpness": "per_replica",
 }
 
@@ -80,7 +81,7 @@ _TRAINING = (
     *methods.SETTINGS,
     *("network", "epochs", "batch_size", "learning_rate", "momentum"),
     *("weight_decay", "augment", "sharpness", "limit_train"),
-    *("select", "validate_every", "validation_images"),
+    *("select", "validate_every", "validation_images", "precision"),
 )
 
 
@@ -329,6 +330,7 @@ def define_flags():
         ("auto", "true", "false"),
         "XLA for gradients; auto: on GPUs",
     )
+    choice("precision", training.PRECISIONS, "Arithmetic inside the network")
     choice(
         "sharpness",
         ("per_replica", "global"),
@@ -422,6 +424,7 @@ def _check_choices(config):
     _one_of("select", config["select"], SELECT)
     _one_of("network", config["network"], training.NETWORKS)
     _one_of("jit_compile", config["jit_compile"], ("auto", "true", "false"))
+    _one_of("precision", config["precision"], training.PRECISIONS)
     _one_of("sharpness", config["sharpness"], ("per_replica", "global"))
     if not config["attacks"]:
         raise ValueError("attacks must name one at least. Received: none")

@@ -32,6 +32,8 @@ NETWORKS: dict[str, Callable] = {
     "wide_resnet": networks.wide_resnet,
 }
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
 # Training images on which an average's BatchNorm statistics are measured, and
 # on which the trained network's accuracy is.
 _RECALIBRATION = 10_000
@@ -79,7 +81,7 @@ def make_model(config, images, strategy):
     # The paper's statistics where the images are the paper's.
     known = images.name in ("cifar10", "cifar100")
     steps = _steps(config, images, strategy)
-    with strategy.scope() if strategy else contextlib.nullcontext():
+    with _scope(strategy), _precision(config["precision"]):
         network = NETWORKS[config["network"]](
             len(images.class_names),
             input_shape=images.x_train.shape[1:],
@@ -101,6 +103,21 @@ def make_model(config, images, strategy):
             jit_compile=classifiers.use_xla(JIT_COMPILE[config["jit_compile"]]),
         )
     return model
+
+
+def _scope(strategy):
+    return strategy.scope() if strategy else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _precision(policy):
+    """Layers made in it have this policy; the weights are float32 in all."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _robust_model(config, network, steps):
@@ -358,7 +375,7 @@ def _restore(folder, strategy, log):
     """The model of the newest checkpoint that can be read, and its epochs."""
     for epochs, path in callbacks.checkpoints(folder):
         try:
-            with strategy.scope() if strategy else contextlib.nullcontext():
+            with _scope(strategy):
                 model = keras.saving.load_model(path)
         except (
             *(KeyError, OSError, TypeError, ValueError),
