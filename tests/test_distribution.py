@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfsam
+from tfsam import devices
 
 RNG = np.random.default_rng(0)
 X = RNG.random((16, 6, 6, 1)).astype("float32")
@@ -161,6 +162,25 @@ def test_at_sam_with_batch_norm_trains_on_two_devices(jit_compile):
     )
     plain = trained(2, batch_norm=True, steps=8)
     assert np.isfinite(found[1]).all() and furthest(found, plain) > 1e-4
+
+
+def test_predictions_with_xla_on_two_devices_are_one_device_s():
+    """XLA cannot have Keras's functions whole: a replica's variables are there.
+
+    So a run that validates on several GPUs, where XLA is on, would fail.
+    """
+    found = []
+    for count in (1, 2):
+        strategy = devices.make_strategy(f"cpu:{count}")
+        with (strategy or tf.distribute.get_strategy()).scope():
+            model = tfsam.RobustModel(network(batch_norm=True))
+            model.compile(loss=LOSS, jit_compile=True)
+        data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
+        loss = model.evaluate(data, verbose=0)
+        found.append((model.predict(data, verbose=0), loss))
+        assert model.jit_compile
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
 
 
 def test_mixed_precision_on_two_devices():

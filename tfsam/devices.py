@@ -1,20 +1,122 @@
-"""Devices by the name that a command line gives them."""
+"""Devices by the name that a command line gives them, and workers.
+
+Workers are processes, on one machine or on several, that train one model
+together. The environment variable TF_CONFIG tells each who they are and which
+of them it is; the first one is the chief.
+"""
 
 import contextlib
+import json
+import os
 import re
+import zlib
 
+import numpy as np
 import tensorflow as tf
 
+STRATEGIES = ("auto", "mirrored", "multi_worker")
 
-def make_strategy(devices):
-    """The `tf.distribute` strategy of a --devices value, None for one device.
+# Why there are no others.
+_TOGETHER = (
+    "replicas must take each step together, which parameter servers do not, "
+    "and XLA may compile pieces of a step only, where a TPU needs all of it"
+)
+
+# What TensorFlow raises in the workers that are left when one is lost.
+_LOST = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+)
+
+
+def cluster_size():
+    """How many workers the environment variable TF_CONFIG names; 1 without it.
+
+    Raises:
+        ValueError: if TF_CONFIG cannot be read, does not say which of them this
+            is, or names parameter servers or evaluators.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    if not text.strip():
+        return 1
+    try:
+        config = json.loads(text)
+        jobs = {job: len(hosts) for job, hosts in config["cluster"].items()}
+        kind, index = config["task"]["type"], int(config["task"]["index"])
+        known = index < jobs[kind] and set(jobs) <= {"chief", "worker"}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        known = False
+    if not known:
+        raise ValueError(
+            "TF_CONFIG must name workers, and which of them this is: "
+            '{"cluster": {"worker": ["host:port", ...]}, '
+            '"task": {"type": "worker", "index": 0}}. '
+            f"Received: TF_CONFIG={text}"
+        )
+    return sum(jobs.values())
+
+
+def make_strategy(devices, kind="auto"):
+    """The `tf.distribute` strategy of a command line, None for one device.
+
+    Of several workers it waits until all of them are there, and must come
+    before anything else that TensorFlow does.
 
     Args:
         devices: auto, cpu, cpu:N, gpu:all or gpu:N.
+        kind: "mirrored" for this process's devices alone, "multi_worker" for
+            those of all workers of TF_CONFIG, "auto" for the latter if there
+            are any.
 
     Raises:
-        ValueError: if there are no such devices.
+        ValueError: if there are no such devices, workers or strategies.
     """
+    if kind not in STRATEGIES:
+        raise ValueError(
+            f"strategy must be one of {', '.join(STRATEGIES)}: {_TOGETHER}. "
+            f"Received: strategy={kind}"
+        )
+    count = 1 if kind == "mirrored" else cluster_size()
+    if count > 1:
+        return _multi_worker(devices, count)
+    if kind == "multi_worker":
+        raise ValueError(
+            "strategy=multi_worker needs the environment variable TF_CONFIG "
+            "with two workers at least. "
+            f"Received: TF_CONFIG={os.environ.get('TF_CONFIG', '')}"
+        )
+    return _mirrored(devices)
+
+
+def _multi_worker(devices, count):
+    """All GPUs of all workers, or the CPU of each."""
+    if devices not in ("auto", "cpu", "gpu:all"):
+        raise ValueError(
+            "devices must be auto, cpu or gpu:all for several workers, each of "
+            f"which has the same. Received: devices={devices}"
+        )
+    gpus = tf.config.get_visible_devices("GPU")
+    if devices == "gpu:all" and not gpus:
+        raise ValueError(
+            f"devices must name GPUs that are here: 0. Received: {devices}"
+        )
+    try:
+        if devices == "cpu" and gpus:
+            tf.config.set_visible_devices([], "GPU")
+        print(f"waiting for all {count} workers", flush=True)
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise ValueError(
+            f"workers must meet before TensorFlow starts ({error}). "
+            f"Received: TF_CONFIG={os.environ['TF_CONFIG']}"
+        ) from None
+
+
+def _mirrored(devices):
     gpus = tf.config.get_visible_devices("GPU")
     number = r"[1-9]\d*"
     match = re.fullmatch(
@@ -64,8 +166,119 @@ def make_strategy(devices):
     )
 
 
+def check_strategy(strategy):
+    """Refuses the strategies that a `RobustModel` cannot be trained under.
+
+    Args:
+        strategy: the current `tf.distribute` strategy.
+
+    Raises:
+        ValueError: if it is one of them.
+    """
+    known = (
+        tf.distribute.MirroredStrategy,
+        tf.distribute.MultiWorkerMirroredStrategy,
+        tf.distribute.OneDeviceStrategy,
+    )
+    if tf.distribute.has_strategy() and not isinstance(strategy, known):
+        raise ValueError(
+            "RobustModel trains under tf.distribute.MirroredStrategy and "
+            f"MultiWorkerMirroredStrategy: {_TOGETHER}. "
+            f"Received: strategy={type(strategy).__name__}"
+        )
+
+
+def is_chief(strategy):
+    """Whether this process is the one that writes: others leave no file.
+
+    Args:
+        strategy: a `tf.distribute` strategy or None.
+    """
+    return strategy is None or strategy.extended.should_checkpoint
+
+
+def workers(strategy):
+    """How many processes a strategy, or None, has.
+
+    Args:
+        strategy: a `tf.distribute` strategy or None.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 1
+    here = len(strategy.extended.worker_devices)
+    return strategy.num_replicas_in_sync // here
+
+
+@contextlib.contextmanager
+def losing_workers(strategy):
+    """Says in one way what TensorFlow says in many: a worker was lost.
+
+    It finds out within about half a minute, or in the next collective.
+
+    Args:
+        strategy: a `tf.distribute` strategy or None.
+
+    Raises:
+        ConnectionError: if another worker was lost.
+    """
+    try:
+        yield
+    except _LOST as error:
+        if workers(strategy) == 1:
+            raise
+        # The first line, less where in TensorFlow it happened.
+        reason = re.sub(r"\{\{.*?\}\} *", "", str(error)).splitlines()[0]
+        raise ConnectionError(f"another worker was lost: {reason}") from error
+
+
+def check_agreement(strategy, what):
+    """Waits for all workers, and finds whether they are in the same state.
+
+    Args:
+        strategy: a `tf.distribute` strategy or None.
+        what: the state by name; numbers and text.
+
+    Raises:
+        ValueError: in all workers, with what differs.
+    """
+    if workers(strategy) == 1:
+        return
+    sums = [zlib.crc32(str(value).encode()) for value in what.values()]
+    found = _of_workers(strategy, sums)
+    for name, column in zip(what, found.T, strict=True):
+        if len(np.unique(column)) > 1:
+            raise ValueError(
+                f"all workers must have the same {name}: start them by the "
+                "same command, with one --workdir that they share. "
+                f"Received: {name}={what[name]} in this one"
+            )
+
+
+def of_chief(strategy, value):
+    """The chief's value of a number that each worker has measured.
+
+    What all workers decide by must be one number, or some would go on and wait
+    for the others: BatchNorm's statistics, for one, differ between them.
+
+    Args:
+        strategy: a `tf.distribute` strategy or None.
+        value: a number.
+    """
+    if workers(strategy) == 1:
+        return value
+    return type(value)(_of_workers(strategy, value)[0])
+
+
+def _of_workers(strategy, value):
+    """An array with a row for each replica: each worker's value."""
+    mine = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(np.array([value]))
+    )
+    return strategy.gather(mine, axis=0).numpy()
+
+
 def names(strategy):
-    """The devices that a run works on."""
+    """The devices of this process that a run works on."""
     if strategy is not None:
         names = strategy.extended.worker_devices
         return ["/device:" + name.rpartition("device:")[2] for name in names]

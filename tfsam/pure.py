@@ -6,6 +6,7 @@ backward passes that change nothing, and what Keras's own training step does
 besides.
 """
 
+import contextlib
 import re
 from typing import Any
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import checks
+from tfsam import devices
 from tfsam.attacks.losses import cross_entropy
 from tfsam.weights.base import kind
 
@@ -288,17 +290,65 @@ class PureModel(keras.Model):
             return function
         return tf.function(function, jit_compile=True, autograph=False)
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Keras's own, but that a batch may be spread over workers.
+
+        Keras takes the mean over replicas to see a batch's shapes, which
+        MultiWorkerMirroredStrategy does not do for a batch's tuple (Keras issue
+        20585). One replica's share shows them as well.
+        """
+        strategy = self.distribute_strategy
+        if iterator is not None and self._distribute_strategy is not None:
+            for _, _, batches in iterator:
+                data_batch = tf.nest.map_structure(
+                    lambda t: strategy.experimental_local_results(t)[0],
+                    next(batches),
+                )
+                break
+        super()._maybe_symbolic_build(data_batch=data_batch)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Keras's own, in the form in which Keras reduces it over workers.
+
+        Under MultiWorkerMirroredStrategy it takes the mean over the first axis,
+        which a number does not have.
+        """
+        results = super().compute_metrics(x, y, y_pred, sample_weight)
+        if devices.workers(tf.distribute.get_strategy()) == 1:
+            return results
+        return tf.nest.map_structure(lambda t: tf.reshape(t, [1]), results)
+
     def make_train_function(self, force=False):
         """Keras's own, but for XLA: `train_step` compiles its pure pieces.
 
         XLA must not have the whole step: its loops run on one thread on a CPU,
         and it has no collectives between replicas.
         """
+        with self._plain():
+            return super().make_train_function(force=force)
+
+    def make_test_function(self, force=False):
+        """Keras's own, but for XLA on several replicas, which fails there."""
+        with self._plain_on_several():
+            return super().make_test_function(force=force)
+
+    def make_predict_function(self, force=False):
+        """Keras's own, but for XLA on several replicas, which fails there."""
+        with self._plain_on_several():
+            return super().make_predict_function(force=force)
+
+    @contextlib.contextmanager
+    def _plain(self):
         jit_compile, self.jit_compile = self.jit_compile, False
         try:
-            return super().make_train_function(force=force)
+            yield
         finally:
             self.jit_compile = jit_compile
+
+    def _plain_on_several(self):
+        """XLA's functions see the variables of one device alone."""
+        several = self.distribute_strategy.num_replicas_in_sync > 1
+        return self._plain() if several else contextlib.nullcontext()
 
 
 def tensor(value):
