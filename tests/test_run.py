@@ -530,6 +530,7 @@ OVERRIDES = {
     "validation_images": ("50", 50),
     "evaluate": ("model.keras", "model.keras"),
     "devices": ("cpu:2", "cpu:2"),
+    "strategy": ("mirrored", "mirrored"),
     "jit_compile": ("false", "false"),
     "sharpness": ("global", "global"),
     "precision": ("mixed_float16", "mixed_float16"),
@@ -820,6 +821,9 @@ BAD_FLAGS = [
     (["--devices=cpu:0"], ["devices", "cpu:0"]),
     (["--devices=cpu:99"], ["devices", "cpu:99"]),
     (["--devices=tpu"], ["devices", "tpu"]),
+    (["--strategy=tpu"], ["strategy=tpu", "a TPU needs all of it"]),
+    (["--strategy=parameter_server"], ["parameter servers do not"]),
+    (["--strategy=multi_worker"], ["TF_CONFIG", "two workers"]),
     (
         ["--devices=cpu:2", "--limit_train=20", "--batch_size=64"],
         ["batch_size", "20", "64"],

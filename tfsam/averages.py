@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import checks
+from tfsam import devices
 from tfsam import files
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
@@ -278,7 +279,7 @@ class WeightAverage(keras.callbacks.Callback):
         """Puts the weights of the training back, and saves the average."""
         self._collect()
         self._swap_out()
-        if self.folder:
+        if self.folder and devices.is_chief(self.model.distribute_strategy):
             self._save(epoch + 1)
 
     def on_train_end(self, logs=None):

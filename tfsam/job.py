@@ -52,7 +52,13 @@ def prepare(config):
     """
     for name in config["attacks"]:
         attacks.factory(name)
-    strategy = devices.make_strategy(config["devices"])
+    if config["evaluate"] and devices.cluster_size() > 1:
+        raise ValueError(
+            "processes share an evaluation by --shard=i/n, each with a "
+            "workdir of its own, without TF_CONFIG. "
+            f"Received: evaluate={config['evaluate']}"
+        )
+    strategy = devices.make_strategy(config["devices"], config["strategy"])
     images = data.load(
         config["dataset"],
         limit_train=config["limit_train"],
@@ -130,13 +136,25 @@ def finished(workdir, config):
     return None
 
 
-def claim(workdir, config):
+def claim(workdir, config, strategy=None):
     """Makes the folder, and writes into it what run it holds.
+
+    Of several workers the chief does, once all of them have seen the folder.
 
     Args:
         workdir: the folder, seen by `finished`.
         config: settings, as of `tfsam.run.configuration`.
+        strategy: a `tf.distribute` strategy or None.
+
+    Raises:
+        ConnectionError: if another worker was lost.
+        ValueError: if the workers do not all want the same run of one folder.
     """
+    done = {"checkpoint": training.epochs_done(workdir)}
+    with devices.losing_workers(strategy):
+        devices.check_agreement(strategy, config | done)
+    if not devices.is_chief(strategy):
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     for folder in (workdir, workdir / "checkpoints"):
         for path in files.leftovers(folder):
@@ -358,16 +376,21 @@ def run(config, inputs, workdir, log):
         log: a function of a line of text.
 
     Returns:
-        What results.json holds.
+        What results.json holds; None in a worker that is not the chief.
 
     Raises:
+        ConnectionError: if another worker was lost.
         FloatingPointError: if the loss became NaN.
     """
-    images, model, trained = inputs.images, inputs.logits, None
+    model, trained = inputs.logits, None
     if model is None:
-        network, trained = training.train(
-            config, images, workdir, inputs.strategy, log
-        )
+        with devices.losing_workers(inputs.strategy):
+            network, trained = training.train(
+                config, inputs.images, workdir, inputs.strategy, log
+            )
+        if not devices.is_chief(inputs.strategy):
+            log("done; the chief goes on alone")
+            return None
         with files.replacing(workdir / "model.keras") as temporary:
             network.save(temporary)
         with files.replacing(workdir / "saved_model") as temporary:
@@ -384,6 +407,7 @@ def run(config, inputs, workdir, log):
         "seed": config["seed"],
         "versions": _versions(),
         "devices": devices.names(inputs.strategy),
+        "workers": devices.workers(inputs.strategy),
         "train": trained,
         **measured,
         "artifacts": _artifacts(workdir),
@@ -409,14 +433,20 @@ def _artifacts(workdir):
     return [name for name in names if (workdir / name).exists()]
 
 
-def logger(path):
+def logger(path, strategy=None):
     """A function that prints a line and keeps it in a file, with the time.
 
     Args:
         path: of the file.
+        strategy: a `tf.distribute` strategy or None; a worker that is not the
+            chief prints alone.
     """
 
     def log(line):
+        if not devices.is_chief(strategy):
+            worker = strategy.cluster_resolver.task_id
+            print(f"worker {worker}: {line}", flush=True)
+            return
         print(line, flush=True)
         with open(path, "a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")

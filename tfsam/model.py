@@ -26,6 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import checks
+from tfsam import devices
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
 from tfsam.geometry import check_count
@@ -84,7 +85,8 @@ class RobustModel(PureModel):
         network: the inner network; export and serve this one.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range; under a strategy other
+            than MirroredStrategy and MultiWorkerMirroredStrategy.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class RobustModel(PureModel):
                 "network must be a keras.Model that returns logits. "
                 f"Received: network={network}"
             )
+        devices.check_strategy(tf.distribute.get_strategy())
         _check_perturbations(perturb_inputs, perturb_weights)
         _check_choice("sharpness", sharpness, SHARPNESS)
         _check_choice("attack_mode", attack_mode, MODES)

@@ -10,7 +10,7 @@ table; --perturb_inputs, --perturb_weights and --average put other parts into
 it. Training attacks with --epsilon --norm --steps --step_size; evaluation with
 --attacks --linf_epsilons --l2_epsilons --attack_steps. The same command again
 goes on where it was stopped, and prints the table of a run that is finished.
-Exit code 2 is bad input, 3 a loss that became NaN.
+Exit code 2 is bad input, 3 a loss that became NaN, 5 a worker that was lost.
 """
 
 import functools
@@ -26,6 +26,7 @@ from absl import flags
 
 from tfsam import attacks
 from tfsam import data
+from tfsam import devices
 from tfsam import job
 from tfsam import methods
 from tfsam import reports
@@ -53,6 +54,7 @@ _PAPER = {
     "linf_epsilons": [1 / 255, 2 / 255],
     "l2_epsilons": [16 / 255, 32 / 255],
     "devices": "auto",
+    "strategy": "auto",
     "jit_compile": "auto",
     "precision": "float32",
     "sharpness": "per_replica",
@@ -326,6 +328,14 @@ def define_flags():
         "gpu:all, gpu:2.",
     )
     choice(
+        "strategy",
+        devices.STRATEGIES,
+        "Who shares each batch: mirrored, the --devices of this process; "
+        "multi_worker, those of all processes that TF_CONFIG names, each "
+        "started by this command with one --workdir; auto, the latter if it "
+        "names any",
+    )
+    choice(
         "jit_compile",
         ("auto", "true", "false"),
         "XLA for gradients; auto: on GPUs",
@@ -529,7 +539,8 @@ def main(argv=None):
         argv: arguments without the program's name; None takes `sys.argv`.
 
     Returns:
-        The exit code: 0, 2 for bad input, 3 for a loss that became NaN.
+        The exit code: 0, 2 for bad input, 3 for a loss that became NaN, 5 for
+        a worker that was lost.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -548,11 +559,11 @@ def main(argv=None):
         # Everything that can be wrong with the input is found before a file is
         # written; what goes wrong later is no fault of the input.
         inputs = job.prepare(config)
-        job.claim(workdir, config)
+        job.claim(workdir, config, inputs.strategy)
     except (flags.Error, ImportError, OSError, ValueError) as error:
         print(f"tfsam: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    log = job.logger(workdir / "log.txt")
+    log = job.logger(workdir / "log.txt", inputs.strategy)
     log(f"{workdir}: {' '.join(argv)}")
     try:
         results = job.run(config, inputs, workdir, log)
@@ -561,10 +572,14 @@ def main(argv=None):
         what = f"the checkpoint of epoch {kept} is kept" if kept else None
         log(f"stopped: {error}; {what or 'no epoch was finished'}")
         return 3
+    except ConnectionError as error:
+        log(f"stopped: {error}; the same command on all workers goes on")
+        return 5
     except KeyboardInterrupt:
         log("interrupted; the same command goes on from here")
         return 130
-    print(reports.table(results))
+    if results:
+        print(reports.table(results))
     return 0
 
 

@@ -11,10 +11,12 @@ import zlib
 from collections.abc import Callable
 
 import keras
+import tensorflow as tf
 
 from tfsam import callbacks
 from tfsam import classifiers
 from tfsam import data
+from tfsam import devices
 from tfsam import evaluation
 from tfsam import files
 from tfsam import methods
@@ -276,7 +278,8 @@ def train(config, images, workdir, strategy, log):
 
     Returns:
         (network, what is to be known of it): the last, averaged or best network
-        as the configuration says, and a dict for results.json.
+        as the configuration says, and a dict for results.json; (network, None)
+        in a worker that is not the chief, which writes nothing.
 
     Raises:
         FloatingPointError: if the loss or a weight is not finite any more.
@@ -289,6 +292,7 @@ def train(config, images, workdir, strategy, log):
     if model is None:
         model = make_model(config, images, strategy)
     epochs, steps = config["epochs"], _steps(config, images, strategy)
+    log(sharing(config, strategy))
     stopped = files.read_json(workdir / "stopped.json")
     if stopped and done >= stopped["epoch"]:
         epochs = done
@@ -308,7 +312,8 @@ def train(config, images, workdir, strategy, log):
     stop = _stop(config, images)
     # Validation sees the averaged weights, the checkpoint those in training.
     watching = [callbacks.StopAtNaN(), validation, average, stop]
-    if stop:
+    chief = devices.is_chief(strategy)
+    if stop and chief:
         watching.append(_KeepStop(stop, workdir / "stopped.json", log))
     keeping = [
         callbacks.History(workdir / "history.csv", done),
@@ -317,16 +322,18 @@ def train(config, images, workdir, strategy, log):
         keras.callbacks.TensorBoard(workdir / "tensorboard", write_graph=False),
     ]
     model.fit(
-        train_data,
+        shared(train_data, strategy),
         epochs=epochs,
         initial_epoch=done,
         steps_per_epoch=steps,
         validation_data=(data.as_float(images.x_test), images.y_test),
         validation_batch_size=_validation_batch_size(config, images, strategy),
-        callbacks=[c for c in [*watching, *keeping] if c is not None],
+        callbacks=[c for c in watching + keeping * chief if c is not None],
         shuffle=False,  # The data is shuffled, reproducibly.
         verbose=0,
     )
+    if not chief:
+        return model.network, None
     if validation and validation.keep:
         validation.restore()  # Its average may have come after it.
     summary = _summary(config, workdir, images, validation)
@@ -338,6 +345,55 @@ def train(config, images, workdir, strategy, log):
         jit_compile=JIT_COMPILE[config["jit_compile"]],
     )
     return model.network, summary | {"natural": fitted["natural"]}
+
+
+def sharing(config, strategy):
+    """A line on what the replicas share: a batch, a rate, a perturbation."""
+    batch, rate = config["batch_size"], config["learning_rate"]
+    replicas = strategy.num_replicas_in_sync if strategy else 1
+    line = f"a step takes {batch} images at learning rate {rate:g}"
+    if replicas == 1:
+        return line
+    workers = devices.workers(strategy)
+    line += (
+        f": {batch // replicas} on each of {replicas} devices"
+        + f" of {workers} workers" * (workers > 1)
+        + ", the rate is for all of them"
+    )
+    if config["perturb_weights"] is None:
+        return line
+    whose = {
+        "global": "the gradient of the whole batch",
+        "per_replica": "its own gradient",
+    }
+    return f"{line}; each perturbs the weights by {whose[config['sharpness']]}"
+
+
+def shared(batches, strategy):
+    """The batches as replicas get them: the first part to the first replica.
+
+    Keras would leave the order to TensorFlow, which gives the parts of a batch
+    to the workers in turn. What a replica draws goes by the position in the
+    batch, so the order is part of the result.
+    """
+    if strategy is None:
+        return batches
+    replicas = strategy.num_replicas_in_sync
+
+    def of_worker(context):
+        here = replicas // context.num_input_pipelines
+        first = here * context.input_pipeline_id
+
+        def part(tensor):
+            rows = tensor.shape[0] // replicas
+            parts = tf.reshape(tensor, [replicas, rows, *tensor.shape[1:]])
+            return parts[first : first + here]
+
+        return batches.map(
+            lambda *batch: tf.nest.map_structure(part, batch)
+        ).unbatch()
+
+    return strategy.distribute_datasets_from_function(of_worker)
 
 
 class _KeepStop(keras.callbacks.Callback):

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfsam import checks
 from tfsam import classifiers
+from tfsam import devices
 from tfsam import evaluation
 from tfsam import files
 from tfsam.attacks.base import example_seeds
@@ -262,7 +263,7 @@ class RobustValidation(_Measuring):
         ):
             self.best = found
             self._best_weights = self.network.get_weights()
-            if self.path is not None:
+            if self._writes():
                 _write_best(self.path, self.network, found)
 
     def on_train_end(self, logs=None):
@@ -279,8 +280,13 @@ class RobustValidation(_Measuring):
     def _forget(self):
         """Without its record, an old network is not taken for this run's."""
         self.best = self._best_weights = None
-        if self.path is not None:
+        if self._writes():
             files.remove(_record_path(self.path))
+
+    def _writes(self):
+        """Whether there is a file, and this is the process that writes it."""
+        chief = devices.is_chief(self.model.distribute_strategy)
+        return self.path is not None and chief
 
     def _load(self):
         """Goes on from the best network of the path, if there is one.
@@ -381,7 +387,8 @@ class StopAtCollapse(_Measuring):
             self._remember(accuracy)
 
     def _robust_accuracy(self):
-        return self._accuracies()[1]
+        strategy = self.model.distribute_strategy
+        return devices.of_chief(strategy, self._accuracies()[1])
 
     def _remember(self, accuracy):
         self._before = accuracy

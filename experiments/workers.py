@@ -1,0 +1,66 @@
+"""Starts the workers of a cluster on this machine, to test and to measure.
+
+On machines of a real cluster something else sets TF_CONFIG and starts the same
+command on each.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import time
+
+
+def start(command, count, environment=None, **options):
+    """Starts a command in several processes, which TF_CONFIG makes a cluster.
+
+    Args:
+        command: list of arguments.
+        count: number of processes; the first one is the chief.
+        environment: further variables of each process's environment.
+        **options: of `subprocess.Popen`.
+
+    Returns:
+        A list of `subprocess.Popen`, the chief first.
+    """
+    hosts = [f"127.0.0.1:{port}" for port in _free_ports(count)]
+    processes = []
+    for index in range(count):
+        task = {"type": "worker", "index": index}
+        config = {"cluster": {"worker": hosts}, "task": task}
+        variables = {"TF_CONFIG": json.dumps(config), **(environment or {})}
+        processes.append(
+            subprocess.Popen(command, env=os.environ | variables, **options)
+        )
+    return processes
+
+
+def _free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def wait(processes, seconds):
+    """Waits for all processes, and kills what is left of them.
+
+    Args:
+        processes: of `start`.
+        seconds: how long to wait, in all.
+
+    Returns:
+        Their exit codes.
+
+    Raises:
+        subprocess.TimeoutExpired: if one has not ended by then.
+    """
+    end = time.monotonic() + seconds
+    try:
+        return [p.wait(max(0.0, end - time.monotonic())) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
