@@ -1,4 +1,4 @@
-"""One TensorFlow for all tests, with two logical CPU devices."""
+"""One TensorFlow for all tests, with three logical CPU devices."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
+    [tf.config.LogicalDeviceConfiguration()] * 3,
 )
 
 

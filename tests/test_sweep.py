@@ -139,14 +139,15 @@ ALL = [
 )
 def test_devices_shards_and_order_change_nothing(cnn, data, attack, tmp_path):
     alone = evaluate(cnn, data, [attack], workdir=tmp_path / "one")
-    both = evaluate(
-        cnn,
-        data,
-        [attack],
-        workdir=tmp_path / "two",
-        devices=["CPU:0", "CPU:1"],
-    )
-    same(both, alone)
+    for count, folder in ((2, "two"), (3, "three")):
+        found = evaluate(
+            cnn,
+            data,
+            [attack],
+            workdir=tmp_path / folder,
+            devices=[f"CPU:{i}" for i in range(count)],
+        )
+        same(found, alone)
     for shard in (1, 0, 2):
         part = evaluate(
             cnn,
@@ -161,7 +162,7 @@ def test_devices_shards_and_order_change_nothing(cnn, data, attack, tmp_path):
     same(tfsam.merge(folders), alone)
     # Example by example, not only in number.
     expected = verdicts.load(tmp_path / "one")
-    for folder in ("two",):
+    for folder in ("two", "three"):
         for key, found in verdicts.load(tmp_path / folder).items():
             np.testing.assert_array_equal(found, expected[key])
     with pytest.raises(ValueError, match="run the missing shard"):
