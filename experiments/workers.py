@@ -12,21 +12,20 @@ import subprocess
 import time
 
 
-def start(command, count, environment=None, **options):
-    """Starts a command in several processes, which TF_CONFIG makes a cluster.
+def start(commands, environment=None, **options):
+    """Starts a process for each command; TF_CONFIG makes them a cluster.
 
     Args:
-        command: list of arguments.
-        count: number of processes; the first one is the chief.
+        commands: lists of arguments, the chief's first.
         environment: further variables of each process's environment.
         **options: of `subprocess.Popen`.
 
     Returns:
         A list of `subprocess.Popen`, the chief first.
     """
-    hosts = [f"127.0.0.1:{port}" for port in _free_ports(count)]
+    hosts = [f"127.0.0.1:{port}" for port in _free_ports(len(commands))]
     processes = []
-    for index in range(count):
+    for index, command in enumerate(commands):
         task = {"type": "worker", "index": index}
         config = {"cluster": {"worker": hosts}, "task": task}
         variables = {"TF_CONFIG": json.dumps(config), **(environment or {})}

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import subprocess
 import sys
 import time
 
@@ -83,9 +84,8 @@ def test_the_methods_differ(one_device):
 def test_two_workers_train_as_one_device(tmp_path, one_device):
     """And as two devices where the sharpness is each replica's own."""
     script = HERE / "float64_training.py"
-    started = workers.start(
-        [sys.executable, str(script), str(tmp_path)], 2, ENVIRONMENT
-    )
+    command = [sys.executable, str(script), str(tmp_path)]
+    started = workers.start([command, command], ENVIRONMENT)
     assert workers.wait(started, 180) == [0, 0]
     chief, other = (dict(np.load(tmp_path / f"{i}.npz")) for i in (0, 1))
     for key, array in chief.items():
@@ -315,8 +315,8 @@ def files_of(folder):
 def test_a_run_of_two_workers_outlives_one(tmp_path):
     """Killed, it fails in bounded time; resumed, it ends; one has written."""
     workdir = tmp_path / "run"
-    run_it = command(workdir, "--epochs=12")
-    started = workers.start(run_it, 2, ENVIRONMENT)
+    both = [command(workdir, "--epochs=12")] * 2
+    started = workers.start(both, ENVIRONMENT)
     try:
         end = time.monotonic() + 120
         while not callbacks.checkpoints(workdir / "checkpoints"):
@@ -327,7 +327,7 @@ def test_a_run_of_two_workers_outlives_one(tmp_path):
     assert workers.wait(started, 60)[0] == 5
     assert "another worker was lost" in (workdir / "log.txt").read_text()
     assert not (workdir / "results.json").exists()
-    resumed = workers.start(run_it, 2, ENVIRONMENT)
+    resumed = workers.start(both, ENVIRONMENT)
     assert workers.wait(resumed, 150) == [0, 0]
     results = files.read_json(workdir / "results.json")
     assert results["workers"] == 2
@@ -343,6 +343,19 @@ def test_a_run_of_two_workers_outlives_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_workers_that_disagree_write_nothing(tmp_path):
+    workdir = tmp_path / "run"
+    commands = [command(workdir, f"--seed={i}") for i in range(2)]
+    started = workers.start(
+        commands, ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    assert workers.wait(started, 120) == [2, 2]
+    for process in started:
+        assert "all workers must have the same seed" in process.stderr.read()
+    assert not workdir.exists()
+
+
+@pytest.mark.slow
 def test_two_processes_find_the_verdicts_of_one(tmp_path):
     model = tmp_path / "model.keras"
     tfsam.networks.preact_resnet8(10, input_shape=(8, 8, 1)).save(model)
@@ -353,8 +366,8 @@ def test_two_processes_find_the_verdicts_of_one(tmp_path):
     ]
     assert run.main([*flags, f"--workdir={tmp_path / 'one'}"]) == 0
     started = [
-        *workers.start(shard_command(flags, tmp_path, 0), 1, ENVIRONMENT),
-        *workers.start(shard_command(flags, tmp_path, 1), 1, ENVIRONMENT),
+        *workers.start([shard_command(flags, tmp_path, 0)], ENVIRONMENT),
+        *workers.start([shard_command(flags, tmp_path, 1)], ENVIRONMENT),
     ]
     assert workers.wait(started, 150) == [0, 0]
     merged = tmp_path / "both"
