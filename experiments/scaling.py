@@ -169,36 +169,36 @@ def _step(name, sharpness, strategy, batch_size):
     policy = tf.data.experimental.AutoShardPolicy.DATA
     options.experimental_distribute.auto_shard_policy = policy
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
-    data = data.repeat().with_options(options)
-    model.fit(data, steps_per_epoch=1, shuffle=False, verbose=0)
-    batches = iter(strategy.experimental_distribute_dataset(data))
-    clock = functools.partial(_seconds, model, batches, method.steps)
+    data = data.with_options(options)
+    model.fit(data, shuffle=False, verbose=0)
+    (batch,) = strategy.experimental_distribute_dataset(data)
+    clock = functools.partial(_seconds, model, batch, method.steps)
     clock()  # Warms up.
-    return model, batches, clock
+    return model, batch, clock
 
 
-def _seconds(model, batches, times):
+def _seconds(model, batch, times):
     """Mean seconds of so many steps, whose last loss has arrived."""
     started = time.perf_counter()
     for _ in range(times):
-        logs = model.train_function(batches)
+        logs = model.train_function([batch])
     float(logs["loss"])
     return (time.perf_counter() - started) / times
 
 
-def counted(model, batches):
+def counted(model, batch):
     """Bytes of the reductions over workers in the graph of a step.
 
     Args:
         model: a `RobustModel` that was trained under
             `MultiWorkerMirroredStrategy`.
-        batches: an iterator of its batches.
+        batch: one of its batches.
     """
     strategy = model.distribute_strategy
     step = tf.function(
         lambda batch: strategy.run(model.train_step, (batch,)), autograph=False
     )
-    graph = step.get_concrete_function(next(batches)).graph
+    graph = step.get_concrete_function(batch).graph
     return sum(
         operation.inputs[0].shape.num_elements()
         * operation.inputs[0].dtype.size
@@ -252,12 +252,12 @@ def measure_as_worker(rounds, batch_size):
         {
             "cell": cell,
             "seconds": benchmark_steps.median(timed, cell),
-            "bytes": counted(model, batches),
+            "bytes": counted(model, batch),
             "weights": sum(
                 v.shape.num_elements() for v in model.trainable_variables
             ),
         }
-        for cell, (model, batches, _) in steps.items()
+        for cell, (model, batch, _) in steps.items()
     ]
 
 
@@ -364,7 +364,7 @@ def main():
     if rounds:
         found = measure_workers(rounds, batch_size)
         timed = measure_devices(rounds, batch_size)
-        print(measured_table(timed, found), "\n")
+        print(measured_table(timed, found), "\n", flush=True)
     print(paper_table(_STEP_SECONDS.value, _WEIGHTS.value, links))
 
 
