@@ -22,16 +22,6 @@ def mobile_net():
     )
 
 
-def efficient_net():
-    """With its own Rescaling and Normalization, and stochastic depth."""
-    return keras.applications.EfficientNetB0(
-        weights=None,
-        input_shape=(64, 64, 3),
-        classes=5,
-        classifier_activation=None,
-    )
-
-
 def with_a_backbone():
     """As KerasHub and keras_cv build them: a functional model in another."""
     inner = keras.Input((None, None, 3))
@@ -94,7 +84,6 @@ def assert_serves(network, x, tmp_path):
     "make",
     [
         pytest.param(mobile_net, marks=pytest.mark.slow),
-        pytest.param(efficient_net, marks=pytest.mark.slow),
         with_a_backbone,
         Subclassed,
         from_a_file,
