@@ -25,7 +25,7 @@ from tfsam import reports
 from tfsam import training
 
 # What runs did before there was a flag for it: those of an older tfsam go on.
-_BEFORE = {"precision": "float32"}
+_BEFORE = {"precision": "float32", "strategy": "auto"}
 
 
 class Inputs(NamedTuple):
