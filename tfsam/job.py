@@ -5,9 +5,16 @@ makes from flags. Each stage leaves a file behind when it is finished, and is
 not done again; a run that was killed goes on from there.
 """
 
+import contextlib
+import fcntl
 import importlib.metadata
+import json
+import os
 import pathlib
 import platform
+import shlex
+import socket
+import sys
 import time
 from typing import Any
 from typing import NamedTuple
@@ -121,13 +128,52 @@ def finished(workdir, config):
         return None if results is None or _failed(results) else results
     if workdir.exists() and not (
         workdir.is_dir()
-        and set(workdir.iterdir()) <= set(files.leftovers(workdir))
+        and set(workdir.iterdir())
+        <= {workdir / "lock", *files.leftovers(workdir)}
     ):
         raise ValueError(
             "workdir must be an empty folder or hold a run of this command. "
             f"Received: workdir={workdir}"
         )
     return None
+
+
+@contextlib.contextmanager
+def locked(workdir):
+    """Within, the folder, which is made, is this process's alone.
+
+    The lock is the kernel's and ends with the process, however that ends; the
+    file, WORKDIR/lock, says who held it last.
+
+    Args:
+        workdir: the folder.
+
+    Raises:
+        ValueError: if another process has it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "lock"
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = files.read_json(path) or {}
+            raise ValueError(
+                f"workdir {workdir} is in use by pid {holder.get('pid')} on "
+                f"host {holder.get('host')} since {holder.get('since')}. "
+                f"Received: workdir={workdir}"
+            ) from None
+        holder = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "command": shlex.join(sys.orig_argv),
+        }
+        file.truncate(0)
+        with files.writing(path):
+            file.write(json.dumps(holder, indent=2) + "\n")
+            file.flush()
+        yield
 
 
 def claim(workdir, config):
@@ -138,7 +184,7 @@ def claim(workdir, config):
         config: settings, as of `tfsam.run.configuration`.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    for folder in (workdir, workdir / "checkpoints"):
+    for folder in list(workdir.glob("**/")):
         for path in files.leftovers(folder):
             files.remove(path)
     files.write_json(workdir / "config.json", config | _files(config))
@@ -348,7 +394,7 @@ def draw(config, model, inputs, results, workdir, log):
     files.write_arrays(workdir / "examples.npz", arrays)
 
 
-def run(config, inputs, workdir, log):
+def run(config, inputs, workdir, log, stop):
     """Does all of it, and writes results.json last.
 
     Args:
@@ -356,17 +402,20 @@ def run(config, inputs, workdir, log):
         inputs: of `prepare`.
         workdir: the run's folder, taken by `claim`.
         log: a function of a line of text.
+        stop: a `tfsam.signals.Stop`.
 
     Returns:
         What results.json holds.
 
     Raises:
         FloatingPointError: if the loss became NaN.
+        tfsam.files.DiskFull: if there is no room for a file.
+        tfsam.signals.Stopped: if a signal asked for it.
     """
     images, model, trained = inputs.images, inputs.logits, None
     if model is None:
         network, trained = training.train(
-            config, images, workdir, inputs.strategy, log
+            config, images, workdir, inputs.strategy, log, stop
         )
         with files.replacing(workdir / "model.keras") as temporary:
             network.save(temporary)
@@ -418,7 +467,7 @@ def logger(path):
 
     def log(line):
         print(line, flush=True)
-        with open(path, "a") as file:
+        with files.writing(path), open(path, "a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     return log
