@@ -47,7 +47,7 @@ CASES = {
 }
 
 SMALL = (
-    *("--limit_train=320", "--batch_size=32", "--epochs=4"),
+    *("--limit_train=320", "--batch_size=32", "--epochs=8"),
     *("--checkpoint_steps=4", "--limit_test=60", "--attack_batch_size=20"),
     *("--attacks=pgd,apgd_ce", "--attack_steps=5", "--l2_epsilons=0.5"),
 )
@@ -60,7 +60,7 @@ FAULTS = {
     "SIGTERM": (128 + signal.SIGTERM, -signal.SIGTERM),
     "full disk": (4,),
 }
-PHASES = {"start": 0.1, "training": 0.6, "evaluation": 0.3}
+_AT_START = 0.1  # This part of the faults.
 _LONGEST = 10.0  # Seconds from SIGTERM to the end.
 _MOST = 8  # Faults that a run gets, so that each method has its turn.
 
@@ -150,18 +150,20 @@ class Process:
         return list(self.phases)[-1]
 
 
-def draw(rng, spans, trained=False):
+def draw(rng, spans, training):
     """A random fault, at a random moment.
 
     Args:
         rng: a `random.Random`.
         spans: seconds of each phase of a whole run.
-        trained: whether training is over.
+        training: whether it is to be in training, or in the evaluation. Some
+            are at the process's start.
     """
-    phases = [p for p in PHASES if p != "training" or not trained]
-    (phase,) = rng.choices(phases, [PHASES[p] for p in phases])
+    phase = "training" if training else "evaluation"
+    if rng.random() < _AT_START:
+        phase = "start"
     # A run that goes on has less before it than a whole one.
-    seconds = rng.uniform(0, spans[phase] / 2)
+    seconds = rng.uniform(0, 0.6 * spans[phase])
     return Fault(rng.choice(list(FAULTS)), phase, seconds)
 
 
@@ -356,11 +358,11 @@ def run_with_faults(case, workdir, spans, rng, most):
         ValueError: if the last process, which was let alone, fails.
     """
     row, wrong = None, []
-    while True:
+    for number in itertools.count():
         process = _start(case, workdir)
         trained = (workdir / "saved_model").exists()
-        fault, most = draw(rng, spans, trained), most - 1
-        alone = most < 0 or not process.reaches(fault)
+        fault = draw(rng, spans, not trained and number < most / 2)
+        alone = number >= most or not process.reaches(fault)
         moment, phase = process.age(), process.phase()
         if alone:
             code = process.wait()
