@@ -534,7 +534,7 @@ def test_memory_stays_flat_over_200_chunks(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job.evaluation.attacking, "teller", measure)
         tfsam.evaluate(
-            *(tiny(10, (8, 8, 1)), (x, y), ["apgd_ce"], "linf", [0.01]),
+            *(tiny(10, (8, 8, 1)), (x, y), ["pgd"], "linf", [0.01]),
             batch_size=8,
             workdir=tmp_path,
         )
