@@ -157,10 +157,11 @@ def locked(workdir):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = files.read_json(path) or {}
+            holder, who = files.read_json(path), "another process"
+            if holder:
+                who = "pid {pid} on host {host} since {since}".format(**holder)
             raise ValueError(
-                f"workdir {workdir} is in use by pid {holder.get('pid')} on "
-                f"host {holder.get('host')} since {holder.get('since')}. "
+                f"workdir {workdir} is in use by {who}. "
                 f"Received: workdir={workdir}"
             ) from None
         holder = {
