@@ -81,7 +81,7 @@ def at_step(monkeypatch, step, act):
 
     def on_train_batch_end(self, batch, logs=None):
         watch(self, batch, logs)
-        if int(self.model.optimizer.iterations) == step:
+        if int(self.model.optimizer.iterations.numpy()) == step:
             act(self.model)
 
     monkeypatch.setattr(
@@ -151,9 +151,11 @@ def trained(workdir, *arguments):
     """The weights and the history after training alone."""
     workdir.mkdir(exist_ok=True)
     config, _ = run.configuration([*RUN, *arguments, f"--workdir={workdir}"])
-    images = job.prepare(config).images
+    inputs = job.prepare(config)
     with signals.handled() as stop:
-        network, _ = training.train(config, images, workdir, None, print, stop)
+        network, _ = training.train(
+            config, inputs.images, workdir, inputs.strategy, print, stop
+        )
     return network.get_weights(), without_clocks(workdir / "history.csv")
 
 
@@ -175,6 +177,20 @@ def test_each_method_goes_on_from_any_step(tmp_path, method):
     assert rows == history
     for one, other in zip(found, weights, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@cpu_only
+@pytest.mark.slow
+def test_two_devices_go_on_amid_an_epoch(tmp_path):
+    """The metrics of both are put back as one, to rounding."""
+    _, history = trained(tmp_path / "whole", "--devices=cpu:2")
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 8, terminate)
+        with pytest.raises(signals.Stopped):
+            trained(tmp_path / "parts", "--devices=cpu:2")
+    _, rows = trained(tmp_path / "parts", "--devices=cpu:2")
+    for one, other in zip(rows, history, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
 
 
 @cpu_only
