@@ -3,6 +3,7 @@
 import errno
 import functools
 import gc
+import itertools
 import json
 import os
 import pathlib
@@ -182,7 +183,10 @@ def test_each_method_goes_on_from_any_step(tmp_path, method):
 @cpu_only
 @pytest.mark.slow
 def test_two_devices_go_on_amid_an_epoch(tmp_path):
-    """The metrics of both are put back as one, to rounding."""
+    """The metrics of both are put back as one, to rounding.
+
+    BatchNorm's statistics, which differ, are put back as their mean.
+    """
     _, history = trained(tmp_path / "whole", "--devices=cpu:2")
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 8, terminate)
@@ -190,7 +194,8 @@ def test_two_devices_go_on_amid_an_epoch(tmp_path):
             trained(tmp_path / "parts", "--devices=cpu:2")
     _, rows = trained(tmp_path / "parts", "--devices=cpu:2")
     for one, other in zip(rows, history, strict=True):
-        assert one == pytest.approx(other, rel=1e-3)
+        for key in ("loss", "accuracy"):
+            assert one[key] == pytest.approx(other[key], rel=1e-3)
 
 
 @cpu_only
@@ -542,10 +547,14 @@ def test_memory_stays_flat_over_200_chunks(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.random((1840, 8, 8, 1), dtype=np.float32)
     y = rng.integers(0, 10, 1840)
-    found = []
+    done, found = itertools.count(1), []
 
     def measure(plan, entry, chunks, progress):
-        return lambda index, verdict, stage=None: found.append(resident())
+        def tell(index, verdict, stage=None):
+            if next(done) in (30, 230):
+                found.append(resident())
+
+        return tell
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job.evaluation.attacking, "teller", measure)
@@ -554,8 +563,8 @@ def test_memory_stays_flat_over_200_chunks(tmp_path):
             batch_size=8,
             workdir=tmp_path,
         )
-    assert len(found) == 230
-    assert found[-1] < 1.02 * found[29]
+    early, late = found
+    assert late < 1.02 * early
 
 
 # The soak.
