@@ -522,6 +522,16 @@ def test_resuming_gives_the_same_batches(augment, initial_epoch):
         np.testing.assert_array_equal(got[1], expected[1])
 
 
+@pytest.mark.parametrize("position", [(0, 1), (1, 4), (3, 2)])
+def test_resuming_amid_an_epoch_gives_the_same_batches(position):
+    epoch, step = position
+    whole = collect(augment=True)
+    resumed = collect(augment=True, initial_epoch=epoch, initial_step=step)
+    for expected, got in zip(whole[epoch * 5 + step :], resumed, strict=True):
+        np.testing.assert_array_equal(got[0], expected[0])
+        np.testing.assert_array_equal(got[1], expected[1])
+
+
 def test_batches_do_not_depend_on_the_number_of_epochs():
     longer = collect(augment=True, epochs=6)
     for expected, got in zip(collect(augment=True), longer, strict=False):
@@ -584,6 +594,7 @@ def test_float_images_pass_through():
         ({"batch_size": 2.5}, ["batch_size"]),
         ({"epochs": 2, "initial_epoch": 3}, ["epochs", "at least 3"]),
         ({"initial_epoch": -1}, ["initial_epoch"]),
+        ({"initial_step": -1}, ["initial_step"]),
         ({"seed": 0.5}, ["seed"]),
         ({"labels": np.arange(22)}, ["labels", "(22,)"]),
         ({"labels": np.arange(23.0)}, ["integers", "float64"]),

@@ -528,6 +528,7 @@ OVERRIDES = {
     "select": ("robust", "robust"),
     "validate_every": ("3", 3),
     "validation_images": ("50", 50),
+    "checkpoint_steps": ("7", 7),
     "evaluate": ("model.keras", "model.keras"),
     "devices": ("cpu:2", "cpu:2"),
     "strategy": ("mirrored", "mirrored"),
@@ -806,6 +807,7 @@ BAD_FLAGS = [
     (["--method=at", "--steps=1.5"], ["steps", "1.5"]),
     (["--method=at", "--step_size=-1"], ["step_size", "-1"]),
     (["--epochs=0"], ["epochs", "0"]),
+    (["--checkpoint_steps=0"], ["checkpoint_steps", "0"]),
     (["--batch_size=0"], ["batch_size", "0"]),
     (["--learning_rate=-1"], ["learning_rate", "-1"]),
     (["--momentum=2"], ["momentum", "2"]),
@@ -890,6 +892,13 @@ def no_image(folder):
     return [str(path), "JPEG or PNG"]
 
 
+def truncated_image(folder):
+    write_images(folder)
+    path = folder / "train" / "bee" / "1.png"
+    truncate(path)
+    return [str(path), "JPEG or PNG"]
+
+
 def too_small_to_augment(folder):
     write_images(folder, side=4)
     return ["4", "pixels"]
@@ -899,7 +908,7 @@ def too_small_to_augment(folder):
     "prepare",
     [
         *(missing_folder, empty_folder, empty_class, one_class, no_image),
-        too_small_to_augment,
+        *(truncated_image, too_small_to_augment),
     ],
 )
 def test_bad_folder(tmp_path, capsys, prepare):
@@ -1116,8 +1125,8 @@ def test_nan_later_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "results.json").exists()
     assert not (tmp_path / "model.keras").exists()
     assert len(callbacks.read_history(tmp_path / "history.csv")) == 2
-    (epochs, path), *_ = callbacks.checkpoints(tmp_path / "checkpoints")
-    assert epochs == 2
+    (position, path), *_ = callbacks.checkpoints(tmp_path / "checkpoints")
+    assert position == (2, 0)
     kept = keras.saving.load_model(path)
     assert kept.weights
     for variable in kept.weights:

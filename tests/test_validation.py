@@ -304,7 +304,7 @@ def kept(folder, thresholds=RISING, kill=None, after=None, **kwargs):
     )
     done, model = 0, None
     if found := callbacks.checkpoints(folder):
-        done, path = found[0]
+        (done, _), path = found[0]
         model = keras.saving.load_model(path)
     found = [measured, callbacks.Checkpoint(folder)]
     if kill is not None:

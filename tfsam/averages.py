@@ -282,6 +282,22 @@ class WeightAverage(keras.callbacks.Callback):
         if self.folder and devices.is_chief(self.model.distribute_strategy):
             self._save(epoch + 1)
 
+    def get_state(self):
+        """The average, as arrays."""
+        arrays = {f"weight_{i}": a.numpy() for i, a in enumerate(self.average)}
+        return arrays | {"count": np.array(self.count)}
+
+    def set_state(self, state):
+        """Goes on with an average.
+
+        Args:
+            state: of `get_state`, in the same training.
+        """
+        self.count = int(state["count"])
+        self.average = [
+            tf.constant(state[f"weight_{i}"]) for i in range(len(self.average))
+        ]
+
     def on_train_end(self, logs=None):
         """Gives the network its averaged weights for good."""
         if self._first_epoch and self.folder is not None:
@@ -368,10 +384,7 @@ class WeightAverage(keras.callbacks.Callback):
     def _save(self, epochs):
         """Writes the state, forgets all but it and the one before."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        arrays = {f"weight_{i}": a.numpy() for i, a in enumerate(self.average)}
-        files.write_arrays(
-            self._path(epochs), arrays | {"count": np.array(self.count)}
-        )
+        files.write_arrays(self._path(epochs), self.get_state())
         kept = {self._path(epochs), self._path(epochs - 1)}
         for path in self.folder.glob("average-*.npz"):
             if path not in kept and re.fullmatch(r"average-\d+", path.stem):
@@ -391,11 +404,7 @@ class WeightAverage(keras.callbacks.Callback):
                 f"Received: folder={self.folder}"
             )
         with np.load(path) as arrays:
-            self.count = int(arrays["count"])
-            self.average = [
-                tf.constant(arrays[f"weight_{i}"])
-                for i in range(len(self.average))
-            ]
+            self.set_state(arrays)
 
     def _path(self, epochs):
         return self.folder / f"average-{epochs:04d}.npz"

@@ -248,14 +248,16 @@ def training_batches(
     epochs: int,
     seed: int,
     initial_epoch: int = 0,
+    initial_step: int = 0,
     augment: bool = False,
     drop_remainder: bool = False,
 ) -> tf.data.Dataset:
     """Makes the batches of a whole training run, one epoch after another.
 
     The order of an epoch and its augmentation depend on the seed, the epoch
-    and the position alone: a data set that starts at `initial_epoch` gives
-    exactly the batches that an uninterrupted one gives from there on. Pass
+    and the position alone: a data set that starts at `initial_epoch`, or at a
+    step of it, gives exactly the batches that an uninterrupted one gives from
+    there on. Pass
     `steps_per_epoch`, n / batch_size rounded up (down with
     `drop_remainder`), to `fit`.
 
@@ -268,6 +270,7 @@ def training_batches(
       epochs: the epoch to stop before, as in `fit`.
       seed: a non-negative integer.
       initial_epoch: the epoch to start at, as in `fit`.
+      initial_step: the step of that epoch to start at.
       augment: whether to shift and flip the images, see `augment`.
       drop_remainder: whether to leave out a smaller last batch.
 
@@ -285,6 +288,7 @@ def training_batches(
     _check_training_arrays(images, labels, augment)
     _check_integer("batch_size", batch_size, 1)
     _check_integer("initial_epoch", initial_epoch, 0)
+    _check_integer("initial_step", initial_step, 0)
     _check_integer("epochs", epochs, initial_epoch)
     _check_integer("seed", seed, 0)
     count = len(images)
@@ -323,10 +327,11 @@ def training_batches(
             chosen = _augment(chosen, step_seed)
         return chosen, tf.gather(all_labels, indices)
 
-    total = (epochs - initial_epoch) * steps
+    total = max((epochs - initial_epoch) * steps - initial_step, 0)
     return (
         tf.data.Dataset.range(initial_epoch, epochs)
         .flat_map(epoch_indices)
+        .skip(initial_step)
         .map(batch, num_parallel_calls=tf.data.AUTOTUNE)
         .apply(tf.data.experimental.assert_cardinality(total))
         .prefetch(tf.data.AUTOTUNE)

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,50 @@ import re
 import shutil
 
 import numpy as np
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFull(OSError):
+    """A file has no room: the disk is full, or a quota or a limit is."""
+
+
+def no_room(error):
+    """What the system said, if an error comes of a full disk; else None.
+
+    Keras, HDF5 and TensorFlow have exceptions of their own for it, in which
+    only the system's words remain.
+
+    Args:
+        error: an exception.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        for code in _NO_ROOM:
+            words = os.strerror(code)
+            if getattr(cause, "errno", None) == code or words in str(cause):
+                return words
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Says which file it was that has no room.
+
+    Args:
+        path: of the file that is written within.
+
+    Raises:
+        DiskFull: if the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        words = no_room(error)
+        if words is None or isinstance(error, DiskFull):
+            raise
+        raise DiskFull(f"cannot write {path}: {words}") from error
 
 
 @contextlib.contextmanager
@@ -23,11 +68,15 @@ def replacing(path):
 
     Yields:
         A path beside `path` with the same ending.
+
+    Raises:
+        DiskFull: if there is no room for it; what stood there still stands.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
-        yield temporary
+        with writing(path):
+            yield temporary
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)

@@ -5,9 +5,16 @@ makes from flags. Each stage leaves a file behind when it is finished, and is
 not done again; a run that was killed goes on from there.
 """
 
+import contextlib
+import fcntl
 import importlib.metadata
+import json
+import os
 import pathlib
 import platform
+import shlex
+import socket
+import sys
 import time
 from typing import Any
 from typing import NamedTuple
@@ -16,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import attacks
+from tfsam import callbacks
 from tfsam import classifiers
 from tfsam import data
 from tfsam import devices
@@ -127,7 +135,8 @@ def finished(workdir, config):
         return None if results is None or _failed(results) else results
     if workdir.exists() and not (
         workdir.is_dir()
-        and set(workdir.iterdir()) <= set(files.leftovers(workdir))
+        and set(workdir.iterdir())
+        <= {workdir / "lock", *files.leftovers(workdir)}
     ):
         raise ValueError(
             "workdir must be an empty folder or hold a run of this command. "
@@ -136,10 +145,8 @@ def finished(workdir, config):
     return None
 
 
-def claim(workdir, config, strategy=None):
-    """Makes the folder, and writes into it what run it holds.
-
-    Of several workers the chief does, once all of them have seen the folder.
+def agree(workdir, config, strategy):
+    """Waits for all workers, and finds whether they want the same run.
 
     Args:
         workdir: the folder, seen by `finished`.
@@ -150,13 +157,60 @@ def claim(workdir, config, strategy=None):
         ConnectionError: if another worker was lost.
         ValueError: if the workers do not all want the same run of one folder.
     """
-    done = {"checkpoint": training.epochs_done(workdir)}
+    found = callbacks.checkpoints(workdir / "checkpoints")
+    newest = {"checkpoint": [position for position, _ in found[:1]]}
     with devices.losing_workers(strategy):
-        devices.check_agreement(strategy, config | done)
-    if not devices.is_chief(strategy):
-        return
+        devices.check_agreement(strategy, config | newest)
+
+
+@contextlib.contextmanager
+def locked(workdir):
+    """Within, the folder, which is made, is this process's alone.
+
+    The lock is the kernel's and ends with the process, however that ends; the
+    file, WORKDIR/lock, says who held it last.
+
+    Args:
+        workdir: the folder.
+
+    Raises:
+        ValueError: if another process has it.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    for folder in (workdir, workdir / "checkpoints"):
+    path = workdir / "lock"
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder, who = files.read_json(path), "another process"
+            if holder:
+                who = "pid {pid} on host {host} since {since}".format(**holder)
+            raise ValueError(
+                f"workdir {workdir} is in use by {who}. "
+                f"Received: workdir={workdir}"
+            ) from None
+        holder = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "command": shlex.join(sys.orig_argv),
+        }
+        file.truncate(0)
+        with files.writing(path):
+            file.write(json.dumps(holder, indent=2) + "\n")
+            file.flush()
+        yield
+
+
+def claim(workdir, config):
+    """Makes the folder, and writes into it what run it holds.
+
+    Args:
+        workdir: the folder, seen by `finished`.
+        config: settings, as of `tfsam.run.configuration`.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    for folder in list(workdir.glob("**/")):
         for path in files.leftovers(folder):
             files.remove(path)
     files.write_json(workdir / "config.json", config | _files(config))
@@ -366,7 +420,7 @@ def draw(config, model, inputs, results, workdir, log):
     files.write_arrays(workdir / "examples.npz", arrays)
 
 
-def run(config, inputs, workdir, log):
+def run(config, inputs, workdir, log, stop):
     """Does all of it, and writes results.json last.
 
     Args:
@@ -374,6 +428,7 @@ def run(config, inputs, workdir, log):
         inputs: of `prepare`.
         workdir: the run's folder, taken by `claim`.
         log: a function of a line of text.
+        stop: a `tfsam.signals.Stop`.
 
     Returns:
         What results.json holds; None in a worker that is not the chief.
@@ -381,12 +436,14 @@ def run(config, inputs, workdir, log):
     Raises:
         ConnectionError: if another worker was lost.
         FloatingPointError: if the loss became NaN.
+        tfsam.files.DiskFull: if there is no room for a file.
+        tfsam.signals.Stopped: if a signal asked for it.
     """
     model, trained = inputs.logits, None
     if model is None:
         with devices.losing_workers(inputs.strategy):
             network, trained = training.train(
-                config, inputs.images, workdir, inputs.strategy, log
+                config, inputs.images, workdir, inputs.strategy, log, stop
             )
         if not devices.is_chief(inputs.strategy):
             log("done; the chief goes on alone")
@@ -448,7 +505,7 @@ def logger(path, strategy=None):
             print(f"worker {worker}: {line}", flush=True)
             return
         print(line, flush=True)
-        with open(path, "a") as file:
+        with files.writing(path), open(path, "a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     return log

@@ -181,7 +181,7 @@ class RobustModel(PureModel):
         """Perturbs the inputs, then the weights, then descends."""
         data = tf.nest.map_structure(tensor, data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        self._build_for(data)
+        self.build_for(data)
         variables, others = self.trainable_variables, self._other_variables()
         weights = [tf.convert_to_tensor(v.value) for v in variables]
         state = [tf.convert_to_tensor(v.value) for v in others]
@@ -409,8 +409,15 @@ class RobustModel(PureModel):
         self.step_count.assign(count + 1)
         return count, tf.stack([self.seed, tf.cast(count % 2**31, tf.int32)])
 
-    def _build_for(self, data):
-        """Builds what is not built yet, outside any stateless scope."""
+    def build_for(self, data):
+        """Builds what is not built yet: layers, metrics, losses, optimizer.
+
+        `fit` does it by itself, at its first batch.
+
+        Args:
+            data: a batch, as of `fit`'s data, or its `tf.TensorSpec`s.
+        """
+        # Not within a stateless scope: there no variable can be made.
         self._check_loss()
         # Keras's own way, which it takes by itself under a strategy only: it
         # builds layers, metrics, losses and the optimizer, and runs nothing.

@@ -10,9 +10,11 @@ table; --perturb_inputs, --perturb_weights and --average put other parts into
 it. Training attacks with --epsilon --norm --steps --step_size; evaluation with
 --attacks --linf_epsilons --l2_epsilons --attack_steps. The same command again
 goes on where it was stopped, and prints the table of a run that is finished.
-Exit code 2 is bad input, 3 a loss that became NaN, 5 a worker that was lost.
+Exit code 2 is bad input, 3 a loss that became NaN, 4 a full disk, 5 a worker
+that was lost, 130 and 143 a run that SIGINT or SIGTERM stopped.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -27,9 +29,11 @@ from absl import flags
 from tfsam import attacks
 from tfsam import data
 from tfsam import devices
+from tfsam import files
 from tfsam import job
 from tfsam import methods
 from tfsam import reports
+from tfsam import signals
 from tfsam import training
 from tfsam import weights
 from tfsam.geometry import check_count
@@ -84,6 +88,7 @@ _TRAINING = (
     *("network", "epochs", "batch_size", "learning_rate", "momentum"),
     *("weight_decay", "augment", "sharpness", "limit_train"),
     *("select", "validate_every", "validation_images", "precision"),
+    "checkpoint_steps",
 )
 
 
@@ -242,6 +247,11 @@ def define_flags():
     integer(
         "validation_images",
         "Training images that are held out. Default: a tenth, at most 1000.",
+    )
+    integer(
+        "checkpoint_steps",
+        "Training steps from one checkpoint to the next, beside those after "
+        "each epoch. Default: none.",
     )
     text("norm", None, "Training's attack: linf or l2.")
     integer("steps", "Training's attack: steps.")
@@ -450,6 +460,7 @@ def _check_choices(config):
     for flag in (
         *("epochs", "batch_size", "limit_train", "limit_test"),
         *("attack_batch_size", "validate_every", "validation_images"),
+        "checkpoint_steps",
     ):
         if config[flag] is not None and config[flag] < 1:
             raise ValueError(
@@ -539,10 +550,30 @@ def main(argv=None):
         argv: arguments without the program's name; None takes `sys.argv`.
 
     Returns:
-        The exit code: 0, 2 for bad input, 3 for a loss that became NaN, 5 for
-        a worker that was lost.
+        The exit code: 0, 2 for bad input, 3 for a loss that became NaN, 4 for
+        a full disk, 5 for a worker that was lost, 130 and 143 for SIGINT and
+        SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
+    try:
+        with signals.handled() as stop, contextlib.ExitStack() as held:
+            return _main(argv, stop, held)
+    except KeyboardInterrupt as error:
+        print("tfsam: interrupted", file=sys.stderr)
+        return getattr(error, "code", 130)
+    except Exception as error:
+        if files.no_room(error) is None:
+            raise
+        line = " ".join(str(error).split())
+        print(
+            f"tfsam: {line}; with more room the same command goes on",
+            file=sys.stderr,
+        )
+        return 4
+
+
+def _main(argv, stop, held):
+    """The exit code; what is entered into `held` lasts as long as the run."""
     try:
         config, workdir = configuration(argv)
         if config is None:
@@ -559,14 +590,19 @@ def main(argv=None):
         # Everything that can be wrong with the input is found before a file is
         # written; what goes wrong later is no fault of the input.
         inputs = job.prepare(config)
-        job.claim(workdir, config, inputs.strategy)
+        job.agree(workdir, config, inputs.strategy)
+        if devices.is_chief(inputs.strategy):
+            held.enter_context(job.locked(workdir))
+            job.claim(workdir, config)
     except (flags.Error, ImportError, OSError, ValueError) as error:
+        if files.no_room(error):
+            raise
         print(f"tfsam: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     log = job.logger(workdir / "log.txt", inputs.strategy)
     log(f"{workdir}: {' '.join(argv)}")
     try:
-        results = job.run(config, inputs, workdir, log)
+        results = job.run(config, inputs, workdir, log, stop)
     except FloatingPointError as error:
         kept = training.epochs_done(workdir)
         what = f"the checkpoint of epoch {kept} is kept" if kept else None
@@ -575,9 +611,9 @@ def main(argv=None):
     except ConnectionError as error:
         log(f"stopped: {error}; the same command on all workers goes on")
         return 5
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         log("interrupted; the same command goes on from here")
-        return 130
+        return getattr(error, "code", 130)
     if results:
         print(reports.table(results))
     return 0

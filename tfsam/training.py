@@ -266,7 +266,7 @@ def _validation_batch_size(config, images, strategy):
     )
 
 
-def train(config, images, workdir, strategy, log):
+def train(config, images, workdir, strategy, log, stop):
     """Trains, from the newest checkpoint if there is one.
 
     Args:
@@ -275,6 +275,7 @@ def train(config, images, workdir, strategy, log):
         workdir: the run's folder.
         strategy: a `tf.distribute` strategy or None.
         log: a function of a line of text.
+        stop: a `tfsam.signals.Stop`; asked, training stops after the step.
 
     Returns:
         (network, what is to be known of it): the last, averaged or best network
@@ -283,12 +284,15 @@ def train(config, images, workdir, strategy, log):
 
     Raises:
         FloatingPointError: if the loss or a weight is not finite any more.
+        tfsam.signals.Stopped: if `stop` was asked.
     """
     validation = None
     if _validates(config):
         images, held_out = _split(config, images)
         validation = _validation(config, held_out, workdir / "best.keras")
-    model, done = _restore(workdir / "checkpoints", strategy, log)
+    model, (done, step), state = _restore(
+        workdir / "checkpoints", strategy, log
+    )
     if model is None:
         model = make_model(config, images, strategy)
     epochs, steps = config["epochs"], _steps(config, images, strategy)
@@ -304,34 +308,55 @@ def train(config, images, workdir, strategy, log):
         epochs=max(epochs, done + 1),
         seed=config["seed"],
         initial_epoch=done,
+        initial_step=step,
         augment=config["augment"],
         # Replicas cannot share a batch that is smaller than they are many.
         drop_remainder=strategy is not None,
     )
     average = _average(config, images, workdir / "average")
-    stop = _stop(config, images)
+    collapse = _stop(config, images)
+    history = callbacks.History(workdir / "history.csv", done)
+    parts = [part for part in (average, collapse, history) if part is not None]
+    if step:  # The metrics are there before their state is put back.
+        with _scope(strategy):
+            model.build_for(train_data.element_spec)
     # Validation sees the averaged weights, the checkpoint those in training.
-    watching = [callbacks.StopAtNaN(), validation, average, stop]
     chief = devices.is_chief(strategy)
-    if stop and chief:
-        watching.append(_KeepStop(stop, workdir / "stopped.json", log))
+    watching = [
+        callbacks.Resume(state, parts, steps - step if step else None),
+        *(callbacks.StopAtNaN(), validation, average, collapse),
+    ]
+    if collapse and chief:
+        watching.append(_KeepStop(collapse, workdir / "stopped.json", log))
     keeping = [
-        callbacks.History(workdir / "history.csv", done),
-        callbacks.Checkpoint(workdir / "checkpoints"),
-        callbacks.Progress(log, steps, epochs),
+        history,
+        callbacks.Checkpoint(
+            workdir / "checkpoints",
+            steps,
+            every=config["checkpoint_steps"],
+            first_step=step,
+            parts=parts,
+            stop=stop,
+        ),
+        callbacks.Progress(log, steps, epochs, first_step=step),
         keras.callbacks.TensorBoard(workdir / "tensorboard", write_graph=False),
     ]
-    model.fit(
-        shared(train_data, strategy),
-        epochs=epochs,
-        initial_epoch=done,
-        steps_per_epoch=steps,
-        validation_data=(data.as_float(images.x_test), images.y_test),
-        validation_batch_size=_validation_batch_size(config, images, strategy),
-        callbacks=[c for c in watching + keeping * chief if c is not None],
-        shuffle=False,  # The data is shuffled, reproducibly.
-        verbose=0,
-    )
+    # TensorBoard's is the one file within that does not say its name.
+    stopping = stop.deferred() if chief else contextlib.nullcontext()
+    with stopping, files.writing(workdir / "tensorboard"):
+        model.fit(
+            shared(train_data, strategy),
+            epochs=epochs,
+            initial_epoch=done,
+            steps_per_epoch=steps,
+            validation_data=(data.as_float(images.x_test), images.y_test),
+            validation_batch_size=_validation_batch_size(
+                config, images, strategy
+            ),
+            callbacks=[c for c in watching + keeping * chief if c is not None],
+            shuffle=False,  # The data is shuffled, reproducibly.
+            verbose=0,
+        )
     if not chief:
         return model.network, None
     if validation and validation.keep:
@@ -428,9 +453,16 @@ def _stop(config, images):
 
 
 def _restore(folder, strategy, log):
-    """The model of the newest checkpoint that can be read, and its epochs."""
-    for epochs, path in callbacks.checkpoints(folder):
+    """The model of the newest checkpoint that can be read.
+
+    Returns:
+        (model, position, state): what the checkpoint holds, and where it is;
+        model is None without a checkpoint.
+    """
+    for position, path in callbacks.checkpoints(folder):
+        epochs, step = position
         try:
+            state = callbacks.read_state(path, amid=step > 0)
             with _scope(strategy):
                 model = keras.saving.load_model(path)
         except (
@@ -439,9 +471,10 @@ def _restore(folder, strategy, log):
         ) as error:
             log(f"cannot read {path.name} ({error}); trying the one before")
             continue
-        log(f"going on after epoch {epochs}")
-        return model, epochs
-    return None, 0
+        steps = f" and {step} steps" if step else ""
+        log(f"going on after epoch {epochs}{steps}")
+        return model, position, state
+    return None, (0, 0), {}
 
 
 def epochs_done(workdir):
@@ -451,7 +484,7 @@ def epochs_done(workdir):
         workdir: the folder.
     """
     found = callbacks.checkpoints(workdir / "checkpoints")
-    return found[0][0] if found else 0
+    return found[0][0][0] if found else 0
 
 
 def _summary(config, workdir, images, validation):

@@ -369,6 +369,7 @@ class StopAtCollapse(_Measuring):
         if self.drop > 1:
             raise ValueError(f"drop must be in [0, 1]. Received: drop={drop}")
         self.stopped_epoch = None
+        self._weights_before: list = []
 
     def on_train_begin(self, logs=None):
         """Measures what the first epoch is compared with."""
@@ -385,6 +386,23 @@ class StopAtCollapse(_Measuring):
             self.model.stop_training = True
         else:
             self._remember(accuracy)
+
+    def get_state(self):
+        """What the epoch will be compared with, as arrays."""
+        return {"before": np.array(self._before)} | {
+            f"weight_{i}": w for i, w in enumerate(self._weights_before)
+        }
+
+    def set_state(self, state):
+        """Goes on amid an epoch.
+
+        Args:
+            state: of `get_state`, in the same training.
+        """
+        self._before = float(state["before"])
+        self._weights_before = [
+            state[f"weight_{i}"] for i in range(len(self._weights_before))
+        ]
 
     def _robust_accuracy(self):
         strategy = self.model.distribute_strategy

@@ -51,8 +51,8 @@ class Record:
                     f"Received: {self.folder}"
                 )
             files.write_json(self.folder / "record.json", self.header)
-            return
-        _check_same(held, self.header, self.folder)
+        else:
+            _check_same(held, self.header, self.folder)
         for folder in [self.folder, *self.folder.glob("*/")]:
             for path in files.leftovers(folder):
                 files.remove(path)
