@@ -21,6 +21,7 @@ from tfsam import devices
 from tfsam import files
 from tfsam import methods
 from tfsam import run
+from tfsam import signals
 from tfsam import training
 
 HERE = pathlib.Path(__file__).parent
@@ -278,7 +279,7 @@ def test_every_method_trains_on_two_devices(method, tmp_path, monkeypatch):
     )
     images = data.load("digits", limit_train=64, limit_test=20)
     network, summary = training.train(
-        config, images, tmp_path, replicas(2), log=print
+        config, images, tmp_path, replicas(2), print, signals.Stop()
     )
     assert summary["epochs"] == 1
     (row,) = callbacks.read_history(tmp_path / "history.csv")
