@@ -262,6 +262,7 @@ def network():
     return network
 
 
+@pytest.mark.filterwarnings("default:.* is a SavedModel")
 def test_files_and_models_agree(network, tmp_path):
     """A Keras model, its file, its SavedModel, a RobustModel, a callable."""
     network.save(tmp_path / "network.keras")
@@ -314,6 +315,7 @@ class Module(tf.Module):
         return dict.fromkeys(self.outputs, logits)
 
 
+@pytest.mark.filterwarnings("default:.* is a SavedModel")
 def test_a_saved_model_that_is_not_keras_s(tmp_path):
     for outputs in (["logits"], ["features", "logits"]):
         module = Module(outputs)
@@ -327,6 +329,17 @@ def test_a_saved_model_that_is_not_keras_s(tmp_path):
         ValueError, match=r"outputs are \['features', 'logits'\]"
     ):
         run(model=tmp_path / "2")
+
+
+def test_a_saved_model_is_loaded_with_a_warning(tmp_path, monkeypatch):
+    def load(path):
+        pytest.fail("loaded before the warning")
+
+    module = Module(["logits"])
+    tf.saved_model.save(module, str(tmp_path), module.predict)
+    monkeypatch.setattr(tf.saved_model, "load", load)
+    with pytest.raises(UserWarning, match="a SavedModel, a program"):
+        run(model=tmp_path)
 
 
 def test_a_callable_that_runs_eagerly_only():

@@ -149,6 +149,7 @@ def test_attack_model(reader, images, old):
     assert re.search(r"^image \d+: (\d) became (?!\1)\d$", output, re.M)
 
 
+@pytest.mark.filterwarnings("default:.* is a SavedModel")
 def test_attack_model_takes_a_saved_model(
     reader, images, old, monkeypatch, capsys
 ):

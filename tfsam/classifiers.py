@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 import zipfile
 
 import keras
@@ -45,7 +46,7 @@ def load_logits(model, jit_compile="auto"):
     Args:
         model: a Keras model, the path of a `.keras` file or of a SavedModel, or
             a callable from pixels to logits. A SavedModel is a program: load
-            those of people you trust.
+            those of people you trust; a warning says so.
         jit_compile: whether XLA compiles the network's gradients; "auto" does
             on GPUs.
 
@@ -214,6 +215,13 @@ def traceable(logits, example):
 def _load(path):
     try:
         if os.path.isdir(path):
+            if tf.saved_model.contains_saved_model(path):
+                warnings.warn(
+                    f"{path} is a SavedModel, a program that can do whatever "
+                    "you can: load those of people you trust, or ask for a "
+                    ".keras file.",
+                    stacklevel=2,
+                )
             loaded = tf.saved_model.load(path)
             # The variables live only as long as what was loaded: both
             # functions hold it.
