@@ -1,9 +1,12 @@
 """The benchmarks: they run, and say of a time what is true of it."""
 
+import keras
 import numpy as np
 import pytest
 
+from experiments import benchmark_input
 from experiments import benchmark_steps
+from experiments import command
 
 SETTING = {
     "network": "preact_resnet8",
@@ -132,3 +135,32 @@ def test_pytorch_stands_in_the_same_rounds():
     assert list(row) == [("graph", "st"), ("PyTorch", "st")]
     with pytest.raises(ValueError, match="Received: network=preact_resnet8"):
         benchmark_steps.measure(["st"], ["graph"], torch=True, **SETTING)
+
+
+def test_operations_by_hand():
+    network = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(4, 3, 2, padding="same"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(5),
+        ]
+    )
+    # Of 4 x 4 places, each 3 x 3 x 3 x 4; of the head 4 x 5.
+    expected = 6 * (16 * 108 + 20)
+    assert benchmark_input.operations(network) == expected
+
+
+def test_the_input_is_measured(capsys):
+    values = benchmark_input.FLAGS
+    arguments = ["--rounds=1", "--batches=2"]
+    code = command.run(benchmark_input.main, values, arguments)
+    assert code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "PreActResNet-18: 3.33 GFLOP a training image."
+    plain, augmented, other = (
+        [float(cell.replace(",", "")) for cell in line.split("|")[2:5]]
+        for line in lines[4:7]
+    )
+    assert min(*plain, *augmented, *other) > 0
+    assert lines[10].startswith("| 2,000 | ")

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tfsam import data
+from tfsam import downloads
 
 RNG = np.random.default_rng(0)
 
@@ -727,9 +728,9 @@ def test_tfds_offline(tmp_path, no_network):
 
 
 def test_probe_of_a_host_that_never_answers(monkeypatch):
-    monkeypatch.setattr(data, "_PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(downloads, "_PROBE_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         start = time.monotonic()
         port = server.getsockname()[1]
-        assert not data._is_reachable(f"http://127.0.0.1:{port}/archive")
+        assert not downloads._is_reachable(f"http://127.0.0.1:{port}/archive")
         assert time.monotonic() - start < 5

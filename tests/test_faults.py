@@ -210,12 +210,13 @@ def test_checkpoints_every_few_steps(whole, tmp_path):
             main(*arguments, f"--workdir={parts}")
     assert positions(parts) == [(2, 0), (1, 2)]
     truncate(parts / "checkpoints" / "epoch-0002.keras")
-    code, output = main(*arguments, f"--workdir={parts}")
+    # How often it saves is free to change.
+    code, output = main(*RUN, f"--workdir={parts}")
     assert code == 0
     assert "cannot read epoch-0002.keras" in output
     assert "going on after epoch 1 and 2 steps" in output
     assert_same_run(parts, whole)
-    assert positions(parts) == [(3, 0), (2, 4)]
+    assert positions(parts) == [(3, 0), (2, 0)]
     assert not files.leftovers(parts / "checkpoints")
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -529,6 +530,7 @@ OVERRIDES = {
     "validate_every": ("3", 3),
     "validation_images": ("50", 50),
     "checkpoint_steps": ("7", 7),
+    "cache_dir": ("none", "none"),
     "evaluate": ("model.keras", "model.keras"),
     "devices": ("cpu:2", "cpu:2"),
     "strategy": ("mirrored", "mirrored"),
@@ -716,6 +718,14 @@ def test_default_workdirs_differ():
         [f"--dataset=folder:{folder}", f"--evaluate={folder}", "--seed=1"],
         [f"--dataset=folder:{folder}", f"--evaluate={folder}", "--seed=2"],
     ]
+    path = run.configuration(variants[-1])[1]
+    free = ["--cache_dir=elsewhere", "--checkpoint_steps=7"]
+    assert run.configuration([*variants[1], *free]) == (
+        run.configuration(variants[1])[0]
+        | {"cache_dir": "elsewhere", "checkpoint_steps": 7},
+        run.configuration(variants[1])[1],
+    )
+    assert run.configuration([*variants[-1], free[0]])[1] == path
     found = [run.configuration(arguments)[1] for arguments in variants]
     assert len(set(found)) == len(variants)
     for path in found:
@@ -1394,7 +1404,10 @@ def test_exported_model_without_tfsam(finished, tmp_path):
     assert 0 < robust[0] < natural
 
 
-def test_evaluate_a_model_file_and_an_exported_model(finished, tmp_path):
+@pytest.mark.filterwarnings("default:.* is a SavedModel")
+def test_evaluate_a_model_file_and_an_exported_model(
+    finished, tmp_path, capsys
+):
     source, _ = finished
     found = {}
     for name in ("model.keras", "saved_model"):
@@ -1410,6 +1423,12 @@ def test_evaluate_a_model_file_and_an_exported_model(finished, tmp_path):
             f"--workdir={workdir}",
         )
         assert code == 0
+        said = capsys.readouterr().err
+        if name == "saved_model":
+            start = f"tfsam: {source / name} is a SavedModel, a program"
+            assert said.startswith(start) and said.count("\n") == 1
+        else:
+            assert said == ""
         assert snapshot(source / name) == before
         results = found[name] = read_json(workdir / "results.json")
         assert results["schema"] == 1
@@ -1432,3 +1451,20 @@ def test_evaluate_a_model_file_and_an_exported_model(finished, tmp_path):
     exported, kept = (found[name]["robust"][0] for name in reversed(found))
     assert abs(exported["accuracy"] - kept["accuracy"]) <= 1 / 60 + 1e-9
     assert kept["accuracy"] < whole["natural"]["accuracy"]
+
+
+def test_exports_do_not_tell_how_they_came_about(finished):
+    """No path, flag or name of who trained: a file to hand on."""
+    workdir, _ = finished
+    secrets = [str(workdir), str(workdir.parent), os.getcwd(), sys.prefix]
+    secrets += ["/home/", "--method", "digits", "tfsam", "workdir"]
+    secrets += ["perturb", "learning_rate", "optimizer"]
+    paths = [p for p in (workdir / "saved_model").rglob("*") if p.is_file()]
+    content = {path.name: path.read_bytes() for path in paths}
+    with zipfile.ZipFile(workdir / "model.keras") as archive:
+        content |= {name: archive.read(name) for name in archive.namelist()}
+    assert {"saved_model.pb", "config.json"} <= set(content)
+    for name, text in content.items():
+        for secret in secrets:
+            assert secret.encode() not in text, (name, secret)
+    assert b"preact" in content["config.json"]  # What is in it is found.

@@ -6,21 +6,22 @@ content depends on nothing but the seed, the epoch and the position, so that
 an interrupted run can continue exactly where it stopped.
 """
 
-import contextlib
 import difflib
 import numbers
 import os
 import pathlib
 import re
-import threading
 import zipfile
 from collections.abc import Callable
-from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from tfsam import downloads
+from tfsam import folders
+from tfsam.decoding import refusal
 
 SOURCES = (
     "digits",
@@ -29,13 +30,9 @@ SOURCES = (
     "the name of a TFDS image data set, such as cifar10",
 )
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-# What file managers leave in folders.
-_DROPPINGS = ("Thumbs.db", "desktop.ini")
 _PADDING = 4
 _CHUNK = 1024  # Images handled at once where all of them would not fit.
 _MOST_CLASSES = 100_000  # A larger label is a mistake, not a class.
-_PROBE_SECONDS = 6.0
 
 # Chooses the examples of a split to keep: (labels, "train" or "test") to
 # whatever indexes an array.
@@ -70,6 +67,7 @@ def load(
     limit_test: int | None = None,
     seed: int = 0,
     data_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> Images:
     """Loads a data set by name.
 
@@ -90,6 +88,9 @@ def load(
       seed: a non-negative integer, used by the limits alone.
       data_dir: where TensorFlow Datasets keeps its files, None for its
         default. Archives downloaded by hand go to `downloads/manual` there.
+      cache_dir: where the decoded images of a folder are kept, so that later
+        calls need not decode them, as in `folders.default_cache()`; None is
+        nowhere.
 
     Returns:
       The `Images`.
@@ -113,9 +114,12 @@ def load(
         return _load_digits(pick)
     if kind in ("folder", "npz"):
         if not location:
-            raise _error(f"the source must be {kind}:PATH", source)
-        load_path = _load_folder if kind == "folder" else _load_npz
-        return load_path(pathlib.Path(location).expanduser(), source, pick)
+            raise refusal(f"the source must be {kind}:PATH", source)
+        path = pathlib.Path(location).expanduser()
+        if kind == "npz":
+            return _load_npz(path, source, pick)
+        cache = None if cache_dir is None else pathlib.Path(cache_dir)
+        return Images(source, *folders.load(path, pick, cache))
     return _load_tfds(str(source), pick, data_dir)
 
 
@@ -137,7 +141,7 @@ def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
     """
     total = len(images.x_train)
     if count >= total:
-        raise _error(
+        raise refusal(
             f"validation_images must be less than the {total} training images",
             count,
         )
@@ -168,7 +172,7 @@ def as_float(images: np.ndarray) -> np.ndarray:
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(255)
     if not np.issubdtype(images.dtype, np.floating):
-        raise _error("images must be uint8 or floats", images.dtype)
+        raise refusal("images must be uint8 or floats", images.dtype)
     return images.astype(np.float32, copy=False)
 
 
@@ -191,7 +195,7 @@ def statistics(
     """
     images = np.asarray(images)
     if images.ndim != 4 or not images.size:
-        raise _error(
+        raise refusal(
             "images must be (n, height, width, channels)", images.shape
         )
     total = squares = np.zeros(images.shape[1:], np.float64)
@@ -223,9 +227,7 @@ def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
       A tensor of the shape and dtype of `images`.
     """
     images = tf.convert_to_tensor(images)
-    batch, height, width = tf.unstack(tf.shape(images)[:3])
-    border = [_PADDING, _PADDING]
-    padded = tf.pad(images, [[0, 0], border, border, [0, 0]], "REFLECT")
+    batch, height, width, channels = tf.unstack(tf.shape(images))
     # One draw holds the three choices: a row and a column offset, a flip.
     offsets = 2 * _PADDING + 1
     draw = tf.random.stateless_uniform(
@@ -234,10 +236,20 @@ def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     flip, row, column = draw % 2, draw // 2 % offsets, draw // 2 // offsets
     positions = tf.range(width)
     columns = column + tf.where(flip == 1, positions[::-1], positions)
-    rows = row + tf.range(height)
-    cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
-    cropped = tf.gather(cropped, columns, axis=2, batch_dims=1)
-    return tf.ensure_shape(cropped, images.shape)
+    rows = _reflected(row + tf.range(height) - _PADDING, height)
+    columns = _reflected(columns - _PADDING, width)
+    # One gather of single pixels: nothing is padded, and nothing is copied
+    # twice.
+    corners = tf.range(batch)[:, tf.newaxis, tf.newaxis] * height * width
+    pixels = corners + (rows * width)[:, :, tf.newaxis] + columns[:, tf.newaxis]
+    augmented = tf.gather(tf.reshape(images, [-1, channels]), pixels)
+    return tf.ensure_shape(augmented, images.shape)
+
+
+def _reflected(positions: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Positions beside an axis, mirrored at its ends, which do not repeat."""
+    positions = tf.abs(positions)
+    return tf.minimum(positions, 2 * (size - 1) - positions)
 
 
 def training_batches(
@@ -294,7 +306,7 @@ def training_batches(
     count = len(images)
     steps = count // batch_size if drop_remainder else -(-count // batch_size)
     if not steps:
-        raise _error(
+        raise refusal(
             f"batch_size must be at most the {count} examples with"
             " drop_remainder",
             batch_size,
@@ -321,10 +333,10 @@ def training_batches(
         indices: tf.Tensor, step_seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         chosen = tf.gather(all_images, indices)
-        if chosen.dtype == tf.uint8:
-            chosen = tf.cast(chosen, tf.float32) / 255.0
         if augment:
             chosen = _augment(chosen, step_seed)
+        if chosen.dtype == tf.uint8:
+            chosen = tf.cast(chosen, tf.float32) / 255.0
         return chosen, tf.gather(all_labels, indices)
 
     total = max((epochs - initial_epoch) * steps - initial_step, 0)
@@ -341,30 +353,25 @@ def training_batches(
 _augment = augment  # `training_batches` has an argument of that name.
 
 
-def _error(expected: str, received: object) -> ValueError:
-    """Makes the one kind of error here: what was expected, what came."""
-    return ValueError(" ".join(f"{expected}. Received: {received}".split()))
-
-
 def _check_integer(name: str, value: Any, lowest: int) -> None:
     is_integer = isinstance(value, numbers.Integral)
     if not is_integer or isinstance(value, bool) or value < lowest:
-        raise _error(f"{name} must be an integer of at least {lowest}", value)
+        raise refusal(f"{name} must be an integer of at least {lowest}", value)
 
 
 def _check_training_arrays(
     images: np.ndarray, labels: np.ndarray, augmented: bool
 ) -> None:
     if images.ndim != 4 or not images.size:
-        raise _error(
+        raise refusal(
             "images must be (n, height, width, channels)", images.shape
         )
     if labels.shape != images.shape[:1]:
-        raise _error(f"labels must be ({len(images)},)", labels.shape)
+        raise refusal(f"labels must be ({len(images)},)", labels.shape)
     if not np.issubdtype(labels.dtype, np.integer):
-        raise _error("labels must be integers", labels.dtype)
+        raise refusal("labels must be integers", labels.dtype)
     if augmented and min(images.shape[1:3]) <= _PADDING:
-        raise _error(
+        raise refusal(
             f"augmented images must have more than {_PADDING} pixels a side",
             images.shape,
         )
@@ -378,7 +385,7 @@ def _subset(
         return slice(None)
     classes, counts = np.unique(labels, return_counts=True)
     if limit < len(classes):
-        raise _error(
+        raise refusal(
             f"{name} must be at least the number of classes, {len(classes)}",
             limit,
         )
@@ -431,17 +438,19 @@ def _load_npz(path: pathlib.Path, source: str, pick: _Pick) -> Images:
         arrays[y] = _checked_labels(arrays[y], y, len(arrays[x]))
     shapes = arrays["x_train"].shape[1:], arrays["x_test"].shape[1:]
     if shapes[0] != shapes[1]:
-        raise _error(f"x_test must have images of shape {shapes[0]}", shapes[1])
+        raise refusal(
+            f"x_test must have images of shape {shapes[0]}", shapes[1]
+        )
     if arrays["x_train"].dtype != arrays["x_test"].dtype:
-        raise _error(
+        raise refusal(
             f"x_test must be {arrays['x_train'].dtype} like x_train",
             arrays["x_test"].dtype,
         )
     if len(np.unique(arrays["y_train"])) < 2:
-        raise _error("y_train must hold two classes or more", "one class")
+        raise refusal("y_train must hold two classes or more", "one class")
     largest = int(arrays["y_train"].max())
     if arrays["y_test"].max() > largest:
-        raise _error(
+        raise refusal(
             f"y_test must not exceed y_train's largest label, {largest}",
             arrays["y_test"].max(),
         )
@@ -451,9 +460,9 @@ def _load_npz(path: pathlib.Path, source: str, pick: _Pick) -> Images:
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise _error("npz:PATH must name an existing file", path)
+        raise refusal("npz:PATH must name an existing file", path)
     if not zipfile.is_zipfile(path):
-        raise _error("the file must be what numpy.savez writes", path)
+        raise refusal("the file must be what numpy.savez writes", path)
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
         # Pickled objects could run code: refuse them.
@@ -462,12 +471,12 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
             if not missing:
                 return {name: archive[name] for name in names}
     except Exception as e:  # A file can be broken in more ways than one knows.
-        raise _error(
+        raise refusal(
             "the file must hold plain arrays that can be read, not pickled"
             " objects",
             f"{path} ({type(e).__name__}: {e})",
         ) from e
-    raise _error(
+    raise refusal(
         f"the file must hold {', '.join(names)}",
         f"{path} without {', '.join(missing)}",
     )
@@ -478,19 +487,19 @@ def _checked_pixels(images: np.ndarray, name: str) -> np.ndarray:
     if images.ndim == 3:
         images = images[..., np.newaxis]
     if images.ndim != 4 or not images.size or images.shape[3] not in (1, 3):
-        raise _error(
+        raise refusal(
             f"{name} must be (n, height, width) or (n, height, width, 1 or 3)",
             images.shape,
         )
     if images.shape[1] != images.shape[2]:
-        raise _error(f"{name} must hold square images", images.shape)
+        raise refusal(f"{name} must hold square images", images.shape)
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
-        raise _error(f"{name} must be uint8 or floats in [0, 1]", images.dtype)
+        raise refusal(f"{name} must be uint8 or floats in [0, 1]", images.dtype)
     # Not-a-number fails this comparison too.
     if not (images.min() >= 0 and images.max() <= 1):
-        raise _error(
+        raise refusal(
             f"{name} must be uint8 or finite floats in [0, 1]",
             f"floats from {images.min()} to {images.max()}",
         )
@@ -502,311 +511,29 @@ def _checked_labels(labels: np.ndarray, name: str, count: int) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
-        raise _error(f"{name} must be (n,) or (n, 1)", labels.shape)
+        raise refusal(f"{name} must be (n,) or (n, 1)", labels.shape)
     if len(labels) != count:
-        raise _error(f"{name} must have {count} labels", len(labels))
+        raise refusal(f"{name} must have {count} labels", len(labels))
     if not np.issubdtype(labels.dtype, np.integer):
-        raise _error(f"{name} must be integers", labels.dtype)
+        raise refusal(f"{name} must be integers", labels.dtype)
     if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
-        raise _error(
+        raise refusal(
             f"{name} must be from 0 to {_MOST_CLASSES - 1}",
             f"labels from {labels.min()} to {labels.max()}",
         )
     return labels.astype(np.int64)
 
 
-def _load_folder(path: pathlib.Path, source: str, pick: _Pick) -> Images:
-    for folder in (path, path / "train", path / "test"):
-        if not folder.is_dir():
-            raise _error(
-                "folder:PATH must name a folder that holds train and test",
-                f"no folder {folder}",
-            )
-    classes = _class_folders(path / "train")
-    if len(classes) < 2:
-        raise _error(
-            f"{path / 'train'} must hold a folder for each of two classes or"
-            " more",
-            ", ".join(classes) or "no folder",
-        )
-    unknown = sorted(set(_class_folders(path / "test")) - set(classes))
-    if unknown:
-        raise _error(
-            f"{path / 'test'} must hold classes of train only",
-            ", ".join(unknown),
-        )
-    train_files, y_train = _list_files(path / "train", classes)
-    test_files, y_test = _list_files(path / "test", classes)
-    train, test = pick(y_train, "train"), pick(y_test, "test")
-    train_files, test_files = train_files[train], test_files[test]
-    files = [*train_files, *test_files]
-    images = _decode(files, files, tf.io.read_file)
-    return Images(
-        source,
-        images[: len(train_files)],
-        y_train[train],
-        images[len(train_files) :],
-        y_test[test],
-        tuple(classes),
-    )
-
-
-def _class_folders(folder: pathlib.Path) -> list[str]:
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
-
-
-def _list_files(
-    folder: pathlib.Path, classes: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lists the image files of a split, (n,) paths and (n,) int64 labels."""
-    present = set(_class_folders(folder))
-    files: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        if name not in present:  # Only a test folder can lack a class.
-            continue
-        found = sorted(
-            entry.path
-            for entry in os.scandir(folder / name)
-            if entry.is_file()
-            and not entry.name.startswith(".")
-            and entry.name not in _DROPPINGS
-        )
-        for path in found:
-            if not path.lower().endswith(_IMAGE_SUFFIXES):
-                raise _error(
-                    f"a class must hold files {', '.join(_IMAGE_SUFFIXES)} "
-                    "only",
-                    path,
-                )
-        if not found:
-            raise _error(
-                f"a class must hold files {', '.join(_IMAGE_SUFFIXES)}",
-                f"none in {folder / name}",
-            )
-        files += found
-        labels += [label] * len(found)
-    if not files:
-        raise _error(f"{folder} must hold class folders", "none")
-    return np.array(files), np.array(labels, np.int64)
-
-
-def _decode(
-    entries: Sequence[Any],
-    names: Sequence[str],
-    read: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
-) -> np.ndarray:
-    """Decodes JPEG and PNG images of one size, in parallel.
-
-    Args:
-      entries: strings that `read` turns into the content of an image.
-      names: one for each entry, for error messages.
-      read: from a string tensor to a string tensor.
-
-    Returns:
-      uint8 (n, side, side, channels), 1 channel if all images are gray, else
-      3; transparency is dropped.
-    """
-    side = _checked_side(entries[0], names[0], read)
-
-    def decode(entry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image = _decode_one(read(entry))
-        # Channels are gray, gray and alpha, RGB, or RGB and alpha.
-        is_gray = tf.shape(image)[2] <= 2
-        rgb = tf.where(is_gray, [0, 0, 0], [0, 1, 2])
-        image = tf.gather(image, rgb, axis=2)
-        return tf.ensure_shape(image, [side, side, 3]), is_gray
-
-    batches = (
-        tf.data.Dataset.from_tensor_slices(entries)
-        .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-        .batch(_CHUNK)
-        .prefetch(1)
-    )
-    images = np.empty((len(entries), side, side, 3), np.uint8)
-    all_gray, start = True, 0
-    try:
-        for batch, are_gray in batches.as_numpy_iterator():
-            images[start : start + len(batch)] = batch
-            all_gray = all_gray and bool(are_gray.all())
-            start += len(batch)
-    except tf.errors.OpError:
-        # The pipeline does not say which image failed: look for it.
-        for entry, name in zip(entries[start:], names[start:], strict=True):
-            _checked_side(entry, name, read, side)
-        raise
-    return images[..., :1].copy() if all_gray else images
-
-
-def _decode_one(content: tf.Tensor) -> tf.Tensor:
-    # This reads PNG too. `decode_image` has a fast transform for JPEG that
-    # darkens images by up to one level on average.
-    return tf.io.decode_jpeg(content, dct_method="INTEGER_ACCURATE")
-
-
-def _checked_side(
-    entry: Any,
-    name: str,
-    read: Callable[[tf.Tensor], tf.Tensor],
-    expected: int | None = None,
-) -> int:
-    """Returns the side of one square image in pixels, or raises."""
-    try:
-        image = _decode_one(read(tf.constant(entry)))
-    except tf.errors.OpError as error:
-        raise _error(
-            "an image file must be a JPEG or PNG that can be decoded", name
-        ) from error
-    height, width = image.shape[:2]
-    if height != width:
-        raise _error("images must be square", f"{height} x {width} in {name}")
-    if expected not in (None, height):
-        raise _error(
-            f"images must have the size of the first, {expected} x {expected}",
-            f"{height} x {width} in {name}",
-        )
-    return height
-
-
 def _load_tfds(
     source: str, pick: _Pick, data_dir: str | os.PathLike | None
 ) -> Images:
-    try:
-        import tensorflow_datasets as tfds
-    except Exception as error:
-        # Its own requirements clash with those of some TensorFlow versions.
-        raise ImportError(
-            f"tensorflow-datasets cannot be imported ({error}). "
-            f"Received: {source}"
-        ) from error
-
-    known = tfds.list_builders(with_community_datasets=False)
+    known = downloads.names(source)
     base = re.split("[/:]", source)[0]
     if base not in known:
         near = difflib.get_close_matches(base, [*known, "digits"], n=5)
         hint = f" (near matches: {', '.join(near)})" if near else ""
-        raise _error(
+        raise refusal(
             f"the source must be one of {'; '.join(SOURCES)}{hint}",
             repr(source),
         )
-    # Builders run the code of hundreds of data sets and raise anything.
-    try:
-        builder = tfds.builder(source, data_dir=data_dir, try_gcs=False)
-        features = builder.info.features
-    except Exception as error:
-        raise _error(f"TFDS cannot build {source}: {error}", source) from error
-    if not (
-        "image" in features
-        and "label" in features
-        and isinstance(features["image"], tfds.features.Image)
-        and isinstance(features["label"], tfds.features.ClassLabel)
-        and features["image"].np_dtype == np.uint8
-    ):
-        raise _error(
-            "a TFDS source must have the features image (uint8) and label",
-            f"{source} with {', '.join(features)}",
-        )
-    _prepare(builder, source)
-    if not {"train", "test"} <= set(builder.info.splits):
-        raise _error(
-            "a TFDS source must have the splits train and test",
-            f"{source} with {', '.join(builder.info.splits)}",
-        )
-    encoded, labels = {}, {}
-    for split in ("train", "test"):
-        # Images stay encoded until it is known which ones are wanted.
-        data = builder.as_dataset(
-            split=split,
-            shuffle_files=False,
-            batch_size=-1,
-            decoders=tfds.decode.PartialDecoding(
-                {"image": True, "label": True},
-                decoders={"image": tfds.decode.SkipDecoding()},
-            ),
-        )
-        all_labels = data["label"].numpy()
-        chosen = pick(all_labels, split)
-        labels[split] = all_labels[chosen]
-        encoded[split] = data["image"].numpy()[chosen]
-    entries = [*encoded["train"], *encoded["test"]]
-    names = [f"image {number} of {source}" for number in range(len(entries))]
-    images = _decode(entries, names)
-    boundary = len(encoded["train"])
-    return Images(
-        source,
-        images[:boundary],
-        labels["train"],
-        images[boundary:],
-        labels["test"],
-        tuple(builder.info.features["label"].names),
-    )
-
-
-def _prepare(builder: Any, source: str) -> None:
-    """Downloads and prepares a TFDS data set, unless that was done before."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.download import resource
-
-    if builder.is_prepared():
-        return
-    downloads = builder.data_dir_root / "downloads"
-    manual = downloads / "manual"
-
-    def is_local(url: str, info: Any) -> bool:
-        cached = resource.get_dl_fname(url, info.checksum)
-        return (
-            bool(info.filename and (manual / info.filename).exists())
-            or resource.is_locally_cached(downloads / builder.name / cached)
-            or resource.is_locally_cached(downloads / cached)
-        )
-
-    archives = builder.url_infos or {}
-    missing = [url for url in archives if not is_local(url, archives[url])]
-    # TFDS retries for minutes: find out first whether that can succeed.
-    if missing and not _is_reachable(missing[0]):
-        files = ", ".join(archives[url].filename or url for url in missing)
-        raise _error(
-            f"{source} is not prepared in {builder.data_dir_root}, and"
-            f" {missing[0]} cannot be reached: put {files} into {manual}, or"
-            " use folder:PATH or npz:PATH",
-            source,
-        )
-    try:
-        builder.download_and_prepare(
-            download_dir=downloads,
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=manual, try_download_gcs=False
-            ),
-        )
-    except Exception as error:
-        raise _error(
-            f"TFDS cannot prepare {source}: {error}", source
-        ) from error
-
-
-def _is_reachable(url: str) -> bool:
-    """Whether a server answers for the URL, within a few seconds."""
-    import requests
-
-    if not url.startswith("http"):
-        return True
-    answered = threading.Event()
-
-    def probe() -> None:
-        with contextlib.suppress(requests.RequestException):
-            with requests.get(
-                url, stream=True, timeout=_PROBE_SECONDS / 2
-            ) as response:
-                # TFDS retries on server errors, not on the rest.
-                if response.status_code < 500:
-                    answered.set()
-
-    # No timeout of requests bounds a name server that does not answer.
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(_PROBE_SECONDS)
-    return answered.is_set()
+    return Images(source, *downloads.load(source, pick, data_dir))

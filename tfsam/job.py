@@ -29,11 +29,15 @@ from tfsam import data
 from tfsam import devices
 from tfsam import evaluation
 from tfsam import files
+from tfsam import folders
 from tfsam import reports
 from tfsam import training
 
 # What runs did before there was a flag for it: those of an older tfsam go on.
 _BEFORE = {"precision": "float32", "strategy": "auto"}
+
+# What a run may change when it goes on: the results are the same.
+UNBOUND = ("cache_dir", "checkpoint_steps")
 
 
 class Inputs(NamedTuple):
@@ -72,6 +76,7 @@ def prepare(config):
         limit_train=config["limit_train"],
         limit_test=config["limit_test"],
         seed=config["seed"],
+        cache_dir=_cache_dir(config),
     )
     logits = surrogate = None
     if config["surrogate"]:
@@ -86,6 +91,15 @@ def prepare(config):
     else:
         training.check(config, images, strategy)
     return Inputs(strategy, images, logits, surrogate)
+
+
+def _cache_dir(config):
+    given = config["cache_dir"]
+    if given == "none":
+        return None
+    if given is None:
+        return folders.default_cache()
+    return pathlib.Path(given).expanduser()
 
 
 def _classifier(config, path, images):
@@ -123,7 +137,7 @@ def finished(workdir, config):
         changes = ", ".join(
             f"{key}={wanted[key]} (it has {held.get(key)})"
             for key in wanted
-            if held.get(key) != wanted[key]
+            if key not in UNBOUND and held.get(key) != wanted[key]
         )
         if changes:
             raise ValueError(

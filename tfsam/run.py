@@ -21,6 +21,7 @@ import math
 import pathlib
 import re
 import sys
+import warnings
 import zlib
 from fractions import Fraction
 
@@ -261,6 +262,12 @@ def define_flags():
         "l-inf, epsilon/8 in l2; 1.25 epsilon for fgsm_at.",
     )
     text("dataset", None, f"Images: {'; '.join(data.SOURCES)}.")
+    text(
+        "cache_dir",
+        None,
+        "Keep the decoded images of folder:PATH here, for later runs; none: "
+        "nowhere. Default: ~/.cache/tfsam, or tfsam in XDG_CACHE_HOME.",
+    )
     choice("network", training.NETWORKS, "Network")
     integer("epochs", "Epochs of training.")
     integer("batch_size", "Batch size over all devices.")
@@ -424,8 +431,8 @@ def _merging(given):
         )
     if "workdir" not in given:
         raise ValueError("--merge needs --workdir. Received: none")
-    folders = [str(pathlib.Path(f).expanduser()) for f in given["merge"]]
-    return {"merge": folders}, pathlib.Path(given["workdir"]).expanduser()
+    merged = [str(pathlib.Path(f).expanduser()) for f in given["merge"]]
+    return {"merge": merged}, pathlib.Path(given["workdir"]).expanduser()
 
 
 def _shard(text):
@@ -530,8 +537,9 @@ def _one_of(name, value, known):
 
 def _name(config, given):
     """A name for a configuration: one of its own, even where it is cut."""
+    config = {k: v for k, v in config.items() if k not in job.UNBOUND}
     full = name = config["preset"]
-    for flag in sorted(set(given) - {"preset"}):
+    for flag in sorted(set(given) - {"preset", *job.UNBOUND}):
         value = given[flag]
         text = ",".join(map(str, value)) if type(value) is list else str(value)
         full += f"-{flag}={text}"
@@ -556,7 +564,9 @@ def main(argv=None):
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        with signals.handled() as stop, contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as held:
+            held.enter_context(_warnings_in_one_line())
+            stop = held.enter_context(signals.handled())
             return _main(argv, stop, held)
     except KeyboardInterrupt as error:
         print("tfsam: interrupted", file=sys.stderr)
@@ -570,6 +580,23 @@ def main(argv=None):
             file=sys.stderr,
         )
         return 4
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line():
+    """Shows tfsam's own warnings as errors are shown, others as ever."""
+    show = warnings.showwarning
+    ours = pathlib.Path(__file__).parent
+
+    def show_ours(message, category, filename, lineno, file=None, line=None):
+        if pathlib.Path(filename).is_relative_to(ours):
+            print(f"tfsam: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_ours
+        yield
 
 
 def _main(argv, stop, held):

@@ -1,0 +1,204 @@
+"""Folders of images, one folder a class, decoded once.
+
+Decoding takes minutes for a large data set. What it gives is kept as one file,
+which later runs map into their memory, until an image or a name changes.
+"""
+
+import hashlib
+import os
+import pathlib
+import warnings
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfsam import files
+from tfsam.decoding import decode
+from tfsam.decoding import pixels_of
+from tfsam.decoding import refusal
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+# What file managers leave in folders.
+_DROPPINGS = ("Thumbs.db", "desktop.ini")
+
+
+def default_cache() -> pathlib.Path:
+    """The folder of decoded images: `tfsam` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME")  # freedesktop.org's name for it.
+    # A relative path is to be ignored, says that standard.
+    if not base or not os.path.isabs(base):
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    return pathlib.Path(base, "tfsam")
+
+
+def load(
+    path: pathlib.Path,
+    pick: Callable[[np.ndarray, str], Any],
+    cache_dir: pathlib.Path | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Loads `train/CLASS/*` and `test/CLASS/*`, JPEG and PNG.
+
+    Args:
+      path: the folder that holds `train` and `test`.
+      pick: from the labels of a split and its name to an index of those to
+        keep.
+      cache_dir: where decoded images are kept and looked for, see
+        `default_cache`; None is nowhere. A part of a folder is not kept, but
+        taken from the whole where that is.
+
+    Returns:
+      x_train and y_train, x_test and y_test, and the names of the classes.
+
+    Raises:
+      ValueError: if the folder holds something else, or an image cannot be
+        decoded, is not square, or has another size than the first.
+    """
+    for folder in (path, path / "train", path / "test"):
+        if not folder.is_dir():
+            raise refusal(
+                "folder:PATH must name a folder that holds train and test",
+                f"no folder {folder}",
+            )
+    classes = _class_folders(path / "train")
+    if len(classes) < 2:
+        raise refusal(
+            f"{path / 'train'} must hold a folder for each of two classes or"
+            " more",
+            ", ".join(classes) or "no folder",
+        )
+    unknown = sorted(set(_class_folders(path / "test")) - set(classes))
+    if unknown:
+        raise refusal(
+            f"{path / 'test'} must hold classes of train only",
+            ", ".join(unknown),
+        )
+    train_files, y_train = _list_files(path / "train", classes)
+    test_files, y_test = _list_files(path / "test", classes)
+    everything = np.arange(len(train_files) + len(test_files))
+    train = everything[: len(train_files)][pick(y_train, "train")]
+    test = everything[len(train_files) :][pick(y_test, "test")]
+    images = _decoded(
+        path,
+        np.concatenate([train_files, test_files]),
+        np.concatenate([train, test]),
+        cache_dir,
+    )
+    labels = np.concatenate([y_train, y_test])
+    pixels = pixels_of(images)
+    return (
+        pixels[: len(train)],
+        labels[train],
+        pixels[len(train) :],
+        labels[test],
+        tuple(classes),
+    )
+
+
+def _decoded(
+    path: pathlib.Path,
+    names: np.ndarray,
+    chosen: np.ndarray,
+    cache_dir: pathlib.Path | None,
+) -> np.ndarray:
+    """The chosen images, from the cache, or for it if they are all."""
+    is_all = np.array_equal(chosen, np.arange(len(names)))
+    if cache_dir is None:
+        return decode(names[chosen], names[chosen], tf.io.read_file)
+    folder, content = _digests(path, names)
+    cache = cache_dir / f"{folder}-{content}.npy"
+    images = _read(cache, len(names))
+    if images is not None:
+        return images if is_all else images[chosen]
+    images = decode(names[chosen], names[chosen], tf.io.read_file)
+    if is_all:
+        _keep(cache, images, cache_dir.glob(f"{folder}-*.npy"))
+    return images
+
+
+def _digests(path: pathlib.Path, names: np.ndarray) -> tuple[str, str]:
+    """What tells the folder, and the state of its files, from others."""
+    state = hashlib.sha256(tf.__version__.encode())
+    for name in names:
+        stat = os.stat(name)
+        state.update(f"{name}\0{stat.st_size} {stat.st_mtime_ns}\0".encode())
+    where = hashlib.sha256(str(path.resolve()).encode())
+    return where.hexdigest()[:16], state.hexdigest()[:32]
+
+
+def _read(cache: pathlib.Path, count: int) -> np.ndarray | None:
+    try:
+        # Pages are read when they are needed, and shared by processes;
+        # writing to the array does not write to the file.
+        images = np.load(cache, mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        warnings.warn(
+            f"The decoded images in {cache} cannot be read ({error}): decoding "
+            "again.",
+            stacklevel=2,
+        )
+        return None
+    return images if images.shape == (count,) else None
+
+
+def _keep(cache: pathlib.Path, images: np.ndarray, older: Any) -> None:
+    older = list(older)
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        for path in [*older, *files.leftovers(cache.parent)]:
+            files.remove(path)
+        with files.replacing(cache) as temporary:
+            np.save(temporary, images)
+    except OSError as error:
+        # The images are in memory: the run can go on.
+        warnings.warn(
+            f"Decoded images are not kept in {cache.parent}: {error}",
+            stacklevel=2,
+        )
+
+
+def _class_folders(folder: pathlib.Path) -> list[str]:
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def _list_files(
+    folder: pathlib.Path, classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lists the image files of a split, (n,) paths and (n,) int64 labels."""
+    present = set(_class_folders(folder))
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        if name not in present:  # Only a test folder can lack a class.
+            continue
+        found = sorted(
+            entry.path
+            for entry in os.scandir(folder / name)
+            if entry.is_file()
+            and not entry.name.startswith(".")
+            and entry.name not in _DROPPINGS
+        )
+        for path in found:
+            if not path.lower().endswith(_SUFFIXES):
+                raise refusal(
+                    f"a class must hold files {', '.join(_SUFFIXES)} only",
+                    path,
+                )
+        if not found:
+            raise refusal(
+                f"a class must hold files {', '.join(_SUFFIXES)}",
+                f"none in {folder / name}",
+            )
+        paths += found
+        labels += [label] * len(found)
+    if not paths:
+        raise refusal(f"{folder} must hold class folders", "none")
+    return np.array(paths), np.array(labels, np.int64)
