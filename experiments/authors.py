@@ -63,16 +63,17 @@ An adaptive SAM and a switch of the attack's random start are there, unused.
 
 import pathlib
 import statistics
+import sys
 import time
 from typing import Any
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
-from absl import app
 from absl import flags
 
 import tfsam
+from experiments import command
 from tfsam import checks
 from tfsam import files
 from tfsam import geometry
@@ -81,6 +82,17 @@ from tfsam.attacks.gradient import random_start
 from tfsam.attacks.losses import cross_entropy
 from tfsam.pure import dense
 from tfsam.pure import replicas
+
+FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/authors", "Folder of the results.", flag_values=FLAGS
+)
+_SEEDS = flags.DEFINE_integer(
+    "seeds", 3, "Seeds, from 0 on.", lower_bound=1, flag_values=FLAGS
+)
+_EPOCHS = flags.DEFINE_integer(
+    "epochs", 10, "Epochs of training.", lower_bound=1, flag_values=FLAGS
+)
 
 
 class Attacked(NamedTuple):
@@ -462,24 +474,20 @@ def _entry(cells, clean, column, compared):
     return text
 
 
-def main(_):
+def main():
     """Measures what is not measured, and prints the table."""
-    settings = flags.FLAGS
     found = results(
         tfsam.data.load("digits"),
-        pathlib.Path(settings.workdir),
-        settings.seeds,
-        settings.epochs,
+        pathlib.Path(_WORKDIR.value),
+        _SEEDS.value,
+        _EPOCHS.value,
     )
     print(
-        f"Accuracy in %: mean ± standard deviation over {settings.seeds} "
+        f"Accuracy in %: mean ± standard deviation over {_SEEDS.value} "
         "seeds, and the mean's difference to the clean rule's."
     )
     print(table(found))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "runs/authors", "Folder of the results.")
-    flags.DEFINE_integer("seeds", 3, "Seeds, from 0 on.", lower_bound=1)
-    flags.DEFINE_integer("epochs", 10, "Epochs of training.", lower_bound=1)
-    app.run(main)
+    sys.exit(command.run(main, FLAGS))

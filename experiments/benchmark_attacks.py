@@ -23,28 +23,46 @@ import importlib.util
 import pathlib
 import resource
 import statistics
+import sys
 import time
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app
 from absl import flags
 from cleverhans.tf2.attacks.projected_gradient_descent import (
     projected_gradient_descent,
 )
 
 import tfsam
+from experiments import command
 
+FLAGS = flags.FlagValues()
 _PART = flags.DEFINE_enum(
-    "part", "pgd", ["pgd", "sweep", "autoattack", "memory"], "What to time."
+    "part",
+    "pgd",
+    ["pgd", "sweep", "autoattack", "memory"],
+    "What to time.",
+    flag_values=FLAGS,
 )
-_WIDTH = flags.DEFINE_integer("width", 16, "Channels of the first stage.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images attacked.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Attacks timed of each kind.")
-_MODEL = flags.DEFINE_string("model", None, "A trained model, for sweep.")
-_DATASET = flags.DEFINE_string("dataset", "digits", "Its images.")
-_IMAGES = flags.DEFINE_integer("images", 512, "So many of them.")
+_WIDTH = flags.DEFINE_integer(
+    "width", 16, "Channels of the first stage.", flag_values=FLAGS
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 128, "Images attacked.", flag_values=FLAGS
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "Attacks timed of each kind.", flag_values=FLAGS
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "A trained model, for sweep.", flag_values=FLAGS
+)
+_DATASET = flags.DEFINE_string(
+    "dataset", "digits", "Its images.", flag_values=FLAGS
+)
+_IMAGES = flags.DEFINE_integer(
+    "images", 512, "So many of them.", flag_values=FLAGS
+)
 
 EPSILON = 8 / 255
 STEPS = 10
@@ -396,7 +414,7 @@ def memory():
     print(f"after {result['robust'][0]['attacked']} images: {most():.2f} GiB")
 
 
-def main(_):
+def main():
     """Prints the tables of one part."""
     {"pgd": pgd, "sweep": sweep, "autoattack": autoattack, "memory": memory}[
         _PART.value
@@ -404,4 +422,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(command.run(main, FLAGS))

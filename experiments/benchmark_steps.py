@@ -26,10 +26,10 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app
 from absl import flags
 
 import tfsam
+from experiments import command
 from tfsam.attacks.losses import cross_entropy
 from tfsam.pure import Batch
 from tfsam.weights.base import Step
@@ -117,24 +117,45 @@ TORCH = [
 ]
 
 
+FLAGS = flags.FlagValues()
 _NETWORK = flags.DEFINE_enum(
     "network",
     "preact_resnet18",
     ["preact_resnet8", "preact_resnet18"],
     "Network, for images of 32x32.",
+    flag_values=FLAGS,
 )
-_WIDTH = flags.DEFINE_integer("width", 16, "Channels of its first stage.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images a step.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds timed.", lower_bound=1)
+_WIDTH = flags.DEFINE_integer(
+    "width", 16, "Channels of its first stage.", flag_values=FLAGS
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 128, "Images a step.", flag_values=FLAGS
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "Rounds timed.", lower_bound=1, flag_values=FLAGS
+)
 _METHODS = flags.DEFINE_list(
-    "methods", [], "Methods timed, beside those they are compared to; or all."
+    "methods",
+    [],
+    "Methods timed, beside those they are compared to; or all.",
+    flag_values=FLAGS,
 )
 _JIT_COMPILE = flags.DEFINE_enum(
-    "jit_compile", "true", ["true", "false", "both"], "Whether to use XLA."
+    "jit_compile",
+    "true",
+    ["true", "false", "both"],
+    "Whether to use XLA.",
+    flag_values=FLAGS,
 )
-_TORCH = flags.DEFINE_boolean("torch", False, "Compare to PyTorch.")
+_TORCH = flags.DEFINE_boolean(
+    "torch", False, "Compare to PyTorch.", flag_values=FLAGS
+)
 _PROFILE = flags.DEFINE_enum(
-    "profile", None, list(METHODS), "The method to take apart."
+    "profile",
+    None,
+    list(METHODS),
+    "The method to take apart.",
+    flag_values=FLAGS,
 )
 
 
@@ -472,7 +493,7 @@ def note(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def main(_):
+def main():
     """Prints the tables."""
     systems = {"true": ["XLA"], "false": ["graph"], "both": ["graph", "XLA"]}[
         _JIT_COMPILE.value
@@ -496,4 +517,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(command.run(main, FLAGS))

@@ -12,17 +12,26 @@ command again goes on where it was stopped.
 
 import json
 import pathlib
+import sys
 
-from absl import app
 from absl import flags
 
+from experiments import command
 from tfsam import methods
 from tfsam import run
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder.", required=True)
-_EPOCHS = flags.DEFINE_integer("epochs", 120, "Epochs of standard training.")
+FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    "runs/digits_methods",
+    "Folder of the results.",
+    flag_values=FLAGS,
+)
+_EPOCHS = flags.DEFINE_integer(
+    "epochs", 120, "Epochs of standard training.", flag_values=FLAGS
+)
 _METHODS = flags.DEFINE_list(
-    "methods", None, "Rows of the table; all by default."
+    "methods", None, "Rows of the table; all by default.", flag_values=FLAGS
 )
 
 # Rows that are not named as their method.
@@ -97,7 +106,7 @@ def line(name, trained, attacked, base):
     )
 
 
-def main(_):
+def main():
     """Prints the table."""
     folder = pathlib.Path(_WORKDIR.value)
     names = _METHODS.value or [
@@ -116,4 +125,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(command.run(main, FLAGS))
