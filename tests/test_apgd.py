@@ -246,7 +246,7 @@ def attacked(digits):
     [
         ("apgd_ce", "standard", "linf"),
         ("apgd_ce", "adversarial", "l2"),
-        ("apgd_t", "standard", "l2"),
+        pytest.param("apgd_t", "standard", "l2", marks=pytest.mark.slow),
         pytest.param("apgd_ce", "standard", "l2", marks=pytest.mark.slow),
         pytest.param("apgd_ce", "adversarial", "linf", marks=pytest.mark.slow),
         pytest.param("apgd_t", "standard", "linf", marks=pytest.mark.slow),

@@ -95,7 +95,7 @@ def reference(model, norm, epsilon):
     [
         ("standard", "linf", 0.15),
         ("standard", "l2", 1.0),
-        ("adversarial", "linf", 0.2),
+        pytest.param("adversarial", "linf", 0.2, marks=pytest.mark.slow),
     ],
 )
 def test_a_cell_of_the_reference(model, norm, epsilon, digits, tmp_path):

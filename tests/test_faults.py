@@ -486,6 +486,7 @@ def test_a_clock_that_jumps_changes_nothing(whole, tmp_path, monkeypatch):
 # Long runs.
 
 
+@pytest.mark.slow
 def test_nothing_is_traced_after_the_first_epoch(tmp_path):
     """Python runs a layer when a function is traced, and then no more."""
     calls, counts, call = [], [], keras.layers.Dense.call

@@ -382,6 +382,7 @@ def test_an_average_alone_is_resumed(tmp_path, monkeypatch, average):
     assert np.abs(whole - plain).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_validation_without_selection_is_measured_now_and_then(tmp_path):
     code, _ = main(
         *(*SMALL, "--method=st", "--validate_every=2", "--epochs=3"),
@@ -395,6 +396,7 @@ def test_validation_without_selection_is_measured_now_and_then(tmp_path):
     assert read_json(tmp_path / "results.json")["train"]["selected"] is None
 
 
+@pytest.mark.slow
 def test_a_collapse_stops_training_for_good(tmp_path, monkeypatch):
     """What falls by more than nothing at all is a collapse here."""
     falling = iter([0.9, 0.5, 0.8, 0.1])
@@ -754,7 +756,9 @@ def assert_refused(capsys, *arguments, parts):
     output, error = capsys.readouterr()
     assert code == 2
     assert output == ""
-    (line,) = error.splitlines()
+    # A SavedModel that is refused was loaded, with a warning.
+    *warned, line = error.splitlines()
+    assert all("is a SavedModel" in warning for warning in warned)
     assert line.startswith("tfsam: ")
     assert "Traceback" not in line
     for part in parts:
@@ -1007,6 +1011,7 @@ def code_inside(path):
     return path.with_suffix(".keras"), ["ambda", str(path)]
 
 
+@pytest.mark.filterwarnings("default:.* is a SavedModel")
 @pytest.mark.parametrize(
     "prepare",
     [
@@ -1330,6 +1335,7 @@ def test_broken_checkpoint_falls_back_to_the_one_before(
     assert_same_run(workdir, uninterrupted)
 
 
+@pytest.mark.slow
 def test_killed_between_two_attacks(uninterrupted, tmp_path):
     workdir = without_results(uninterrupted, tmp_path)
     record = workdir / "evaluation" / "linf"

@@ -73,6 +73,7 @@ def test_without_cells_it_says_so(tmp_path, capsys):
     assert line.startswith("why_robust: workdir must hold finished cells")
 
 
+@pytest.mark.slow
 def test_a_finished_cell_is_measured_on_its_own_images(
     tmp_path, capsys, monkeypatch
 ):
