@@ -160,6 +160,10 @@ def eager_only(self, logits_fn, x, y, seed):
     return tf.constant(x.numpy())
 
 
+def one_size_only(self, logits_fn, x, y, seed):
+    return clipped(x + self.budget * np.ones(x.shape, "float32"))
+
+
 @pytest.mark.parametrize(
     ("change", "in_graph", "message"),
     [
@@ -203,6 +207,7 @@ def eager_only(self, logits_fn, x, y, seed):
         (global_generator, False, "same seed again, .* Received: pixels that"),
         (depends_on_eagerness, True, "in a tf.function.*Received: pixels that"),
         (eager_only, True, "in a tf.function.*must not raise. Received: "),
+        (one_size_only, True, "of any batch size, .*must.* Received: "),
     ],
 )
 def test_cheats_are_caught_and_named(change, in_graph, message):

@@ -268,22 +268,26 @@ def small_network(classes, input_shape, statistics):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", ["false", "true"])
 @pytest.mark.parametrize("method", methods.methods())
-def test_every_method_trains_on_two_devices(method, tmp_path, monkeypatch):
+def test_every_method_trains_an_epoch_on_two_devices(
+    method, jit_compile, tmp_path, monkeypatch
+):
     monkeypatch.setitem(training.NETWORKS, "preact_resnet8", small_network)
     config, _ = run.configuration(
         [
             *(f"--method={method}", "--devices=cpu:2", "--epochs=1"),
-            *("--limit_train=64", "--batch_size=32", "--limit_test=20"),
+            *(f"--jit_compile={jit_compile}", "--learning_rate=0.01"),
         ]
     )
-    images = data.load("digits", limit_train=64, limit_test=20)
+    images = data.load("digits")
     network, summary = training.train(
         config, images, tmp_path, replicas(2), print, signals.Stop()
     )
     assert summary["epochs"] == 1
     (row,) = callbacks.read_history(tmp_path / "history.csv")
     assert np.isfinite(row["loss"])
+    assert summary["natural"]["accuracy"] > 0.2  # It has learned something.
     assert all(np.isfinite(w).all() for w in network.get_weights())
 
 

@@ -41,8 +41,9 @@ class Attack(Configurable):
             images.
 
     Attributes:
-        in_graph: whether the attack can be traced by `tf.function`. False, the
-            default, is slower in evaluation, and refused in training.
+        in_graph: whether the attack can be traced by `tf.function`, for batches
+            of any size, too. False, the default, is slower in evaluation, and
+            refused in training.
 
     Raises:
         ValueError: if an argument is out of its range.

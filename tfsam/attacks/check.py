@@ -82,7 +82,8 @@ def check(attack, **options):
     pixels, bounds and budget; that epsilon = 0 changes nothing; the forms of
     labels and of seeds; that the same seed gives the same result; that x and y
     are left alone; that an unknown option is refused; and, of an attack that
-    declares `in_graph`, that a `tf.function` of it gives the same.
+    declares `in_graph`, that a `tf.function` of it gives the same, and that one
+    for batches of any size keeps the budget: so it is traced in training.
 
     A factory that raises a ValueError for a norm is taken not to support it.
 
@@ -156,17 +157,23 @@ def _check_norm(make, norm):
     with _saying("with epsilon = 0, "):
         contract(x, run(make(0.0), y, _SEED), 0.0, norm, _BOUNDS)
     if getattr(attack, "in_graph", False):
+        inputs = tf.constant(x), tf.constant(y), tf.constant(rows, tf.int32)
+
+        def traced(x, y, seed):
+            return attack(_network, x, y, seed)
+
         with _saying("in a tf.function, as in_graph=True promises, "):
-            traced = tf.function(
-                lambda x, y, seed: attack(_network, x, y, seed),
-                autograph=False,
-            )
-            inputs = tf.constant(x), tf.constant(y), tf.constant(rows, tf.int32)
             _check_same(
                 run(attack, y, inputs[-1]),
-                traced(*inputs),
+                tf.function(traced, autograph=False)(*inputs),
                 "the result must be the eager one",
             )
+        with _saying("in a tf.function of any batch size, "):
+            any_size = [
+                tf.TensorSpec((None, *i.shape[1:]), i.dtype) for i in inputs
+            ]
+            graph = tf.function(traced, any_size, autograph=False)
+            contract(x, graph(*inputs), epsilon, norm, _BOUNDS)
     _check_unknown_option(make, epsilon)
 
 
