@@ -108,6 +108,16 @@ def test_a_sweep_traces_the_network_a_few_times(cnn, data):
     assert {shape[0] for shape in often} == {1, 32, 64}
 
 
+def test_tensorflow_does_not_complain_of_tracing(cnn, data, caplog):
+    attacks = [("pgd", {"steps": steps}) for steps in range(1, 9)]
+    tf.get_logger().addHandler(caplog.handler)
+    try:
+        evaluate(cnn, [part[:8] for part in data], attacks, [0.05])
+    finally:
+        tf.get_logger().removeHandler(caplog.handler)
+    assert "retracing" not in caplog.text
+
+
 def test_attacks_that_are_not_native_get_batches_of_few_sizes(cnn, data):
     sizes = []
 

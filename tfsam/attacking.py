@@ -393,7 +393,9 @@ def _run(plan, key, worker, attack, indices, epsilon=None, start=None):
     if traced:
         fixed = None if any_epsilon else epsilon
         key = (*key, size, start is None, fixed)
-        traced_run = tf.function(run, autograph=False)
+        # TensorFlow counts the tracings of a line of code, and would warn of
+        # many: each is another attack or size here. A partial has no line.
+        traced_run = tf.function(functools.partial(run), autograph=False)
         run = worker.runs.setdefault(key, traced_run)
     worker.source.passes.assign([0, 0])
     x_adv = run(
