@@ -9,6 +9,9 @@ import matplotlib
 import pytest
 import sklearn.datasets
 import tensorflow as tf
+from tiny import tiny
+
+from tfsam import training
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -55,3 +58,9 @@ def write_run():
         (folder / "model.keras").write_text("large")
 
     return write
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    """The command's small network is a tiny one."""
+    monkeypatch.setitem(training.NETWORKS, "preact_resnet8", tiny)

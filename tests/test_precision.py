@@ -110,7 +110,7 @@ def test_a_run_of_before_there_was_a_choice_goes_on(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods.methods())
-def test_every_method_trains_with_a_scaled_loss(tmp_path, method):
+def test_every_method_trains_with_a_scaled_loss(tmp_path, tiny_network, method):
     results = finished(
         tmp_path, "--precision=mixed_float16", f"--method={method}"
     )

@@ -322,7 +322,7 @@ def weights_of(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["looksam", "ssam", "entropy_sgd"])
 def test_state_averages_and_the_best_network_are_resumed(
-    tmp_path, monkeypatch, method
+    tmp_path, monkeypatch, tiny_network, method
 ):
     """Interrupted after each epoch, the last one too, it ends the same."""
     arguments = (
@@ -357,7 +357,9 @@ def test_state_averages_and_the_best_network_are_resumed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("average", ["ema", "swa"])
-def test_an_average_alone_is_resumed(tmp_path, monkeypatch, average):
+def test_an_average_alone_is_resumed(
+    tmp_path, monkeypatch, tiny_network, average
+):
     arguments = (*SMALL, "--method=st", f"--average={average}", "--epochs=3")
     assert main(*arguments, f"--workdir={tmp_path / 'whole'}")[0] == 0
     plain = ("--average=none", f"--workdir={tmp_path / 'plain'}")
@@ -428,7 +430,9 @@ def test_a_collapse_stops_training_for_good(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods.methods())
-def test_each_method_trains_and_reports(tmp_path, monkeypatch, method):
+def test_each_method_trains_and_reports(
+    tmp_path, monkeypatch, tiny_network, method
+):
     monkeypatch.chdir(tmp_path)
     code, _ = main(*SMALL, f"--method={method}", "--epochs=1")
     assert code == 0
