@@ -338,6 +338,27 @@ def test_a_lock_says_who_holds_it(tmp_path, capsys):
     assert "lock" not in results["artifacts"]
 
 
+@pytest.mark.parametrize("flags, code", [([], 0), (["--seed=1"], 2)])
+def test_the_folder_is_looked_at_again_under_the_lock(
+    whole, tmp_path, monkeypatch, capsys, flags, code
+):
+    """Another run may begin and end while this one loads its images."""
+    workdir = tmp_path / "run"
+
+    def agree(*_):
+        shutil.copytree(whole, workdir)
+
+    monkeypatch.setattr(job, "agree", agree)
+    found, output = main(*RUN, *flags, f"--workdir={workdir}")
+    assert found == code
+    if code:
+        assert "another configuration" in capsys.readouterr().err
+    else:
+        assert "holds this run, finished" in output
+    assert_same_run(workdir, whole)
+    assert positions(workdir) == positions(whole)
+
+
 # A full disk.
 
 

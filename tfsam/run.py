@@ -599,6 +599,15 @@ def _warnings_in_one_line():
         yield
 
 
+def _is_finished(workdir, config):
+    """Whether the folder holds this run, finished: then prints its table."""
+    results = job.finished(workdir, config)
+    if results:
+        print(f"{workdir} holds this run, finished:")
+        print(reports.table(results))
+    return bool(results)
+
+
 def _main(argv, stop, held):
     """The exit code; what is entered into `held` lasts as long as the run."""
     try:
@@ -609,10 +618,7 @@ def _main(argv, stop, held):
         if "merge" in config:
             print(reports.table(job.merge(config["merge"], workdir)))
             return 0
-        results = job.finished(workdir, config)
-        if results:
-            print(f"{workdir} holds this run, finished:")
-            print(reports.table(results))
+        if _is_finished(workdir, config):
             return 0
         # Everything that can be wrong with the input is found before a file is
         # written; what goes wrong later is no fault of the input.
@@ -620,6 +626,9 @@ def _main(argv, stop, held):
         job.agree(workdir, config, inputs.strategy)
         if devices.is_chief(inputs.strategy):
             held.enter_context(job.locked(workdir))
+            # Another process may have been at work here until now.
+            if _is_finished(workdir, config):
+                return 0
             job.claim(workdir, config)
     except (flags.Error, ImportError, OSError, ValueError) as error:
         if files.no_room(error):
