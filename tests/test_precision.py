@@ -11,6 +11,9 @@ import tfsam
 from tfsam import methods
 from tfsam import run
 from tfsam import training
+from tfsam.attacks.logits import Logits
+from tfsam.attacks.logits import input_gradient
+from tfsam.attacks.losses import cross_entropy
 
 TINY = (
     *("--epochs=1", "--limit_train=60", "--limit_test=20", "--batch_size=20"),
@@ -78,6 +81,87 @@ def test_pixels_logits_weights_and_attacks_stay_in_float32(precision):
     assert set(seen) == {(tf.float32, tf.float32)}
     # 1e-4 is less than a step of float16 near 0.5.
     assert 0 < np.abs(x_adv - x).max() <= 1.001e-4
+
+
+def confident(policy):
+    """A network that is so sure of its answers that float16 has no slope."""
+    hidden = keras.layers.Dense(6, activation="tanh", dtype=policy)
+    head = keras.layers.Dense(3, dtype="float32")
+    network = keras.Sequential([keras.Input((4,)), hidden, head])
+    random = np.random.default_rng(0)
+    network.set_weights([random.normal(size=w.shape) for w in network.weights])
+    head.kernel.assign(head.kernel * 8)
+    return network
+
+
+def test_confident_examples_keep_their_gradients_in_halves():
+    """Each goes through the network at a scale of its own."""
+    x = np.random.default_rng(1).random((200, 4), dtype=np.float32)
+    whole, half = confident("float32"), confident("mixed_float16")
+    y = np.argmax(whole(x), axis=1)
+    expected, logits = input_gradient(whole)(tf.constant(x), tf.constant(y))
+    found, _ = input_gradient(half)(tf.constant(x), tf.constant(y))
+    with tf.GradientTape() as tape:
+        plain = half(pixels := tf.Variable(x))
+        loss = cross_entropy(plain, tf.constant(y))
+    vanished = ~np.any(tape.gradient(loss, pixels), axis=1)
+    assert vanished.mean() > 0.1  # So it was without the scale.
+    there = np.any(expected != 0, axis=1)
+    assert there.all()
+    one, other = (np.array(g, np.float64) for g in (expected, found))
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    assert np.all((one * other).sum(axis=1) > 0.98 * norms)
+    assert tf.reduce_max(logits) > 0
+
+
+def test_the_scale_of_a_gradient_changes_no_bit_of_it():
+    network = confident("float32")
+    x = np.random.default_rng(1).random((50, 4), dtype=np.float32)
+    y = tf.constant(np.arange(50) % 3)
+    with tf.GradientTape() as tape:
+        pixels = tf.Variable(x)
+        loss = cross_entropy(network(pixels), y)
+    expected = tape.gradient(loss, pixels)
+    for logits_fn in (network, Logits(network, independent=False)):
+        found, _ = input_gradient(logits_fn)(tf.constant(x), y)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_halves_are_refused(dtype):
+    network = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, dtype=dtype)]
+    )
+    with pytest.raises(ValueError, match=f"Received: .*kernel of {dtype}"):
+        tfsam.RobustModel(network)
+
+
+@pytest.mark.parametrize("mask", ["fisher", "dynamic"])
+def test_an_overflow_leaves_the_state_alone(mask):
+    """A loss scale that is too large costs its steps, and then all is well."""
+    method = tfsam.SSAM(0.05, mask=mask, refresh_every=50)
+    model = tfsam.RobustModel(
+        confident("mixed_float16"), perturb_weights=method
+    )
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        tfsam.SGD(0.001), initial_scale=2.0**40
+    )
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    random = np.random.default_rng(1)
+    x = random.random((32, 4), dtype=np.float32)
+    y = random.integers(0, 3, 32)
+    before = [np.array(w) for w in model.network.get_weights()]
+    model.train_on_batch(x, y)
+    for one, other in zip(model.network.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)  # The step was left out.
+    for _ in range(40):
+        model.train_on_batch(x, y)
+    assert all(np.isfinite(value).all() for value in model.get_weights())
+    after = model.network.get_weights()
+    assert any((a != b).any() for a, b in zip(after, before, strict=True))
 
 
 def finished(workdir, *arguments):

@@ -248,7 +248,11 @@ class RobustModel(PureModel):
         replica = tf.distribute.get_replica_context()
         ahead = 0 if replica is None else replica.replica_id_in_sync_group
         seeds = example_seeds(seed, (ahead + 1) * batch)[ahead * batch :]
-        attacked = Logits(logits_fn, jit_compile=self._use_xla())
+        attacked = Logits(
+            logits_fn,
+            jit_compile=self._use_xla(),
+            independent=self.attack_mode == "inference",
+        )
         return tf.stop_gradient(attack(attacked, x, y, seeds))
 
     def _sharpened_by_parts(self, weights, state, batch, step):
@@ -335,7 +339,7 @@ class RobustModel(PureModel):
             return moved
 
         def squared_gradients():
-            squares = self._squared_gradients(weights, state, batch)
+            squares = self._squared_gradients(weights, state, batch, scale)
             # As state becomes the mean over replicas, this becomes the sum.
             many = replicas()
             return [many * squares[i] for i in chosen], many * tf.shape(
@@ -371,8 +375,12 @@ class RobustModel(PureModel):
             )
             for i, value in zip(chosen, final, strict=True):
                 second[i] = value * tf.cast(unit, value.dtype)
-        for variable, value in zip(self.perturbation_state, kept, strict=True):
-            variable.assign(value)
+        # A loss scale that overflows costs a step, and no more than that.
+        sound = _all_finite(kept)
+        for variable, value, old in zip(
+            self.perturbation_state, kept, memory, strict=True
+        ):
+            variable.assign(tf.where(sound, value, old))
         return first._replace(
             gradients=[
                 None if g is None else s
@@ -527,6 +535,15 @@ def _rows(batch, take):
     return tf.nest.map_structure(
         lambda t: None if t is None else take(t), batch
     )
+
+
+def _all_finite(tensors):
+    found = [
+        tf.reduce_all(tf.math.is_finite(tensor))
+        for tensor in tensors
+        if tensor.dtype.is_floating
+    ]
+    return tf.reduce_all(found) if found else True
 
 
 def _choose(condition, yes, no):

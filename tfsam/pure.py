@@ -136,8 +136,11 @@ class PureModel(keras.Model):
         with self._scope(weights, state):
             return self._objective(batch)[2]
 
-    def _squared_gradients(self, weights, state, batch):
+    def _squared_gradients(self, weights, state, batch, scale):
         """A pure function: squared gradients, summed over the examples."""
+        count = tf.shape(batch.y)[0]
+        # An example's share of the scale, which is meant for a mean.
+        share = tf.maximum(scale / tf.cast(count, scale.dtype), 1.0)
 
         def gradients(x, y):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -145,8 +148,9 @@ class PureModel(keras.Model):
                 with self._scope(weights, state):
                     logits = self(x, training=False)
                 losses = cross_entropy(tf.cast(logits, tf.float32), y)
-                loss = tf.reduce_mean(losses)
-            return dense(tape.gradient(loss, weights), weights)
+                scaled = share * tf.reduce_mean(losses)
+            found = dense(tape.gradient(scaled, weights), weights)
+            return [g / tf.cast(share, g.dtype) for g in found]
 
         gradients = self._compiled(gradients)
 
@@ -162,7 +166,6 @@ class PureModel(keras.Model):
                 s + tf.square(g) for s, g in zip(sums, found, strict=True)
             ]
 
-        count = tf.shape(batch.y)[0]
         return tf.while_loop(
             lambda index, *_: index < count,
             add,
@@ -234,6 +237,14 @@ class PureModel(keras.Model):
                 "exclude must leave weights to perturb. "
                 f"Received: exclude={list(self.exclude)}"
             )
+        for variable in self.network.trainable_variables:
+            if variable.dtype in ("float16", "bfloat16"):
+                raise ValueError(
+                    "the network's weights must be float32 or float64: steps "
+                    "are too small for halves. A policy such as mixed_bfloat16 "
+                    "computes in halves. "
+                    f"Received: {variable.path} of {variable.dtype}"
+                )
         for layer in checks.flattened(self.network):
             # Its state is no variable that Keras knows of, or can replace.
             if getattr(layer, "stateful", False):

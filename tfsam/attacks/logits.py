@@ -34,6 +34,8 @@ class Logits:
             fixed then: the whole batch is computed, attacked or not. For GPUs;
             XLA's loops run on one thread of a CPU.
         classes: number of logits, where their static shape may not tell.
+        independent: whether an example's logits depend on its own pixels
+            alone, unlike those of BatchNorm in training mode.
 
     Attributes:
         active: bool tensor (batch,), the examples to attack; None is all.
@@ -48,12 +50,14 @@ class Logits:
         rows=None,
         jit_loops=False,
         classes=None,
+        independent=True,
     ):
         self.function = function
         self.jit_compile = jit_compile
         self.rows = None if jit_loops else rows
         self.jit_loops = jit_loops
         self.classes = classes
+        self.independent = independent
         self.active = None
         self.passes = None
         self._traced = {}
@@ -218,18 +222,43 @@ def _in_blocks(function, rows, active, *tensors):
 
 
 def _input_gradient(logits_fn, loss):
+    independent = getattr(logits_fn, "independent", True)
+
     def gradient(x, labels):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
             logits = tf.convert_to_tensor(logits_fn(x))
+        with tf.GradientTape(watch_accessed_variables=False) as loss_tape:
+            loss_tape.watch(logits)
             total = tf.reduce_sum(loss(logits, labels))
-        result = tape.gradient(total, x)
+        slopes = loss_tape.gradient(total, logits)
+        result = None
+        if slopes is not None:
+            # Inside a network of halves the slopes of a confident example
+            # would vanish: each goes through it at its own loss scale.
+            axes = range(1 if independent else 0, slopes.shape.rank)
+            largest = tf.reduce_max(tf.abs(slopes), list(axes), keepdims=True)
+            scale = _power_of_two(largest)
+            result = tape.gradient(logits, x, slopes / scale)
         if result is None:
             raise ValueError(
                 "A gradient attack needs logits that depend on the pixels by "
                 "differentiable operations; no gradient flows. "
                 f"Received: logits_fn={logits_fn}"
             )
+        each = [-1] + [1] * (result.shape.rank - 1)
+        result *= tf.cast(tf.reshape(scale, each), result.dtype)
         return tf.ensure_shape(result, x.shape), logits
 
     return gradient
+
+
+def _power_of_two(values):
+    """The largest power of two up to each value; 1 for 0 and the infinite.
+
+    To multiply by it and to divide by it is exact.
+    """
+    exponents = tf.bitcast(tf.cast(values, tf.float32), tf.int32) & 0x7F800000
+    powers = tf.bitcast(exponents, tf.float32)
+    usual = (powers > 0) & tf.math.is_finite(powers)
+    return tf.cast(tf.where(usual, powers, 1.0), values.dtype)
