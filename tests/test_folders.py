@@ -1,6 +1,7 @@
 """Folders of images are decoded once."""
 
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -141,6 +142,32 @@ def test_a_cut_off_file_is_not_believed(images, cache, size):
     with pytest.warns(UserWarning, match="cannot be read .* decoding again"):
         assert_same(load(images, cache), without)
     assert_same(load(images, cache), without)
+
+
+def test_no_broken_header_is_believed(images, cache):
+    without = load(images, None)
+    load(images, cache)
+    (path,) = cache.iterdir()
+    content = path.read_bytes()
+    header = content.index(b"\n")
+    for place in range(0, header, 3):
+        for change in (1, 64):
+            broken = bytearray(content)
+            broken[place] ^= change
+            path.write_bytes(broken)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert_same(load(images, cache), without)
+
+
+def test_however_a_folder_is_named_it_is_decoded_once(
+    images, cache, decoded, monkeypatch
+):
+    monkeypatch.chdir(images.parent)
+    first = load("images", cache)
+    assert_same(load(images, cache), first)
+    assert_same(load("./images/", cache), first)
+    assert decoded == [12]
 
 
 def test_no_place_to_keep_them_is_no_error(images, cache):

@@ -72,6 +72,24 @@ def decode(
     return images
 
 
+def is_decoded(images: np.ndarray, count: int) -> bool:
+    """Whether an array is what `decode` returns of so many images.
+
+    Args:
+      images: any array.
+      count: of the images.
+    """
+    if images.shape != (count,) or images.dtype.names != ("pixels", "gray"):
+        return False
+    pixels, gray = images.dtype["pixels"], images.dtype["gray"]
+    height, width, channels = (*pixels.shape, 0, 0, 0)[:3]
+    return (
+        (pixels.base, gray) == (np.uint8, np.bool_)
+        and height == width
+        and channels == 3
+    )
+
+
 def pixels_of(images: np.ndarray) -> np.ndarray:
     """The pixels, uint8, with one channel if all images are gray, else three.
 

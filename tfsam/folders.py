@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfsam import files
 from tfsam.decoding import decode
+from tfsam.decoding import is_decoded
 from tfsam.decoding import pixels_of
 from tfsam.decoding import refusal
 
@@ -122,8 +123,8 @@ def _digests(path: pathlib.Path, names: np.ndarray) -> tuple[str, str]:
     """What tells the folder, and the state of its files, from others."""
     state = hashlib.sha256(tf.__version__.encode())
     for name in names:
-        stat = os.stat(name)
-        state.update(f"{name}\0{stat.st_size} {stat.st_mtime_ns}\0".encode())
+        stat, inside = os.stat(name), name[len(str(path)) :]
+        state.update(f"{inside}\0{stat.st_size} {stat.st_mtime_ns}\0".encode())
     where = hashlib.sha256(str(path.resolve()).encode())
     return where.hexdigest()[:16], state.hexdigest()[:32]
 
@@ -133,16 +134,23 @@ def _read(cache: pathlib.Path, count: int) -> np.ndarray | None:
         # Pages are read when they are needed, and shared by processes;
         # writing to the array does not write to the file.
         images = np.load(cache, mmap_mode="c", allow_pickle=False)
+        if is_decoded(images, count) and _fills(images, cache):
+            return images
+        reason = "it holds something else"
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError) as error:
-        warnings.warn(
-            f"The decoded images in {cache} cannot be read ({error}): decoding "
-            "again.",
-            stacklevel=2,
-        )
-        return None
-    return images if images.shape == (count,) else None
+    except Exception as error:  # A header can be broken in many ways.
+        reason = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        f"The decoded images in {cache} cannot be read ({reason}): decoding "
+        "again.",
+        stacklevel=2,
+    )
+    return None
+
+
+def _fills(images: np.memmap, cache: pathlib.Path) -> bool:
+    return images.offset + images.nbytes == cache.stat().st_size
 
 
 def _keep(cache: pathlib.Path, images: np.ndarray, older: Any) -> None:
