@@ -6,6 +6,7 @@ of them it is; the first one is the chief.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -13,6 +14,8 @@ import zlib
 
 import numpy as np
 import tensorflow as tf
+
+from tfsam import signals
 
 STRATEGIES = ("auto", "mirrored", "multi_worker")
 
@@ -108,7 +111,8 @@ def _multi_worker(devices, count):
         if devices == "cpu" and gpus:
             tf.config.set_visible_devices([], "GPU")
         print(f"waiting for all {count} workers", flush=True)
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with signals.kept():
+            return tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         raise ValueError(
             f"workers must meet before TensorFlow starts ({error}). "
@@ -267,6 +271,34 @@ def of_chief(strategy, value):
     if workers(strategy) == 1:
         return value
     return type(value)(_of_workers(strategy, value)[0])
+
+
+def anywhere(strategy, facts):
+    """Which of some facts are true in one worker at least.
+
+    It is fast enough to be asked at each step.
+
+    Args:
+        strategy: a `tf.distribute` strategy or None.
+        facts: booleans, the same number of them in all workers.
+    """
+    if workers(strategy) == 1:
+        return facts
+    counts = _counter(strategy)(np.array(facts, "float32"))
+    count = strategy.experimental_local_results(counts)[0].numpy()
+    return (count > 0).tolist()
+
+
+@functools.cache
+def _counter(strategy):
+    """A function that adds up arrays; eagerly it would be traced each time."""
+
+    def add(array):
+        replica = tf.distribute.get_replica_context()
+        # What is given has no device, by which TensorFlow finds the others.
+        return replica.all_reduce("SUM", tf.identity(array))
+
+    return tf.function(lambda array: strategy.run(add, args=(array,)))
 
 
 def _of_workers(strategy, value):

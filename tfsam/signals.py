@@ -104,6 +104,21 @@ def handled():
         reader.close()
 
 
+@contextlib.contextmanager
+def kept():
+    """Puts Python's handlers back where a library has set its own meanwhile.
+
+    TensorFlow takes SIGTERM for itself when several workers meet; Python does
+    not see that, and would never hear of the signal again.
+    """
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                signal.signal(signum, signal.getsignal(signum))
+
+
 def _watch(reader):
     """Ends the process at the second signal, or when the grace is over."""
     code = 0
