@@ -111,6 +111,11 @@ def tf_config(jobs, kind, index):
     return json.dumps({"cluster": hosts, "task": task})
 
 
+def bad_hosts(hosts):
+    task = {"type": "worker", "index": 0}
+    return json.dumps({"cluster": {"worker": hosts}, "task": task})
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -133,6 +138,8 @@ def test_clusters(monkeypatch, text, expected):
         tf_config({"worker": 2}, "worker", 2),
         tf_config({"worker": 2}, "evaluator", 0),
         tf_config({"worker": 2, "ps": 1}, "worker", 0),
+        tf_config({"worker": 2}, "worker", -1),
+        *(bad_hosts(hosts) for hosts in ("a:1", {"a:1": 0}, [["a:1"]], ["a"])),
     ],
 )
 def test_bad_clusters(monkeypatch, text):
@@ -154,6 +161,27 @@ def test_what_workers_cannot_do(monkeypatch, tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert expected in line
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (tf.errors.UnknownError, 2, "a port of its own that is free (gone.)"),
+        (tf.errors.DeadlineExceededError, 5, "another worker never came"),
+    ],
+)
+def test_workers_that_cannot_meet(
+    error, code, expected, monkeypatch, tmp_path, capsys
+):
+    def start():
+        raise error(None, None, "gone.\nMore.")
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", start)
+    monkeypatch.setenv("TF_CONFIG", tf_config({"worker": 2}, "worker", 0))
+    assert run.main([f"--workdir={tmp_path / 'run'}"]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_mirrored_does_not_look_at_the_cluster(monkeypatch):
