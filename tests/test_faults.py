@@ -256,13 +256,21 @@ def test_a_handler_that_python_did_not_see_is_replaced():
     before = signal.getsignal(signal.SIGTERM)
     ignored = ctypes.c_void_p(1)
     with signals.handled():
-        with signals.kept():
+        with signals.defaulted():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
             ctypes.CDLL(None).signal(signal.SIGTERM, ignored)
             terminate()
         with pytest.raises(signals.Stopped, match="SIGTERM"):
             terminate()
             time.sleep(1)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_is_ignored_stays_so(heard):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals.handled(), signals.defaulted():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 # The module alone, for TensorFlow takes long to load.

@@ -127,7 +127,7 @@ def _multi_worker(devices, count):
         if devices == "cpu" and gpus:
             tf.config.set_visible_devices([], "GPU")
         print(f"waiting for all {count} workers", flush=True)
-        with signals.kept():
+        with signals.defaulted():
             return tf.distribute.MultiWorkerMirroredStrategy()
     except (
         tf.errors.DeadlineExceededError,

@@ -105,18 +105,25 @@ def handled():
 
 
 @contextlib.contextmanager
-def kept():
-    """Puts Python's handlers back where a library has set its own meanwhile.
+def defaulted():
+    """Within, a signal that is not ignored ends the process, by the system.
 
-    TensorFlow takes SIGTERM for itself when several workers meet; Python does
-    not see that, and would never hear of the signal again.
+    It is for a call that lets no Python run, and has nothing to lose. Python's
+    handlers are back afterwards, even where a library has set its own: as
+    TensorFlow for SIGTERM, when workers meet, which Python does not see.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    for signum, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            for signum in SIGNALS:
-                signal.signal(signum, signal.getsignal(signum))
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _watch(reader):
