@@ -1,5 +1,6 @@
 """What goes wrong from outside: signals, full disks, other runs, the clock."""
 
+import ctypes
 import errno
 import functools
 import gc
@@ -248,6 +249,28 @@ def test_a_signal_waits_where_it_is_deferred(heard):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert [signal.getsignal(signum) for signum in signals.SIGNALS] == before
+
+
+def test_a_handler_that_python_did_not_see_is_replaced():
+    """As TensorFlow's, when several workers meet."""
+    before = signal.getsignal(signal.SIGTERM)
+    ignored = ctypes.c_void_p(1)
+    with signals.handled():
+        with signals.defaulted():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            ctypes.CDLL(None).signal(signal.SIGTERM, ignored)
+            terminate()
+        with pytest.raises(signals.Stopped, match="SIGTERM"):
+            terminate()
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_is_ignored_stays_so(heard):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals.handled(), signals.defaulted():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 # The module alone, for TensorFlow takes long to load.

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -110,6 +111,11 @@ def tf_config(jobs, kind, index):
     return json.dumps({"cluster": hosts, "task": task})
 
 
+def bad_hosts(hosts):
+    task = {"type": "worker", "index": 0}
+    return json.dumps({"cluster": {"worker": hosts}, "task": task})
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -132,6 +138,8 @@ def test_clusters(monkeypatch, text, expected):
         tf_config({"worker": 2}, "worker", 2),
         tf_config({"worker": 2}, "evaluator", 0),
         tf_config({"worker": 2, "ps": 1}, "worker", 0),
+        tf_config({"worker": 2}, "worker", -1),
+        *(bad_hosts(hosts) for hosts in ("a:1", {"a:1": 0}, [["a:1"]], ["a"])),
     ],
 )
 def test_bad_clusters(monkeypatch, text):
@@ -153,6 +161,27 @@ def test_what_workers_cannot_do(monkeypatch, tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert expected in line
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (tf.errors.UnknownError, 2, "a port of its own that is free (gone.)"),
+        (tf.errors.DeadlineExceededError, 5, "another worker never came"),
+    ],
+)
+def test_workers_that_cannot_meet(
+    error, code, expected, monkeypatch, tmp_path, capsys
+):
+    def start():
+        raise error(None, None, "gone.\nMore.")
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", start)
+    monkeypatch.setenv("TF_CONFIG", tf_config({"worker": 2}, "worker", 0))
+    assert run.main([f"--workdir={tmp_path / 'run'}"]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_mirrored_does_not_look_at_the_cluster(monkeypatch):
@@ -197,6 +226,30 @@ def test_a_lost_worker_is_said_in_one_way(monkeypatch):
     with pytest.raises(ConnectionError, match=r"lost: Collective .* gone\.$"):
         with devices.losing_workers(None):
             raise error
+
+
+def test_what_is_true_anywhere(monkeypatch):
+    class TwoReplicasOfWhichOneKnows:
+        def __init__(self, strategy):
+            self.strategy = strategy
+
+        def run(self, function, args):
+            def first_alone(array):
+                replica = tf.distribute.get_replica_context()
+                first = replica.replica_id_in_sync_group == 0
+                return function(tf.cast(first, array.dtype) * array)
+
+            return self.strategy.run(first_alone, args)
+
+        def experimental_local_results(self, values):
+            return self.strategy.experimental_local_results(values)[1:]
+
+    facts = [True, False]
+    assert devices.anywhere(None, facts) == facts
+    monkeypatch.setattr(devices, "workers", lambda strategy: 2)
+    one_knows = TwoReplicasOfWhichOneKnows(replicas(2))
+    for facts in ([True, False], [False, False], [True, True]):
+        assert devices.anywhere(one_knows, facts) == facts
 
 
 def test_what_the_devices_share_is_said():
@@ -345,6 +398,41 @@ def test_a_run_of_two_workers_outlives_one(tmp_path):
     assert files_of(workdir) == files_of(alone)
     events = list((workdir / "tensorboard").rglob("*.*"))
     assert {path.suffix for path in events} <= {".v2"}
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_worker_stops_both_after_the_same_step(tmp_path):
+    workdir = tmp_path / "run"
+    flags = [
+        *("--epochs=2", "--limit_train=1000", "--batch_size=16"),
+        *("--checkpoint_steps=30", f"--workdir={workdir}"),
+        *("--limit_test=33", "--attacks=fgsm"),
+        *("--linf_epsilons=0.1", "--l2_epsilons="),
+    ]
+    both = [[sys.executable, "-m", "tfsam.run", *flags]] * 2
+    started = workers.start(both, ENVIRONMENT)
+    try:
+        end = time.monotonic() + 120
+        while not callbacks.checkpoints(workdir / "checkpoints"):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        started[1].terminate()
+    assert workers.wait(started, 40) == [128 + signal.SIGTERM] * 2
+    (epoch, step), *_ = (
+        position
+        for position, _ in callbacks.checkpoints(workdir / "checkpoints")
+    )
+    assert epoch == 0 and 30 < step < 62
+    assert "interrupted; the same" in (workdir / "log.txt").read_text()
+    resumed = workers.start(both, ENVIRONMENT)
+    assert workers.wait(resumed, 150) == [0, 0]
+    log = (workdir / "log.txt").read_text()
+    assert f"going on after epoch 0 and {step} steps" in log
+    history = callbacks.read_history(workdir / "history.csv")
+    # The examples of the whole epoch were counted, each once.
+    right = history[0]["accuracy"] * 62 * 16
+    assert right == pytest.approx(round(right), abs=0.01)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import math
 import pathlib
 import re
@@ -12,7 +13,9 @@ import zipfile
 import keras
 import numpy as np
 
+from tfsam import devices
 from tfsam import files
+from tfsam import signals
 
 
 class StopAtNaN(keras.callbacks.Callback):
@@ -135,10 +138,11 @@ class Checkpoint(keras.callbacks.Callback):
     """Saves the whole training state after each epoch; keeps the last two.
 
     Amid an epoch it does so every few steps, if that is asked for, and when a
-    signal asks the process to stop. Beside the model, which Keras saves without
-    the seeds of layers such as Dropout, a checkpoint holds those; and amid an
-    epoch the metrics' running state and that of other callbacks. `Resume` puts
-    them back.
+    signal asks the process to stop. Of several workers the chief alone saves,
+    and a signal to any stops all after the same step. Beside the model, which
+    Keras saves without the seeds of layers such as Dropout, a checkpoint holds
+    those; and amid an epoch the metrics' running state and that of other
+    callbacks. `Resume` puts them back.
 
     Args:
         folder: of the checkpoints, epoch-0001.keras and, after 20 steps of the
@@ -149,7 +153,8 @@ class Checkpoint(keras.callbacks.Callback):
         first_step: the step of its first epoch at which training begins.
         parts: callbacks with `get_state` and `set_state`, one of a class; they
             stand before this one.
-        stop: a `tfsam.signals.Stop`, or None.
+        stop: a `tfsam.signals.Stop`, or None; of several workers, all have one
+            or none has.
     """
 
     def __init__(
@@ -182,20 +187,19 @@ class Checkpoint(keras.callbacks.Callback):
         self._step += 1
         if self.steps is None or self._step == self.steps:
             return  # The epoch's own checkpoint comes soon.
-        asked = self.stop is not None and self.stop.asked is not None
+        signum = self._asked()
         done = self._epoch * self.steps + self._step
-        if asked or (self.every and done % self.every == 0):
+        if signum or (self.every and done % self.every == 0):
             _check_finite(self.model)
             self._save(
                 f"epoch-{self._epoch:04d}-step-{self._step:06d}.keras",
                 (self._epoch, self._step),
-                {
-                    **_metrics_state(self.model),
-                    **_parts_state(self.parts),
-                },
+                # All workers read it, for it is the sum of theirs.
+                _metrics_state(self.model),
+                self.parts,
             )
-        if asked:
-            self.stop.check()
+        if signum:
+            raise signals.Stopped(signum)
 
     def on_epoch_end(self, epoch, logs=None):
         """Saves; leaves if the process is to stop."""
@@ -205,16 +209,33 @@ class Checkpoint(keras.callbacks.Callback):
                 f"epoch {epoch + 1} must have {self.steps} steps. "
                 f"Received: {self._step} steps"
             )
-        self._save(f"epoch-{epoch + 1:04d}.keras", (epoch + 1, 0), {})
-        if self.stop is not None:
-            self.stop.check()
+        self._save(f"epoch-{epoch + 1:04d}.keras", (epoch + 1, 0), {}, [])
+        signum = self._asked()
+        if signum:
+            raise signals.Stopped(signum)
 
-    def _save(self, name, position, state):
+    def _asked(self):
+        """The signal that any worker was sent, or None.
+
+        A worker that stopped by itself would leave the others waiting for it.
+        """
+        if self.stop is None:
+            return None
+        found = devices.anywhere(
+            self.model.distribute_strategy,
+            [self.stop.asked == signum for signum in signals.SIGNALS],
+        )
+        return max(itertools.compress(signals.SIGNALS, found), default=None)
+
+    def _save(self, name, position, state, parts):
         """Saves, then forgets all but this checkpoint and the one before."""
+        if not devices.is_chief(self.model.distribute_strategy):
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with files.replacing(self.folder / name) as temporary:
             self.model.save(temporary)
-            _add_state(temporary, state | _seeds_state(self.model))
+            state |= _parts_state(parts) | _seeds_state(self.model)
+            _add_state(temporary, state)
         # One that is newer could not be read, or this were not made again.
         found = [c for c in checkpoints(self.folder) if c[0] <= position]
         for _, old in found[2:]:

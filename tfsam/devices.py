@@ -6,6 +6,7 @@ of them it is; the first one is the chief.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -13,6 +14,8 @@ import zlib
 
 import numpy as np
 import tensorflow as tf
+
+from tfsam import signals
 
 STRATEGIES = ("auto", "mirrored", "multi_worker")
 
@@ -33,6 +36,10 @@ _LOST = (
 )
 
 
+class WorkerLost(ConnectionError):
+    """Another worker was lost, or never came."""
+
+
 def cluster_size():
     """How many workers the environment variable TF_CONFIG names; 1 without it.
 
@@ -45,9 +52,13 @@ def cluster_size():
         return 1
     try:
         config = json.loads(text)
-        jobs = {job: len(hosts) for job, hosts in config["cluster"].items()}
+        cluster = config["cluster"]
         kind, index = config["task"]["type"], int(config["task"]["index"])
-        known = index < jobs[kind] and set(jobs) <= {"chief", "worker"}
+        known = (
+            set(cluster) <= {"chief", "worker"}
+            and all(_are_hosts(hosts) for hosts in cluster.values())
+            and 0 <= index < len(cluster[kind])
+        )
     except (AttributeError, KeyError, TypeError, ValueError):
         known = False
     if not known:
@@ -57,7 +68,13 @@ def cluster_size():
             '"task": {"type": "worker", "index": 0}}. '
             f"Received: TF_CONFIG={text}"
         )
-    return sum(jobs.values())
+    return sum(map(len, cluster.values()))
+
+
+def _are_hosts(value):
+    return isinstance(value, list) and all(
+        re.fullmatch(r".+:\d+", host) for host in value
+    )
 
 
 def make_strategy(devices, kind="auto"):
@@ -73,7 +90,9 @@ def make_strategy(devices, kind="auto"):
             are any.
 
     Raises:
-        ValueError: if there are no such devices, workers or strategies.
+        WorkerLost: if another worker did not come in time.
+        ValueError: if there are no such devices, workers or strategies, or if
+            this worker cannot start, for one since its port is taken.
     """
     if kind not in STRATEGIES:
         raise ValueError(
@@ -108,10 +127,19 @@ def _multi_worker(devices, count):
         if devices == "cpu" and gpus:
             tf.config.set_visible_devices([], "GPU")
         print(f"waiting for all {count} workers", flush=True)
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    except RuntimeError as error:
+        with signals.defaulted():
+            return tf.distribute.MultiWorkerMirroredStrategy()
+    except (
+        tf.errors.DeadlineExceededError,
+        tf.errors.UnavailableError,
+    ) as error:
+        raise WorkerLost(
+            f"another worker never came: {_reason(error)}"
+        ) from error
+    except (RuntimeError, tf.errors.OpError) as error:
         raise ValueError(
-            f"workers must meet before TensorFlow starts ({error}). "
+            "workers must meet before TensorFlow starts, each at a port of its "
+            f"own that is free ({_reason(error)}). "
             f"Received: TF_CONFIG={os.environ['TF_CONFIG']}"
         ) from None
 
@@ -219,16 +247,22 @@ def losing_workers(strategy):
         strategy: a `tf.distribute` strategy or None.
 
     Raises:
-        ConnectionError: if another worker was lost.
+        WorkerLost: if another worker was lost.
     """
     try:
         yield
     except _LOST as error:
         if workers(strategy) == 1:
             raise
-        # The first line, less where in TensorFlow it happened.
-        reason = re.sub(r"\{\{.*?\}\} *", "", str(error)).splitlines()[0]
-        raise ConnectionError(f"another worker was lost: {reason}") from error
+        raise WorkerLost(
+            f"another worker was lost: {_reason(error)}"
+        ) from error
+
+
+def _reason(error):
+    """The first line, less where in TensorFlow it happened."""
+    line, *_ = str(error).split("\n")
+    return re.sub(r"\{\{.*?\}\} *", "", line)
 
 
 def check_agreement(strategy, what):
@@ -267,6 +301,34 @@ def of_chief(strategy, value):
     if workers(strategy) == 1:
         return value
     return type(value)(_of_workers(strategy, value)[0])
+
+
+def anywhere(strategy, facts):
+    """Which of some facts are true in one worker at least.
+
+    It is fast enough to be asked at each step.
+
+    Args:
+        strategy: a `tf.distribute` strategy or None.
+        facts: booleans, the same number of them in all workers.
+    """
+    if workers(strategy) == 1:
+        return facts
+    counts = _counter(strategy)(np.array(facts, "float32"))
+    count = strategy.experimental_local_results(counts)[0].numpy()
+    return (count > 0).tolist()
+
+
+@functools.cache
+def _counter(strategy):
+    """A function that adds up arrays; eagerly it would be traced each time."""
+
+    def add(array):
+        replica = tf.distribute.get_replica_context()
+        # What is given has no device, by which TensorFlow finds the others.
+        return replica.all_reduce("SUM", tf.identity(array))
+
+    return tf.function(lambda array: strategy.run(add, args=(array,)))
 
 
 def _of_workers(strategy, value):

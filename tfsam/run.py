@@ -634,7 +634,7 @@ def _main(argv, stop, held):
         if files.no_room(error):
             raise
         print(f"tfsam: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 5 if isinstance(error, devices.WorkerLost) else 2
     log = job.logger(workdir / "log.txt", inputs.strategy)
     log(f"{workdir}: {' '.join(argv)}")
     try:

@@ -104,6 +104,28 @@ def handled():
         reader.close()
 
 
+@contextlib.contextmanager
+def defaulted():
+    """Within, a signal that is not ignored ends the process, by the system.
+
+    It is for a call that lets no Python run, and has nothing to lose. Python's
+    handlers are back afterwards, even where a library has set its own: as
+    TensorFlow for SIGTERM, when workers meet, which Python does not see.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    for signum, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def _watch(reader):
     """Ends the process at the second signal, or when the grace is over."""
     code = 0

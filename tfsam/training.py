@@ -328,22 +328,22 @@ def train(config, images, workdir, strategy, log, stop):
     ]
     if collapse and chief:
         watching.append(_KeepStop(collapse, workdir / "stopped.json", log))
+    checkpoint = callbacks.Checkpoint(
+        workdir / "checkpoints",
+        steps,
+        every=config["checkpoint_steps"],
+        first_step=step,
+        parts=parts,
+        stop=stop,
+    )
     keeping = [
-        history,
-        callbacks.Checkpoint(
-            workdir / "checkpoints",
-            steps,
-            every=config["checkpoint_steps"],
-            first_step=step,
-            parts=parts,
-            stop=stop,
-        ),
+        *(history, checkpoint),
         callbacks.Progress(log, steps, epochs, first_step=step),
         keras.callbacks.TensorBoard(workdir / "tensorboard", write_graph=False),
     ]
+    used = watching + (keeping if chief else [checkpoint])
     # TensorBoard's is the one file within that does not say its name.
-    stopping = stop.deferred() if chief else contextlib.nullcontext()
-    with stopping, files.writing(workdir / "tensorboard"):
+    with stop.deferred(), files.writing(workdir / "tensorboard"):
         model.fit(
             shared(train_data, strategy),
             epochs=epochs,
@@ -353,7 +353,7 @@ def train(config, images, workdir, strategy, log, stop):
             validation_batch_size=_validation_batch_size(
                 config, images, strategy
             ),
-            callbacks=[c for c in watching + keeping * chief if c is not None],
+            callbacks=[c for c in used if c is not None],
             shuffle=False,  # The data is shuffled, reproducibly.
             verbose=0,
         )
