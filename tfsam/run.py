@@ -558,9 +558,9 @@ def main(argv=None):
         argv: arguments without the program's name; None takes `sys.argv`.
 
     Returns:
-        The exit code: 0, 2 for bad input, 3 for a loss that became NaN, 4 for
-        a full disk, 5 for a worker that was lost, 130 and 143 for SIGINT and
-        SIGTERM.
+        The exit code: 0, 2 for bad input or a damaged file of the run, 3 for a
+        loss that became NaN, 4 for a full disk, 5 for a worker that was lost,
+        130 and 143 for SIGINT and SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -571,6 +571,10 @@ def main(argv=None):
     except KeyboardInterrupt as error:
         print("tfsam: interrupted", file=sys.stderr)
         return getattr(error, "code", 130)
+    except files.Unusable as error:
+        # Of the run's own files, read late: still no fault of the program.
+        print(f"tfsam: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except Exception as error:
         if files.no_room(error) is None:
             raise
