@@ -27,6 +27,7 @@ from test_run import cpu_only
 from test_run import kill_at_write
 from test_run import main
 from test_run import snapshot
+from test_run import spoil_method
 from test_run import truncate
 from test_run import without_clocks
 from tiny import tiny
@@ -248,13 +249,6 @@ def written(text):
     return lambda path: path.write_text(text)
 
 
-def of_no_method(path):
-    """A byte of the zip directory: the first file's method of compression."""
-    content = bytearray(path.read_bytes())
-    content[content.index(b"PK\x01\x02") + 10] = 99
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -282,7 +276,7 @@ def test_a_damaged_file_is_refused(averaged, tmp_path, capsys, name, damage):
     ("name", "damage"),
     [
         pytest.param(
-            *("checkpoints/epoch-0003.keras", of_no_method),
+            *("checkpoints/epoch-0003.keras", spoil_method),
             marks=pytest.mark.slow,
         ),
         ("average/average-0003.npz", truncate),

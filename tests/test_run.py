@@ -1015,10 +1015,64 @@ def code_inside(path):
     return path.with_suffix(".keras"), ["ambda", str(path)]
 
 
+def of_no_method(path):
+    path = path.with_suffix(".keras")
+    small_model().save(path)
+    spoil_method(path)
+    return path, ["compression method", str(path)]
+
+
+def with_config(path, change):
+    """A .keras file whose config.json is changed."""
+    path = path.with_suffix(".keras")
+    small_model().save(path)
+    with zipfile.ZipFile(path) as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    held["config.json"] = change(held["config.json"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in held.items():
+            archive.writestr(name, content)
+    return path
+
+
+def too_deep(path):
+    path = with_config(path, lambda text: b"[" * 100_000)
+    return path, ["recursion", str(path)]
+
+
+def too_large(path):
+    units = b'"units": 1000000000000'
+    path = with_config(path, lambda text: text.replace(b'"units": 10', units))
+    return path, ["model", str(path)]
+
+
+def exported_without(path, part, content=None):
+    """A SavedModel folder without a file, or with another one."""
+    small_model().export(path, verbose=False)
+    (file,) = path.glob(part)
+    file.unlink() if content is None else file.write_bytes(content)
+    return path, ["SavedModel folder", str(path)]
+
+
+def without_variables(path):
+    return exported_without(path, "variables/*.data*")
+
+
+def with_empty_variables(path):
+    return exported_without(path, "variables/*.data*", b"")
+
+
+def with_empty_index(path):
+    return exported_without(path, "variables/*.index", b"")
+
+
 @pytest.mark.filterwarnings("default:.* is a SavedModel")
 @pytest.mark.parametrize(
     "prepare",
     [
+        *(of_no_method, too_deep, without_variables),
+        *(with_empty_variables, with_empty_index),
+        pytest.param(too_large, marks=pytest.mark.slow),  # A wait for memory.
         *(text_file, text_file_without_suffix, truncated_file),
         *(model_folder_without_model, few_outputs, softmax, softmax_exported),
         *(other_size, other_size_exported, not_finite, code_inside),
@@ -1314,6 +1368,13 @@ def test_killed_before_anything_is_written(tmp_path, monkeypatch):
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def spoil_method(path):
+    """A byte of the zip directory: the last file's method of compression."""
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 10] = 99
+    path.write_bytes(content)
 
 
 def spoil(path):
