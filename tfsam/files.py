@@ -25,6 +25,24 @@ class Unusable(ValueError):
     """A file that a run has kept is damaged, or of another run."""
 
 
+def expanded(path):
+    """A user's path, in which ~ and ~name are home folders.
+
+    Args:
+        path: text, or a path.
+
+    Raises:
+        ValueError: if nobody has the name.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            "~ at the start of a path must be a home folder "
+            f"({reason(error)}). Received: {path}"
+        ) from error
+
+
 def reason(error):
     """The first line of what an error says; its kind where it says nothing.
 
