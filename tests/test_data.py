@@ -704,6 +704,14 @@ def test_tfds_cifar100_from_a_manual_archive(tmp_path, monkeypatch, no_network):
     again = data.load("cifar100", data_dir=tmp_path, limit_train=2)
     assert sorted(again.y_train) == [7, 99]
     np.testing.assert_array_equal(again.x_test, loaded.x_test)
+    # A damaged record is found by its checksum.
+    (record,) = tmp_path.glob("cifar100/*/*-train.tfrecord-*")
+    content = bytearray(record.read_bytes())
+    content[len(content) // 2] ^= 1
+    record.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        data.load("cifar100", data_dir=tmp_path)
+    assert_one_line_error(error, "cannot read", "Received: cifar100")
 
 
 def test_tfds_archive_with_a_wrong_checksum(tmp_path, no_network):

@@ -28,6 +28,7 @@ from test_run import cpu_only
 from test_run import kill_at_write
 from test_run import main
 from test_run import snapshot
+from test_run import spoil_method
 from test_run import truncate
 from test_run import without_clocks
 from tiny import tiny
@@ -221,6 +222,83 @@ def test_a_state_that_cannot_be_read_is_not_used(tmp_path):
     assert code == 0
     assert f"cannot read {newest.name}" in output
     assert "going on after epoch 0 and 2 steps" in output
+
+
+# Damaged files of a run's own.
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """A run that leaves files of every kind, and its command."""
+    kept = ("--average=ema", "--select=robust", "--validation_images=16")
+    command = (*RUN, *kept)
+    workdir = tmp_path_factory.mktemp("averaged") / "run"
+    assert main(*command, f"--workdir={workdir}")[0] == 0
+    return workdir, command
+
+
+def damaged(averaged, tmp_path, name, damage):
+    """A copy with a damaged file, and the command that reads it again."""
+    workdir, command = averaged
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run/results.json").unlink()
+    damage(tmp_path / "run" / name)
+    return tmp_path / "run", (*command, f"--workdir={tmp_path / 'run'}")
+
+
+def written(text):
+    return lambda path: path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("history.csv", written("epoch,seconds\nx,")),
+        ("history.csv", written("epoch,seconds\n1,2\n")),
+        ("stopped.json", written('{"epoch": "x"}')),
+        ("stopped.json", written("{")),
+        ("best.keras", truncate),
+        ("evaluation/linf/record.json", written("{")),
+    ],
+)
+def test_a_damaged_file_is_refused(averaged, tmp_path, capsys, name, damage):
+    workdir, command = damaged(averaged, tmp_path, name, damage)
+    content = (workdir / name).read_bytes()
+    assert main(*command)[0] == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tfsam: ") and "Received: " in line
+    assert pathlib.Path(name).name in line
+    assert (workdir / name).read_bytes() == content
+    assert not (workdir / "results.json").exists()
+
+
+@cpu_only
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        pytest.param(
+            *("checkpoints/epoch-0003.keras", spoil_method),
+            marks=pytest.mark.slow,
+        ),
+        ("average/average-0003.npz", truncate),
+    ],
+)
+def test_a_damaged_epoch_is_done_again(averaged, tmp_path, name, damage):
+    workdir, command = damaged(averaged, tmp_path, name, damage)
+    code, output = main(*command)
+    assert code == 0
+    assert "cannot read epoch-0003.keras" in output
+    assert "going on after epoch 2" in output
+    assert_same_run(workdir, averaged[0])
+
+
+def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(job, "run", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main(*RUN, f"--workdir={tmp_path}")
 
 
 # Signals.

@@ -2,7 +2,8 @@
 
 Hypothesis breaks command lines, flags, results files, .npz files, folders of
 images and model files. A broken byte may do no harm: such input is let through,
-to a run that is not started here, and does not count.
+to a run that is not started here, and does not count. A sample of what was
+refused is then given to the command itself, each in a process of its own.
 """
 
 import contextlib
@@ -10,9 +11,13 @@ import io
 import json
 import os
 import pathlib
+import random
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from typing import NamedTuple
 
 import hypothesis
 import keras
@@ -26,7 +31,17 @@ from tfsam import run
 
 pytestmark = pytest.mark.slow
 
-REFUSED = []  # What was refused, each as its line.
+
+class Refused(NamedTuple):
+    """Input that was refused: a command, and the files of its folder."""
+
+    folder: pathlib.Path
+    command: list
+    files: dict
+    line: str
+
+
+REFUSED = []
 SETTINGS = hypothesis.settings(
     max_examples=110,
     deadline=None,
@@ -44,10 +59,10 @@ def no_runs():
         yield
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder for all files; what each holds is written anew each time."""
-    return tmp_path_factory.mktemp("fuzz")
+@pytest.fixture
+def folder(tmp_path):
+    """A folder for all files of a kind of input."""
+    return tmp_path
 
 
 def contents(folder):
@@ -58,20 +73,26 @@ def contents(folder):
     }
 
 
-def assert_refused_or_let_through(arguments, workdir, surely):
-    """Calls the command line; whether it was refused."""
-    before = contents(workdir) if workdir.exists() else None
+def errors(text):
+    """The lines, without the warning that comes before a SavedModel."""
+    return [line for line in text.splitlines() if "a program" not in line]
+
+
+def assert_refused_or_let_through(folder, arguments, workdir, surely):
+    """Calls the command line, and keeps what was refused."""
+    command = [*arguments, f"--workdir={workdir}"]
+    before = contents(folder)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run.main([*arguments, f"--workdir={workdir}"])
+        code = run.main(command)
     if code == 0 and not surely:
         return
     assert code == 2, out.getvalue()
-    (line,) = err.getvalue().splitlines()
+    (line,) = errors(err.getvalue())
     assert line.startswith("tfsam: ") and len(line) > 10
     assert out.getvalue() == ""
-    assert before == (contents(workdir) if workdir.exists() else None)
-    REFUSED.append(line)
+    assert before == contents(folder)
+    REFUSED.append(Refused(folder, command, before, line))
 
 
 # Command lines.
@@ -98,19 +119,16 @@ def numbers_below_zero(flag):
     )
 
 
-INTEGERS = ("epochs", "batch_size", "limit_train", "limit_test", "seed")
-NUMBERS = ("rho", "learning_rate", "momentum", "weight_decay")
-CHOICES = {
-    "method": (),
-    "preset": (),
-    "network": (),
-    "attacks": (),
-    "select": (),
-    "jit_compile": (),
-    "sharpness": (),
-    "devices": (),
-    "dataset": (),
-}
+INTEGERS = (
+    *("epochs", "batch_size", "limit_train", "limit_test", "seed"),
+    *("steps", "attack_steps", "checkpoint_steps", "average_start"),
+)
+NUMBERS = ("rho", "learning_rate", "momentum", "weight_decay", "epsilon")
+CHOICES = (
+    *("method", "preset", "network", "attacks", "select", "jit_compile"),
+    *("sharpness", "devices", "dataset", "norm", "precision", "strategy"),
+    "shard",
+)
 VALUES = ("auto", "true", "false", "last", "clean", "robust", "global", "cpu")
 
 broken_flags = st.one_of(
@@ -121,6 +139,10 @@ broken_flags = st.one_of(
     ),
     *(
         st.integers(max_value=-1).map(f"--{flag}={{}}".format)
+        for flag in INTEGERS
+    ),
+    *(
+        st.integers(min_value=2**31).map(f"--{flag}={{}}".format)
         for flag in INTEGERS
     ),
     # Numbers.
@@ -138,10 +160,16 @@ broken_flags = st.one_of(
         .map(f"--{flag}=zz{{}}".format)
         for flag in CHOICES
     ),
+    # Homes of nobody.
+    *(
+        st.text("abcdefghij", min_size=1).map(f"--{flag}~zz{{}}/x".format)
+        for flag in ("cache_dir=", "dataset=npz:", "dataset=folder:")
+    ),
     # Flags that there are not, and words that are none.
     st.text("abcdefghij_", min_size=3).map("--zz{}".format),
     st.text("abcdefghij", min_size=1),
     st.sampled_from(["--shard=3/3", "--merge=", "--evaluate=", "--shard=0/2"]),
+    st.sampled_from(["--cache_dir=", "--epsilon=1e39", "--steps=1e9"]),
 )
 
 
@@ -152,7 +180,9 @@ broken_flags = st.one_of(
 )
 def test_command_lines(folder, broken, good):
     workdir = folder / "never"
-    assert_refused_or_let_through([*good, *broken], workdir, surely=True)
+    assert_refused_or_let_through(
+        folder, [*good, *broken], workdir, surely=True
+    )
     assert not workdir.exists()
 
 
@@ -207,7 +237,7 @@ def test_npz_files(folder, data):
     path.write_bytes(data)
     with fresh(folder) as workdir:
         assert_refused_or_let_through(
-            [f"--dataset=npz:{path}"], workdir, surely=False
+            folder, [f"--dataset=npz:{path}"], workdir, surely=False
         )
 
 
@@ -246,7 +276,7 @@ def test_folders_of_images(folder, broken, data):
     path.write_bytes(data)
     with fresh(folder) as workdir:
         assert_refused_or_let_through(
-            [f"--dataset=folder:{images}"], workdir, surely=False
+            folder, [f"--dataset=folder:{images}"], workdir, surely=False
         )
     path.unlink()
     if not any(path.parent.iterdir()):
@@ -254,12 +284,29 @@ def test_folders_of_images(folder, broken, data):
 
 
 @pytest.fixture(scope="module")
-def model_bytes(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "model.keras"
+def model():
     inputs = keras.Input((8, 8, 1))
     outputs = keras.layers.Dense(10)(keras.layers.Flatten()(inputs))
-    keras.Model(inputs, outputs).save(path)
+    return keras.Model(inputs, outputs)
+
+
+@pytest.fixture(scope="module")
+def model_bytes(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    model.save(path)
     return path.read_bytes()
+
+
+def with_zip_header(whole):
+    """A .keras file with another byte in a header of the zip archive."""
+    starts = [found.start() for found in re.finditer(b"PK[\x01-\x06]", whole)]
+    return st.tuples(
+        st.sampled_from(starts), st.integers(4, 29), st.integers(0, 255)
+    ).map(
+        lambda p: (
+            whole[: p[0] + p[1]] + bytes([p[2]]) + whole[p[0] + p[1] + 1 :]
+        )
+    )
 
 
 def with_config(whole, change):
@@ -287,6 +334,7 @@ CHANGES = [
     lambda text: text.replace(b'"Functional"', b'"Lambda"'),
     lambda text: text.replace(b"[null, 8, 8, 1]", b"[null, 7, 7, 3]"),
     lambda text: text[: len(text) // 2],
+    lambda text: b"[" * 100_000,
 ]
 
 
@@ -298,6 +346,7 @@ def test_model_files(folder, model_bytes, data):
         data.draw(
             st.one_of(
                 broken_bytes(model_bytes),
+                with_zip_header(model_bytes),
                 st.sampled_from(CHANGES).map(
                     lambda change: with_config(model_bytes, change)
                 ),
@@ -305,7 +354,42 @@ def test_model_files(folder, model_bytes, data):
         )
     )
     with fresh(folder) as workdir:
-        assert_refused_or_let_through([f"--evaluate={path}"], workdir, False)
+        assert_refused_or_let_through(
+            folder, [f"--evaluate={path}"], workdir, surely=False
+        )
+
+
+@pytest.fixture(scope="module")
+def saved_model(model, tmp_path_factory):
+    """The files of a SavedModel, by their paths in its folder."""
+    path = tmp_path_factory.mktemp("model") / "saved_model"
+    model.export(path, verbose=False)
+    return {
+        str(file.relative_to(path)): data
+        for file, data in contents(path).items()
+        if data is not None
+    }
+
+
+@pytest.mark.filterwarnings("default:.* is a SavedModel")
+@hypothesis.settings(SETTINGS, max_examples=60)
+@hypothesis.given(st.data())
+def test_saved_models(folder, saved_model, data):
+    path = folder / "saved_model"
+    broken = data.draw(st.sampled_from(sorted(saved_model)))
+    changed = data.draw(st.none() | broken_bytes(saved_model[broken]))
+    for name, content in (saved_model | {broken: changed}).items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).unlink(missing_ok=True)
+        if content is not None:
+            (path / name).write_bytes(content)
+    with fresh(folder) as workdir:
+        assert_refused_or_let_through(
+            folder,
+            [f"--evaluate={path}", "--limit_test=20"],
+            workdir,
+            surely=False,
+        )
 
 
 OBJECTS = st.recursive(
@@ -369,7 +453,7 @@ def test_results_files(folder, data):
     else:
         (workdir / "config.json").write_text(json.dumps(config))
         (workdir / name).write_bytes(data.draw(broken_json(RESULTS)))
-    assert_refused_or_let_through([], workdir, surely=False)
+    assert_refused_or_let_through(folder, [], workdir, surely=False)
 
 
 @SETTINGS
@@ -389,50 +473,49 @@ def test_shards_to_be_merged(folder, data):
     path = shard / which if which == "results.json" else record / which
     path.write_bytes(data.draw(broken_json(broken)))
     assert_refused_or_let_through(
-        [f"--merge={shard}"], folder / "merged", surely=True
+        folder, [f"--merge={shard}"], folder / "merged", surely=True
     )
 
 
 def test_there_were_five_hundred():
     assert len(REFUSED) >= 500
-    assert len(set(REFUSED)) > 100
+    assert len({refused.line for refused in REFUSED}) > 100
+
+
+def restore(folder, files):
+    """Makes a folder's contents what they were."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for path, data in files.items():
+        path.mkdir() if data is None else path.write_bytes(data)
 
 
 @pytest.mark.timeout(900)  # Each loads TensorFlow.
-def test_twenty_of_them_as_processes(tmp_path, model_bytes):
-    """The command itself: no trace, no notes of TensorFlow's, exit code 2."""
-    (tmp_path / "cut.keras").write_bytes(model_bytes[:500])
-    (tmp_path / "cut.npz").write_bytes(npz_bytes(**IMAGES)[:900])
-    (tmp_path / "nan.npz").write_bytes(
-        npz_bytes(**(IMAGES | {"x_test": np.full((12, 8, 8, 1), np.nan)}))
-    )
-    (tmp_path / "images/train/ant").mkdir(parents=True)
-    (tmp_path / "images/train/ant/0.png").write_bytes(PNG[:20])
-    (tmp_path / "held").mkdir()
-    (tmp_path / "held/config.json").write_text("{")
-    commands = [
-        *(["--rho=x"], ["--rho=-1"], ["--epochs=0"], ["--nosuch"], ["word"]),
-        *(["--method=adam"], ["--preset=x"], ["--dataset=x"], ["--seed=-1"]),
-        *(["--devices=gpu:9"], ["--evaluate=cut.keras"], ["--merge=nowhere"]),
-        *(["--evaluate=nowhere"], ["--dataset=npz:cut.npz"]),
-        *(["--dataset=npz:nan.npz"], ["--dataset=folder:images"]),
-        *(["--workdir=held"], ["--merge=held", "--workdir=m"]),
-        *(["--shard=5/5"], ["--attacks=pgd,x"]),
-    ]
-    assert len(commands) == 20
+def test_twenty_of_them_as_processes():
+    """The command itself: exit code 2, and one line that is ours.
+
+    TensorFlow writes lines of its own before it, whatever its log level is.
+    """
+    kinds = {refused.folder: [] for refused in REFUSED}
+    for refused in REFUSED:
+        kinds[refused.folder].append(refused)
+    assert len(kinds) == 7
+    draw = random.Random(0)
+    sample = [one for kind in kinds.values() for one in draw.sample(kind, 3)]
     root = pathlib.Path(run.__file__).parent.parent
-    before = contents(tmp_path)
-    for command in commands:
+    for folder, command, files, line in sample[:20]:
+        restore(folder, files)
         done = subprocess.run(
             [sys.executable, "-m", "tfsam.run", *command],
-            cwd=tmp_path,
+            cwd=folder,
             env={**os.environ, "PYTHONPATH": str(root)},
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 2, command
-        line = done.stderr.splitlines()[-1]
-        assert line.startswith("tfsam: "), command
+        ours = [one for one in errors(done.stderr) if one.startswith("tfsam: ")]
+        assert ours == [line], command
         assert "Traceback" not in done.stderr
-        assert contents(tmp_path) == before
+        assert done.stdout == ""
+        assert contents(folder) == files

@@ -773,6 +773,8 @@ METHODS = tuple(methods.methods())
 NETWORKS = ("preact_resnet8", "preact_resnet18", "wide_resnet")
 ATTACKS = ("fgsm", "pgd", "cleverhans_pgd", "cleverhans_fgm")
 
+PATHS = ("workdir", "cache_dir", "evaluate", "surrogate")
+
 BAD_FLAGS = [
     (["--method=adam"], ["adam", *METHODS]),
     (["--network=lenet"], ["lenet", *NETWORKS]),
@@ -857,6 +859,18 @@ BAD_FLAGS = [
     (["--evaluate=m.keras", "--epochs=3"], ["--epochs=3"]),
     (["--evaluate=m.keras", "--limit_train=50"], ["--limit_train=50"]),
     (["--evaluate=missing.keras"], ["missing.keras", ".keras file"]),
+    *(([f"--{flag}=~no_one/x"], ["~no_one/x", "home"]) for flag in PATHS),
+    (["--dataset=npz:~no_one/x"], ["~no_one/x", "home"]),
+    (["--dataset=folder:~no_one/x"], ["~no_one/x", "home"]),
+    (["--merge=a,~no_one/x", "--workdir=w"], ["~no_one/x", "home"]),
+    (["--cache_dir="], ["cache_dir", "none"]),
+    (["--epochs=2147483648"], ["epochs", "2147483648"]),
+    ([f"--batch_size={10**19}"], ["batch_size", 10**19]),
+    (["--batch_size=1e4"], ["batch_size", "whole number", "1e4"]),
+    (["--method=entropy_sgd", f"--inner_steps={10**19}"], ["inner_steps"]),
+    (["--average=swa", f"--average_start={10**19}"], ["average_start"]),
+    (["--learning_rate=1e300"], ["learning_rate", "1e300"]),
+    (["--linf_epsilons=0.1,1e39"], ["linf_epsilons", "1e39"]),
 ]
 
 
@@ -871,6 +885,16 @@ def test_bad_flags(tmp_path, monkeypatch, capsys, arguments, parts):
     assert_refused(capsys, f"--workdir={workdir}", *arguments, parts=parts)
     assert_refused(capsys, *arguments, parts=parts)
     assert not list(tmp_path.iterdir())
+
+
+def test_paths_begin_at_home(tmp_path, monkeypatch):
+    small_model().save(tmp_path / "model.keras")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config, workdir = run.configuration(
+        ["--evaluate=~/model.keras", "--limit_test=20", "--workdir=~/run"]
+    )
+    assert workdir == tmp_path / "run"
+    assert job.prepare(config).logits is not None
 
 
 def write_images(folder, *, classes=("ant", "bee"), side=8):
@@ -1015,10 +1039,64 @@ def code_inside(path):
     return path.with_suffix(".keras"), ["ambda", str(path)]
 
 
+def of_no_method(path):
+    path = path.with_suffix(".keras")
+    small_model().save(path)
+    spoil_method(path)
+    return path, ["compression method", str(path)]
+
+
+def with_config(path, change):
+    """A .keras file whose config.json is changed."""
+    path = path.with_suffix(".keras")
+    small_model().save(path)
+    with zipfile.ZipFile(path) as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    held["config.json"] = change(held["config.json"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in held.items():
+            archive.writestr(name, content)
+    return path
+
+
+def too_deep(path):
+    path = with_config(path, lambda text: b"[" * 100_000)
+    return path, ["recursion", str(path)]
+
+
+def too_large(path):
+    units = b'"units": 1000000000000'
+    path = with_config(path, lambda text: text.replace(b'"units": 10', units))
+    return path, ["model", str(path)]
+
+
+def exported_without(path, part, content=None):
+    """A SavedModel folder without a file, or with another one."""
+    small_model().export(path, verbose=False)
+    (file,) = path.glob(part)
+    file.unlink() if content is None else file.write_bytes(content)
+    return path, ["SavedModel folder", str(path)]
+
+
+def without_variables(path):
+    return exported_without(path, "variables/*.data*")
+
+
+def with_empty_variables(path):
+    return exported_without(path, "variables/*.data*", b"")
+
+
+def with_empty_index(path):
+    return exported_without(path, "variables/*.index", b"")
+
+
 @pytest.mark.filterwarnings("default:.* is a SavedModel")
 @pytest.mark.parametrize(
     "prepare",
     [
+        *(of_no_method, too_deep, without_variables),
+        *(with_empty_variables, with_empty_index),
+        pytest.param(too_large, marks=pytest.mark.slow),  # A wait for memory.
         *(text_file, text_file_without_suffix, truncated_file),
         *(model_folder_without_model, few_outputs, softmax, softmax_exported),
         *(other_size, other_size_exported, not_finite, code_inside),
@@ -1037,6 +1115,14 @@ def test_bad_model(tmp_path, capsys, prepare):
         parts=parts,
     )
     assert snapshot(tmp_path) == before
+
+
+def test_an_evaluation_of_an_older_tfsam_goes_on(tmp_path):
+    config, _ = run.configuration(["--evaluate=model.keras"])
+    later = ("precision", "strategy", *job.UNBOUND)
+    older = {key: config[key] for key in config if key not in later}
+    files.write_json(tmp_path / "config.json", older)
+    assert job.finished(tmp_path, config) is None
 
 
 def test_workdir_of_another_configuration(finished, capsys):
@@ -1314,6 +1400,13 @@ def test_killed_before_anything_is_written(tmp_path, monkeypatch):
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def spoil_method(path):
+    """A byte of the zip directory: the last file's method of compression."""
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 10] = 99
+    path.write_bytes(content)
 
 
 def spoil(path):

@@ -1,5 +1,7 @@
 """Accuracy under attack in `fit`: what is measured, kept and stopped by."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -360,12 +362,19 @@ def test_a_killed_run_that_is_resumed_keeps_the_same_network(
     assert_kept(tmp_path, *kept(tmp_path), 4, 1.0, 0.5)
 
 
-def test_a_file_that_is_not_its_record_s_is_not_taken(tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "other", "record"])
+def test_a_file_that_is_not_its_record_s_is_refused(tmp_path, damage):
+    """Without it a worse network would be taken for the best."""
     kept(tmp_path)
-    (tmp_path / "best.keras").write_bytes(b"cut off")
-    measured, model = kept(tmp_path)  # Nothing is left to train.
-    assert measured.best is None
-    assert threshold_of(model.network) == RISING[-1]
+    path = tmp_path / "best.keras"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:300])
+    elif damage == "other":
+        shutil.copy(callbacks.checkpoints(tmp_path)[0][1], path)
+    else:
+        (tmp_path / "best.keras.json").write_text("{")
+    with pytest.raises(files.Unusable, match=r"best\.keras must hold"):
+        kept(tmp_path)  # Nothing is left to train.
 
 
 def test_a_new_run_forgets_the_file_of_another(tmp_path):

@@ -20,6 +20,7 @@ from tfsam import callbacks
 from tfsam import data
 from tfsam import devices
 from tfsam import files
+from tfsam import job
 from tfsam import methods
 from tfsam import run
 from tfsam import signals
@@ -182,6 +183,16 @@ def test_workers_that_cannot_meet(
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
     assert not (tmp_path / "run").exists()
+
+
+def test_workers_may_differ_where_their_results_do_not(tmp_path, monkeypatch):
+    config, _ = run.configuration(["--cache_dir=here"])
+    agreed = {}
+    monkeypatch.setattr(
+        devices, "check_agreement", lambda strategy, what: agreed.update(what)
+    )
+    job.agree(tmp_path, config, None)
+    assert agreed.keys() == config.keys() - {*job.UNBOUND} | {"checkpoint"}
 
 
 def test_mirrored_does_not_look_at_the_cluster(monkeypatch):

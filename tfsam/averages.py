@@ -391,20 +391,38 @@ class WeightAverage(keras.callbacks.Callback):
                 path.unlink()
 
     def _load_newest(self):
-        found = list(self.folder.glob("average-*.npz"))
+        found = [
+            int(match[1])
+            for path in self.folder.glob("average-*.npz")
+            if (match := re.fullmatch(r"average-(\d+)", path.stem))
+        ]
         if found:
-            newest = max(int(p.stem.rpartition("-")[2]) for p in found)
-            self._load(newest)
+            self._load(max(found))
 
-    def _load(self, epochs):
+    def read_state(self, epochs):
+        """What `folder` holds of the average, as of `get_state`.
+
+        Args:
+            epochs: after how many.
+
+        Raises:
+            tfsam.files.Unusable: if its file is missing or damaged.
+        """
         path = self._path(epochs)
         if not path.exists():
-            raise ValueError(
+            raise files.Unusable(
                 f"folder must hold {path.name}, to go on after epoch {epochs}. "
                 f"Received: folder={self.folder}"
             )
-        with np.load(path) as arrays:
-            self.set_state(arrays)
+        with (
+            files.reading(path, "the average"),
+            open(path, "rb") as file,
+            np.load(file) as arrays,
+        ):
+            return dict(arrays)
+
+    def _load(self, epochs):
+        self.set_state(self.read_state(epochs))
 
     def _path(self, epochs):
         return self.folder / f"average-{epochs:04d}.npz"

@@ -122,11 +122,17 @@ def read_history(path):
 
     Args:
         path: of the CSV file.
+
+    Raises:
+        tfsam.files.Unusable: if it is damaged.
     """
     path = pathlib.Path(path)
     if not path.exists():
         return []
-    with open(path, newline="") as file:
+    with (
+        files.reading(path, "a row of numbers for each epoch"),
+        open(path, newline="") as file,
+    ):
         return [
             {"epoch": int(row.pop("epoch"))}
             | {key: float(value) for key, value in row.items() if value}

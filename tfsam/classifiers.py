@@ -5,7 +5,6 @@ import json
 import math
 import os
 import warnings
-import zipfile
 
 import keras
 import tensorflow as tf
@@ -172,10 +171,9 @@ def count_classes(logits, example):
     """
     try:
         output = logits.function(tf.convert_to_tensor(example))
-    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
+    except (TypeError, ValueError, tf.errors.OpError) as error:
         raise ValueError(
-            f"model must take the data's images ({reason}). "
+            f"model must take the data's images ({files.reason(error)}). "
             f"Received: images of shape {example.shape[1:]}"
         ) from error
     if isinstance(output, (dict, list, tuple)):
@@ -213,37 +211,34 @@ def traceable(logits, example):
 
 
 def _load(path):
+    if os.path.isdir(path) and tf.saved_model.contains_saved_model(path):
+        warnings.warn(
+            f"{path} is a SavedModel, a program that can do whatever you can: "
+            "load those of people you trust, or ask for a .keras file.",
+            stacklevel=2,
+        )
     try:
-        if os.path.isdir(path):
-            if tf.saved_model.contains_saved_model(path):
-                warnings.warn(
-                    f"{path} is a SavedModel, a program that can do whatever "
-                    "you can: load those of people you trust, or ask for a "
-                    ".keras file.",
-                    stacklevel=2,
-                )
-            loaded = tf.saved_model.load(path)
-            # The variables live only as long as what was loaded: both
-            # functions hold it.
-            if hasattr(loaded, "serve"):
-                return lambda x: loaded.serve(x)
-            outputs = loaded.signatures["serving_default"].structured_outputs
-            if len(outputs) != 1:
-                raise ValueError(f"its outputs are {sorted(outputs)}, not one")
-            (name,) = outputs
-            return lambda x: loaded.signatures["serving_default"](x)[name]
-        if not os.path.exists(path):
-            raise ValueError("no such file")
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (
-        KeyError,
-        OSError,
-        TypeError,
-        ValueError,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return _loaded(path)
+    except Exception as error:
+        # A file can be broken in more ways than one knows.
         raise ValueError(
             "model must be the path of a .keras file or of a SavedModel folder "
-            f"({reason[0]}). Received: model={path}"
+            f"({files.reason(error)}). Received: model={path}"
         ) from error
+
+
+def _loaded(path):
+    if not os.path.exists(path):
+        raise ValueError("no such file")
+    if not os.path.isdir(path):
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    loaded = tf.saved_model.load(path)
+    # The variables live only as long as what was loaded: both functions hold
+    # it.
+    if hasattr(loaded, "serve"):
+        return lambda x: loaded.serve(x)
+    outputs = loaded.signatures["serving_default"].structured_outputs
+    if len(outputs) != 1:
+        raise ValueError(f"its outputs are {sorted(outputs)}, not one")
+    (name,) = outputs
+    return lambda x: loaded.signatures["serving_default"](x)[name]

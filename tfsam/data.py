@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import downloads
+from tfsam import files
 from tfsam import folders
 from tfsam.decoding import refusal
 
@@ -115,7 +116,7 @@ def load(
     if kind in ("folder", "npz"):
         if not location:
             raise refusal(f"the source must be {kind}:PATH", source)
-        path = pathlib.Path(location).expanduser()
+        path = files.expanded(location)
         if kind == "npz":
             return _load_npz(path, source, pick)
         cache = None if cache_dir is None else pathlib.Path(cache_dir)

@@ -54,8 +54,8 @@ def load(
       x_train and y_train, x_test and y_test, and the names of the classes.
 
     Raises:
-      ValueError: if it cannot be built, reached or prepared, or is no set of
-        images and labels.
+      ValueError: if it cannot be built, reached, prepared or read, or is no
+        set of images and labels.
     """
     import tensorflow_datasets as tfds
 
@@ -85,15 +85,21 @@ def load(
     encoded, labels = {}, {}
     for split in ("train", "test"):
         # Images stay encoded until it is known which ones are wanted.
-        data = builder.as_dataset(
-            split=split,
-            shuffle_files=False,
-            batch_size=-1,
-            decoders=tfds.decode.PartialDecoding(
-                {"image": True, "label": True},
-                decoders={"image": tfds.decode.SkipDecoding()},
-            ),
-        )
+        try:
+            data = builder.as_dataset(
+                split=split,
+                shuffle_files=False,
+                batch_size=-1,
+                decoders=tfds.decode.PartialDecoding(
+                    {"image": True, "label": True},
+                    decoders={"image": tfds.decode.SkipDecoding()},
+                ),
+            )
+        except Exception as error:
+            # Its files can be damaged in more ways than one knows.
+            raise refusal(
+                f"TFDS cannot read {source}: {error}", source
+            ) from error
         all_labels = data["label"].numpy()
         chosen = pick(all_labels, split)
         labels[split] = all_labels[chosen]

@@ -21,6 +21,59 @@ class DiskFull(OSError):
     """A file has no room: the disk is full, or a quota or a limit is."""
 
 
+class Unusable(ValueError):
+    """A file that a run has kept is damaged, or of another run."""
+
+
+def expanded(path):
+    """A user's path, in which ~ and ~name are home folders.
+
+    Args:
+        path: text, or a path.
+
+    Raises:
+        ValueError: if nobody has the name.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            "~ at the start of a path must be a home folder "
+            f"({reason(error)}). Received: {path}"
+        ) from error
+
+
+def reason(error):
+    """The first line of what an error says; its kind where it says nothing.
+
+    Args:
+        error: an exception.
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def reading(path, expected):
+    """Says which of a run's own files it was that cannot be read.
+
+    Args:
+        path: of the file that is read within.
+        expected: what it should hold.
+
+    Raises:
+        Unusable: if anything is raised within.
+    """
+    try:
+        yield
+    except Exception as error:
+        # A file can be broken in more ways than one knows.
+        raise Unusable(
+            f"{path} must hold {expected} ({reason(error)}). "
+            "Received: a damaged file"
+        ) from error
+
+
 def no_room(error):
     """What the system said, if an error comes of a full disk; else None.
 

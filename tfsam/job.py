@@ -99,13 +99,13 @@ def _cache_dir(config):
         return None
     if given is None:
         return folders.default_cache()
-    return pathlib.Path(given).expanduser()
+    return files.expanded(given)
 
 
 def _classifier(config, path, images):
     """A model from a file, found to fit the images."""
     logits = classifiers.load_logits(
-        path, training.JIT_COMPILE[config["jit_compile"]]
+        files.expanded(path), training.JIT_COMPILE[config["jit_compile"]]
     )
     x = data.as_float(images.x_test[:128])
     outputs = classifiers.count_classes(logits, x[:1])
@@ -132,8 +132,10 @@ def finished(workdir, config):
     """
     held = files.read_json(workdir / "config.json")
     if held:
-        held = _BEFORE | held
         wanted = config | _files(config)
+        # Not of a setting that a run by --evaluate has no use for.
+        before = {k: v for k, v in _BEFORE.items() if wanted.get(k)}
+        held = before | held
         changes = ", ".join(
             f"{key}={wanted[key]} (it has {held.get(key)})"
             for key in wanted
@@ -173,8 +175,9 @@ def agree(workdir, config, strategy):
     """
     found = callbacks.checkpoints(workdir / "checkpoints")
     newest = {"checkpoint": [position for position, _ in found[:1]]}
+    bound = {k: v for k, v in config.items() if k not in UNBOUND}
     with devices.losing_workers(strategy):
-        devices.check_agreement(strategy, config | newest)
+        devices.check_agreement(strategy, bound | newest)
 
 
 @contextlib.contextmanager
@@ -242,7 +245,7 @@ def _files(config):
     ]
     found = {}
     for name in filter(None, named):
-        path = pathlib.Path(name).expanduser()
+        path = files.expanded(name)
         for file in [path, path / "saved_model.pb"]:
             if file.is_file():
                 stat = file.stat()

@@ -93,6 +93,12 @@ _TRAINING = (
 )
 
 
+# The largest number that TensorFlow computes with in most places: float32's,
+# and int32's.
+_LARGEST = 3.4e38
+_LARGEST_INTEGER = 2**31 - 1
+
+
 class _NumberParser(flags.ArgumentParser):
     """A number, also as a fraction: 8/255."""
 
@@ -103,9 +109,10 @@ class _NumberParser(flags.ArgumentParser):
             number = float(Fraction(text) if "/" in text else text)
         except (OverflowError, ValueError, ZeroDivisionError):
             number = math.nan
-        if not math.isfinite(number):
+        if not abs(number) <= _LARGEST:
             raise ValueError(
-                f"expected a number such as 0.1 or 8/255. Received: {argument}"
+                "expected a number such as 0.1 or 8/255, at most "
+                f"{_LARGEST:g}. Received: {argument}"
             )
         return number
 
@@ -117,12 +124,14 @@ class _IntegerParser(flags.ArgumentParser):
     """A whole number."""
 
     def parse(self, argument):
-        try:
-            return int(argument)
-        except ValueError:
-            raise ValueError(
-                f"expected a whole number. Received: {argument}"
-            ) from None
+        with contextlib.suppress(ValueError):
+            number = int(argument)
+            if abs(number) <= _LARGEST_INTEGER:
+                return number
+        raise ValueError(
+            f"expected a whole number, at most {_LARGEST_INTEGER}. "
+            f"Received: {argument}"
+        )
 
     def flag_type(self):
         return "whole number"
@@ -419,7 +428,7 @@ def configuration(argv):
             f"Received: --{unused[0]}={given[unused[0]]}"
         )
     workdir = given.pop("workdir", None) or f"runs/{_name(config, given)}"
-    return config, pathlib.Path(workdir).expanduser()
+    return config, files.expanded(workdir)
 
 
 def _merging(given):
@@ -431,8 +440,8 @@ def _merging(given):
         )
     if "workdir" not in given:
         raise ValueError("--merge needs --workdir. Received: none")
-    merged = [str(pathlib.Path(f).expanduser()) for f in given["merge"]]
-    return {"merge": merged}, pathlib.Path(given["workdir"]).expanduser()
+    merged = [str(files.expanded(folder)) for folder in given["merge"]]
+    return {"merge": merged}, files.expanded(given["workdir"])
 
 
 def _shard(text):
@@ -464,6 +473,11 @@ def _check_choices(config):
                 f"model. Received: shard={config['shard']}"
             )
         config["shard"] = _shard(config["shard"])
+    if config["cache_dir"] == "":
+        raise ValueError(
+            "cache_dir must be a folder, or none, which is nowhere. "
+            "Received: cache_dir="
+        )
     for flag in (
         *("epochs", "batch_size", "limit_train", "limit_test"),
         *("attack_batch_size", "validate_every", "validation_images"),
@@ -558,9 +572,9 @@ def main(argv=None):
         argv: arguments without the program's name; None takes `sys.argv`.
 
     Returns:
-        The exit code: 0, 2 for bad input, 3 for a loss that became NaN, 4 for
-        a full disk, 5 for a worker that was lost, 130 and 143 for SIGINT and
-        SIGTERM.
+        The exit code: 0, 2 for bad input or a damaged file of the run, 3 for a
+        loss that became NaN, 4 for a full disk, 5 for a worker that was lost,
+        130 and 143 for SIGINT and SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -571,6 +585,10 @@ def main(argv=None):
     except KeyboardInterrupt as error:
         print("tfsam: interrupted", file=sys.stderr)
         return getattr(error, "code", 130)
+    except files.Unusable as error:
+        # Of the run's own files, read late: still no fault of the program.
+        print(f"tfsam: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except Exception as error:
         if files.no_room(error) is None:
             raise

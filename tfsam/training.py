@@ -5,9 +5,8 @@ makes from flags.
 """
 
 import contextlib
+import json
 import statistics
-import zipfile
-import zlib
 from collections.abc import Callable
 
 import keras
@@ -22,6 +21,7 @@ from tfsam import files
 from tfsam import methods
 from tfsam import networks
 from tfsam.attacks import PGD
+from tfsam.geometry import check_count
 from tfsam.model import RobustModel
 from tfsam.validation import RobustValidation
 from tfsam.validation import StopAtCollapse
@@ -290,15 +290,16 @@ def train(config, images, workdir, strategy, log, stop):
     if _validates(config):
         images, held_out = _split(config, images)
         validation = _validation(config, held_out, workdir / "best.keras")
+    average = _average(config, images, workdir / "average")
     model, (done, step), state = _restore(
-        workdir / "checkpoints", strategy, log
+        workdir / "checkpoints", average, strategy, log
     )
     if model is None:
         model = make_model(config, images, strategy)
     epochs, steps = config["epochs"], _steps(config, images, strategy)
     log(sharing(config, strategy))
-    stopped = files.read_json(workdir / "stopped.json")
-    if stopped and done >= stopped["epoch"]:
+    stopped = _stopped_epoch(workdir)
+    if stopped is not None and done >= stopped:
         epochs = done
     train_data = data.training_batches(
         images.x_train,
@@ -313,7 +314,6 @@ def train(config, images, workdir, strategy, log, stop):
         # Replicas cannot share a batch that is smaller than they are many.
         drop_remainder=strategy is not None,
     )
-    average = _average(config, images, workdir / "average")
     collapse = _stop(config, images)
     history = callbacks.History(workdir / "history.csv", done)
     parts = [part for part in (average, collapse, history) if part is not None]
@@ -452,8 +452,17 @@ def _stop(config, images):
     )
 
 
-def _restore(folder, strategy, log):
-    """The model of the newest checkpoint that can be read.
+def _stopped_epoch(workdir):
+    """The epoch after which a collapse stopped training, or None."""
+    path = workdir / "stopped.json"
+    if not path.exists():
+        return None
+    with files.reading(path, "the epoch that training stopped after"):
+        return check_count("epoch", json.loads(path.read_text())["epoch"], 1)
+
+
+def _restore(folder, average, strategy, log):
+    """The model of the newest checkpoint that can be read, with its average.
 
     Returns:
         (model, position, state): what the checkpoint holds, and where it is;
@@ -463,13 +472,14 @@ def _restore(folder, strategy, log):
         epochs, step = position
         try:
             state = callbacks.read_state(path, amid=step > 0)
+            if average and epochs:
+                average.read_state(epochs)
             with _scope(strategy):
                 model = keras.saving.load_model(path)
-        except (
-            *(KeyError, OSError, TypeError, ValueError),
-            *(zipfile.BadZipFile, zlib.error),
-        ) as error:
-            log(f"cannot read {path.name} ({error}); trying the one before")
+        except Exception as error:
+            # A file can be broken in more ways than one knows.
+            reason = files.reason(error)
+            log(f"cannot read {path.name} ({reason}); trying the one before")
             continue
         steps = f" and {step} steps" if step else ""
         log(f"going on after epoch {epochs}{steps}")
@@ -489,17 +499,19 @@ def epochs_done(workdir):
 
 def _summary(config, workdir, images, validation):
     """What results.json says of the training."""
-    rows = callbacks.read_history(workdir / "history.csv")
-    step = statistics.median(row["step_seconds_median"] for row in rows)
-    stopped = files.read_json(workdir / "stopped.json") or {}
+    path = workdir / "history.csv"
+    rows = callbacks.read_history(path)
+    with files.reading(path, "the seconds of each epoch"):
+        step = statistics.median(row["step_seconds_median"] for row in rows)
+        seconds = sum(row["seconds"] for row in rows)
     return {
         "epochs": len(rows),
-        "seconds": sum(row["seconds"] for row in rows),
+        "seconds": seconds,
         "step_seconds_median": step,
         "examples_per_second": min(config["batch_size"], len(images.x_train))
         / step,
         "passes": methods.passes(config),
         "images": len(images.x_train),
         "selected": validation and validation.best,
-        "stopped_epoch": stopped.get("epoch"),
+        "stopped_epoch": _stopped_epoch(workdir),
     }

@@ -11,6 +11,7 @@ In `fit`'s list they stand before the callbacks that write down an epoch's
 results or save its state, so that those have what was measured.
 """
 
+import json
 import pathlib
 
 import keras
@@ -202,8 +203,8 @@ class RobustValidation(_Measuring):
 
     Raises:
         ValueError: if an argument is out of its range; in `fit`, if the network
-            returns no logits of the data's classes, or the attack breaks its
-            contract.
+            returns no logits of the data's classes, the attack breaks its
+            contract, or the file at `path` is damaged.
     """
 
     def __init__(
@@ -269,7 +270,7 @@ class RobustValidation(_Measuring):
     def on_train_end(self, logs=None):
         """Gives the network the weights of its best epoch."""
         if not self._begun:  # It was resumed after its last epoch.
-            self._load()
+            self._load(over=True)
         self.restore()
 
     def restore(self):
@@ -288,13 +289,13 @@ class RobustValidation(_Measuring):
         chief = devices.is_chief(self.model.distribute_strategy)
         return self.path is not None and chief
 
-    def _load(self):
+    def _load(self, over=False):
         """Goes on from the best network of the path, if there is one.
 
         It may be of an epoch that is to be done again: that one will not be
         better than itself.
         """
-        found = None if self.path is None else _read_best(self.path)
+        found = None if self.path is None else _read_best(self.path, over)
         if found is not None:
             self.best, self._best_weights = found
 
@@ -315,15 +316,27 @@ def _write_best(path, network, best):
     files.write_json(_record_path(path), record)
 
 
-def _read_best(path):
-    """The best epoch and its weights; None without a network and its record."""
-    record = files.read_json(_record_path(path))
-    if record is None or not path.is_file():
+def _read_best(path, over):
+    """The best epoch and its weights; None without a record of the network.
+
+    Args:
+        path: of the network.
+        over: whether training is. Else its record may be an older one's.
+
+    Raises:
+        tfsam.files.Unusable: if the network or its record is damaged.
+    """
+    record_path = _record_path(path)
+    if not record_path.is_file():
         return None
-    if record.pop("checksum", None) != files.digest(path):
-        return None
-    network = keras.saving.load_model(path, compile=False)
-    return record, network.get_weights()
+    with files.reading(path, f"the best network, as {record_path.name} says"):
+        record = json.loads(record_path.read_text())
+        network = keras.saving.load_model(path, compile=False)
+        if record.pop("checksum") == files.digest(path):
+            return record, network.get_weights()
+        if over:
+            raise ValueError("its checksum is another")
+    return None
 
 
 class StopAtCollapse(_Measuring):

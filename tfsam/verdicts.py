@@ -10,7 +10,6 @@ each.
 import json
 import pathlib
 import re
-import zipfile
 
 import numpy as np
 
@@ -32,7 +31,8 @@ class Record:
         folder: where to keep it; None is in memory alone.
 
     Raises:
-        ValueError: if the folder holds the record of another evaluation.
+        tfsam.files.Unusable: if the folder holds the record of another
+            evaluation, or verdicts without one.
     """
 
     def __init__(self, header, folder=None):
@@ -45,7 +45,7 @@ class Record:
         held = files.read_json(self.folder / "record.json")
         if held is None:
             if any(self.folder.glob("*/[0-9]*.npz")):
-                raise ValueError(
+                raise files.Unusable(
                     "the folder's record.json is missing or damaged: nobody "
                     "knows what its verdicts are of. "
                     f"Received: {self.folder}"
@@ -216,8 +216,8 @@ def _read_arrays(path):
             return {k: held[k] for k in held.files if not is_image(k)}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        # Damaged from outside: measured again.
+    except Exception:
+        # Damaged from outside, in more ways than one knows: measured again.
         return {}
 
 
@@ -228,7 +228,7 @@ def _check_same(held, header, folder):
         if held.get(key) != header.get(key)
     )
     if changes:
-        raise ValueError(
+        raise files.Unusable(
             f"{folder} holds the record of another evaluation; choose another "
             f"folder. Received: {changes}"
         )

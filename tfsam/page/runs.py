@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfsam import callbacks
+from tfsam import files
 from tfsam import reports
 
 _PLACES = ("files", "workdir")
@@ -86,7 +87,7 @@ def read(folders):
 
 
 def _workdirs(folder):
-    path = pathlib.Path(folder).expanduser().resolve()
+    path = files.expanded(folder).resolve()
     found = sorted(file.parent for file in path.rglob("results.json"))
     if not found:
         raise ValueError(
