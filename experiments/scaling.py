@@ -69,7 +69,7 @@ _WORKER = flags.DEFINE_boolean(
     flag_values=FLAGS,
 )
 
-METHODS = ("st", "sam", "at", "looksam")
+METHODS = ("st", "sam", "at", "looksam")  # What is measured.
 GPUS_A_MACHINE = 8
 _FLOAT = 4  # Bytes.
 _PATIENCE = 1800  # Seconds.
@@ -85,10 +85,12 @@ class Link(NamedTuple):
 def reductions(method, sharpness):
     """How often a step reduces as many numbers as there are weights.
 
-    Once for the optimizer. With sharpness=global once for the gradient that
-    perturbs, and once for the perturbed one if the method looks at it
-    (`combine`: LookSAM, GSAM). Once for each part of a state as large as the
-    weights (LookSAM's direction), which becomes the mean over the replicas.
+    Once for the optimizer. With sharpness=global once for each gradient that
+    perturbs, of each step of an ascent, and once for the perturbed one if the
+    method looks at it (`combine`: LookSAM, GSAM); all that for each part of a
+    batch. Once for each part of a state as large as the weights (LookSAM's
+    direction, SSAM's mask and what it is made of), which becomes the mean over
+    the replicas.
 
     Args:
         method: arguments of `RobustModel`.
@@ -97,8 +99,12 @@ def reductions(method, sharpness):
     perturbation = method.get("perturb_weights")
     if perturbation is None:
         return 1
-    looked_at = 1 + (perturbation.combine is not None)
-    return 1 + _state(perturbation) + looked_at * (sharpness == "global")
+    ascents = getattr(perturbation, "steps", 1)
+    looked_at = ascents + (perturbation.combine is not None)
+    if sharpness == "per_replica":
+        looked_at = 0
+    parts = method.get("sub_batches", 1)
+    return 1 + _state(perturbation) + parts * looked_at
 
 
 def _state(perturbation):
@@ -207,10 +213,10 @@ def counted(model, batch):
     )
 
 
-def _cells():
+def _cells(names=METHODS):
     return [
         (name, sharpness)
-        for name in METHODS
+        for name in names
         for sharpness in ("per_replica", "global")
         if sharpness == "per_replica"
         or "perturb_weights" in benchmark_steps.METHODS[name].options
@@ -327,7 +333,7 @@ def paper_table(step_seconds, weights, links):
         + " |",
         "|" + "---|" * (4 + 3 * len(links)),
     ]
-    for name, sharpness in _cells():
+    for name, sharpness in _cells(benchmark_steps.METHODS):
         options = _options(name, sharpness)
         alone = step_seconds * benchmark_steps.METHODS[name].ideal
         cells = [

@@ -23,6 +23,8 @@ def test_ring_all_reduce_by_hand():
         (tfsam.AWP(), 1, 2),
         (tfsam.GSAM(0.1), 1, 3),
         (tfsam.LookSAM(0.1), 2, 4),
+        (tfsam.SAM(0.1, steps=3), 1, 4),
+        (tfsam.SSAM(0.1, refresh_every=9), 3, 4),
     ],
 )
 def test_reductions(perturbation, per_replica, both):
@@ -30,6 +32,10 @@ def test_reductions(perturbation, per_replica, both):
     assert scaling.reductions(method, "per_replica") == per_replica
     assert scaling.reductions(method, "global") == both
     assert scaling.volume(method, "global", 100) == 400 * both
+    method["sub_batches"] = 4
+    if perturbation is not None:
+        parts = per_replica + 4 * (both - per_replica)
+        assert scaling.reductions(method, "global") == parts
 
 
 def test_predicted_step():
