@@ -236,8 +236,8 @@ def _input_gradient(logits_fn, loss):
         if slopes is not None:
             # Inside a network of halves the slopes of a confident example
             # would vanish: each goes through it at its own loss scale.
-            axes = range(1 if independent else 0, slopes.shape.rank)
-            largest = tf.reduce_max(tf.abs(slopes), list(axes), keepdims=True)
+            axis = -1 if independent else None
+            largest = tf.reduce_max(tf.abs(slopes), axis, keepdims=True)
             scale = _power_of_two(largest)
             result = tape.gradient(logits, x, slopes / scale)
         if result is None:
@@ -246,7 +246,7 @@ def _input_gradient(logits_fn, loss):
                 "differentiable operations; no gradient flows. "
                 f"Received: logits_fn={logits_fn}"
             )
-        each = [-1] + [1] * (result.shape.rank - 1)
+        each = [-1] + [1] * (x.shape.rank - 1)
         result *= tf.cast(tf.reshape(scale, each), result.dtype)
         return tf.ensure_shape(result, x.shape), logits
 
