@@ -341,7 +341,7 @@ def test_every_method_trains_an_epoch_on_two_devices(
     config, _ = run.configuration(
         [
             *(f"--method={method}", "--devices=cpu:2", "--epochs=1"),
-            *(f"--jit_compile={jit_compile}", "--learning_rate=0.01"),
+            *(f"--jit_compile={jit_compile}", "--batch_size=32"),
         ]
     )
     images = data.load("digits")
