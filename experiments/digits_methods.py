@@ -1,6 +1,6 @@
 r"""Every method on the digits, at equal numbers of gradients, side by side.
 
-  python -m experiments.digits_methods --workdir=/tmp/digits
+  python -m experiments.digits_methods --workdir=runs/digits_methods
 
 trains each method of the table with the digits preset, those with an attack at
 l-inf 0.05, each for as many epochs as cost as many gradients (by the weights or

@@ -151,7 +151,7 @@ def _described(layer):
             # Not names: Keras numbers them in the order of their making.
             settings = layer.get_config() | {"name": None}
         except NotImplementedError:
-            return None
+            return None  # How Keras says so of a layer without a `get_config`.
     text = json.dumps(
         settings, sort_keys=True, default=lambda value: type(value).__name__
     )
