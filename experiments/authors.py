@@ -80,6 +80,7 @@ from tfsam import geometry
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.gradient import random_start
 from tfsam.attacks.losses import cross_entropy
+from tfsam.batches import training_batches
 from tfsam.pure import dense
 from tfsam.pure import replicas
 
@@ -361,7 +362,7 @@ def trained(images, method, switches, seed, epochs):
         tfsam.SGD(rate, momentum=0.9, weight_decay=5e-4),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    batches = tfsam.data.training_batches(
+    batches = training_batches(
         images.x_train,
         images.y_train,
         batch_size=BATCH_SIZE,

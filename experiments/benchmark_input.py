@@ -3,7 +3,7 @@
   python -m experiments.benchmark_input
   python -m experiments.benchmark_input --images=cifar10
 
-prints Markdown. First the batches of `tfsam.data.training_batches`, beside the
+prints Markdown. First the batches of `tfsam.batches`, beside the
 same shifts and flips as tutorials write them: image by image, by `tf.image`.
 `images a core-second` counts the time of all cores, so that other work on the
 machine changes it less; `TFLOP/s` is what a GPU would have to sustain in
@@ -24,6 +24,7 @@ import tensorflow as tf
 from absl import flags
 
 from experiments import command
+from tfsam import batches
 from tfsam import data
 from tfsam import networks
 
@@ -148,7 +149,7 @@ def main():
     labels = random.integers(0, 10, len(images))
 
     def ours(augment):
-        return data.training_batches(
+        return batches.training_batches(
             images,
             labels,
             batch_size=_BATCH_SIZE,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfsam import batches
 from tfsam import data
 from tfsam import downloads
 
@@ -456,7 +457,7 @@ def test_statistics_error():
 
 def test_augment():
     images = RNG.random((200, 12, 13, 2)).astype(np.float32)
-    result = data.augment(images, [1, 2]).numpy()
+    result = batches.augment(images, [1, 2]).numpy()
     assert result.shape == images.shape and result.dtype == np.float32
     seen = set()
     for image, output in zip(images, result, strict=True):
@@ -472,8 +473,8 @@ def test_augment():
         seen.add(crops[output.tobytes()])
     rows, columns, steps = (set(values) for values in zip(*seen, strict=True))
     assert rows == columns == set(range(9)) and steps == {1, -1}
-    np.testing.assert_array_equal(data.augment(images, [1, 2]), result)
-    assert not np.array_equal(data.augment(images, [1, 3]), result)
+    np.testing.assert_array_equal(batches.augment(images, [1, 2]), result)
+    assert not np.array_equal(batches.augment(images, [1, 3]), result)
 
 
 # Batches.
@@ -488,24 +489,24 @@ def make_training_arrays(n=23):
 
 def collect(**options):
     images, labels = make_training_arrays()
-    dataset = data.training_batches(
+    dataset = batches.training_batches(
         images, labels, **{"batch_size": 5, "epochs": 4, "seed": 7, **options}
     )
-    batches = list(dataset.as_numpy_iterator())
-    assert dataset.cardinality() == len(batches)
-    return batches
+    found = list(dataset.as_numpy_iterator())
+    assert dataset.cardinality() == len(found)
+    return found
 
 
 def test_epochs_are_permutations():
-    batches = collect()
-    assert [len(labels) for _, labels in batches] == [5, 5, 5, 5, 3] * 4
+    found = collect()
+    assert [len(labels) for _, labels in found] == [5, 5, 5, 5, 3] * 4
     orders = []
     for epoch in range(4):
-        labels = [y for _, y in batches[epoch * 5 : epoch * 5 + 5]]
+        labels = [y for _, y in found[epoch * 5 : epoch * 5 + 5]]
         orders.append(tuple(np.concatenate(labels)))
         assert sorted(orders[-1]) == list(range(23))
     assert len(set(orders)) == 4
-    images, labels = batches[0]
+    images, labels = found[0]
     assert images.dtype == np.float32 and labels.dtype == np.int64
     np.testing.assert_array_equal(
         images[:, 0, 0, 0], (labels * 3).astype("f4") / np.float32(255)
@@ -551,7 +552,7 @@ def test_augmentation_differs_between_batches_and_epochs():
         assert not np.array_equal(one[0], other[0])
     # Five times the same image, four times: only the augmentation differs.
     constant = np.repeat(make_training_arrays(1)[0], 10, axis=0)
-    batches = data.training_batches(
+    found = batches.training_batches(
         constant,
         np.zeros(10, int),
         batch_size=5,
@@ -560,16 +561,15 @@ def test_augmentation_differs_between_batches_and_epochs():
         augment=True,
     )
     assert (
-        len({images.tobytes() for images, _ in batches.as_numpy_iterator()})
-        == 4
+        len({images.tobytes() for images, _ in found.as_numpy_iterator()}) == 4
     )
 
 
 def test_drop_remainder():
-    batches = collect(drop_remainder=True)
-    assert [len(labels) for _, labels in batches] == [5] * 4 * 4
+    found = collect(drop_remainder=True)
+    assert [len(labels) for _, labels in found] == [5] * 4 * 4
     images, labels = make_training_arrays()
-    dataset = data.training_batches(
+    dataset = batches.training_batches(
         images, labels, batch_size=5, epochs=1, seed=0, drop_remainder=True
     )
     assert dataset.element_spec[0].shape == (5, 8, 8, 1)
@@ -581,7 +581,7 @@ def test_finished_training_has_no_batches():
 
 def test_float_images_pass_through():
     images = RNG.random((4, 8, 8, 3)).astype(np.float32)
-    dataset = data.training_batches(
+    dataset = batches.training_batches(
         images, np.arange(4), batch_size=4, epochs=1, seed=0
     )
     batch, labels = next(iter(dataset))
@@ -615,7 +615,7 @@ def test_batch_errors(options, parts):
         "seed": 0,
     }
     with pytest.raises(ValueError) as error:
-        data.training_batches(**{**arguments, **options})
+        batches.training_batches(**{**arguments, **options})
     assert_one_line_error(error, *parts)
 
 

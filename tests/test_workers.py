@@ -16,6 +16,7 @@ import tensorflow as tf
 
 import tfsam
 from experiments import workers
+from tfsam import batches
 from tfsam import callbacks
 from tfsam import data
 from tfsam import devices
@@ -284,7 +285,7 @@ def test_what_the_devices_share_is_said():
 
 def global_batches():
     images = np.arange(24 * 3 * 3, dtype="float32").reshape(24, 3, 3, 1) / 256
-    return data.training_batches(
+    return batches.training_batches(
         images,
         np.arange(24),
         batch_size=8,

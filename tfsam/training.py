@@ -12,6 +12,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from tfsam import batches
 from tfsam import callbacks
 from tfsam import classifiers
 from tfsam import data
@@ -57,7 +58,7 @@ def check(config, images, strategy):
     images = trained_on(config, images)
     steps = _steps(config, images, strategy)
     _validation_batch_size(config, images, strategy)
-    data.training_batches(  # Finds images that are too small to augment.
+    batches.training_batches(  # Finds images that are too small to augment.
         images.x_train[:1],
         images.y_train[:1],
         batch_size=1,
@@ -301,7 +302,7 @@ def train(config, images, workdir, strategy, log, stop):
     stopped = _stopped_epoch(workdir)
     if stopped is not None and done >= stopped:
         epochs = done
-    train_data = data.training_batches(
+    train_data = batches.training_batches(
         images.x_train,
         images.y_train,
         batch_size=config["batch_size"],
@@ -394,7 +395,7 @@ def sharing(config, strategy):
     return f"{line}; each perturbs the weights by {whose[config['sharpness']]}"
 
 
-def shared(batches, strategy):
+def shared(dataset, strategy):
     """The batches as replicas get them: the first part to the first replica.
 
     Keras would leave the order to TensorFlow, which gives the parts of a batch
@@ -402,7 +403,7 @@ def shared(batches, strategy):
     batch, so the order is part of the result.
     """
     if strategy is None:
-        return batches
+        return dataset
     replicas = strategy.num_replicas_in_sync
 
     def of_worker(context):
@@ -414,7 +415,7 @@ def shared(batches, strategy):
             parts = tf.reshape(tensor, [replicas, rows, *tensor.shape[1:]])
             return parts[first : first + here]
 
-        return batches.map(
+        return dataset.map(
             lambda *batch: tf.nest.map_structure(part, batch)
         ).unbatch()
 
