@@ -39,6 +39,7 @@ from tfsam import callbacks
 from tfsam import files
 from tfsam import job
 from tfsam import methods
+from tfsam import ownership
 from tfsam import run
 from tfsam import signals
 from tfsam import training
@@ -418,7 +419,7 @@ def test_sigterm_in_the_evaluation_leaves_at_once(tmp_path, monkeypatch):
 def test_a_lock_says_who_holds_it(tmp_path, capsys):
     workdir = tmp_path / "run"
     arguments = (*RUN, f"--workdir={workdir}")
-    with job.locked(workdir):
+    with ownership.locked(workdir):
         before = snapshot(workdir)
         assert main(*arguments)[0] == 2
         assert snapshot(workdir) == before
@@ -449,7 +450,7 @@ def test_the_folder_is_looked_at_again_under_the_lock(
     def agree(*_):
         shutil.copytree(whole, workdir)
 
-    monkeypatch.setattr(job, "agree", agree)
+    monkeypatch.setattr(ownership, "agree", agree)
     found, output = main(*RUN, *flags, f"--workdir={workdir}")
     assert found == code
     if code:

@@ -23,6 +23,7 @@ from tfsam import data
 from tfsam import files
 from tfsam import job
 from tfsam import methods
+from tfsam import ownership
 from tfsam import reports
 from tfsam import run
 from tfsam import training
@@ -1119,10 +1120,10 @@ def test_bad_model(tmp_path, capsys, prepare):
 
 def test_an_evaluation_of_an_older_tfsam_goes_on(tmp_path):
     config, _ = run.configuration(["--evaluate=model.keras"])
-    later = ("precision", "strategy", *job.UNBOUND)
+    later = ("precision", "strategy", *ownership.UNBOUND)
     older = {key: config[key] for key in config if key not in later}
     files.write_json(tmp_path / "config.json", older)
-    assert job.finished(tmp_path, config) is None
+    assert ownership.finished(tmp_path, config) is None
 
 
 def test_workdir_of_another_configuration(finished, capsys):
@@ -1390,12 +1391,12 @@ def test_killed_before_anything_is_written(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         kill_at_write(patch, "config.json")
         with pytest.raises(Killed):
-            job.claim(workdir, config)
+            ownership.claim(workdir, config)
     assert len(list(tmp_path.iterdir())) == 1
-    assert job.finished(workdir, config) is None
-    job.claim(workdir, config)
+    assert ownership.finished(workdir, config) is None
+    ownership.claim(workdir, config)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    assert job.finished(workdir, config) is None
+    assert ownership.finished(workdir, config) is None
 
 
 def truncate(path):

@@ -21,8 +21,8 @@ from tfsam import callbacks
 from tfsam import data
 from tfsam import devices
 from tfsam import files
-from tfsam import job
 from tfsam import methods
+from tfsam import ownership
 from tfsam import run
 from tfsam import signals
 from tfsam import training
@@ -192,8 +192,9 @@ def test_workers_may_differ_where_their_results_do_not(tmp_path, monkeypatch):
     monkeypatch.setattr(
         devices, "check_agreement", lambda strategy, what: agreed.update(what)
     )
-    job.agree(tmp_path, config, None)
-    assert agreed.keys() == config.keys() - {*job.UNBOUND} | {"checkpoint"}
+    ownership.agree(tmp_path, config, None)
+    bound = config.keys() - {*ownership.UNBOUND}
+    assert agreed.keys() == bound | {"checkpoint"}
 
 
 def test_mirrored_does_not_look_at_the_cluster(monkeypatch):

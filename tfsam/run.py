@@ -33,6 +33,7 @@ from tfsam import devices
 from tfsam import files
 from tfsam import job
 from tfsam import methods
+from tfsam import ownership
 from tfsam import reports
 from tfsam import signals
 from tfsam import training
@@ -551,9 +552,9 @@ def _one_of(name, value, known):
 
 def _name(config, given):
     """A name for a configuration: one of its own, even where it is cut."""
-    config = {k: v for k, v in config.items() if k not in job.UNBOUND}
+    config = {k: v for k, v in config.items() if k not in ownership.UNBOUND}
     full = name = config["preset"]
-    for flag in sorted(set(given) - {"preset", *job.UNBOUND}):
+    for flag in sorted(set(given) - {"preset", *ownership.UNBOUND}):
         value = given[flag]
         text = ",".join(map(str, value)) if type(value) is list else str(value)
         full += f"-{flag}={text}"
@@ -619,7 +620,7 @@ def _warnings_in_one_line():
 
 def _is_finished(workdir, config):
     """Whether the folder holds this run, finished: then prints its table."""
-    results = job.finished(workdir, config)
+    results = ownership.finished(workdir, config)
     if results:
         print(f"{workdir} holds this run, finished:")
         print(reports.table(results))
@@ -641,13 +642,13 @@ def _main(argv, stop, held):
         # Everything that can be wrong with the input is found before a file is
         # written; what goes wrong later is no fault of the input.
         inputs = job.prepare(config)
-        job.agree(workdir, config, inputs.strategy)
+        ownership.agree(workdir, config, inputs.strategy)
         if devices.is_chief(inputs.strategy):
-            held.enter_context(job.locked(workdir))
+            held.enter_context(ownership.locked(workdir))
             # Another process may have been at work here until now.
             if _is_finished(workdir, config):
                 return 0
-            job.claim(workdir, config)
+            ownership.claim(workdir, config)
     except (flags.Error, ImportError, OSError, ValueError) as error:
         if files.no_room(error):
             raise

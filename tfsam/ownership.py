@@ -1,0 +1,163 @@
+"""Whose a run's folder is: which run's, and which process's.
+
+A folder holds one run, that of its config.json. To go on with it is to want
+the same run, in one process at a time, and in all workers of a cluster.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+
+from tfsam import callbacks
+from tfsam import devices
+from tfsam import files
+from tfsam import reports
+
+# What runs did before there was a flag for it: those of an older tfsam go on.
+_BEFORE = {"precision": "float32", "strategy": "auto"}
+
+# What a run may change when it goes on: the results are the same.
+UNBOUND = ("cache_dir", "checkpoint_steps")
+
+
+def finished(workdir, config):
+    """The results of the run that a folder holds, None if it has none yet.
+
+    Args:
+        workdir: the folder; it need not exist.
+        config: settings, as of `tfsam.run.configuration`.
+
+    Raises:
+        ValueError: if the folder holds another run or other files, or its
+            results.json is broken.
+    """
+    held = files.read_json(workdir / "config.json")
+    if held:
+        wanted = config | _files(config)
+        # Not of a setting that a run by --evaluate has no use for.
+        before = {k: v for k, v in _BEFORE.items() if wanted.get(k)}
+        held = before | held
+        changes = ", ".join(
+            f"{key}={wanted[key]} (it has {held.get(key)})"
+            for key in wanted
+            if key not in UNBOUND and held.get(key) != wanted[key]
+        )
+        if changes:
+            raise ValueError(
+                f"workdir {workdir} holds a run with another configuration; "
+                f"choose another --workdir. Received: {changes}"
+            )
+        results = reports.read(workdir / "results.json")
+        # What failed is tried again; what was measured is kept.
+        return None if results is None or _failed(results) else results
+    if workdir.exists() and not (
+        workdir.is_dir()
+        and set(workdir.iterdir())
+        <= {workdir / "lock", *files.leftovers(workdir)}
+    ):
+        raise ValueError(
+            "workdir must be an empty folder or hold a run of this command. "
+            f"Received: workdir={workdir}"
+        )
+    return None
+
+
+def agree(workdir, config, strategy):
+    """Waits for all workers, and finds whether they want the same run.
+
+    Args:
+        workdir: the folder, seen by `finished`.
+        config: settings, as of `tfsam.run.configuration`.
+        strategy: a `tf.distribute` strategy or None.
+
+    Raises:
+        ConnectionError: if another worker was lost.
+        ValueError: if the workers do not all want the same run of one folder.
+    """
+    found = callbacks.checkpoints(workdir / "checkpoints")
+    newest = {"checkpoint": [position for position, _ in found[:1]]}
+    bound = {k: v for k, v in config.items() if k not in UNBOUND}
+    with devices.losing_workers(strategy):
+        devices.check_agreement(strategy, bound | newest)
+
+
+@contextlib.contextmanager
+def locked(workdir):
+    """Within, the folder, which is made, is this process's alone.
+
+    The lock is the kernel's and ends with the process, however that ends; the
+    file, WORKDIR/lock, says who held it last.
+
+    Args:
+        workdir: the folder.
+
+    Raises:
+        ValueError: if another process has it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "lock"
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder, who = files.read_json(path), "another process"
+            if holder:
+                who = "pid {pid} on host {host} since {since}".format(**holder)
+            raise ValueError(
+                f"workdir {workdir} is in use by {who}. "
+                f"Received: workdir={workdir}"
+            ) from None
+        holder = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "command": shlex.join(sys.orig_argv),
+        }
+        file.truncate(0)
+        with files.writing(path):
+            file.write(json.dumps(holder, indent=2) + "\n")
+            file.flush()
+        yield
+
+
+def claim(workdir, config):
+    """Makes the folder, and writes into it what run it holds.
+
+    Args:
+        workdir: the folder, seen by `finished`.
+        config: settings, as of `tfsam.run.configuration`.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    for folder in list(workdir.glob("**/")):
+        for path in files.leftovers(folder):
+            files.remove(path)
+    files.write_json(workdir / "config.json", config | _files(config))
+
+
+def _files(config):
+    """Size and time of the files that a configuration names.
+
+    Another model in the same place is another run.
+    """
+    kind, _, path = config["dataset"].partition(":")
+    named = [
+        *(config["evaluate"], config["surrogate"]),
+        path if kind == "npz" else None,
+    ]
+    found = {}
+    for name in filter(None, named):
+        path = files.expanded(name)
+        for file in [path, path / "saved_model.pb"]:
+            if file.is_file():
+                stat = file.stat()
+                found[str(file)] = [stat.st_size, stat.st_mtime_ns]
+    return {"files": found} if found else {}
+
+
+def _failed(results):
+    return any("error" in row for row in results["robust"])
