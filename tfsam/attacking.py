@@ -72,6 +72,15 @@ class Worker(NamedTuple):
     runs: dict
 
 
+class Turn(NamedTuple):
+    """An attack's turn at a worker."""
+
+    plan: Plan
+    entry: Entry
+    part: str  # Of the record, where its verdicts go.
+    worker: Worker
+
+
 class _Found(NamedTuple):
     """What an attack returned, checked and classified."""
 
@@ -223,16 +232,11 @@ def _check_logits(outputs, data):
         )
 
 
-def attack_chunk(
-    plan, entry, part, worker, record, chunk, errors, strict, tell
-):
+def attack_chunk(turn, record, chunk, errors, strict, tell):
     """All epsilons on one chunk, ascending; what is measured is kept.
 
     Args:
-        plan: a `Plan`.
-        entry: the `Entry` whose turn it is.
-        part: its part of the record.
-        worker: a `Worker`.
+        turn: a `Turn`.
         record: a `verdicts.Record`.
         chunk: number of the chunk.
         errors: a dict from (part, number of the epsilon) to the message of an
@@ -241,6 +245,7 @@ def attack_chunk(
         tell: called with the number of the epsilon and the verdicts; in the
             midst of an ensemble also with the stage that is done.
     """
+    plan, part = turn.plan, turn.part
     indices = verdicts.chunk_indices(record.header, chunk)
     found = dict(record.load(part, chunk))
     partial = f"{len(plan.epsilons) - 1}/verdict" not in found
@@ -254,13 +259,11 @@ def attack_chunk(
             verdict = found[f"{index}/verdict"]
         elif (part, index) not in errors:
             try:
-                attack = entry.make(
+                attack = turn.entry.make(
                     epsilon=epsilon, norm=plan.norm, bounds=plan.bounds
                 )
                 if getattr(attack, "minimum_norm", False):
-                    reach = reach or _reach(
-                        plan, part, worker, attack, indices, verdict
-                    )
+                    reach = reach or _reach(turn, attack, indices, verdict)
                     new = _within(epsilon, reach, verdict, plan)
                     # The first epsilon has paid for all.
                     reach = reach._replace(
@@ -268,8 +271,7 @@ def attack_chunk(
                     )
                 else:
                     new, images = _attack(
-                        *(plan, part, worker, attack, epsilon),
-                        *(indices, verdict, images),
+                        *(turn, attack, epsilon, indices, verdict, images),
                         functools.partial(tell, index),
                     )
             except Exception as error:
@@ -283,10 +285,9 @@ def attack_chunk(
         tell(index, verdict)
 
 
-def _attack(
-    plan, part, worker, attack, epsilon, indices, verdict, images, tell
-):
+def _attack(turn, attack, epsilon, indices, verdict, images, tell):
     """One epsilon on one chunk: what is saved of it, and the images."""
+    plan = turn.plan
     started = time.perf_counter()
     verdict = verdict.copy()
     attacked = int((verdict == STANDS).sum())
@@ -299,10 +300,9 @@ def _attack(
         if not len(standing):
             break
         found = _run(
-            plan,
-            (part, name),
-            worker,
+            turn,
             stage,
+            name,
             indices[standing],
             epsilon,
             start=None if start is None else start[standing],
@@ -327,15 +327,16 @@ def _attack(
     return saved, images
 
 
-def _reach(plan, part, worker, attack, indices, verdict):
+def _reach(turn, attack, indices, verdict):
     """One run of a minimum-norm attack, for all epsilons of a chunk."""
+    plan = turn.plan
     started = time.perf_counter()
     distances = np.where(verdict == STANDS, np.inf, 0.0)
     images = plan.data.x[indices].copy()
     standing = np.flatnonzero(verdict == STANDS)
     passes = np.zeros(2, np.int64)
     if len(standing):
-        found = _run(plan, (part,), worker, attack, indices[standing])
+        found = _run(turn, attack, "", indices[standing])
         wrong = found.outputs.argmax(1) != plan.data.labels[indices[standing]]
         moved = (found.images - images[standing]).reshape(len(standing), -1)
         moved = np.linalg.norm(
@@ -366,13 +367,14 @@ def _within(epsilon, reach, verdict, plan):
     return saved
 
 
-def _run(plan, key, worker, attack, indices, epsilon=None, start=None):
+def _run(turn, attack, stage, indices, epsilon=None, start=None):
     """Attacks some examples of a chunk; without an epsilon, finds the nearest.
 
     The network sees blocks of the active examples, whatever the batch, so one
     batch does for all; attacks that do not leave examples out get the smallest
     of three batches that will do.
     """
+    plan, worker = turn.plan, turn.worker
     traced = worker.traceable and getattr(attack, "in_graph", False)
     asks_for = getattr(attack, "selective", False)
     selective = traced and asks_for and worker.source.rows is not None
@@ -392,7 +394,7 @@ def _run(plan, key, worker, attack, indices, epsilon=None, start=None):
 
     if traced:
         fixed = None if any_epsilon else epsilon
-        key = (*key, size, start is None, fixed)
+        key = (turn.part, stage, size, start is None, fixed)
         # TensorFlow counts the tracings of a line of code, and would warn of
         # many: each is another attack or size here. A partial has no line.
         traced_run = tf.function(functools.partial(run), autograph=False)

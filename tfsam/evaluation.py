@@ -173,9 +173,8 @@ def evaluate(
         part = verdicts.part_of(number, entry.name)
 
         def work(worker, chunk, entry=entry, part=part, tell=tell):
-            attacking.attack_chunk(
-                plan, entry, part, worker, record, chunk, errors, strict, tell
-            )
+            turn = attacking.Turn(plan, entry, part, worker)
+            attacking.attack_chunk(turn, record, chunk, errors, strict, tell)
 
         attacking.spread(workers, work, chunks)
     return accuracies.result(record, chunks, errors)
