@@ -20,6 +20,7 @@ from absl import flags
 from experiments import command
 from experiments import figures
 from experiments import sweep
+from experiments import tables
 from tfsam import methods
 
 FLAGS = flags.FlagValues()
@@ -128,7 +129,7 @@ def table(costs):
     """
     ahead = fronts(costs)
     heads = [
-        *("row", "seeds", *map(sweep.head, sweep.COLUMNS)),
+        *("row", "seeds", *map(tables.head, sweep.COLUMNS)),
         *("passes a step", "time, st = 1", "unbeaten in"),
     ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -186,7 +187,7 @@ def draw(costs, path):
             one.set_xlabel(labels[title])
             if title != "natural":
                 one.set_xscale("log")
-        axes.flat[0].set_ylabel(f"{sweep.head(ROBUST)}, %")
+        axes.flat[0].set_ylabel(f"{tables.head(ROBUST)}, %")
 
     figures.draw(panels, path, 1, 3, width=3.4, height=3.2)
 

@@ -27,6 +27,7 @@ from absl import flags
 
 from experiments import command
 from experiments import sweep
+from experiments import tables
 from tfsam import files
 
 FLAGS = flags.FlagValues()
@@ -105,11 +106,11 @@ def main():
         failed = sweep.run_cells(preset, cells, workdir, _extra(), kept)
     if _TABLE.value or not _CELLS.value:
         cells, missing = sweep.collect(preset, rows, seeds, workdir)
-        tables = sweep.tables(cells, preset.paper)
-        for suffix, text in tables.items():
+        texts = tables.by_suffix(cells, preset.paper)
+        for suffix, text in texts.items():
             with files.replacing(workdir / f"table.{suffix}") as temporary:
                 temporary.write_text(text + "\n")
-        print(tables["md"])
+        print(texts["md"])
         for folder in missing:
             print(f"missing: {folder}")
     return 1 if failed else 0

@@ -25,6 +25,7 @@ from absl import flags
 from experiments import command
 from experiments import figures
 from experiments import sweep
+from experiments import tables
 from tfsam import ASAM
 from tfsam import SAM
 from tfsam import Landscape
@@ -182,7 +183,7 @@ def correlations(cells):
         that do not attack their inputs in training.
     """
     alone = {k: v for k, v in cells.items() if not sweep.attacks_inputs(k[0])}
-    heads = ["measure", *map(sweep.head, ROBUST)]
+    heads = ["measure", *map(tables.head, ROBUST)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, title in MEASURES.items():
         texts = [
@@ -244,7 +245,7 @@ def draw_measures(cells, path, column=ROBUST[2]):
                 )
             one.set(xlabel=MEASURES[name], xscale="log")
         for one in axes[:, 0]:
-            one.set_ylabel(f"{sweep.head(column)}, %")
+            one.set_ylabel(f"{tables.head(column)}, %")
 
     figures.draw(panels, path, 2, 4, width=2.6, height=2.4)
 

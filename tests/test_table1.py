@@ -10,6 +10,7 @@ import scipy.stats
 from experiments import command
 from experiments import sweep
 from experiments import table1
+from experiments import tables
 from tfsam import run
 
 
@@ -106,7 +107,8 @@ def test_what_is_missing_is_said(workdir):
 
 def test_the_table_has_means_deviations_and_the_paper_s_figures(workdir):
     cells, _ = collected(workdir)
-    lines = sweep.markdown(sweep.statistics_of(cells), sweep.PAPER).split("\n")
+    found = tables.statistics_of(cells)
+    lines = tables.markdown(found, sweep.PAPER).split("\n")
     assert lines[0] == (
         "| row | seeds | natural | PGD-10 l-inf 1/255 "
         "| AutoAttack l-inf 1/255 | on training images | training, minutes |"
@@ -122,8 +124,8 @@ def test_the_table_has_means_deviations_and_the_paper_s_figures(workdir):
 
 def test_csv_and_latex_hold_the_same(workdir):
     cells, _ = collected(workdir)
-    tables = sweep.tables(cells, sweep.PAPER)
-    rows = list(csv.DictReader(tables["csv"].splitlines()))
+    texts = tables.by_suffix(cells, sweep.PAPER)
+    rows = list(csv.DictReader(texts["csv"].splitlines()))
     (found,) = [
         r
         for r in rows
@@ -132,8 +134,8 @@ def test_csv_and_latex_hold_the_same(workdir):
     assert float(found["mean"]) == pytest.approx(22)
     assert float(found["standard_deviation"]) == pytest.approx(8**0.5, abs=1e-4)
     assert (found["seeds"], found["paper"]) == ("2", "13.6")
-    assert "st & 2 & 71.0 $\\pm$ 1.4 (76.9) & " in tables["tex"]
-    assert tables["tex"].count("\\\\") == 3
+    assert "st & 2 & 71.0 $\\pm$ 1.4 (76.9) & " in texts["tex"]
+    assert texts["tex"].count("\\\\") == 3
 
 
 def test_differences_are_paired_by_seed(workdir):
@@ -142,12 +144,12 @@ def test_differences_are_paired_by_seed(workdir):
     half = scipy.stats.t.ppf(0.975, 1)
     natural, robust = re.findall(
         r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)",
-        sweep.differences(cells),
+        tables.differences(cells),
     )
     assert natural == ("+0.0", f"{-half:+.1f}", f"{half:+.1f}")
     assert robust == ("+9.0", f"{9 - half:+.1f}", f"{9 + half:+.1f}")
     only = {row: {0: cells[row][0]} for row in ("st", "sam-0.1")}
-    assert sweep.differences(only) is None
+    assert tables.differences(only) is None
 
 
 def test_finished_cells_are_kept_small_in_the_same_layout(workdir, tmp_path):
@@ -164,7 +166,7 @@ def test_the_results_that_are_kept_make_tables(capsys):
     preset = sweep.PRESETS["augmented"]
     cells, missing = sweep.collect(preset, preset.rows, preset.seeds, folder)
     assert not missing
-    table = sweep.tables(cells, preset.paper)["md"]
+    table = tables.by_suffix(cells, preset.paper)["md"]
     assert "| `st` | 1 | 72.7 | 45.6 | 21.7 | 62.9 | 53.6 | 7.7 |" in table
 
 
