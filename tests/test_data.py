@@ -742,3 +742,12 @@ def test_probe_of_a_host_that_never_answers(monkeypatch):
         port = server.getsockname()[1]
         assert not downloads._is_reachable(f"http://127.0.0.1:{port}/archive")
         assert time.monotonic() - start < 5
+
+
+def test_a_sample_is_of_all_and_the_seed_s():
+    found = data.sample(1000, 100, seed=3)
+    assert len(set(found)) == 100 and found.max() < 1000
+    # Class by class, as folders are listed: none is left out.
+    assert set(np.repeat(np.arange(10), 100)[found]) == set(range(10))
+    np.testing.assert_array_equal(found, data.sample(1000, 100, seed=3))
+    assert sorted(data.sample(5, 100, seed=0)) == [0, 1, 2, 3, 4]

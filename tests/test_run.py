@@ -1572,3 +1572,14 @@ def test_exports_do_not_tell_how_they_came_about(finished):
         for secret in secrets:
             assert secret.encode() not in text, (name, secret)
     assert b"preact" in content["config.json"]  # What is in it is found.
+
+
+def test_an_average_measures_batchnorm_on_images_of_all_classes(monkeypatch):
+    labels = np.repeat(np.arange(10), 2000)  # As a folder lists them.
+    x = np.zeros([len(labels), 1, 1, 1], np.uint8)
+    images = data.Images("sorted", x, labels, x, labels, list("0123456789"))
+    config, _ = run.configuration(["--preset=cifar10", "--method=swa"])
+    monkeypatch.setattr(methods, "build", lambda part, config, **given: given)
+    _, y = training._average(config, images, None)["data"]
+    assert len(y) == 10_000
+    assert set(y[:128]) == set(range(10))

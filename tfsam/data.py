@@ -152,6 +152,20 @@ def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
     return part(rest), part(held)
 
 
+def sample(total: int, count: int, seed: int) -> np.ndarray:
+    """Some of all, by chance: the first ones are of one class in many data.
+
+    Args:
+      total: how many there are.
+      count: how many are wanted.
+      seed: a non-negative integer.
+
+    Returns:
+      The numbers of `count` of them, or of all where there are no more.
+    """
+    return np.random.default_rng(seed).permutation(total)[:count]
+
+
 def as_float(images: np.ndarray) -> np.ndarray:
     """Converts pixels to float32.
 

@@ -241,7 +241,8 @@ def draw(config, model, inputs, results, workdir, log):
     if not rows:
         return
     row = max(rows, key=lambda r: (r["norm"] == "linf", r["epsilon"]))
-    x, y = data.as_float(images.x_test[:200]), images.y_test[:200]
+    some = data.sample(len(images.x_test), 200, config["seed"])
+    x, y = data.as_float(images.x_test[some]), images.y_test[some]
     before = np.argmax(model(tf.constant(x)), axis=1)
     shown = np.flatnonzero(before == y)[:5]
     if not len(shown):

@@ -171,7 +171,7 @@ def _average(config, images, folder):
     """The callback that averages the weights, or None."""
     if config["average"] is None:
         return None
-    some = slice(None, _RECALIBRATION)
+    some = data.sample(len(images.x_train), _RECALIBRATION, config["seed"])
     start = {"start_epoch": _average_start(config)}
     return methods.build(
         "average",
@@ -363,7 +363,7 @@ def train(config, images, workdir, strategy, log, stop):
     if validation and validation.keep:
         validation.restore()  # Its average may have come after it.
     summary = _summary(config, workdir, images, validation)
-    some = slice(None, _FITTED)
+    some = data.sample(len(images.x_train), _FITTED, config["seed"])
     fitted = evaluation.evaluate(
         model.network,
         (data.as_float(images.x_train[some]), images.y_train[some]),
