@@ -11,7 +11,6 @@ Pareto fronts. It runs nothing, and needs the cells' results alone.
 """
 
 import pathlib
-import statistics
 import sys
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from experiments import figures
 from experiments import sweep
 from experiments import tables
 from tfsam import methods
+from tfsam import run
 
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(
@@ -40,44 +40,37 @@ class Cost(NamedTuple):
     Attributes:
         accuracies: means over the seeds, by column.
         passes: a step, forward and backward; standard training has 1.
-        seconds: of training, epochs times steps of the median time.
+        seconds: of training; None where nothing tells. See
+            `sweep.training_seconds`: the least of the seeds.
         seeds: how many.
     """
 
     accuracies: dict
     passes: float
-    seconds: float
+    seconds: float | None
     seeds: int
 
 
-def gather(rows, seeds, workdir):
+def gather(preset, rows, workdir):
     """The `Cost` of each row that has finished cells.
 
     Args:
+        preset: a `sweep.Preset`.
         rows: names of rows.
-        seeds: a function of a row to its seeds.
         workdir: folder of the sweep, a `pathlib.Path`.
     """
+    cells, _ = sweep.collect(preset, rows, sweep.seeds_at(workdir), workdir)
     costs = {}
-    for row in rows:
-        folders = [sweep.cell_folder(workdir, row, s) for s in seeds(row)]
-        found = [r for f in folders if (r := sweep.read(f)) is not None]
-        if not found:
+    for row, columns in tables.summaries(cells).items():
+        if not set(columns).issuperset((sweep.NATURAL, ROBUST)):
             continue
-        measured = [sweep.accuracies(results) for results in found]
-        config = found[0]["config"]
-        steps = -(-found[0]["train"]["images"] // config["batch_size"])
+        config, _ = run.configuration(list(sweep.row_flags(row)))
+        minutes = columns.get(sweep.MINUTES)
         costs[row] = Cost(
-            {
-                column: 100 * statistics.mean(m[column] for m in measured)
-                for column in sweep.COLUMNS
-            },
+            {c: columns[c].mean for c in sweep.COLUMNS if c in columns},
             methods.passes(config),
-            statistics.median(
-                r["train"]["epochs"] * steps * r["train"]["step_seconds_median"]
-                for r in found
-            ),
-            len(found),
+            None if minutes is None else 60 * minutes.mean,
+            columns[sweep.NATURAL].seeds,
         )
     return costs
 
@@ -99,26 +92,47 @@ def front(points):
     return [name for name, point in points.items() if not beaten(point)]
 
 
+AXES = {
+    "natural": "natural accuracy, %",
+    "passes": "passes a training step",
+    "seconds": "seconds of training",
+}
+
+
 def axes_of(costs):
-    """What robust accuracy is held against: title to a dict of row to gain."""
+    """What robust accuracy is held against.
+
+    Args:
+        costs: of `gather`.
+
+    Returns:
+        A dict from each of `AXES` to a dict from row to a number.
+    """
     return {
         "natural": {r: c.accuracies[sweep.NATURAL] for r, c in costs.items()},
-        "passes": {r: -c.passes for r, c in costs.items()},
-        "seconds": {r: -c.seconds for r, c in costs.items()},
+        "passes": {r: c.passes for r, c in costs.items()},
+        "seconds": {
+            r: c.seconds for r, c in costs.items() if c.seconds is not None
+        },
     }
 
 
 def fronts(costs):
-    """The Pareto front of robust accuracy against each of `axes_of`."""
-    return {
-        title: front(
+    """The Pareto front of robust accuracy against each of `AXES`.
+
+    Args:
+        costs: of `gather`.
+    """
+    found = {}
+    for axis, numbers in axes_of(costs).items():
+        sign = 1 if axis == "natural" else -1  # Costs are gains if less.
+        found[axis] = front(
             {
-                r: (gain, costs[r].accuracies[ROBUST])
-                for r, gain in gains.items()
+                row: (sign * number, costs[row].accuracies[ROBUST])
+                for row, number in numbers.items()
             }
         )
-        for title, gains in axes_of(costs).items()
-    }
+    return found
 
 
 def table(costs):
@@ -127,23 +141,31 @@ def table(costs):
     Args:
         costs: of `gather`.
     """
-    ahead = fronts(costs)
+    columns = [
+        c
+        for c in sweep.COLUMNS
+        if any(c in cost.accuracies for cost in costs.values())
+    ]
+    ahead, unit = fronts(costs), costs["st"].seconds if "st" in costs else None
+    rows = []
+    for row, cost in costs.items():
+        accuracies = [
+            f"{cost.accuracies[c]:.1f}" if c in cost.accuracies else ""
+            for c in columns
+        ]
+        timed = unit is not None and cost.seconds is not None
+        rows.append(
+            [
+                *(f"`{row}`", cost.seeds, *accuracies, f"{cost.passes:.2f}"),
+                f"{cost.seconds / unit:.2f}" if timed else "",
+                ", ".join(a for a, names in ahead.items() if row in names),
+            ]
+        )
     heads = [
-        *("row", "seeds", *map(tables.head, sweep.COLUMNS)),
+        *("row", "seeds", *map(tables.head, columns)),
         *("passes a step", "time, st = 1", "unbeaten in"),
     ]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row, cost in costs.items():
-        accuracies = " | ".join(f"{a:.1f}" for a in cost.accuracies.values())
-        time = (
-            f"{cost.seconds / costs['st'].seconds:.2f}" if "st" in costs else ""
-        )
-        unbeaten = ", ".join(t for t, names in ahead.items() if row in names)
-        lines.append(
-            f"| `{row}` | {cost.seeds} | {accuracies} "
-            f"| {cost.passes:.2f} | {time} | {unbeaten} |"
-        )
-    return "\n".join(lines)
+    return tables.markdown(heads, rows)
 
 
 def draw(costs, path):
@@ -153,39 +175,36 @@ def draw(costs, path):
         costs: of `gather`.
         path: of the SVG file.
     """
-    labels = {
-        "natural": "natural accuracy, %",
-        "passes": "passes a training step",
-        "seconds": "seconds of training",
-    }
+    robust = {row: cost.accuracies[ROBUST] for row, cost in costs.items()}
+    ahead = fronts(costs)
 
     def panels(axes, figure):
         pairs = zip(axes.flat, axes_of(costs).items(), strict=True)
-        for one, (title, gains) in pairs:
-            ahead = fronts(costs)[title]
-            ordered = sorted(ahead, key=lambda row: abs(gains[row]))
+        for one, (axis, numbers) in pairs:
+            ordered = sorted(ahead[axis], key=numbers.get)
             one.plot(
-                [abs(gains[row]) for row in ordered],
-                [costs[row].accuracies[ROBUST] for row in ordered],
+                [numbers[row] for row in ordered],
+                [robust[row] for row in ordered],
                 color=figures.GREY,
                 linestyle=":",
                 zorder=1,
             )
-            for row, gain in gains.items():
-                at = abs(gain), costs[row].accuracies[ROBUST]
+            for row, number in numbers.items():
                 attacked = sweep.attacks_inputs(row)
                 colour = figures.ORANGE if attacked else figures.BLUE
                 marker = "^" if attacked else "o"
-                one.plot(*at, marker, color=colour, markersize=5)
+                one.plot(
+                    number, robust[row], marker, color=colour, markersize=5
+                )
                 one.annotate(
                     row.partition(":")[0],
-                    at,
+                    (number, robust[row]),
                     (3, 3),
                     textcoords="offset points",
                     fontsize=6.5,
                 )
-            one.set_xlabel(labels[title])
-            if title != "natural":
+            one.set_xlabel(AXES[axis])
+            if axis != "natural":
                 one.set_xscale("log")
         axes.flat[0].set_ylabel(f"{tables.head(ROBUST)}, %")
 
@@ -197,7 +216,7 @@ def main():
     preset = sweep.preset(_PRESET.value)
     rows = _ROWS.value or list(preset.rows)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
-    costs = gather(rows, preset.seeds, workdir)
+    costs = gather(preset, rows, workdir)
     if not costs:
         raise ValueError(
             f"workdir must hold finished cells. Received: workdir={workdir}"

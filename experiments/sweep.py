@@ -8,11 +8,16 @@ AutoAttack on its network, in WORKDIR/ROW/seedN/autoattack.
 import dataclasses
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from typing import NamedTuple
 
+from tfsam import callbacks
 from tfsam import files
 from tfsam import methods
+from tfsam import run
+from tfsam import signals
 
 PAPER = {
     "st": (76.9, 13.6, 1.7, 44.5, 21.2),
@@ -29,6 +34,8 @@ PAPER = {
     "at-l2-128": (67.4, 58.2, 48.7, 63.9, 60.4),
 }
 NATURAL = ("natural",)
+FITTED = ("fitted",)  # On images that were trained on.
+MINUTES = ("minutes",)  # Of training.
 COLUMNS = (
     NATURAL,
     ("cleverhans_pgd", "linf", "1/255"),
@@ -57,7 +64,7 @@ class Preset:
         training: more flags of `tfsam.run`, for training.
         testing: for the attack by PGD.
         autoattack: for AutoAttack.
-        attacked_seeds: how many seeds of a row AutoAttack attacks.
+        attacked_seeds: how many of a row's seeds AutoAttack attacks.
         paper: the paper's figures, where the data set is the paper's.
     """
 
@@ -72,8 +79,8 @@ class Preset:
     )
 
     def seeds(self, row):
-        """The seeds of a row; one where it is not of the preset's."""
-        return range(self.rows.get(row, 1))
+        """The seeds of a row; the fewest of any where it is no row of these."""
+        return range(self.rows.get(row, min(self.rows.values())))
 
 
 PRESETS = {
@@ -186,18 +193,26 @@ def cell_folder(workdir, row, seed):
     return workdir / re.sub(r"[^\w.=-]+", "_", row) / f"seed{seed}"
 
 
-def in_order(rows, seeds):
-    """The cells (row, seed), seed by seed: there is a whole table early.
+def in_order(preset, rows, seeds):
+    """The cells, seed by seed: there is a whole table early.
 
     Args:
+        preset: a `Preset`.
         rows: names of rows.
         seeds: a function of a row to its seeds.
+
+    Returns:
+        A list of (row, seed, whether AutoAttack attacks it).
     """
-    cells = [(row, seed) for row in rows for seed in seeds(row)]
+    cells = [
+        (row, seed, place < preset.attacked_seeds)
+        for row in rows
+        for place, seed in enumerate(seeds(row))
+    ]
     return sorted(cells, key=lambda cell: cell[1])
 
 
-def commands(preset, row, seed, folder, extra=()):
+def commands(preset, row, seed, folder, *, attacked=True, extra=()):
     """The runs of a cell: (folder, arguments of `tfsam.run`) in their order.
 
     Args:
@@ -205,6 +220,7 @@ def commands(preset, row, seed, folder, extra=()):
         row: name of its row.
         seed: its seed.
         folder: as of `cell_folder`.
+        attacked: whether AutoAttack attacks it, too.
         extra: more flags of `tfsam.run`, for both.
     """
     both = (f"--preset={preset.images}", *extra, f"--seed={seed}")
@@ -214,23 +230,93 @@ def commands(preset, row, seed, folder, extra=()):
         *("--attacks=autoattack", *preset.autoattack),
     )
     found = [(folder, train)]
-    if seed < preset.attacked_seeds:
+    if attacked:
         found.append((folder / "autoattack", attack))
     return found
 
 
+# What a cell's configuration may not differ in from what is asked for.
+_BOUND = (
+    *("preset", "method", "network", "epochs", "seed"),
+    *("limit_train", "limit_test"),
+)
+
+
 def read(folder):
-    """The results of a run, None if it is not finished."""
-    return files.read_json(folder / "results.json")
+    """The results of a run, None if it is not finished.
+
+    Nor is one of which an attack failed: `tfsam.run` tries it again.
+
+    Args:
+        folder: of the run.
+    """
+    results = files.read_json(folder / "results.json")
+    failed = results and any("error" in row for row in results["robust"])
+    return None if failed else results
 
 
-def accuracies(results):
-    """What a run measured, by column: (attack, norm, epsilon) or `NATURAL`."""
-    found = {
-        (row["attack"], row["norm"], row["epsilon_text"]): row["accuracy"]
-        for row in results["robust"]
-    }
-    return {NATURAL: results["natural"]["accuracy"]} | found
+def finished(folder, arguments):
+    """As `read`, of a run that is the one asked for.
+
+    Args:
+        folder: of the run.
+        arguments: of `tfsam.run`.
+
+    Raises:
+        ValueError: if the folder holds the results of another one.
+    """
+    results = read(folder)
+    wanted, _ = run.configuration(list(arguments))
+    held = (results or {}).get("config", {})
+    for key in _BOUND:
+        if key in held and held[key] != wanted[key]:
+            raise ValueError(
+                f"{folder} must hold a run with {key}={wanted[key]}; choose "
+                f"another preset or workdir. Received: {key}={held[key]}"
+            )
+    return results
+
+
+def seeds_at(workdir):
+    """A function of a row to the seeds of which there is a folder.
+
+    Args:
+        workdir: folder of the sweep.
+    """
+
+    def seeds(row):
+        folders = cell_folder(workdir, row, 0).parent.glob("seed[0-9]*")
+        return sorted(int(f.name.removeprefix("seed")) for f in folders)
+
+    return seeds
+
+
+def training_seconds(folder):
+    """What training took, had all of its epochs been as fast as the fastest.
+
+    Other work on the machine, and a pause, only make an epoch longer. None
+    where there is no history.csv.
+
+    Args:
+        folder: of the run.
+    """
+    history = callbacks.read_history(folder / "history.csv")
+    seconds = [epoch["seconds"] for epoch in history]
+    return len(seconds) * min(seconds) if seconds else None
+
+
+class Result(NamedTuple):
+    """What a cell says of a column.
+
+    Attributes:
+        value: an accuracy, or minutes.
+        interval: its 95 % interval by the test images alone, or None.
+        n: of images, or None.
+    """
+
+    value: float
+    interval: list | None = None
+    n: int | None = None
 
 
 def collect(preset, rows, seeds, workdir):
@@ -243,28 +329,48 @@ def collect(preset, rows, seeds, workdir):
         workdir: folder of the sweep.
 
     Returns:
-        (cells, missing): a dict from row to a dict from seed to accuracies by
-        column, and the folders of the runs that are not finished.
+        (cells, missing): a dict from row to a dict from seed to a dict from
+        column to `Result`, and the folders of the runs that are not finished.
+
+    Raises:
+        ValueError: if a folder holds a run that is not of the sweep.
     """
     cells: dict = {row: {} for row in rows}
     missing = []
-    for row in rows:
-        for seed in seeds(row):
-            folder = cell_folder(workdir, row, seed)
-            for run_folder, _ in commands(preset, row, seed, folder):
-                results = read(run_folder)
-                if results is None:
-                    missing.append(run_folder)
-                    continue
-                found = accuracies(results)
-                if results["train"]:
-                    fitted = results["train"].get("natural", {})
-                    found["fitted",] = fitted.get("accuracy")
-                    found["minutes",] = results["train"]["seconds"] / 60
-                else:  # Natural accuracy is that of all test images.
-                    del found[NATURAL]
-                cells[row].setdefault(seed, {}).update(found)
+    for row, seed, attacked in in_order(preset, rows, seeds):
+        folder = cell_folder(workdir, row, seed)
+        cell = commands(preset, row, seed, folder, attacked=attacked)
+        for run_folder, arguments in cell:
+            results = finished(run_folder, arguments)
+            if results is None:
+                missing.append(run_folder)
+            else:
+                found = cells[row].setdefault(seed, {})
+                found.update(_results(run_folder, results))
     return cells, missing
+
+
+def _results(folder, results):
+    """The `Result`s of a run by column."""
+
+    def of(measured):
+        return Result(
+            measured["accuracy"], measured.get("interval"), measured.get("n")
+        )
+
+    found = {
+        (row["attack"], row["norm"], row["epsilon_text"]): of(row)
+        for row in results["robust"]
+    }
+    if not results["train"]:  # Its natural accuracy is that of fewer images.
+        return found
+    found[NATURAL] = of(results["natural"])
+    if "natural" in results["train"]:
+        found[FITTED] = of(results["train"]["natural"])
+    seconds = training_seconds(folder)
+    if seconds is not None:
+        found[MINUTES] = Result(seconds / 60)
+    return found
 
 
 def keep(workdir, folder):
@@ -289,26 +395,33 @@ def run_cells(preset, cells, workdir, extra=(), kept=None):
 
     Args:
         preset: a `Preset`.
-        cells: pairs (row, seed).
+        cells: of `in_order`.
         workdir: folder of the sweep.
         extra: more flags of `tfsam.run`.
         kept: as of `keep`, called after each run; None calls nothing.
 
     Returns:
         The folders of the runs that failed.
+
+    Raises:
+        SystemExit: with a run's exit code, if a signal ended it.
+        ValueError: if a folder holds a run that is not of the sweep.
     """
     failed = []
-    for number, (row, seed) in enumerate(cells):
+    for number, (row, seed, attacked) in enumerate(cells):
         folder = cell_folder(workdir, row, seed)
-        for run_folder, arguments in commands(preset, row, seed, folder, extra):
-            if read(run_folder):
+        runs = commands(
+            preset, row, seed, folder, attacked=attacked, extra=extra
+        )
+        for run_folder, arguments in runs:
+            if finished(run_folder, arguments):
                 continue
             command = [*arguments, f"--workdir={run_folder}"]
             print(f"cell {number + 1} of {len(cells)}:", end=" ")
             print("python -m tfsam.run", *command, flush=True)
-            code = subprocess.run(
-                [sys.executable, "-m", "tfsam.run", *command]
-            ).returncode
+            code = _run(command)
+            if code in _INTERRUPTED:
+                raise SystemExit(code)
             if code:
                 print(f"failed with exit code {code}: {run_folder}", flush=True)
                 failed.append(run_folder)
@@ -316,3 +429,31 @@ def run_cells(preset, cells, workdir, extra=(), kept=None):
             if kept:
                 keep(workdir, kept)
     return failed
+
+
+# Exit codes of a run that a signal ended, with its checkpoint.
+_INTERRUPTED = [128 + number for number in signals.SIGNALS]
+
+
+def _run(arguments):
+    """The exit code of `tfsam.run`, which hears the signals in our stead."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfsam.run", *arguments],
+        start_new_session=True,  # Or it would hear those of the terminal twice.
+    )
+
+    def pass_on(number, frame):
+        process.send_signal(number)
+
+    before = {
+        number: signal.signal(number, pass_on)
+        for number in signals.SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        code = process.wait()
+        # Negative where the signal came before the run could hear it.
+        return 128 - code if code < 0 else code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

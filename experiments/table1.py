@@ -20,7 +20,6 @@ finished cell, without its network, into a folder of the same layout.
 """
 
 import pathlib
-import re
 import sys
 
 from absl import flags
@@ -29,6 +28,7 @@ from experiments import command
 from experiments import sweep
 from experiments import tables
 from tfsam import files
+from tfsam import run
 
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(
@@ -47,6 +47,9 @@ _SEEDS = flags.DEFINE_list(
 _CELLS = flags.DEFINE_string(
     "cells", None, "i/n: run every n-th cell, from the i-th; no table.", FLAGS
 )
+_BASE = flags.DEFINE_string(
+    "base", "st", "The row that the others are compared with.", FLAGS
+)
 _TABLE = flags.DEFINE_boolean("table", False, "Run nothing.", FLAGS)
 _KEEP = flags.DEFINE_string(
     "keep", None, "Folder for copies of the finished cells' results.", FLAGS
@@ -55,16 +58,6 @@ _DEVICES = flags.DEFINE_string("devices", None, "As of tfsam.run.", FLAGS)
 _JIT_COMPILE = flags.DEFINE_string(
     "jit_compile", None, "As of tfsam.run.", FLAGS
 )
-
-
-def _share(text):
-    """The text i/n as (i, n)."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or int(match[1]) >= int(match[2]):
-        raise ValueError(
-            f"cells must be i/n with 0 <= i < n. Received: cells={text}"
-        )
-    return int(match[1]), int(match[2])
 
 
 def _seeds(preset):
@@ -97,16 +90,18 @@ def main():
     rows, seeds = _ROWS.value or list(preset.rows), _seeds(preset)
     for row in rows:
         sweep.row_flags(row)
-    share, shares = _share(_CELLS.value or "0/1")
+    share, shares = run.share("cells", _CELLS.value or "0/1")
     workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
+    kept = _KEEP.value and pathlib.Path(_KEEP.value)
     failed = []
     if not _TABLE.value:
-        cells = sweep.in_order(rows, seeds)[share::shares]
-        kept = _KEEP.value and pathlib.Path(_KEEP.value)
+        cells = sweep.in_order(preset, rows, seeds)[share::shares]
         failed = sweep.run_cells(preset, cells, workdir, _extra(), kept)
+    if kept:  # With what was found of the cells since they were finished.
+        sweep.keep(workdir, kept)
     if _TABLE.value or not _CELLS.value:
         cells, missing = sweep.collect(preset, rows, seeds, workdir)
-        texts = tables.by_suffix(cells, preset.paper)
+        texts = tables.by_suffix(cells, preset.paper, _BASE.value)
         for suffix, text in texts.items():
             with files.replacing(workdir / f"table.{suffix}") as temporary:
                 temporary.write_text(text + "\n")

@@ -5,58 +5,86 @@ Everything here is a function of what `sweep.collect` finds.
 
 import csv
 import io
+import math
 import statistics
+from typing import NamedTuple
 
 import scipy.stats
 
 from experiments.sweep import COLUMNS
+from experiments.sweep import FITTED
+from experiments.sweep import MINUTES
 from experiments.sweep import NATURAL
 
 
-def statistics_of(cells):
-    """(mean, standard deviation or None, count) of each row and column.
+class Summary(NamedTuple):
+    """A row's cells of a column: accuracies in percent, or minutes.
+
+    Attributes:
+        mean: over the seeds; of minutes the least, for other work on the
+            machine only adds to them.
+        spread: their standard deviation, None of one seed and of minutes.
+        seeds: how many.
+    """
+
+    mean: float
+    spread: float | None
+    seeds: int
+
+
+def markdown(heads, rows):
+    """Rows of texts as a Markdown table.
 
     Args:
-        cells: of `collect`.
+        heads: a list of texts.
+        rows: lists of texts.
+    """
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def summaries(cells):
+    """The `Summary` of each row and column.
+
+    Args:
+        cells: of `sweep.collect`.
 
     Returns:
-        A dict from row to a dict from column; accuracies in percent.
+        A dict from row to a dict from column.
     """
     found: dict = {}
     for row, by_seed in cells.items():
-        columns = {c for values in by_seed.values() for c in values}
         found[row] = {}
-        for column in columns:
-            scale = 1 if column == ("minutes",) else 100
-            values = [
-                scale * v[column]
-                for v in by_seed.values()
-                if v.get(column) is not None
-            ]
-            if values:
-                spread = statistics.stdev(values) if len(values) > 1 else None
-                found[row][column] = (
-                    statistics.mean(values),
-                    spread,
-                    len(values),
-                )
+        for column in {c for results in by_seed.values() for c in results}:
+            values = [r[column].value for r in by_seed.values() if column in r]
+            found[row][column] = (
+                Summary(min(values), None, len(values))
+                if column == MINUTES
+                else _percent(values)
+            )
     return found
+
+
+def _percent(values):
+    values = [100 * value for value in values]
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return Summary(statistics.mean(values), spread, len(values))
 
 
 def columns_of(found):
     """The columns that any row has, in the table's order."""
     present = {column for row in found.values() for column in row}
     others = sorted(c for c in present if len(c) == 3 and c not in COLUMNS)
-    last = [c for c in (("fitted",), ("minutes",)) if c in present]
+    last = [c for c in (FITTED, MINUTES) if c in present]
     return [*(c for c in COLUMNS if c in present), *others, *last]
 
 
 _HEADS = {
     NATURAL: "natural",
-    ("fitted",): "on training images",
-    ("minutes",): "training, minutes",
+    FITTED: "on training images",
+    MINUTES: "training, minutes",
 }
-_ATTACKS = {"cleverhans_pgd": "PGD-10", "autoattack": "AutoAttack"}
+ATTACKS = {"cleverhans_pgd": "PGD-10", "autoattack": "AutoAttack"}
 _NORMS = {"linf": "l-inf", "l2": "l2"}
 
 
@@ -65,18 +93,19 @@ def head(column):
     if column in _HEADS:
         return _HEADS[column]
     attack, norm, epsilon = column
-    return f"{_ATTACKS.get(attack, attack)} {_NORMS[norm]} {epsilon}"
+    return f"{ATTACKS.get(attack, attack)} {_NORMS[norm]} {epsilon}"
 
 
-def _cell_text(cell, plus_minus):
+def _text(cell, plus_minus):
     if cell is None:
         return ""
-    mean, spread, _ = cell
-    text = f"{mean:.1f}"
-    return text if spread is None else f"{text} {plus_minus} {spread:.1f}"
+    text = f"{cell.mean:.1f}"
+    if cell.spread is None:
+        return text
+    return f"{text} {plus_minus} {cell.spread:.1f}"
 
 
-def _body(found, paper, plus_minus, beside):
+def _body(found, paper, plus_minus):
     """Rows of texts: name, seeds, cells with the paper's figures beside."""
     columns = columns_of(found)
     for row, cells in found.items():
@@ -84,32 +113,59 @@ def _body(found, paper, plus_minus, beside):
             continue
         texts = []
         for column in columns:
-            text = _cell_text(cells.get(column), plus_minus)
+            text = _text(cells.get(column), plus_minus)
             if row in paper and column in COLUMNS:
-                text += beside.format(paper[row][COLUMNS.index(column)])
+                text += f" ({paper[row][COLUMNS.index(column)]})"
             texts.append(text)
-        yield row, max(count for _, _, count in cells.values()), texts
+        yield [row, max(cell.seeds for cell in cells.values()), *texts]
 
 
-def markdown(found, paper):
+def accuracies(found, paper):
     """The table in Markdown; the paper's figure in parentheses.
 
     Args:
-        found: of `statistics_of`.
+        found: of `summaries`.
         paper: the paper's figures by row, of `Preset`.
     """
-    heads = ["row", "seeds", *map(head, columns_of(found))]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row, count, texts in _body(found, paper, "±", " ({})"):
-        lines.append(f"| `{row}` | {count} | {' | '.join(texts)} |")
-    return "\n".join(lines)
+    return markdown(
+        ["row", "seeds", *map(head, columns_of(found))],
+        [[f"`{row}`", *texts] for row, *texts in _body(found, paper, "±")],
+    )
+
+
+def test_images(cells):
+    """A line on the images behind the accuracies of one seed.
+
+    Args:
+        cells: of `sweep.collect`.
+
+    Returns:
+        The line, or None where the results do not tell.
+    """
+    halves: dict = {}
+    for by_seed in cells.values():
+        for results in by_seed.values():
+            for column, found in results.items():
+                if found.n and found.interval and column != FITTED:
+                    attack = "natural" if column == NATURAL else column[0]
+                    key = ATTACKS.get(attack, attack), found.n
+                    halves[key] = max(_half(found), halves.get(key, 0))
+    if not halves:
+        return None
+    texts = [
+        f"{attack} ±{half:.1f} ({n})" for (attack, n), half in halves.items()
+    ]
+    return (
+        "By the test images alone, 95 % intervals of one seed's accuracies are "
+        f"at most (of so many images): {', '.join(texts)}."
+    )
 
 
 def latex(found, paper):
     """The table in LaTeX, with booktabs.
 
     Args:
-        found: of `statistics_of`.
+        found: of `summaries`.
         paper: the paper's figures by row, of `Preset`.
     """
     heads = ["row", "seeds", *map(head, columns_of(found))]
@@ -119,9 +175,9 @@ def latex(found, paper):
         " & ".join(heads).replace("_", "\\_") + " \\\\",
         "\\midrule",
     ]
-    for row, count, texts in _body(found, paper, "$\\pm$", " ({})"):
+    for row, *texts in _body(found, paper, "$\\pm$"):
         name = row.replace("_", "\\_")
-        lines.append(" & ".join([name, str(count), *texts]) + " \\\\")
+        lines.append(" & ".join([name, *map(str, texts)]) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
 
 
@@ -129,7 +185,7 @@ def comma_separated(found, paper):
     """The table as CSV: a line a row and column.
 
     Args:
-        found: of `statistics_of`.
+        found: of `summaries`.
         paper: the paper's figures by row, of `Preset`.
     """
     text = io.StringIO()
@@ -150,17 +206,22 @@ def comma_separated(found, paper):
     return text.getvalue().rstrip("\n")
 
 
-def by_suffix(cells, paper):
+def by_suffix(cells, paper, base="st"):
     """All of them, by the suffix of their files: md, csv and tex.
 
     Args:
-        cells: of `collect`.
+        cells: of `sweep.collect`.
         paper: the paper's figures by row, of `Preset`.
+        base: the row that `differences` compares with.
     """
-    found = statistics_of(cells)
-    paired = differences(cells) if "st" in cells else None
+    found = summaries(cells)
+    texts = [
+        accuracies(found, paper),
+        test_images(cells),
+        differences(cells, base),
+    ]
     return {
-        "md": "\n\n".join(filter(None, [markdown(found, paper), paired])),
+        "md": "\n\n".join(filter(None, texts)),
         "csv": comma_separated(found, paper),
         "tex": latex(found, paper),
     }
@@ -170,36 +231,61 @@ def differences(cells, base="st"):
     """Each row against another one, seed by seed, as a Markdown table.
 
     A seed chooses images and initial weights of both, so the differences are
-    paired: mean and 95 % interval by Student's t over the seeds.
+    paired: mean and 95 % interval by Student's t over the seeds. Of a single
+    seed the interval is that of the test images, as if the two rows had been
+    tested on different ones, and says nothing of other seeds.
 
     Args:
-        cells: of `collect`.
+        cells: of `sweep.collect`.
         base: the other row.
 
     Returns:
-        The table, or None where no row shares two seeds with it.
+        The table and a line on it, or None where no row shares a seed.
     """
-    columns = [c for c in COLUMNS if any(c in v for v in cells[base].values())]
-    lines = []
+    against = cells.get(base, {})
+    present = {c for results in against.values() for c in results}
+    columns = [
+        c for c in columns_of({base: present}) if len(c) == 3 or c == NATURAL
+    ]
+    rows = []
     for row, by_seed in cells.items():
-        seeds = sorted(set(by_seed) & set(cells[base]))
-        if row == base or len(seeds) < 2:
+        if row == base or not set(by_seed) & set(against):
             continue
-        texts = []
-        for column in columns:
-            gains = [
-                100 * (by_seed[s][column] - cells[base][s][column])
-                for s in seeds
-            ]
-            mean = statistics.mean(gains)
-            error = statistics.stdev(gains) / len(gains) ** 0.5
-            half = scipy.stats.t.ppf(0.975, len(gains) - 1) * error
-            texts.append(
-                f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
-            )
-        lines.append(f"| `{row}` | {len(seeds)} | {' | '.join(texts)} |")
-    if not lines:
-        return None
+        pairs = [(by_seed[s], against[s]) for s in against if s in by_seed]
+        texts = [_difference(pairs, column) for column in columns]
+        rows.append([f"`{row}`", len(pairs), *texts])
     heads = [f"minus {base}", "seeds", *map(head, columns)]
-    rule = "|---" * len(heads) + "|"
-    return "\n".join([f"| {' | '.join(heads)} |", rule, *lines])
+    if not rows:
+        return None
+    return f"{markdown(heads, rows)}\n\n{_INTERVALS}"
+
+
+_INTERVALS = (
+    "In points, with 95 % intervals: over the seeds, paired, by Student's t; "
+    "where there is one seed, of the test images alone, not paired."
+)
+
+
+def _difference(pairs, column):
+    """Mean and interval of one minus the other as text, in points."""
+    pairs = [
+        (one[column], other[column])
+        for one, other in pairs
+        if column in one and column in other
+    ]
+    gains = [100 * (one.value - other.value) for one, other in pairs]
+    if len(gains) > 1:
+        error = statistics.stdev(gains) / len(gains) ** 0.5
+        half = scipy.stats.t.ppf(0.975, len(gains) - 1) * error
+    elif gains and all(cell.interval for cell in pairs[0]):
+        half = math.hypot(*(_half(cell) for cell in pairs[0]))
+    else:
+        return ""
+    mean = statistics.mean(gains)
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+
+
+def _half(cell):
+    """Half of the width of a cell's interval, in points."""
+    low, high = cell.interval
+    return 50 * (high - low)

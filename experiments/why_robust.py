@@ -64,12 +64,10 @@ MEASURES = {
 }
 ROBUST = sweep.COLUMNS[1:]
 
-_COLOURS = {
-    "st": figures.INK,
-    "sam-0.1": figures.SKY,
-    "sam-0.2": figures.BLUE,
-    "sam-0.4": figures.PINK,
-}
+_PALETTE = (
+    *(figures.INK, figures.SKY, figures.BLUE, figures.PINK),
+    *(figures.GREEN, figures.ORANGE, figures.RED, figures.GREY),
+)
 
 
 def measure(network, training_data, test_data, *, points=15):
@@ -93,7 +91,10 @@ def measure(network, training_data, test_data, *, points=15):
         "measures": {
             "loss": float(weights.loss()),
             "largest_eigenvalue": weights.largest_eigenvalue(tolerance=1e-2),
-            "worst_rise": weights.sharpness(SAM(RHO, steps=STEPS)),
+            "worst_rise": weights.sharpness(
+                # Steps that go further than the ball can turn on its surface.
+                SAM(RHO, steps=STEPS, step_size=2.5 * RHO / STEPS)
+            ),
             "m_sharpness": weights.sharpness(SAM(RHO), examples=PART),
             "adaptive_sharpness": weights.sharpness(ASAM(RHO_ADAPTIVE)),
             "gradient_l1": float(pixels["l1"].mean()),
@@ -123,31 +124,65 @@ def measure_cell(folder, count):
         seed=config["seed"],
     )
     images = training.trained_on(config, images)
+    train = data.sample(len(images.x_train), count, config["seed"])
+    test = data.sample(len(images.x_test), count, config["seed"])
     found = measure(
         keras.saving.load_model(folder / "model.keras"),
-        (data.as_float(images.x_train[:count]), images.y_train[:count]),
-        (data.as_float(images.x_test[:count]), images.y_test[:count]),
+        (data.as_float(images.x_train[train]), images.y_train[train]),
+        (data.as_float(images.x_test[test]), images.y_test[test]),
     )
     files.write_json(folder / "flatness.json", found)
 
 
-def gather(rows, seeds, workdir):
-    """What is kept of measured cells: by (row, seed), flatness and accuracies.
+def gather(preset, rows, workdir):
+    """What is kept of measured cells.
 
     Args:
+        preset: a `sweep.Preset`.
         rows: names of rows.
-        seeds: a function of a row to its seeds.
         workdir: folder of the sweep, a `pathlib.Path`.
+
+    Returns:
+        A dict from (row, seed) to a pair: what flatness.json holds, and a dict
+        from column to an accuracy.
     """
+    cells, _ = sweep.collect(preset, rows, sweep.seeds_at(workdir), workdir)
     found = {}
-    for row in rows:
-        for seed in seeds(row):
+    for row, by_seed in cells.items():
+        for seed, results in by_seed.items():
             folder = sweep.cell_folder(workdir, row, seed)
             flat = files.read_json(folder / "flatness.json")
-            if flat and sweep.read(folder):
-                accuracies = sweep.accuracies(sweep.read(folder))
+            if flat and sweep.NATURAL in results:
+                accuracies = {c: r.value for c, r in results.items()}
                 found[row, seed] = flat, accuracies
     return found
+
+
+def means(cells):
+    """Each row's measures and accuracies, means over its seeds.
+
+    Args:
+        cells: of `gather`.
+
+    Returns:
+        A dict from row to a pair of dicts, by measure and by column.
+    """
+    found = {}
+    for row in dict.fromkeys(row for row, _ in cells):
+        seeds = [cell for (other, _), cell in cells.items() if other == row]
+        found[row] = (
+            _means(flat["measures"] for flat, _ in seeds),
+            _means(accuracies for _, accuracies in seeds),
+        )
+    return found
+
+
+def _means(dicts):
+    values: dict = {}
+    for found in dicts:
+        for key, value in found.items():
+            values.setdefault(key, []).append(value)
+    return {key: statistics.mean(numbers) for key, numbers in values.items()}
 
 
 def table(cells):
@@ -156,56 +191,69 @@ def table(cells):
     Args:
         cells: of `gather`.
     """
-    heads = ["row", *MEASURES.values()]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row in dict.fromkeys(row for row, _ in cells):
-        means = [
-            statistics.mean(
-                flat["measures"][name]
-                for (other, _), (flat, _) in cells.items()
-                if other == row
-            )
-            for name in MEASURES
-        ]
-        numbers = " | ".join(f"{mean:.3g}" for mean in means)
-        lines.append(f"| `{row}` | {numbers} |")
-    return "\n".join(lines)
+    rows = [
+        [f"`{row}`", *(f"{measures[name]:.3g}" for name in MEASURES)]
+        for row, (measures, _) in means(cells).items()
+    ]
+    return tables.markdown(["row", *MEASURES.values()], rows)
 
 
 def correlations(cells):
     """Spearman's rank correlations of measures with robust accuracies.
 
+    Of rows, means over their seeds: seeds of one row lie together, and would
+    count as so much evidence.
+
     Args:
         cells: of `gather`.
 
     Returns:
-        A Markdown table: over all runs and, in parentheses, over those alone
+        A Markdown table: over all rows and, in parentheses, over those alone
         that do not attack their inputs in training.
     """
-    alone = {k: v for k, v in cells.items() if not sweep.attacks_inputs(k[0])}
-    heads = ["measure", *map(tables.head, ROBUST)]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, title in MEASURES.items():
-        texts = [
-            f"{_correlation(cells, name, column)} "
-            f"({_correlation(alone, name, column)})"
-            for column in ROBUST
+    found = means(cells)
+    alone = {k: v for k, v in found.items() if not sweep.attacks_inputs(k)}
+    rows = [
+        [
+            title,
+            *(
+                f"{_correlation(found, name, column)} "
+                f"({_correlation(alone, name, column)})"
+                for column in ROBUST
+            ),
         ]
-        lines.append(f"| {title} | {' | '.join(texts)} |")
-    counts = f"{len(cells)} runs ({len(alone)} without an attack in training)"
-    return "\n".join([*lines, "", f"n: {counts}."])
+        for name, title in MEASURES.items()
+    ]
+    text = tables.markdown(["measure", *map(tables.head, ROBUST)], rows)
+    counts = f"{len(found)} rows ({len(alone)} without an attack in training)"
+    return f"{text}\n\nn: {counts}, of {len(cells)} runs."
 
 
-def _correlation(cells, name, column):
+def _correlation(found, name, column):
     """Spearman's, as text; a dash where it says nothing."""
     pairs = [
-        (flat["measures"][name], accuracies[column])
-        for flat, accuracies in cells.values()
+        (measures[name], accuracies[column])
+        for measures, accuracies in found.values()
+        if column in accuracies
     ]
     one, other = zip(*pairs, strict=True) if pairs else ((), ())
     if len(set(one)) < 3 or len(set(other)) < 2:
         return "-"
     return f"{scipy.stats.spearmanr(one, other).statistic:+.2f}"
+
+
+def styles(rows):
+    """Marker and colour of each row: round those that attack no inputs.
+
+    Args:
+        rows: names of rows.
+    """
+    found, counts = {}, {"^": 0, "o": 0}
+    for row in rows:
+        marker = "^" if sweep.attacks_inputs(row) else "o"
+        found[row] = marker, _PALETTE[counts[marker] % len(_PALETTE)]
+        counts[marker] += 1
+    return found
 
 
 def draw_measures(cells, path, column=ROBUST[2]):
@@ -217,7 +265,7 @@ def draw_measures(cells, path, column=ROBUST[2]):
         column: which robust accuracy.
     """
     names = list(MEASURES)[1:]
-    rows = list(dict.fromkeys(row for row, _ in cells))
+    style = styles(dict.fromkeys(row for row, _ in cells))
 
     def panels(axes, figure):
         for one, name in zip(axes.flat, [*names, None], strict=True):
@@ -225,23 +273,18 @@ def draw_measures(cells, path, column=ROBUST[2]):
                 one.axis("off")
                 one.legend(*axes.flat[0].get_legend_handles_labels())
                 continue
-            for row in rows:
+            for row, (marker, colour) in style.items():
                 points = [
-                    (flat["measures"][name], 100 * accuracy[column])
-                    for (other, _), (flat, accuracy) in cells.items()
-                    if other == row
+                    (flat["measures"][name], 100 * accuracies[column])
+                    for (other, _), (flat, accuracies) in cells.items()
+                    if other == row and column in accuracies
                 ]
-                attacked = sweep.attacks_inputs(row)
                 one.plot(
-                    *zip(*points, strict=True),
-                    linestyle="",
-                    marker="^" if attacked else "o",
+                    *np.transpose(points),
+                    marker,
                     markersize=5,
-                    color=_COLOURS.get(
-                        row, figures.ORANGE if attacked else figures.GREEN
-                    ),
-                    markerfacecolor=None if row in _COLOURS else "none",
-                    label=row,
+                    color=colour,
+                    label=row.partition(":")[0],
                 )
             one.set(xlabel=MEASURES[name], xscale="log")
         for one in axes[:, 0]:
@@ -250,49 +293,59 @@ def draw_measures(cells, path, column=ROBUST[2]):
     figures.draw(panels, path, 2, 4, width=2.6, height=2.4)
 
 
-def draw_trajectory(rows, seeds, workdir, path):
+def trajectories(rows, workdir):
     """Accuracy on held-out images while training, clean and under attack.
 
     Args:
         rows: names of rows; those that attack their inputs are left out, whose
             held-out images are attacked at their own epsilon.
-        seeds: a function of a row to its seeds.
         workdir: folder of the sweep.
-        path: of the SVG file.
+
+    Returns:
+        A dict from row to (number of seeds, a dict from epoch to a dict of
+        means over the seeds).
     """
-    curves = {}
+    seeds, curves = sweep.seeds_at(workdir), {}
     for row in rows:
-        if sweep.attacks_inputs(row):
-            continue
+        folders = [sweep.cell_folder(workdir, row, s) for s in seeds(row)]
         histories = [
             callbacks.read_history(folder / "history.csv")
-            for seed in seeds(row)
-            if sweep.read(folder := sweep.cell_folder(workdir, row, seed))
-            and (folder / "history.csv").exists()
+            for folder in folders
+            if sweep.read(folder)
         ]
-        histories = [
-            [entry for entry in history if entry.get("val_robust_accuracy")]
-            for history in histories
-        ]
-        if any(histories):
-            curves[row] = histories
+        by_epoch: dict = {}
+        for entry in (entry for history in histories for entry in history):
+            if entry.get(_HELD_OUT[1]) is not None:
+                by_epoch.setdefault(entry["epoch"], []).append(
+                    {key: entry[key] for key in _HELD_OUT}
+                )
+        if by_epoch and not sweep.attacks_inputs(row):
+            means = {epoch: _means(by_epoch[epoch]) for epoch in by_epoch}
+            curves[row] = len(histories), means
+    return curves
+
+
+_HELD_OUT = ("val_clean_accuracy", "val_robust_accuracy")
+
+
+def draw_trajectories(curves, path):
+    """Draws them: clean on the left, under attack on the right.
+
+    Args:
+        curves: of `trajectories`.
+        path: of the SVG file.
+    """
+    style = styles(curves)
 
     def panels(axes, figure):
-        for one, key, title in zip(
-            axes.flat,
-            ("val_clean_accuracy", "val_robust_accuracy"),
-            ("held-out images", "the same under PGD-10, l-inf 2/255"),
-            strict=True,
-        ):
-            for row, histories in curves.items():
-                epochs = [entry["epoch"] for entry in histories[0]]
-                values = np.array([[e[key] for e in h] for h in histories])
+        titles = "held-out images", "the same under PGD-10, l-inf 2/255"
+        for one, key, title in zip(axes.flat, _HELD_OUT, titles, strict=True):
+            for row, (count, means) in curves.items():
                 one.plot(
-                    epochs,
-                    100 * values.mean(axis=0),
-                    color=_COLOURS.get(row, figures.GREY),
-                    linestyle="-" if row in _COLOURS else ":",
-                    label=f"{row} ({len(histories)})",
+                    list(means),
+                    [100 * mean[key] for mean in means.values()],
+                    color=style[row][1],
+                    label=f"{row.partition(':')[0]} ({count})",
                 )
             one.set(xlabel="epoch", ylabel="accuracy, %", title=title)
         axes.flat[0].legend()
@@ -335,13 +388,14 @@ def main():
     preset = sweep.preset(_PRESET.value)
     rows = _ROWS.value or list(preset.rows)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
-    for row, seed in sweep.in_order(rows, preset.seeds):
+    seeds = sweep.seeds_at(workdir)
+    for row, seed, _ in sweep.in_order(preset, rows, seeds):
         folder = sweep.cell_folder(workdir, row, seed)
         there = (folder / "model.keras").exists() and sweep.read(folder)
         if there and not (folder / "flatness.json").exists():
             print(f"measuring {folder}", flush=True)
             measure_cell(folder, _EXAMPLES.value)
-    cells = gather(rows, preset.seeds, workdir)
+    cells = gather(preset, rows, workdir)
     if not cells:
         raise ValueError(
             f"workdir must hold finished cells. Received: workdir={workdir}"
@@ -352,7 +406,8 @@ def main():
     if _FIGURES.value:
         folder = pathlib.Path(_FIGURES.value)
         draw_measures(cells, folder / "why_robust.svg")
-        draw_trajectory(rows, preset.seeds, workdir, folder / "trajectory.svg")
+        curves = trajectories(rows, workdir)
+        draw_trajectories(curves, folder / "trajectory.svg")
         shown = ("st", "sam-0.1", "sam-0.4", "at-linf-1")
         draw_surfaces(cells, shown, folder / "surfaces.svg")
     return 0

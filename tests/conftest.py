@@ -41,9 +41,22 @@ def digits():
 def write_run():
     """A function that writes a run's folder, with what experiments read."""
 
-    def write(folder, natural, robust, attack="cleverhans_pgd", **train):
-        """`robust` by (norm, epsilon); `train` of AutoAttack's runs is none."""
+    def write(
+        folder,
+        natural,
+        robust,
+        attack="cleverhans_pgd",
+        seconds=(60, 80),
+        **train,
+    ):
+        """`robust` by (norm, epsilon); `train` of AutoAttack's runs is none.
+
+        `seconds` are those of the epochs.
+        """
         folder.mkdir(parents=True)
+        epochs = "".join(f"{n},{s}\n" for n, s in enumerate(seconds, 1))
+        if attack != "autoattack":
+            (folder / "history.csv").write_text(f"epoch,seconds\n{epochs}")
         rows = [
             {"attack": attack, "norm": n, "epsilon_text": e, "accuracy": value}
             for (n, e), value in robust.items()

@@ -1,8 +1,11 @@
 """The sweep of Table 1: rows, cells, tables, and a small real one."""
 
 import csv
+import json
 import pathlib
 import re
+import signal
+import textwrap
 
 import pytest
 import scipy.stats
@@ -107,8 +110,8 @@ def test_what_is_missing_is_said(workdir):
 
 def test_the_table_has_means_deviations_and_the_paper_s_figures(workdir):
     cells, _ = collected(workdir)
-    found = tables.statistics_of(cells)
-    lines = tables.markdown(found, sweep.PAPER).split("\n")
+    found = tables.summaries(cells)
+    lines = tables.accuracies(found, sweep.PAPER).split("\n")
     assert lines[0] == (
         "| row | seeds | natural | PGD-10 l-inf 1/255 "
         "| AutoAttack l-inf 1/255 | on training images | training, minutes |"
@@ -116,7 +119,7 @@ def test_the_table_has_means_deviations_and_the_paper_s_figures(workdir):
     # Natural accuracy is that of the whole test part, not of AutoAttack's.
     assert lines[2] == (
         "| `st` | 2 | 71.0 ± 1.4 (76.9) | 22.0 ± 2.8 (13.6) | 12.5 "
-        "| 99.0 ± 0.0 | 2.0 ± 0.0 |"
+        "| 99.0 ± 0.0 | 2.0 |"  # Both epochs as fast as the first.
     )
     assert lines[3].startswith("| `sam-0.1` | 2 | 71.0 ± 0.0 (78.0) | 31.0 ± ")
     assert len(lines) == 4  # Nothing is there of AT.
@@ -148,15 +151,48 @@ def test_differences_are_paired_by_seed(workdir):
     )
     assert natural == ("+0.0", f"{-half:+.1f}", f"{half:+.1f}")
     assert robust == ("+9.0", f"{9 - half:+.1f}", f"{9 + half:+.1f}")
-    only = {row: {0: cells[row][0]} for row in ("st", "sam-0.1")}
-    assert tables.differences(only) is None
+    assert tables.differences({"st": cells["st"]}) is None
+    assert "minus sam-0.1" in tables.differences(cells, "sam-0.1")
+
+
+def test_a_single_seed_has_the_interval_of_its_images():
+    cells = {
+        "st": {0: {sweep.NATURAL: sweep.Result(0.5, [0.47, 0.53], 1000)}},
+        "sam-0.4": {0: {sweep.NATURAL: sweep.Result(0.6, [0.56, 0.64], 1000)}},
+    }
+    # Of 3 and 4 points at right angles.
+    assert "| `sam-0.4` | 1 | +10.0 (+5.0 to +15.0) |" in tables.differences(
+        cells
+    )
+    assert "natural ±4.0 (1000)" in tables.test_images(cells)
+
+
+def test_a_failed_attack_is_missing(workdir):
+    path = sweep.cell_folder(workdir, "st", 0) / "results.json"
+    results = json.loads(path.read_text())
+    results["robust"][0] |= {"accuracy": None, "error": "OSError: away"}
+    path.write_text(json.dumps(results))
+    cells, missing = collected(workdir)
+    assert path.parent in missing
+    assert "| `st` | 1 | 72.0 " in tables.by_suffix(cells, {})["md"]
+
+
+def test_the_results_of_another_sweep_are_refused(workdir, capsys):
+    path = sweep.cell_folder(workdir, "st", 1) / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps(results | {"config": {"preset": "cifar10"}}))
+    code, printed = called(
+        capsys, "--preset=cifar100", "--table", f"--workdir={workdir}"
+    )
+    assert code == 2
+    assert printed.err.endswith("Received: preset=cifar10\n")
 
 
 def test_finished_cells_are_kept_small_in_the_same_layout(workdir, tmp_path):
     kept = tmp_path / "kept"
     sweep.keep(workdir, kept)
     names = {p.name for p in kept.rglob("*") if p.is_file()}
-    assert names == {"results.json"}
+    assert names == {"results.json", "history.csv"}
     assert collected(kept)[0] == collected(workdir)[0]
 
 
@@ -167,14 +203,17 @@ def test_the_results_that_are_kept_make_tables(capsys):
     cells, missing = sweep.collect(preset, preset.rows, preset.seeds, folder)
     assert not missing
     table = tables.by_suffix(cells, preset.paper)["md"]
-    assert "| `st` | 1 | 72.7 | 45.6 | 21.7 | 62.9 | 53.6 | 7.7 |" in table
+    assert "| `st` | 1 | 72.7 | 45.6 | 21.7 | 62.9 | 53.6 |\n" in table
+    # Half the intervals of each, one on top of the other at right angles.
+    assert "| `at:epsilon=1/255` | 1 | -3.9 (-6.8 to -1.1) | +13.2 (" in table
+    assert "PGD-10 ±2.2 (2000)" in table
 
 
 def test_shares_are_all_cells_once():
-    cells = sweep.in_order(["a", "b"], lambda row: range(3))
-    assert cells == [
-        *[("a", 0), ("b", 0), ("a", 1), ("b", 1)],
-        *[("a", 2), ("b", 2)],
+    cells = sweep.in_order(PRESET, ["a", "b"], lambda row: [4, 5, 6])
+    assert cells == [  # AutoAttack attacks the first seed asked for.
+        *[("a", 4, True), ("b", 4, True), ("a", 5, False), ("b", 5, False)],
+        *[("a", 6, False), ("b", 6, False)],
     ]
     shares = [cells[i::4] for i in range(4)]
     assert sorted(c for share in shares for c in share) == sorted(cells)
@@ -252,3 +291,49 @@ def test_a_sweep_runs_resumes_and_keeps_on_after_a_failure(
     assert printed.count("python -m tfsam.run") == 1  # The failed one alone.
     after = {p: p.stat().st_mtime_ns for p in (tmp_path / "w/st").rglob("*")}
     assert before == after
+
+
+def test_what_was_found_later_is_kept_too(workdir, tmp_path, capsys):
+    folder = sweep.cell_folder(workdir, "st", 1)
+    (folder / "flatness.json").write_text("{}")
+    kept = tmp_path / "kept"
+    arguments = ("--table", f"--workdir={workdir}", f"--keep={kept}")
+    assert called(capsys, *arguments)[0] == 0
+    assert (kept / "st/seed1/flatness.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_run_and_ends_the_sweep(
+    number, tmp_path, monkeypatch
+):
+    """A run that saves its work for a second is given the second."""
+    script = tmp_path / "tfsam/run.py"
+    script.parent.mkdir()
+    (script.parent / "__init__.py").touch()
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, pathlib, signal, sys, time
+
+            def leave(number, frame):
+                time.sleep(1)
+                pathlib.Path("saved").touch()
+                sys.exit(128 + number)
+
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, leave)
+            os.kill(os.getppid(), int(os.environ["SIGNAL"]))
+            time.sleep(60)
+            """
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("SIGNAL", str(int(number)))
+    cells = [("st", 0, False), ("st", 1, False)]
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        sweep.run_cells(PRESET, cells, tmp_path / "w")
+    assert stopped.value.code == 128 + number
+    assert (tmp_path / "saved").exists()
+    assert signal.getsignal(number) is before

@@ -32,7 +32,8 @@ def workdir(tmp_path, write_run):
         }
         (folder / "flatness.json").write_text(json.dumps(flat))
         head = "epoch,seconds,loss,val_clean_accuracy,val_robust_accuracy\n"
-        lines = ["1,2,1.5,,\n", "2,2,1.1,0.5,0.125\n", "3,2,0.9,0.6,0.25\n"]
+        # Nothing robust is a number, too.
+        lines = ["1,2,1.5,,\n", "2,2,1.1,0.5,0\n", "3,2,0.9,0.6,0.25\n"]
         (folder / "history.csv").write_text(head + "".join(lines))
     return tmp_path
 
@@ -52,7 +53,7 @@ def test_correlations_are_spearman_s(workdir, capsys):
     # Ranks of sharpness 3 2 1 4 with those of robustness 1 2 3 4:
     # 1 - 6 (4 + 0 + 4 + 0) / (4 * 15); without AT they are reversed.
     assert line.count("+0.20 (-1.00)") == 4
-    assert "n: 4 runs (3 without an attack in training)." in lines
+    assert "n: 4 rows (3 without an attack in training), of 4 runs." in lines
     assert "| `sam-0.2` | 6 | 6 | 6 | 6 | 6 | 6 | 6 | 6 |" in lines
 
 
@@ -65,6 +66,21 @@ def test_figures_are_drawn_from_what_is_kept(workdir, tmp_path):
     assert ">sam-0.1 (1)</text>" in found["trajectory.svg"]
     assert "at-linf-1" not in found["trajectory.svg"]
     assert ">sam-0.1</text>" in found["surfaces.svg"]
+
+
+def test_trajectories_are_means_over_the_seeds(workdir, write_run):
+    other = sweep.cell_folder(workdir, "st", 4)
+    write_run(other, 0.7, {})
+    (other / "history.csv").write_text(
+        "epoch,val_clean_accuracy,val_robust_accuracy\n2,0.7,0.5\n4,0.8,0.5\n"
+    )
+    (count, found) = why_robust.trajectories(ROWS, workdir)["st"]
+    assert count == 2
+    assert found == {
+        2: {"val_clean_accuracy": 0.6, "val_robust_accuracy": 0.25},
+        3: {"val_clean_accuracy": 0.6, "val_robust_accuracy": 0.25},
+        4: {"val_clean_accuracy": 0.8, "val_robust_accuracy": 0.5},
+    }
 
 
 def test_without_cells_it_says_so(tmp_path, capsys):

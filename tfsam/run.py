@@ -445,13 +445,21 @@ def _merging(given):
     return {"merge": merged}, files.expanded(given["workdir"])
 
 
-def _shard(text):
-    """The text i/n as [i, n]."""
+def share(name, text):
+    """The i-th of n parts, [i, n], as a flag names it: i/n.
+
+    Args:
+        name: of the flag.
+        text: its value.
+
+    Raises:
+        ValueError: unless 0 <= i < n.
+    """
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise ValueError(
-            f"shard must be i/n with 0 <= i < n, such as 0/4. "
-            f"Received: shard={text}"
+            f"{name} must be i/n with 0 <= i < n, such as 0/4. "
+            f"Received: {name}={text}"
         )
     return [int(match[1]), int(match[2])]
 
@@ -473,7 +481,7 @@ def _check_choices(config):
                 "--shard needs --evaluate: shards attack one and the same "
                 f"model. Received: shard={config['shard']}"
             )
-        config["shard"] = _shard(config["shard"])
+        config["shard"] = share("shard", config["shard"])
     if config["cache_dir"] == "":
         raise ValueError(
             "cache_dir must be a folder, or none, which is nowhere. "
