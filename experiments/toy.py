@@ -15,8 +15,8 @@ the Duality Between Sharpness-Aware Minimization and Adversarial Training") say
 and hence 2 + 3 / rho^2 = 2 eta / epsilon where both are the same. This command
 holds that against SAM's optimum computed exactly, of the population and of
 samples, against its expansion in rho, and against the weights that
-`tfsam.RobustModel` finds. It writes toy.json, toy.md and toy.svg; about ten
-minutes on two cores, `--quick` a minute.
+`tfsam.RobustModel` finds. It writes toy.json, toy.md and toy.svg, in some
+twenty minutes on two cores; `--quick` a minute.
 
 What "SAM" means, and why: `experiments/toy_model.py`.
 """
@@ -27,14 +27,17 @@ import time
 
 import keras
 import numpy as np
+import scipy.stats
 import tensorflow as tf
 from absl import flags
 
 import tfsam
 from experiments import command
 from experiments import figures
+from experiments.tables import markdown
 from experiments.toy_model import AROUND
 from experiments.toy_model import CENTRE
+from experiments.toy_model import DOUBTFUL
 from experiments.toy_model import EXPONENTIAL
 from experiments.toy_model import FRACTIONS
 from experiments.toy_model import GRID
@@ -42,6 +45,7 @@ from experiments.toy_model import RHOS
 from experiments.toy_model import SQUARE
 from experiments.toy_model import WEAK
 from experiments.toy_model import adversarial_excess
+from experiments.toy_model import band
 from experiments.toy_model import draw
 from experiments.toy_model import equivalent_fraction
 from experiments.toy_model import example_balls
@@ -116,16 +120,20 @@ def trained(
         batch_size: None is the whole sample.
         rate: the learning rate, over that of a Newton step along the top
             eigenvector of the population's Hessian at the start.
-        decay: whether the rate falls to 0, linearly.
+        decay: whether the rate falls: to 0, linearly, or of small batches as
+            one over the step, by which all of them count alike in the end.
     """
     start = setting.bayes(epsilon)
     line = on_a_line(setting)._replace(
         eta=(setting.eta - epsilon) * setting.d**0.5
     )
     hessian = population(line).hessian(line.bayes())
-    rate = rate / np.linalg.eigvalsh(hessian)[-1]
-    if decay:
-        rate = keras.optimizers.schedules.PolynomialDecay(rate, steps, 0.0)
+    half, rate = rate / 2, rate / np.linalg.eigvalsh(hessian)[-1]
+    schedules = keras.optimizers.schedules
+    if decay and batch_size:
+        rate = schedules.InverseTimeDecay(rate, decay_steps=1, decay_rate=half)
+    elif decay:
+        rate = schedules.PolynomialDecay(rate, steps, 0.0)
     model = tfsam.RobustModel(
         linear(setting.d),
         perturb_inputs=NonRobust(epsilon) if epsilon else None,
@@ -196,20 +204,36 @@ def exact(settings, rhos):
     return rows
 
 
-def adversarial(setting, fractions):
-    """Rows of AT's excess, in closed form and of the population's optimum."""
+def adversarial(setting, fractions, samples, steps):
+    """Rows of AT's excess: closed form, optima and trained weights.
+
+    Args:
+        setting: a `Setting`.
+        fractions: epsilons over eta.
+        samples: `Sample`s.
+        steps: of SGD.
+    """
     points = population(setting)
     base = minimiser(points)
-    return [
-        {
-            "fraction": fraction,
-            "closed": adversarial_excess(fraction),
-            "exact": points.excess(
-                minimiser(population(setting, fraction * setting.eta)), base
-            ),
-        }
-        for fraction in fractions
-    ]
+    bases = [minimiser(sample.points()) for sample in samples]
+    rows = []
+    for fraction in fractions:
+        epsilon = fraction * setting.eta
+        optima = [minimiser(sample.points(epsilon)) for sample in samples]
+        found = trained(samples, setting, steps, epsilon)
+        rows.append(
+            {
+                "fraction": fraction,
+                "closed": adversarial_excess(fraction),
+                "exact": points.excess(
+                    minimiser(population(setting, epsilon)), base
+                ),
+                "samples": excesses(samples, optima, bases),
+                "trained": excesses(samples, found, bases),
+                "distance": float(np.abs(found - optima).max()),
+            }
+        )
+    return rows
 
 
 def other_losses(setting, rho):
@@ -229,66 +253,83 @@ def other_losses(setting, rho):
 
 
 def summary(values):
-    """Mean and standard error; None for that of a single value."""
-    error = None
+    """Mean, standard error and half of the 95 % interval by Student's t.
+
+    The last two are None for a single value.
+    """
+    error = half = None
     if len(values) > 1:
         error = float(np.std(values, ddof=1) / np.sqrt(len(values)))
-    return {"mean": float(np.mean(values)), "error": error}
+        half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * error)
+    return {"mean": float(np.mean(values)), "error": error, "half": half}
 
 
-def training(setting, rho, fraction, samples, steps):
-    """A row: full batches of SAM and AT beside the same samples' optima.
+def excesses(samples, weights, bases):
+    """The `summary` of weights' excess over others, each of its sample."""
+    triples = zip(samples, weights, bases, strict=True)
+    return summary([s.points().excess(w, base) for s, w, base in triples])
+
+
+def training(setting, rho, samples, steps):
+    """A row: full batches of SAM beside the same samples' optima.
+
+    The worst case's is exact for two weights; of more it takes minutes a
+    sample, and is left to the expansion.
 
     Args:
         setting: a `Setting`.
         rho: SAM's radius.
-        fraction: AT's epsilon over eta; 0 leaves AT out.
         samples: `Sample`s.
         steps: of SGD.
     """
     points = [sample.points() for sample in samples]
     bases = [minimiser(p) for p in points]
-
-    def excesses(weights):
-        triples = zip(points, weights, bases, strict=True)
-        return summary([p.excess(w, base) for p, w, base in triples])
-
-    shifts = [
-        rho**2 * sharpened(p, base)["worst"]
+    sam = trained(samples, setting, steps, perturb_weights=tfsam.SAM(rho))
+    expanded = [
+        base + rho**2 * sharpened(p, base)["worst"]
         for p, base in zip(points, bases, strict=True)
     ]
+    balls = [minimiser(example_balls(p, rho)) for p in points]
     row = setting._asdict() | {
         "rho": rho,
-        "fraction": fraction,
-        "sam": excesses(
-            trained(samples, setting, steps, perturb_weights=tfsam.SAM(rho))
-        ),
-        "worst": excesses(np.array(bases) + shifts),
-        "example": excesses([minimiser(example_balls(p, rho)) for p in points]),
+        "sam": excesses(samples, sam, bases),
+        "expanded": excesses(samples, expanded, bases),
+        "example": excesses(samples, balls, bases),
     }
-    if fraction:
-        epsilon = fraction * setting.eta
-        optima = [minimiser(sample.points(epsilon)) for sample in samples]
-        found = trained(samples, setting, steps, epsilon)
-        row["at"] = excesses(found)
-        row["at_exact"] = excesses(optima)
-        row["at_distance"] = float(np.abs(found - optima).max())
+    if setting.d == 1:
+        worst = [worst_case(p, rho) for p in points]
+        row["worst"] = excesses(samples, worst, bases)
     return row
 
 
-def batches(setting, rho, samples, steps, sizes):
-    """Rows of SAM's excess over ST's, both by the same batches in turn."""
-    points = samples[0].points()
-    rows = []
-    for size in sizes:
-        standard, sam = (
-            trained(samples, setting, steps, 0.0, method, size, rate=0.1)
-            for method in (None, tfsam.SAM(rho))
-        )
-        pairs = zip(sam, standard, strict=True)
-        excesses = [points.excess(w, base) for w, base in pairs]
-        rows.append({"size": size, "rho": rho, "excess": summary(excesses)})
-    return rows
+def batches(setting, rhos, samples, steps, size):
+    """Rows of SAM's excess over ST's, both by the same batches in turn.
+
+    Args:
+        setting: a `Setting`.
+        rhos: SAM's radii.
+        samples: `Sample`s.
+        steps: of SGD.
+        size: of a batch.
+    """
+    found = [
+        trained(samples, setting, steps, 0.0, method, size, rate=0.1)
+        for method in (None, *map(tfsam.SAM, rhos))
+    ]
+    balls = population_example_balls
+    base = minimiser(balls(setting, 0.0))
+    return [
+        setting._asdict()
+        | {
+            "size": size,
+            "rho": rho,
+            "excess": excesses(samples, sam, found[0]),
+            "example": balls(setting, 0.0).excess(
+                minimiser(balls(setting, rho)), base
+            ),
+        }
+        for rho, sam in zip(rhos, found[1:], strict=True)
+    ]
 
 
 def hovering(setting, rho, samples, steps, rates):
@@ -327,7 +368,8 @@ def measure(quick, n, seeds):
     Args:
         quick: whether to measure a part.
         n: examples of a sample, >= 100.
-        seeds: number of samples, >= 1.
+        seeds: number of samples, >= 1; small batches, whose noise is much
+            larger, get three times as many.
 
     Returns:
         A dict of lists of rows.
@@ -336,31 +378,33 @@ def measure(quick, n, seeds):
     rhos = RHOS[1:4:2] if quick else RHOS
     steps = 300 if quick else 1000
     drawn = {s: [draw(s, n, seed) for seed in range(seeds)] for s in settings}
-    radii = [(s, 0.2, 0.5) for s in settings]
-    radii += [
-        (s, rho, 0.0) for s in (CENTRE, WEAK) for rho in rhos if rho != 0.2
-    ]
+    radii = [(s, 0.2) for s in settings]
+    radii += [(s, rho) for s in (CENTRE, WEAK) for rho in rhos if rho != 0.2]
+    small = [(s, (0.1, 0.2, 0.4), 1) for s in (WEAK, DOUBTFUL)]
+    small += [(CENTRE, (0.2,), size) for size in (1, 10, 100)]
+    passes = 10_000
     if quick:
-        radii = radii[:2]
-    sizes, passes = ((10,), 1000) if quick else ((1, 10, 100), 6000)
+        radii, small, passes = radii[:2], small[-2:-1], 1000
     return {
+        "bands": [{"p": p} | band(p) for p in (0.55, 0.7, 0.9, 0.99)],
         "coefficients": coefficients(settings),
         "exact": exact((CENTRE, WEAK) if quick else GRID, rhos),
-        "adversarial": adversarial(CENTRE, FRACTIONS),
+        "adversarial": adversarial(CENTRE, FRACTIONS, drawn[CENTRE], steps),
         "losses": other_losses(CENTRE, 0.2),
-        "training": [
-            training(s, rho, fraction, drawn[s], steps)
-            for s, rho, fraction in radii
+        "training": [training(s, rho, drawn[s], steps) for s, rho in radii],
+        "batches": [
+            row
+            for s, rhos, size in small
+            for row in batches(
+                s,
+                rhos,
+                [draw(s, n, seed) for seed in range(3 * seeds)],
+                passes,
+                size,
+            )
         ],
-        "batches": batches(CENTRE, 0.2, drawn[CENTRE], passes, sizes),
         "hovering": hovering(CENTRE, 0.2, drawn[CENTRE], steps, (0.1, 0.5)),
     }
-
-
-def table(names, rows):
-    """Rows of cells as a Markdown table."""
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def _number(value):
@@ -372,6 +416,13 @@ def _measured(found):
         return ""
     error = "" if found["error"] is None else f" ± {found['error']:.4f}"
     return _number(found["mean"]) + error
+
+
+def _interval(found):
+    mean, half = found["mean"], found["half"]
+    if half is None:
+        return _number(mean)
+    return f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
 
 
 def _setting(row):
@@ -398,15 +449,25 @@ def report(found):
     kinds = ["worst", "penalty", "relative", "gaussian", "zero_one", "example"]
     parts = {
         "Excess / rho^2 as rho goes to 0 (`example`: excess / rho); published "
-        "0.6667": table(
+        "0.6667": markdown(
             where + kinds,
             [
                 _setting(row) + [_number(row[kind]) for kind in kinds]
                 for row in found["coefficients"]
             ],
         ),
+        "Where 2/3 is right within 20 % for the worst case, as rho goes to 0, "
+        "in k = eta sqrt(d)": markdown(
+            ["p", "from k", "to k", "sign wrong from k", "least"],
+            [
+                [row["p"]]
+                + [f"{row[key]:.3f}" for key in ("low", "high", "sign")]
+                + [_number(row["least"])]
+                for row in found["bands"]
+            ],
+        ),
         "The population's excess, and AT's epsilon / eta that has the same as "
-        "the worst case": table(
+        "the worst case": markdown(
             [
                 *(*where, "rho", "published", "worst", "example"),
                 *("epsilon / eta", "by the paper", "within 20 %"),
@@ -418,14 +479,24 @@ def report(found):
                 for row in found["exact"]
             ],
         ),
-        "AT's excess at the centre": table(
-            ["epsilon / eta", "closed form", "exact"],
+        "AT's excess at the centre (of samples: mean ± standard error; "
+        "distance: the largest of a trained weight from its sample's "
+        "optimum)": markdown(
             [
-                [row["fraction"], _number(row["closed"]), _number(row["exact"])]
+                *("epsilon / eta", "closed form", "exact"),
+                *("samples' optima", "trained", "distance"),
+            ],
+            [
+                [
+                    row["fraction"],
+                    *(_number(row[key]) for key in ("closed", "exact")),
+                    *(_measured(row[key]) for key in ("samples", "trained")),
+                    f"{row['distance']:.0e}",
+                ]
                 for row in found["adversarial"]
             ],
         ),
-        "The worst case with other losses at the centre, rho 0.2": table(
+        "The worst case with other losses at the centre, rho 0.2": markdown(
             ["loss", "W_R*", "excess"],
             [
                 [row["loss"], f"{row['ratio']:.3f}", f"{row['excess']:+.1e}"]
@@ -433,28 +504,35 @@ def report(found):
             ],
         ),
         "Trained by full batches, and the same samples' optima (excess: mean "
-        "± standard error)": table(
+        "± standard error)": markdown(
             [
                 *(*where, "rho", "published", "SAM trained"),
-                *("worst, expansion", "example, exact"),
-                *("AT trained, eta / 2", "AT exact"),
+                *("worst, expansion", "worst, exact", "example, exact"),
             ],
             [
                 [*_setting(row), row["rho"]]
                 + [_number(published_excess(row["rho"]))]
-                + [_measured(row[k]) for k in ("sam", "worst", "example")]
-                + [_measured(row.get(k)) for k in ("at", "at_exact")]
+                + [_measured(row[k]) for k in ("sam", "expanded")]
+                + [_measured(row.get("worst")), _measured(row["example"])]
                 for row in found["training"]
             ],
         ),
-        "Trained by batches at the centre, against ST by the same": table(
-            ["batch", "rho", "excess"],
+        "Trained by small batches, against ST by the same (excess: mean and "
+        "95 % interval by Student's t)": markdown(
             [
-                [row["size"], row["rho"], _measured(row["excess"])]
+                *(*where, "batch", "rho", "published"),
+                *("SAM trained", "example, the population's"),
+            ],
+            [
+                [
+                    *(*_setting(row), row["size"], row["rho"]),
+                    _number(published_excess(row["rho"])),
+                    *(_interval(row["excess"]), _number(row["example"])),
+                ]
                 for row in found["batches"]
             ],
         ),
-        "Full batches at the centre, the rate kept": table(
+        "Full batches at the centre, the rate kept": markdown(
             ["rate * top eigenvalue", "rho", "distance to ST", "bouncing"],
             [
                 [
@@ -515,25 +593,25 @@ def _plot_setting(axes, found, setting):
     axes.errorbar(
         [row["rho"] for row in trainings],
         [row["sam"]["mean"] for row in trainings],
-        yerr=[row["sam"]["error"] or 0 for row in trainings],
+        yerr=[row["sam"]["half"] or 0 for row in trainings],
         marker="s",
         color=figures.GREEN,
         label="trained, full batch",
         **bars,
     )
-    colours = (figures.RED, figures.PINK, figures.GREY)
-    for row, colour in zip(
-        found["batches"] if setting == CENTRE else [], colours, strict=False
-    ):
-        axes.errorbar(
-            row["rho"],
-            row["excess"]["mean"],
-            yerr=row["excess"]["error"] or 0,
-            marker="^",
-            color=colour,
-            label=f"trained, batches of {row['size']}",
-            **bars,
-        )
+    colours = {1: figures.RED, 10: figures.PINK, 100: figures.GREY}
+    for size, colour in colours.items():
+        small = [row for row in rows("batches") if row["size"] == size]
+        if small:
+            axes.errorbar(
+                [row["rho"] for row in small],
+                [row["excess"]["mean"] for row in small],
+                yerr=[row["excess"]["half"] or 0 for row in small],
+                marker="^",
+                color=colour,
+                label=f"trained, batches of {size}",
+                **bars,
+            )
     highest = max(
         row[kind] or 0 for row in rows("exact") for kind in ("worst", "example")
     )

@@ -56,6 +56,7 @@ class Setting(NamedTuple):
 
 CENTRE = Setting(0.9, 0.3, 10)
 WEAK = Setting(0.9, 0.1, 1)
+DOUBTFUL = Setting(0.7, 0.3, 1)  # Where a ball an example lowers W_R.
 AROUND = (
     CENTRE,
     *(CENTRE._replace(p=p) for p in (0.7, 0.99)),
@@ -430,6 +431,40 @@ def expansion(setting):
     return {
         name: float(shift[0] / w[0] - shift[1] / w[1])
         for name, shift in shifts.items()
+    }
+
+
+def band(p, slack=0.2):
+    """Where the published 2/3 rho^2 is right for the worst case, in k.
+
+    The excess over rho^2 as rho goes to 0 depends on eta and d by
+    k = eta sqrt(d) alone, and falls with it to below 0 until it turns.
+
+    Args:
+        p: probability that the robust feature is the label, in (1/2, 1).
+        slack: how much it may be off, of itself.
+
+    Returns:
+        A dict: it is right within `slack` for k from `low` to `high`; from
+        `sign` on it is negative; `least` is the least that it comes to.
+    """
+
+    def worst(k):
+        return expansion(Setting(p, k, 1))["worst"]
+
+    def where(level):
+        return scipy.optimize.brentq(lambda k: worst(k) - level, 1e-3, turn)
+
+    found = scipy.optimize.minimize_scalar(
+        worst, bounds=(0.01, 4), method="bounded"
+    )
+    turn = found.x
+    published = published_excess(1)
+    return {
+        "low": where((1 + slack) * published),
+        "high": where((1 - slack) * published),
+        "sign": where(0.0),
+        "least": float(found.fun),
     }
 
 

@@ -18,6 +18,7 @@ from tfsam import data
 from tfsam import job
 from tfsam import page
 from tfsam import reports
+from tfsam.page import document
 from tfsam.page import pictures
 from tfsam.page import runs
 from tfsam.page import table
@@ -236,6 +237,17 @@ def test_curves_begin_at_the_natural_accuracy_of_the_same_images(content):
     assert (attacked["accuracy"], attacked["n"]) == (0.4, 5)
 
 
+def test_standard_training_sam_and_at_are_drawn_first(tmp_path):
+    for name, method, seed in (
+        *(("a", "asam", 0), ("b", "at", 0), ("c", "sam", 1)),
+        *(("d", "sam", 0), ("e", "st", 1), ("f", "st", 0)),
+    ):
+        results = results_of(method, accuracy(9), [])
+        leave(tmp_path / name, results | {"seed": seed})
+    found = document._data(runs.read([tmp_path]))["first"]
+    assert "".join("abcdef"[run] for run in found) == "fdba" + "ec"
+
+
 def test_a_folder_given_twice_is_one_run(folder):
     found = runs.read([folder / "full", folder, folder / "least"])
     assert [run.name for run in found] == ["full", EVIL, "least"]
@@ -251,13 +263,16 @@ def test_an_evaluation_of_a_run_s_network_is_part_of_the_run(tmp_path):
     leave(run / "moved", evaluation("/nowhere", [robust("pgd", "l2", 1, 5)]))
     leave(tmp_path / "c", evaluation(network, rows))
     leave(tmp_path / "d", evaluation(network, other))
-    leave(tmp_path / "e", evaluation("/other", [robust("x", "l2", 1, 5)]))
+    # Within another run's folder: the network says whose it is.
+    elsewhere = leave(tmp_path / "e", results_of("sam", accuracy(9), rows))
+    leave(elsewhere / "in", evaluation(network, [robust("z", "l2", 1, 5)]))
     shard = evaluation(network, [robust("y", "l2", 1, 5)])
     shard["config"]["shard"] = [0, 2]
     leave(tmp_path / "f", shard)
     found = {run.name: run for run in runs.read([tmp_path])}
     assert list(found) == ["b", "c", "d", "e", "f"]
-    assert [e.path.name for e in found["b"].evaluations] == ["a", "moved"]
+    names = [e.path.name for e in found["b"].evaluations]
+    assert names == ["a", "moved", "in"]
     assert not any(found[name].evaluations for name in "cdef")
 
 
@@ -867,9 +882,9 @@ def test_charts_say_their_numbers(opened):
     cost = tab.locator("#cost svg.chart")
     options = tab.locator("#cost select").first
     options.select_option("natural")
-    assert "full 100.0 % at 1.5 minutes" in cost.get_attribute("aria-label")
-    tab.locator("#cost select").last.select_option(index=1)
     assert "full 100.0 % at 8 cost" in cost.get_attribute("aria-label")
+    tab.locator("#cost select").last.select_option(index=1)
+    assert "full 100.0 % at 1.5 minutes" in cost.get_attribute("aria-label")
 
 
 @pytest.mark.slow

@@ -108,6 +108,22 @@ def test_the_worst_case_of_weak_features_grows_as_they_weaken():
         assert found == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.parametrize("p", [0.55, 0.7, 0.9, 0.99])
+def test_the_published_formula_is_right_on_a_narrow_band(p):
+    band = toy_model.band(p)
+
+    def worst(k):  # Of other features of the same k.
+        setting = toy_model.Setting(p, k / 2, 4)
+        return toy_model.expansion(setting)["worst"]
+
+    assert worst(band["low"]) == pytest.approx(1.2 * 2 / 3, rel=1e-3)
+    assert worst(band["high"]) == pytest.approx(0.8 * 2 / 3, rel=1e-3)
+    assert worst(0.99 * band["sign"]) > 0 > worst(1.01 * band["sign"])
+    # To first order in 1 / k, as features weaken.
+    assert band["low"] < (2 * p - 1) / 8 * 1.2 < 1.2 * band["high"]
+    assert band["least"] <= min(map(worst, np.linspace(0.1, 3, 30)))
+
+
 def test_nothing_above_the_optimum_of_the_worst_case_among_all_weights():
     """Two non-robust weights of their own, by a quadrature of their own."""
     setting, rho = toy_model.Setting(0.9, 0.3, 2), 0.4
@@ -272,6 +288,17 @@ def test_trained_weights_are_the_samples_optima():
 
 
 @pytest.mark.slow
+def test_batches_of_one_move_the_weights_as_balls_of_examples_do():
+    """Down where these lower W_R; full batches move nothing."""
+    samples = [
+        toy_model.draw(toy_model.DOUBTFUL, 5000, seed) for seed in range(3)
+    ]
+    (row,) = toy.batches(toy_model.DOUBTFUL, (0.4,), samples, 5000, 1)
+    assert row["example"] == pytest.approx(-0.0613, abs=1e-4)
+    assert row["excess"]["mean"] == pytest.approx(row["example"], abs=0.02)
+
+
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     code = command.run(
         toy.main,
@@ -284,7 +311,7 @@ def test_the_command(tmp_path, capsys):
     assert "| 0.9 | 0.1 | 1 | 0.1 | +0.0067 | +0.0071 | +0.0355 |" in text
     found = json.loads((tmp_path / "toy.json").read_text())
     assert {row["rho"] for row in found["exact"]} == {0.1, 0.4}
-    assert found["training"][0]["at_distance"] < 0.01
+    assert [row["distance"] < 0.01 for row in found["adversarial"]] == 3 * [1]
     assert "<svg" in (tmp_path / "toy.svg").read_text()
     assert len(list(tmp_path.iterdir())) == 3
 

@@ -79,9 +79,26 @@ def _hash(text):
     return f"sha256-{base64.b64encode(digest).decode()}"
 
 
+# What the others are held against is drawn first.
+_FIRST = ("st", "sam", "at")
+
+
+def _in_order(found):
+    """The numbers of the runs in the order in which they are to be drawn."""
+
+    def key(number):
+        run = found[number]
+        method = run.results.get("method")
+        rank = _FIRST.index(method) if method in _FIRST else len(_FIRST)
+        return run.results.get("seed") or 0, rank, number
+
+    return sorted(range(len(found)), key=key)
+
+
 def _data(found):
     """What the curves are drawn from, and all else that was read."""
     return {
+        "first": _in_order(found),
         "runs": [
             {
                 "name": run.name,

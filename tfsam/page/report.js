@@ -324,7 +324,7 @@
     }
   }
 
-  const COSTS = { minutes: "minutes of training", passes: "cost in epochs of standard training" };
+  const COSTS = { passes: "cost in epochs of standard training", minutes: "minutes of training" };
 
   function cost(host, controls) {
     host.classList.add("wide");
@@ -427,7 +427,7 @@
     if (section) build(find(".panels", section), find(".controls", section));
   }
   document.documentElement.dataset.ready = "";
-  data.runs.forEach((_, run) => select(run, run < COLOURS));
+  for (const run of data.first.slice(0, COLOURS).sort((a, b) => a - b)) select(run, true);
 
   let width = 0;
   new ResizeObserver(([{ contentRect }]) => {

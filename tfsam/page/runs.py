@@ -183,7 +183,8 @@ def _owner(run, runs):
     network = run.config.get("evaluate")
     if not network or run.config.get("shard"):
         return None
-    places = [*run.path.parents, *pathlib.Path(network).resolve().parents]
+    # The folder that it lies in tells where its network's path does no more.
+    places = [*pathlib.Path(network).resolve().parents, *run.path.parents]
     return next((place for place in places if place in runs), None)
 
 

@@ -185,7 +185,7 @@ def accuracy_columns(found):
     return [
         _accuracies("", "natural", [run.results["natural"] for run in found]),
         *(
-            [_accuracies("", "on training images", fitted)]
+            [_accuracies("", "on training images", fitted, best=None)]
             if any(fitted)
             else []
         ),
@@ -193,8 +193,8 @@ def accuracy_columns(found):
     ]
 
 
-def _accuracies(group, label, rows):
-    return Column(group, label, list(map(_accuracy, rows)), max, rows)
+def _accuracies(group, label, rows, best=max):
+    return Column(group, label, list(map(_accuracy, rows)), best, rows)
 
 
 def _accuracy(row):
