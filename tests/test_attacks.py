@@ -57,10 +57,25 @@ def test_the_exact_worst_case_of_a_linear_model(make, norm):
     np.testing.assert_allclose(x_adv, x + 0.1 * sign * steepest, atol=2e-3)
 
 
-def test_fgsm_is_one_full_step_of_pgd():
-    fgsm = tfsam.FGSM(0.1)(linear, X, Y, seed=0)
-    pgd = tfsam.PGD(0.1, steps=1, step_size=0.1, random_start=False)
-    np.testing.assert_array_equal(fgsm, pgd(linear, X, Y, seed=0))
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(
+    ("random_start", "step_size"),
+    [(False, 0.1), (True, 0.125), ("normal", 0.125)],
+)
+def test_fgsm_is_one_full_step_of_pgd(norm, random_start, step_size):
+    fgsm = tfsam.FGSM(0.1, norm, random_start=random_start)
+    pgd = tfsam.PGD(0.1, norm, 1, step_size, random_start)
+    np.testing.assert_array_equal(
+        fgsm(linear, X, Y, seed=0), pgd(linear, X, Y, seed=0)
+    )
+
+
+def test_fgsm_takes_neither_steps_nor_a_start():
+    options = {"epsilon", "norm", "step_size", "random_start", "bounds"}
+    assert attacks.option_names(tfsam.FGSM) == options
+    assert set(tfsam.FGSM(0.1).get_config()) == options
+    with pytest.raises(TypeError, match="start"):
+        tfsam.FGSM(0.1)(linear, X, Y, start=X)
 
 
 def test_default_step_sizes_are_the_paper_s():
@@ -222,6 +237,7 @@ def test_logits_without_a_gradient_are_refused():
         (lambda: tfsam.PGD(0.1, step_size=-1), "Received: step_size=-1"),
         (lambda: tfsam.PGD(0.1, bounds=(1, 0)), r"Received: bounds=\(1, 0\)"),
         (lambda: tfsam.FGSM(float("nan")), "Received: epsilon=nan"),
+        (lambda: tfsam.FGSM(0.1, random_start="uniform"), "start=uniform"),
         (lambda: attacks.get("pdg", epsilon=0.1), "Received: attack=pdg"),
         (
             lambda: attacks.get("pgd", epsilon=0.1, stepsize=0.1),

@@ -1,8 +1,8 @@
 """Attacks by the gradient of the loss: FGSM and PGD.
 
-The whole idea is one line of `_climb`: step to the steepest point of a small
-ball around the iterate, then project back into the ball around the image. The
-norm decides both; see `geometry.py`.
+The whole idea is in `PGD._climb`: step to the steepest point of a small ball
+around the iterate, then project back into the ball around the image. The norm
+decides both; see `geometry.py`.
 """
 
 import keras
@@ -105,9 +105,6 @@ class PGD(Attack):
             start: where the first attempt starts, instead of at random.
         """
         active = examples(logits_fn, x)
-        step_size = self.step_size
-        if step_size is None:
-            step_size = self.epsilon / (4 if self.norm == "linf" else 8)
         runs, choices, labels = self.restarts, None, y
         if self.loss == "kl":
             loss = losses.kl
@@ -125,20 +122,11 @@ class PGD(Attack):
             first = self._start(x, next_seeds(seeds, run))
             if start is not None:
                 first = tf.where(run == 0, start, first)
-            x_adv, broken = _climb(
-                self,
-                logits_fn,
-                x,
-                y,
-                first,
-                active,
-                loss=loss,
-                labels=labels
-                if choices is None
-                else (losses.classes(y), turn(choices, run)),
-                steps=self.steps,
-                step_size=step_size,
-                early_stop=self.early_stop,
+            goal = labels
+            if choices is not None:
+                goal = losses.classes(y), turn(choices, run)
+            x_adv, broken = self._climb(
+                logits_fn, x, y, first, active, loss=loss, labels=goal
             )
             if runs > 1:
                 logits = predict(logits_fn, x_adv, active & ~broken)
@@ -154,29 +142,62 @@ class PGD(Attack):
             return self.clip(x + offset)
         return random_start(self, x, seeds) if self.random_start else x
 
+    def _default_step_size(self):
+        return self.epsilon / (4 if self.norm == "linf" else 8)
+
+    def _climb(self, logits_fn, x, y, start, active, *, loss, labels):
+        """Projected steps; the last iterate, and who was broken before."""
+        gradient = input_gradient(logits_fn, loss)
+        step_size = self.step_size
+        if step_size is None:
+            step_size = self._default_step_size()
+
+        def loop(x, start, active):
+            def step(index, x_adv, broken):
+                slope, logits = gradient(x_adv, labels, active & ~broken)
+                ahead = geometry.steepest(slope, self.norm)
+                offset = x_adv + step_size * ahead - x
+                offset = geometry.project(offset, self.epsilon, self.norm)
+                moved = self.clip(x + offset)
+                if self.early_stop:
+                    broken |= active & losses.misclassified(logits, y)
+                    moved = where(broken, x_adv, moved)
+                return index + 1, moved, broken
+
+            # An explicit loop: Keras switches AutoGraph off inside train_step.
+            _, x_adv, broken = tf.while_loop(
+                lambda index, _, broken: (
+                    (index < self.steps) & tf.reduce_any(active & ~broken)
+                ),
+                step,
+                (0, start, tf.zeros_like(active)),
+                parallel_iterations=1,
+            )
+            return x_adv, broken
+
+        return compiled(logits_fn, loop)(x, start, active)
+
 
 @keras.saving.register_keras_serializable(package="tfsam")
-class FGSM(Attack):
+class FGSM(PGD):
     """The fast gradient sign method (Goodfellow et al., 2015): one step.
 
-    With `random_start` it is the attack of "Fast is better than free" (Wong et
-    al., 2020), whose step is 1.25 epsilon.
+    It is `PGD` of one step, by cross-entropy, of a length of its own. With
+    `random_start` it is the attack of "Fast is better than free" (Wong et al.,
+    2020), whose step is 1.25 epsilon.
 
     Args:
         epsilon: the largest perturbation, in the units of x, >= 0.
         norm: "linf", or "l2" for the same step in that norm.
         step_size: None is epsilon from x itself, 1.25 epsilon from a random
             start.
-        random_start: start at a point uniform in the ball, else at x.
+        random_start: start at a point uniform in the ball, else at x; or
+            "normal", as of `PGD`.
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
-
-    in_graph = True
-    selective = True
-    tensor_epsilon = True
 
     def __init__(
         self,
@@ -186,32 +207,15 @@ class FGSM(Attack):
         random_start=False,
         bounds=(0.0, 1.0),
     ):
-        super().__init__(epsilon, norm, bounds)
-        if step_size is not None:
-            step_size = check_radius("step_size", step_size)
-        self.step_size = step_size
-        self.random_start = random_start
+        super().__init__(epsilon, norm, 1, step_size, random_start, bounds)
 
-    def perturb(self, logits_fn, x, y, seeds):
+    # A warm start would make it two steps: it takes none.
+    def perturb(self, logits_fn, x, y, seeds):  # type: ignore[override]
         """Returns x after its one step."""
-        step_size = self.step_size
-        if step_size is None:
-            step_size = self.epsilon * (1.25 if self.random_start else 1.0)
-        active = examples(logits_fn, x)
-        x_adv, _ = _climb(
-            self,
-            logits_fn,
-            x,
-            y,
-            random_start(self, x, seeds) if self.random_start else x,
-            active,
-            loss=losses.cross_entropy,
-            labels=y,
-            steps=1,
-            step_size=step_size,
-            early_stop=False,
-        )
-        return where(active, x_adv, x)
+        return super().perturb(logits_fn, x, y, seeds)
+
+    def _default_step_size(self):
+        return self.epsilon * (1.25 if self.random_start else 1.0)
 
 
 def random_start(attack, x, seeds):
@@ -228,45 +232,3 @@ def random_start(attack, x, seeds):
             seeds, tf.shape(x), attack.epsilon, attack.norm, x.dtype
         )
     )
-
-
-def _climb(
-    attack,
-    logits_fn,
-    x,
-    y,
-    start,
-    active,
-    *,
-    loss,
-    labels,
-    steps,
-    step_size,
-    early_stop,
-):
-    """`steps` projected steps; the last iterate, and who was broken before."""
-    epsilon, norm = attack.epsilon, attack.norm
-    gradient = input_gradient(logits_fn, loss)
-
-    def loop(x, start, active):
-        def step(index, x_adv, broken):
-            slope, logits = gradient(x_adv, labels, active & ~broken)
-            moved = x_adv + step_size * geometry.steepest(slope, norm)
-            moved = attack.clip(x + geometry.project(moved - x, epsilon, norm))
-            if early_stop:
-                broken |= active & losses.misclassified(logits, y)
-                moved = where(broken, x_adv, moved)
-            return index + 1, moved, broken
-
-        # An explicit loop: Keras switches AutoGraph off inside train_step.
-        _, x_adv, broken = tf.while_loop(
-            lambda index, _, broken: (
-                (index < steps) & tf.reduce_any(active & ~broken)
-            ),
-            step,
-            (0, start, tf.zeros_like(active)),
-            parallel_iterations=1,
-        )
-        return x_adv, broken
-
-    return compiled(logits_fn, loop)(x, start, active)
