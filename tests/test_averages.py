@@ -12,8 +12,8 @@ import tfsam
 from tfsam.attacks.base import example_seeds
 from tfsam.averages import EMA
 from tfsam.averages import SWA
-from tfsam.averages import recalibrate
 from tfsam.callbacks import Checkpoint
+from tfsam.recalibration import recalibrate
 
 RNG = np.random.default_rng(0)
 X = RNG.random((24, 4)).astype("float32")

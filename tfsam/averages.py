@@ -2,8 +2,6 @@
 
 `EMA` and `SWA` look at the weights that training passes through, and change
 nothing of the training: they go with every optimizer and every `RobustModel`.
-The average of weights is a network whose BatchNorm statistics nobody has
-measured: `recalibrate` does.
 """
 
 import pathlib
@@ -15,175 +13,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam import checks
 from tfsam import devices
 from tfsam import files
-from tfsam.attacks.base import example_seeds
-from tfsam.attacks.logits import Logits
-from tfsam.classifiers import use_xla
+from tfsam import recalibration
 from tfsam.geometry import check_count
-
-_ARRAY_BATCH = 128
 
 # Networks that hold an average in the place of the weights in training.
 _HOLDING: weakref.WeakSet = weakref.WeakSet()
-
-
-def recalibrate(network, data, attack=None, seed=0):
-    """Measures the statistics of a network's BatchNorm layers anew.
-
-    One pass over the data in training mode gives every layer's moving mean and
-    variance: the mean over the examples of their batches' statistics, as in
-    "Averaging weights leads to wider optima and better generalization"
-    (Izmailov et al., 2018). Nothing else of the network moves. A layer that is
-    frozen, or of momentum 1, keeps its statistics, as it does in training.
-
-    With an attack the statistics are those of perturbed inputs. A network that
-    was trained on such inputs had its statistics from them, and is judged on
-    them; those of the clean images would be another network's. The attack sees
-    the network in inference mode, as in training, with the statistics that it
-    has now.
-
-    Args:
-        network: a built `keras.Model` that calls each of its layers once.
-        data: a finite `tf.data.Dataset` of batches x, (x, y) or (x, y, weight),
-            or an array x or a tuple of arrays (x, y), in batches of 128.
-            Weights of examples are not used.
-        attack: an attack, such as `tfsam.PGD(8 / 255)`; needs y.
-        seed: of the attack, an int; an example's noise is keyed by its place.
-
-    Raises:
-        ValueError: if the data is empty or infinite, or without the labels that
-            the attack needs, or if a layer has batch renormalisation.
-    """
-    recalibration = _Recalibration(network, attack)
-    values = recalibration.measure(_check_finite(data), seed)
-    _assign(recalibration.variables, values)
-
-
-class _Recalibration:
-    """Measures the statistics of BatchNorm layers; traces once for all passes.
-
-    Attributes:
-        variables: the moving means and variances that are measured.
-    """
-
-    def __init__(self, network, attack=None):
-        self.network, self.attack = network, attack
-        layers = _normalizations(network)
-        self.variables = [
-            variable
-            for layer in layers
-            for variable in (layer.moving_mean, layer.moving_variance)
-        ]
-        # What one update from zero takes of a batch's mean, and its variance.
-        self._shares = [
-            1 - layer.momentum for layer in layers for _ in range(2)
-        ]
-        measured = {id(variable) for variable in self.variables}
-        self._others = [
-            variable
-            for variable in network.non_trainable_variables
-            if id(variable) not in measured and variable.dtype != "string"
-        ]
-        self._add = tf.function(self._added, autograph=False)
-        self._perturb = self._perturbed
-        if getattr(attack, "in_graph", True):
-            self._perturb = tf.function(self._perturbed, autograph=False)
-
-    def measure(self, data, seed=0):
-        """The variables' new values; nothing is assigned."""
-        if not self.variables:
-            return []
-        seen = 0
-        totals = [tf.zeros(v.shape, tf.float64) for v in self.variables]
-        state = [tf.convert_to_tensor(v.value) for v in self._others]
-        for batch in _batches(data):
-            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            size = tf.nest.flatten(x)[0].shape[0]
-            if self.attack is not None:
-                if y is None:
-                    raise ValueError(
-                        "data must hold labels, (x, y), for the attack. "
-                        f"Received: attack={self.attack}"
-                    )
-                seeds = example_seeds(seed, seen + size)[seen:]
-                x = self._perturb(x, y, seeds)
-            totals, state = self._add(x, totals, state)
-            seen += size
-        if not seen:
-            raise ValueError(
-                f"data must hold at least one example. Received: data={data}"
-            )
-        return [total / seen for total in totals]
-
-    def _added(self, x, totals, state):
-        """The totals and the other state after a batch, a pure function."""
-        mapping = [
-            *((v, tf.zeros(v.shape, v.dtype)) for v in self.variables),
-            *zip(self._others, state, strict=True),
-        ]
-        with keras.StatelessScope(mapping) as scope:
-            self.network(x, training=True)
-        size = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], tf.float64)
-        found = [scope.get_current_value(v) for v in self.variables]
-        totals = [
-            total + size * tf.cast(value / share, tf.float64)
-            for total, value, share in zip(
-                totals, found, self._shares, strict=True
-            )
-        ]
-        return totals, [scope.get_current_value(v) for v in self._others]
-
-    def _perturbed(self, x, y, seeds):
-        def predict(pixels):
-            with keras.StatelessScope():
-                return self.network(pixels, training=False)
-
-        x = checks.inside(x, getattr(self.attack, "bounds", None))
-        return self.attack(Logits(predict, use_xla()), x, y, seeds)
-
-
-def _normalizations(network):
-    """The BatchNorm layers whose statistics move in training."""
-    found = [
-        layer
-        for layer in network._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization)
-        and layer.trainable
-        and layer.momentum < 1
-    ]
-    for layer in found:
-        if getattr(layer, "renorm", False):
-            raise ValueError(
-                "network must have no batch renormalisation: its statistics "
-                f"are no averages of batches. Received: layer={layer.name}"
-            )
-    return found
-
-
-def _batches(data):
-    """Yields the batches of a dataset, or of arrays."""
-    if isinstance(data, tf.data.Dataset):
-        yield from data
-        return
-    for start in range(0, len(tf.nest.flatten(data)[0]), _ARRAY_BATCH):
-        rows = slice(start, start + _ARRAY_BATCH)
-        yield tf.nest.map_structure(
-            lambda array, rows=rows: tf.convert_to_tensor(array[rows]), data
-        )
-
-
-def _check_finite(data):
-    endless = (
-        isinstance(data, tf.data.Dataset)
-        and data.cardinality() == tf.data.INFINITE_CARDINALITY
-    )
-    if endless:
-        raise ValueError(
-            f"data must be finite, without repeat(). Received: data={data}"
-        )
-    return data
 
 
 class WeightAverage(keras.callbacks.Callback):
@@ -194,9 +30,9 @@ class WeightAverage(keras.callbacks.Callback):
 
     - From the beginning of the validation in `fit` to this callback's own end
       of the epoch, the network holds the averaged weights, with BatchNorm
-      statistics measured on `data` (see `recalibrate`). So the validation, and
-      callbacks that stand before this one in `callbacks=`, see the averaged
-      network. In epochs without validation nobody does.
+      statistics measured on `data` (see `recalibration.recalibrate`). So the
+      validation, and callbacks that stand before this one in `callbacks=`, see
+      the averaged network. In epochs without validation nobody does.
     - At its own end of the epoch it puts back the weights and the statistics of
       the training, to the bit. Callbacks that stand after this one, such as the
       training's checkpoints, see those.
@@ -210,9 +46,10 @@ class WeightAverage(keras.callbacks.Callback):
     with a later epoch (`initial_epoch=`) goes on from the file in `folder`.
 
     Args:
-        data: to measure BatchNorm statistics on, as of `recalibrate`; None
-            leaves those of the last weights. Best a part of the training data
-            in a fixed order: then a resumed run measures the same.
+        data: to measure BatchNorm statistics on, as of
+            `recalibration.recalibrate`; None leaves those of the last weights.
+            Best a part of the training data in a fixed order: then a resumed
+            run measures the same.
         attack: perturbs `data`; for networks that are trained on perturbed
             inputs. It sees the averaged weights with the training's statistics.
         folder: of this average alone; after each epoch its state is written
@@ -236,7 +73,7 @@ class WeightAverage(keras.callbacks.Callback):
                 "needs data. "
                 f"Received: attack={attack}, data={data}"
             )
-        self.data, self.attack = _check_finite(data), attack
+        self.data, self.attack = recalibration.check_finite(data), attack
         self.folder = folder and pathlib.Path(folder)
         self.average, self.count = [], 0
         self._training = False
@@ -249,7 +86,9 @@ class WeightAverage(keras.callbacks.Callback):
                 "give it an Input, or call it on a batch. "
                 f"Received: network={self._network.name}"
             )
-        self._recalibration = _Recalibration(self._network, self.attack)
+        self._recalibration = recalibration.Recalibration(
+            self._network, self.attack
+        )
         if self.data is None and self._recalibration.variables:
             warnings.warn(
                 "The network has BatchNormalization: the averaged weights go "
@@ -352,12 +191,12 @@ class WeightAverage(keras.callbacks.Callback):
             )
         _HOLDING.add(self._network)
         self._kept = [tf.identity(part) for part in self._parts()]
-        _assign(self._network.trainable_variables, self.average)
+        recalibration.assign(self._network.trainable_variables, self.average)
         if self.data is None:
             return
         if self._statistics is None:
             self._statistics = self._recalibration.measure(self.data)
-        _assign(self._recalibration.variables, self._statistics)
+        recalibration.assign(self._recalibration.variables, self._statistics)
 
     def _swap_out(self):
         if self._kept is not None:
@@ -525,8 +364,3 @@ class SWA(WeightAverage):
         if self._due:
             self._update(self.count / (self.count + 1))
             self._due = False
-
-
-def _assign(variables, values):
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)

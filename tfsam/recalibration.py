@@ -1,0 +1,188 @@
+"""What the BatchNorm layers of a network measured, measured anew.
+
+The average of weights is a network whose BatchNorm statistics nobody has
+measured: `recalibrate` does.
+"""
+
+import keras
+import tensorflow as tf
+
+from tfsam import checks
+from tfsam.attacks.base import example_seeds
+from tfsam.attacks.logits import Logits
+from tfsam.classifiers import use_xla
+
+_ARRAY_BATCH = 128
+
+
+def recalibrate(network, data, attack=None, seed=0):
+    """Measures the statistics of a network's BatchNorm layers anew.
+
+    One pass over the data in training mode gives every layer's moving mean and
+    variance: the mean over the examples of their batches' statistics, as in
+    "Averaging weights leads to wider optima and better generalization"
+    (Izmailov et al., 2018). Nothing else of the network moves. A layer that is
+    frozen, or of momentum 1, keeps its statistics, as it does in training.
+
+    With an attack the statistics are those of perturbed inputs. A network that
+    was trained on such inputs had its statistics from them, and is judged on
+    them; those of the clean images would be another network's. The attack sees
+    the network in inference mode, as in training, with the statistics that it
+    has now.
+
+    Args:
+        network: a built `keras.Model` that calls each of its layers once.
+        data: a finite `tf.data.Dataset` of batches x, (x, y) or (x, y, weight),
+            or an array x or a tuple of arrays (x, y), in batches of 128.
+            Weights of examples are not used.
+        attack: an attack, such as `tfsam.PGD(8 / 255)`; needs y.
+        seed: of the attack, an int; an example's noise is keyed by its place.
+
+    Raises:
+        ValueError: if the data is empty or infinite, or without the labels that
+            the attack needs, or if a layer has batch renormalisation.
+    """
+    recalibration = Recalibration(network, attack)
+    values = recalibration.measure(check_finite(data), seed)
+    assign(recalibration.variables, values)
+
+
+class Recalibration:
+    """Measures the statistics of BatchNorm layers; traces once for all passes.
+
+    Args:
+        network: as of `recalibrate`.
+        attack: as of `recalibrate`.
+
+    Attributes:
+        variables: the moving means and variances that are measured.
+    """
+
+    def __init__(self, network, attack=None):
+        self.network, self.attack = network, attack
+        layers = _normalizations(network)
+        self.variables = [
+            variable
+            for layer in layers
+            for variable in (layer.moving_mean, layer.moving_variance)
+        ]
+        # What one update from zero takes of a batch's mean, and its variance.
+        self._shares = [
+            1 - layer.momentum for layer in layers for _ in range(2)
+        ]
+        measured = {id(variable) for variable in self.variables}
+        self._others = [
+            variable
+            for variable in network.non_trainable_variables
+            if id(variable) not in measured and variable.dtype != "string"
+        ]
+        self._add = tf.function(self._added, autograph=False)
+        self._perturb = self._perturbed
+        if getattr(attack, "in_graph", True):
+            self._perturb = tf.function(self._perturbed, autograph=False)
+
+    def measure(self, data, seed=0):
+        """The variables' new values; nothing is assigned.
+
+        Args:
+            data: as of `recalibrate`.
+            seed: as of `recalibrate`.
+        """
+        if not self.variables:
+            return []
+        seen = 0
+        totals = [tf.zeros(v.shape, tf.float64) for v in self.variables]
+        state = [tf.convert_to_tensor(v.value) for v in self._others]
+        for batch in _batches(data):
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            size = tf.nest.flatten(x)[0].shape[0]
+            if self.attack is not None:
+                if y is None:
+                    raise ValueError(
+                        "data must hold labels, (x, y), for the attack. "
+                        f"Received: attack={self.attack}"
+                    )
+                seeds = example_seeds(seed, seen + size)[seen:]
+                x = self._perturb(x, y, seeds)
+            totals, state = self._add(x, totals, state)
+            seen += size
+        if not seen:
+            raise ValueError(
+                f"data must hold at least one example. Received: data={data}"
+            )
+        return [total / seen for total in totals]
+
+    def _added(self, x, totals, state):
+        """The totals and the other state after a batch, a pure function."""
+        mapping = [
+            *((v, tf.zeros(v.shape, v.dtype)) for v in self.variables),
+            *zip(self._others, state, strict=True),
+        ]
+        with keras.StatelessScope(mapping) as scope:
+            self.network(x, training=True)
+        size = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], tf.float64)
+        found = [scope.get_current_value(v) for v in self.variables]
+        totals = [
+            total + size * tf.cast(value / share, tf.float64)
+            for total, value, share in zip(
+                totals, found, self._shares, strict=True
+            )
+        ]
+        return totals, [scope.get_current_value(v) for v in self._others]
+
+    def _perturbed(self, x, y, seeds):
+        def predict(pixels):
+            with keras.StatelessScope():
+                return self.network(pixels, training=False)
+
+        x = checks.inside(x, getattr(self.attack, "bounds", None))
+        return self.attack(Logits(predict, use_xla()), x, y, seeds)
+
+
+def _normalizations(network):
+    """The BatchNorm layers whose statistics move in training."""
+    found = [
+        layer
+        for layer in network._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable
+        and layer.momentum < 1
+    ]
+    for layer in found:
+        if getattr(layer, "renorm", False):
+            raise ValueError(
+                "network must have no batch renormalisation: its statistics "
+                f"are no averages of batches. Received: layer={layer.name}"
+            )
+    return found
+
+
+def _batches(data):
+    """Yields the batches of a dataset, or of arrays."""
+    if isinstance(data, tf.data.Dataset):
+        yield from data
+        return
+    for start in range(0, len(tf.nest.flatten(data)[0]), _ARRAY_BATCH):
+        rows = slice(start, start + _ARRAY_BATCH)
+        yield tf.nest.map_structure(
+            lambda array, rows=rows: tf.convert_to_tensor(array[rows]), data
+        )
+
+
+def check_finite(data):
+    """Returns `data`; raises a ValueError if it is an infinite dataset."""
+    endless = (
+        isinstance(data, tf.data.Dataset)
+        and data.cardinality() == tf.data.INFINITE_CARDINALITY
+    )
+    if endless:
+        raise ValueError(
+            f"data must be finite, without repeat(). Received: data={data}"
+        )
+    return data
+
+
+def assign(variables, values):
+    """Gives each variable its value."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
