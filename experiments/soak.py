@@ -35,6 +35,7 @@ from absl import flags
 
 from experiments import command
 from tfsam import callbacks
+from tfsam import checkpoints
 from tfsam import files
 from tfsam.geometry import check_count
 
@@ -192,7 +193,7 @@ def strike(process, fault, workdir):
         process.process.kill()
     code = process.wait()
     seconds = time.monotonic() - struck
-    found = callbacks.checkpoints(workdir / "checkpoints")
+    found = checkpoints.newest_first(workdir / "checkpoints")
     if "checkpoint" in fault.name and found:
         path = found[0][1]
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -254,7 +255,7 @@ _READERS: dict[str, Any] = {
 
 def _training_state(workdir):
     """Where the newest checkpoint is, and all that it holds."""
-    position, path = callbacks.checkpoints(workdir / "checkpoints")[0]
+    position, path = checkpoints.newest_first(workdir / "checkpoints")[0]
     model = keras.saving.load_model(path)
     return [
         *(position, model.get_weights()),

@@ -12,7 +12,7 @@ import tfsam
 from tfsam.attacks.base import example_seeds
 from tfsam.averages import EMA
 from tfsam.averages import SWA
-from tfsam.callbacks import Checkpoint
+from tfsam.checkpoints import Checkpoint
 from tfsam.recalibration import recalibrate
 
 RNG = np.random.default_rng(0)

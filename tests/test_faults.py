@@ -36,6 +36,7 @@ from tiny import tiny
 import tfsam
 from experiments import soak
 from tfsam import callbacks
+from tfsam import checkpoints
 from tfsam import files
 from tfsam import job
 from tfsam import methods
@@ -94,7 +95,7 @@ def terminated_at(step, *arguments):
 
 
 def positions(workdir):
-    found = callbacks.checkpoints(workdir / "checkpoints")
+    found = checkpoints.newest_first(workdir / "checkpoints")
     return [position for position, _ in found]
 
 
@@ -216,7 +217,7 @@ def test_a_state_that_cannot_be_read_is_not_used(tmp_path):
     arguments = (*RUN, f"--workdir={tmp_path}")
     terminated_at(2, *arguments)
     terminated_at(4, *arguments)
-    (_, newest), _ = callbacks.checkpoints(tmp_path / "checkpoints")
+    (_, newest), _ = checkpoints.newest_first(tmp_path / "checkpoints")
     content = newest.read_bytes()
     newest.write_bytes(content.replace(b"state.npz", b"other.npz"))
     code, output = main(*arguments)
@@ -574,7 +575,7 @@ def test_nan_at_a_random_step(tmp_path, method):
     # Weights that are not finite are found before they are saved.
     assert f"is not finite after step {step}" in output.splitlines()[-1]
     assert positions(tmp_path)[0] == divmod(step - 1, 6)
-    for _, path in callbacks.checkpoints(tmp_path / "checkpoints"):
+    for _, path in checkpoints.newest_first(tmp_path / "checkpoints"):
         for variable in keras.saving.load_model(path).variables:
             assert np.isfinite(variable.numpy()).all()
 
@@ -654,7 +655,7 @@ def test_memory_stays_flat_over_2000_steps(tmp_path):
         callbacks=[
             tfsam.EMA(0.9, data=x[:200]),
             callbacks.History(tmp_path / "history.csv"),
-            callbacks.Checkpoint(tmp_path / "checkpoints", 100, every=50),
+            checkpoints.Checkpoint(tmp_path / "checkpoints", 100, every=50),
             Measure(),
         ],
         shuffle=False,

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfsam import attacks
 from tfsam import callbacks
+from tfsam import checkpoints
 from tfsam import data
 from tfsam import files
 from tfsam import job
@@ -1211,7 +1212,7 @@ def test_nan_in_the_first_epoch(tmp_path, devices):
     assert "no epoch was finished" in last
     assert last in (tmp_path / "log.txt").read_text()
     assert not (tmp_path / "results.json").exists()
-    assert not callbacks.checkpoints(tmp_path / "checkpoints")
+    assert not checkpoints.newest_first(tmp_path / "checkpoints")
 
 
 def test_nan_later_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -1231,7 +1232,7 @@ def test_nan_later_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "results.json").exists()
     assert not (tmp_path / "model.keras").exists()
     assert len(callbacks.read_history(tmp_path / "history.csv")) == 2
-    (position, path), *_ = callbacks.checkpoints(tmp_path / "checkpoints")
+    (position, path), *_ = checkpoints.newest_first(tmp_path / "checkpoints")
     assert position == (2, 0)
     kept = keras.saving.load_model(path)
     assert kept.weights

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tfsam
-from tfsam import callbacks
+from tfsam import checkpoints
 from tfsam import run
 from tfsam import verdicts
 
@@ -69,7 +69,7 @@ def test_a_checkpoint_s_state_is_no_pickle(tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.write(tmp_path / "state.npz", "state.npz")
     with pytest.raises(ValueError, match="allow_pickle=False"):
-        callbacks.read_state(path)
+        checkpoints.read_state(path)
     assert not (tmp_path / "sprung").exists()
 
 

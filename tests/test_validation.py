@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam import callbacks
+from tfsam import checkpoints
 from tfsam import files
 from tfsam import validation
 from tfsam.attacks.base import Attack
@@ -305,10 +305,10 @@ def kept(folder, thresholds=RISING, kill=None, after=None, **kwargs):
         **kwargs,
     )
     done, model = 0, None
-    if found := callbacks.checkpoints(folder):
+    if found := checkpoints.newest_first(folder):
         (done, _), path = found[0]
         model = keras.saving.load_model(path)
-    found = [measured, callbacks.Checkpoint(folder)]
+    found = [measured, checkpoints.Checkpoint(folder)]
     if kill is not None:
         found.insert(2 if after == "checkpoint" else 1, killer(kill))
     model, _ = scripted(thresholds, *found, model=model, initial_epoch=done)
@@ -370,7 +370,7 @@ def test_a_file_that_is_not_its_record_s_is_refused(tmp_path, damage):
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:300])
     elif damage == "other":
-        shutil.copy(callbacks.checkpoints(tmp_path)[0][1], path)
+        shutil.copy(checkpoints.newest_first(tmp_path)[0][1], path)
     else:
         (tmp_path / "best.keras.json").write_text("{")
     with pytest.raises(files.Unusable, match=r"best\.keras must hold"):
@@ -379,7 +379,7 @@ def test_a_file_that_is_not_its_record_s_is_refused(tmp_path, damage):
 
 def test_a_new_run_forgets_the_file_of_another(tmp_path):
     kept(tmp_path)
-    for _, path in callbacks.checkpoints(tmp_path):
+    for _, path in checkpoints.newest_first(tmp_path):
         path.unlink()
     run = {"thresholds": [0.5, 0.9], "every": 2}
     with pytest.raises(Killed):

@@ -18,6 +18,7 @@ import tfsam
 from experiments import workers
 from tfsam import batches
 from tfsam import callbacks
+from tfsam import checkpoints
 from tfsam import data
 from tfsam import devices
 from tfsam import files
@@ -390,7 +391,7 @@ def test_a_run_of_two_workers_outlives_one(tmp_path):
     started = workers.start(both, ENVIRONMENT)
     try:
         end = time.monotonic() + 120
-        while not callbacks.checkpoints(workdir / "checkpoints"):
+        while not checkpoints.newest_first(workdir / "checkpoints"):
             assert time.monotonic() < end
             time.sleep(0.1)
     finally:
@@ -426,7 +427,7 @@ def test_a_signal_to_one_worker_stops_both_after_the_same_step(tmp_path):
     started = workers.start(both, ENVIRONMENT)
     try:
         end = time.monotonic() + 120
-        while not callbacks.checkpoints(workdir / "checkpoints"):
+        while not checkpoints.newest_first(workdir / "checkpoints"):
             assert time.monotonic() < end
             time.sleep(0.02)
     finally:
@@ -434,7 +435,7 @@ def test_a_signal_to_one_worker_stops_both_after_the_same_step(tmp_path):
     assert workers.wait(started, 40) == [128 + signal.SIGTERM] * 2
     (epoch, step), *_ = (
         position
-        for position, _ in callbacks.checkpoints(workdir / "checkpoints")
+        for position, _ in checkpoints.newest_first(workdir / "checkpoints")
     )
     assert epoch == 0 and 30 < step < 62
     assert "interrupted; the same" in (workdir / "log.txt").read_text()

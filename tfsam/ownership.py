@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 
-from tfsam import callbacks
+from tfsam import checkpoints
 from tfsam import devices
 from tfsam import files
 from tfsam import reports
@@ -79,7 +79,7 @@ def agree(workdir, config, strategy):
         ConnectionError: if another worker was lost.
         ValueError: if the workers do not all want the same run of one folder.
     """
-    found = callbacks.checkpoints(workdir / "checkpoints")
+    found = checkpoints.newest_first(workdir / "checkpoints")
     newest = {"checkpoint": [position for position, _ in found[:1]]}
     bound = {k: v for k, v in config.items() if k not in UNBOUND}
     with devices.losing_workers(strategy):

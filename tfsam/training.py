@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfsam import batches
 from tfsam import callbacks
+from tfsam import checkpoints
 from tfsam import classifiers
 from tfsam import data
 from tfsam import devices
@@ -324,12 +325,12 @@ def train(config, images, workdir, strategy, log, stop):
     # Validation sees the averaged weights, the checkpoint those in training.
     chief = devices.is_chief(strategy)
     watching = [
-        callbacks.Resume(state, parts, steps - step if step else None),
+        checkpoints.Resume(state, parts, steps - step if step else None),
         *(callbacks.StopAtNaN(), validation, average, collapse),
     ]
     if collapse and chief:
         watching.append(_KeepStop(collapse, workdir / "stopped.json", log))
-    checkpoint = callbacks.Checkpoint(
+    checkpoint = checkpoints.Checkpoint(
         workdir / "checkpoints",
         steps,
         every=config["checkpoint_steps"],
@@ -469,10 +470,10 @@ def _restore(folder, average, strategy, log):
         (model, position, state): what the checkpoint holds, and where it is;
         model is None without a checkpoint.
     """
-    for position, path in callbacks.checkpoints(folder):
+    for position, path in checkpoints.newest_first(folder):
         epochs, step = position
         try:
-            state = callbacks.read_state(path, amid=step > 0)
+            state = checkpoints.read_state(path, amid=step > 0)
             if average and epochs:
                 average.read_state(epochs)
             with _scope(strategy):
@@ -494,7 +495,7 @@ def epochs_done(workdir):
     Args:
         workdir: the folder.
     """
-    found = callbacks.checkpoints(workdir / "checkpoints")
+    found = checkpoints.newest_first(workdir / "checkpoints")
     return found[0][0][0] if found else 0
 
 
