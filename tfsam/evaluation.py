@@ -126,15 +126,15 @@ def evaluate(
                 f"{classifiers.count_classes(source, data.x[:1])} outputs"
             )
     plan = attacking.Plan(
-        data,
-        entries,
-        norm,
-        sorted(set(given)),
-        bounds,
-        seed,
-        size,
-        warm_start,
-        save_adversarial or warm_start,
+        data=data,
+        entries=entries,
+        norm=norm,
+        epsilons=sorted(set(given)),
+        bounds=bounds,
+        seed=seed,
+        size=size,
+        warm_start=warm_start,
+        keep_images=save_adversarial or warm_start,
     )
     probe = data.x[:32]
     record = verdicts.Record(
