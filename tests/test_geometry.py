@@ -57,6 +57,24 @@ def test_steepest_maximises_the_linear_loss(norm, x, scale):
 
 
 @pytest.mark.parametrize("norm", geometry.NORMS)
+def test_sums_and_norms_are_of_each_example(norm):
+    x = np.array([[[3, -4]], [[0, 0]]], "float32")
+    lengths = [4 if norm == "linf" else 5, 0]
+    for keepdims, shape in ((True, (2, 1, 1)), (False, (2,))):
+        found = geometry.example_norms(tf.constant(x), norm, keepdims)
+        np.testing.assert_array_equal(found, np.reshape(lengths, shape))
+        found = geometry.example_sums(tf.constant(x), keepdims)
+        np.testing.assert_array_equal(found, np.reshape([-1, 0], shape))
+
+
+def test_over_largest():
+    x = np.array([[[3, -4]], [[1e-30, 0]], [[0, 0]]], "float32")
+    scaled, largest = geometry.over_largest(tf.constant(x))
+    np.testing.assert_array_equal(scaled, [[[0.75, -1]], [[1, 0]], [[0, 0]]])
+    np.testing.assert_array_equal(largest, np.abs(x).max(axis=2, keepdims=True))
+
+
+@pytest.mark.parametrize("norm", geometry.NORMS)
 def test_random_points_fill_the_ball_evenly(norm):
     """P(||d|| <= s radius) = s^d for points uniform in a d-dimensional ball."""
     seeds = tf.stack([tf.fill([4000], 3), tf.range(4000)], axis=1)

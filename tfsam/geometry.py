@@ -89,21 +89,50 @@ def global_norm(tensors):
     )
 
 
-def example_norms(perturbations, norm):
+def example_sums(values, keepdims=True):
+    """The sum over each example of a batch.
+
+    Args:
+        values: float tensor (batch, ...).
+        keepdims: whether the result is (batch, 1, ..., 1), which broadcasts
+            against `values`, or (batch,).
+    """
+    axes = list(range(1, values.shape.rank))
+    return tf.reduce_sum(values, axis=axes, keepdims=keepdims)
+
+
+def example_norms(perturbations, norm, keepdims=True):
     """The norm of each example of a batch.
 
     Args:
         perturbations: float tensor (batch, ...).
         norm: "linf" or "l2".
+        keepdims: whether the result is (batch, 1, ..., 1), which broadcasts
+            against `perturbations`, or (batch,).
+    """
+    if check_norm(norm) == "linf":
+        axes = list(range(1, perturbations.shape.rank))
+        return tf.reduce_max(
+            tf.abs(perturbations), axis=axes, keepdims=keepdims
+        )
+    return tf.sqrt(example_sums(tf.square(perturbations), keepdims))
+
+
+def over_largest(gradients):
+    """Each example over its largest entry, and that entry's size.
+
+    A confident network's gradients are as small as 1e-30; their squares would
+    vanish in float32.
+
+    Args:
+        gradients: float tensor (batch, ...).
 
     Returns:
-        A tensor (batch, 1, ..., 1) that broadcasts against `perturbations`.
+        Two tensors, of the shape of `gradients` and (batch, 1, ..., 1); zeros
+        where an example is zero.
     """
-    axes = list(range(1, perturbations.shape.rank))
-    if check_norm(norm) == "linf":
-        return tf.reduce_max(tf.abs(perturbations), axis=axes, keepdims=True)
-    squares = tf.reduce_sum(tf.square(perturbations), axis=axes, keepdims=True)
-    return tf.sqrt(squares)
+    largest = example_norms(gradients, "linf")
+    return tf.math.divide_no_nan(gradients, largest), largest
 
 
 def steepest(gradients, norm):
@@ -121,9 +150,7 @@ def steepest(gradients, norm):
     """
     if check_norm(norm) == "linf":
         return tf.sign(gradients)
-    # A confident network's gradients are as small as 1e-30; their squares would
-    # vanish in float32, so each example is scaled by its largest entry first.
-    scaled = tf.math.divide_no_nan(gradients, example_norms(gradients, "linf"))
+    scaled, _ = over_largest(gradients)
     return tf.math.divide_no_nan(scaled, example_norms(scaled, "l2"))
 
 

@@ -23,6 +23,8 @@ from tfsam.attacks.logits import input_gradient
 from tfsam.geometry import check_count
 from tfsam.geometry import check_radius
 from tfsam.geometry import example_norms
+from tfsam.geometry import example_sums
+from tfsam.geometry import over_largest
 
 # What is left of step size and gamma at the end: the paper's 1/100 and, of
 # gamma 0.05, 0.001.
@@ -112,7 +114,7 @@ class FMN(Attack):
                 running = distance > 0
                 slope, logits = gradient(point, y, running)
                 broken = running & losses.misclassified(logits, y)
-                length = _lengths(point - x, self.norm)
+                length = example_norms(point - x, self.norm, keepdims=False)
                 nearer = broken & (length < distance)
                 nearest = where(nearer, point, nearest)
                 distance = tf.where(nearer, length, distance)
@@ -155,22 +157,16 @@ class FMN(Attack):
     def _farthest(self, x):
         """How far the box reaches: no radius need be larger."""
         low, high = self.bounds or (-math.inf, math.inf)
-        return _lengths(tf.maximum(high - x, x - low), self.norm)
+        room = tf.maximum(high - x, x - low)
+        return example_norms(room, self.norm, keepdims=False)
 
 
 def _distance(gap, slope, norm):
     """How far a function with this slope must go to change by the gap."""
-    # Confident networks have gradients of 1e-30, which vanish when squared.
-    scale = example_norms(slope, "linf")
-    scaled = tf.math.divide_no_nan(slope, scale)
-    axes = list(range(1, slope.shape.rank))
+    scaled, largest = over_largest(slope)
     if norm == "linf":
-        dual = tf.reduce_sum(tf.abs(scaled), axis=axes)
+        dual = example_sums(tf.abs(scaled), keepdims=False)
     else:
-        dual = _lengths(scaled, "l2")
-    dual *= tf.reshape(scale, [-1])
+        dual = example_norms(scaled, "l2", keepdims=False)
+    dual *= tf.reshape(largest, [-1])
     return tf.math.divide_no_nan(gap, dual)
-
-
-def _lengths(perturbations, norm):
-    return tf.reshape(example_norms(perturbations, norm), [-1])

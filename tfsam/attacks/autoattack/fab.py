@@ -28,6 +28,8 @@ from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import predict
 from tfsam.geometry import check_count
 from tfsam.geometry import example_norms
+from tfsam.geometry import example_sums
+from tfsam.geometry import over_largest
 
 # Newton steps of a projection: images took 3 to 18. A point that is still short
 # of its hyperplane would do no harm, the attack steps again.
@@ -138,7 +140,7 @@ class FABT(Attack):
                 point = self._advance(x, point, slope, value)
                 logits = predict(logits_fn, point, left)
                 broken = left & (tf.argmax(logits, axis=-1) != classes)
-                length = _lengths(point - x, self.norm)
+                length = example_norms(point - x, self.norm, keepdims=False)
                 nearer = broken & (length < distance)
                 return (
                     index + 1,
@@ -165,7 +167,7 @@ class FABT(Attack):
 
     def _advance(self, x, point, slope, value):
         """The next iterate; `value` is that of z_t - z_y at the present one."""
-        value_at_x = value + _dot(slope, x - point)
+        value_at_x = value + example_sums(slope * (x - point), keepdims=False)
         both = tf.concat([point, x], 0)
         landed = project_onto_hyperplane(
             both,
@@ -207,10 +209,8 @@ def project_onto_hyperplane(x, w, value, norm, bounds):
         A tensor of x's shape. Where the box and the hyperplane do not meet, the
         corner of the box that is nearest to it; x where w is zero.
     """
-    # Confident networks have gradients of 1e-30, which vanish when squared.
-    scale = example_norms(w, "linf")
-    w = tf.math.divide_no_nan(w, scale)
-    value = tf.math.divide_no_nan(per_example(value, x), scale)
+    w, largest = over_largest(w)
+    value = tf.math.divide_no_nan(per_example(value, x), largest)
     low, high = bounds or (-math.inf, math.inf)
     weight = tf.abs(w)
     direction = -tf.sign(w) * tf.sign(value)
@@ -236,18 +236,16 @@ def _time_to_gain(needed, rates, most, stops):
         A tensor of the shape of `needed`; infinite if they never have.
     """
 
-    def total(values):
-        axes = list(range(1, values.shape.rank))
-        return tf.reduce_sum(values, axis=axes, keepdims=True)
-
     def newton(count, time, _before):
         moving = stops > time
-        rate = total(tf.where(moving, rates, 0))
-        rest = needed - total(tf.where(moving, tf.zeros_like(most), most))
+        rate = example_sums(tf.where(moving, rates, 0))
+        rest = needed - example_sums(
+            tf.where(moving, tf.zeros_like(most), most)
+        )
         later = tf.where(rate > 0, rest / rate, math.inf)
         return count + 1, tf.maximum(time, later), time
 
-    never = needed >= total(most)
+    never = needed >= example_sums(most)
     start = tf.where(never, tf.constant(math.inf, needed.dtype), 0)
     return tf.while_loop(
         lambda count, time, before: (
@@ -257,15 +255,6 @@ def _time_to_gain(needed, rates, most, stops):
         (0, start, tf.fill(tf.shape(start), tf.constant(-1, start.dtype))),
         parallel_iterations=1,
     )[1]
-
-
-def _dot(first, second):
-    axes = list(range(1, first.shape.rank))
-    return tf.reduce_sum(first * second, axis=axes)
-
-
-def _lengths(perturbations, norm):
-    return tf.reshape(example_norms(perturbations, norm), [-1])
 
 
 def _check_between(name, value, least, most):
