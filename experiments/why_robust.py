@@ -32,6 +32,7 @@ from tfsam import Landscape
 from tfsam import callbacks
 from tfsam import data
 from tfsam import files
+from tfsam import folders
 from tfsam import training
 
 FLAGS = flags.FlagValues()
@@ -122,6 +123,7 @@ def measure_cell(folder, count):
         limit_train=config["limit_train"],
         limit_test=config["limit_test"],
         seed=config["seed"],
+        cache_dir=folders.default_cache(),
     )
     images = training.trained_on(config, images)
     train = data.sample(len(images.x_train), count, config["seed"])
