@@ -400,6 +400,16 @@ def test_validation_without_selection_is_measured_now_and_then(tmp_path):
     assert read_json(tmp_path / "results.json")["train"]["selected"] is None
 
 
+def test_a_collapse_is_watched_for_on_images_of_all_classes():
+    """Those of a folder come class by class."""
+    x, y = np.zeros((90, 8, 8, 1), np.float32), np.repeat([0, 1, 2], 30)
+    images = data.Images("folder:x", x, y, x, y, ("a", "b", "c"))
+    arguments = ["--method=fgsm_at", "--batch_size=20"]
+    stop = training._stop(run.configuration(arguments)[0], images, None)
+    assert set(stop.data.y) == {0, 1, 2}
+    assert len(stop.data.y) == 20
+
+
 @pytest.mark.slow
 def test_a_collapse_stops_training_for_good(tmp_path, monkeypatch):
     """What falls by more than nothing at all is a collapse here."""

@@ -420,6 +420,28 @@ def test_the_first_epoch_is_compared_with_the_start(done):
     assert threshold_of(model.network) == 0.4
 
 
+def test_a_collapse_leaves_nothing_in_an_average(tmp_path):
+    """0.45 is the mean of the thresholds before; the fall is to 0.5."""
+    swa = tfsam.SWA(0, folder=tmp_path)
+    stop = validation.StopAtCollapse((PIXELS, SIDES), unchanged, average=swa)
+    model, _ = scripted([0.4, 0.5, 0.0, 0.5], swa, stop)
+    assert stop.stopped_epoch == 3
+    assert threshold_of(model.network) == 0.45
+    # So it is in the file that a run would go on from, and in a resumed one.
+    assert swa.read_state(3)["count"] == 2
+    model, _ = scripted([0.4, 0.5, 0.0], swa, stop, initial_epoch=2)
+    assert stop.stopped_epoch == 3
+    assert threshold_of(model.network) == 0.45
+
+
+def test_an_average_that_goes_back_measures_its_statistics_anew():
+    swa = tfsam.SWA(0, data=X)
+    trained(swa, epochs=1)
+    assert swa._statistics is not None
+    swa.set_state(swa.get_state())
+    assert swa._statistics is None
+
+
 def test_without_a_collapse_nothing_is_put_back():
     stop = validation.StopAtCollapse((PIXELS, SIDES), unchanged, drop=0.5)
     model, _ = scripted([0.1, 0.5, 0.0], stop)

@@ -132,7 +132,7 @@ class WeightAverage(keras.callbacks.Callback):
         Args:
             state: of `get_state`, in the same training.
         """
-        self.count = int(state["count"])
+        self.count, self._statistics = int(state["count"]), None
         self.average = [
             tf.constant(state[f"weight_{i}"]) for i in range(len(self.average))
         ]

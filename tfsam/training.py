@@ -316,7 +316,7 @@ def train(config, images, workdir, strategy, log, stop):
         # Replicas cannot share a batch that is smaller than they are many.
         drop_remainder=strategy is not None,
     )
-    collapse = _stop(config, images)
+    collapse = _stop(config, images, average)
     history = callbacks.History(workdir / "history.csv", done)
     parts = [part for part in (average, collapse, history) if part is not None]
     if step:  # The metrics are there before their state is put back.
@@ -440,16 +440,19 @@ class _KeepStop(keras.callbacks.Callback):
             )
 
 
-def _stop(config, images):
+def _stop(config, images, average):
     """The callback that watches for catastrophic overfitting, or None."""
     drop = config["collapse_drop"]
     if drop is None or drop >= 1:
         return None
-    some = slice(None, config["batch_size"])
+    some = data.sample(
+        len(images.x_train), config["batch_size"], config["seed"]
+    )
     return StopAtCollapse(
         (data.as_float(images.x_train[some]), images.y_train[some]),
         PGD(config["epsilon"], config["norm"], steps=5),
         drop=drop,
+        average=average,
         seed=config["seed"],
     )
 

@@ -354,6 +354,10 @@ class StopAtCollapse(_Measuring):
             (x_train[:256], y_train[:256]), tfsam.PGD(8 / 255, steps=5)
         )
 
+    An average of the weights takes the collapsed epoch's, too: name it here,
+    and put it before this callback in `fit`'s list. What it was before the
+    epoch is put back with the weights.
+
     An epoch's `logs` get `train_robust_accuracy`, of the weights that it ended
     with. The first epoch is compared with the weights that training began, or
     was resumed, with.
@@ -366,6 +370,7 @@ class StopAtCollapse(_Measuring):
             learns to fool; `tfsam.PGD(epsilon, steps=5)` will do.
         drop: in [0, 1]; training stops where the accuracy is more than this
             below that of the epoch before.
+        average: the `tfsam.EMA` or `tfsam.SWA` of this training, or None.
         batch_size: examples attacked at once, >= 1.
         seed: >= 0; with an example's index, the key of its randomness.
 
@@ -376,13 +381,24 @@ class StopAtCollapse(_Measuring):
         ValueError: as of `RobustValidation`.
     """
 
-    def __init__(self, data, attack, *, drop=0.2, batch_size=128, seed=0):
+    def __init__(
+        self,
+        data,
+        attack,
+        *,
+        drop=0.2,
+        average=None,
+        batch_size=128,
+        seed=0,
+    ):
         super().__init__(data, attack, batch_size, seed)
         self.drop = check_radius("drop", drop)
         if self.drop > 1:
             raise ValueError(f"drop must be in [0, 1]. Received: drop={drop}")
+        self.average = average
         self.stopped_epoch = None
         self._weights_before: list = []
+        self._average_before: dict = {}
 
     def on_train_begin(self, logs=None):
         """Measures what the first epoch is compared with."""
@@ -390,11 +406,19 @@ class StopAtCollapse(_Measuring):
         self.stopped_epoch = None
         self._remember(self._robust_accuracy())
 
+    def on_epoch_begin(self, epoch, logs=None):
+        """Remembers the average, which a resumed run has only now."""
+        if self.average is not None:
+            self._average_before = self.average.get_state()
+
     def on_epoch_end(self, epoch, logs=None):
         """Compares with the epoch before."""
         accuracy = logs["train_robust_accuracy"] = self._robust_accuracy()
         if self._before - accuracy > self.drop + _ROUNDING:
             self.network.set_weights(self._weights_before)
+            if self.average is not None:
+                self.average.set_state(self._average_before)
+                self.average.on_epoch_end(epoch)  # Writes its file anew.
             self.stopped_epoch = epoch + 1
             self.model.stop_training = True
         else:
