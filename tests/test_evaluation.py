@@ -105,6 +105,34 @@ def test_what_is_broken_stays_broken():
     assert large["accuracy"] == small["accuracy"]
 
 
+@pytest.mark.parametrize("images", [False, True])
+def test_an_epsilon_tried_again_counts_for_the_larger_ones(images, tmp_path):
+    """What they found while it was missing is found anew, with its images."""
+    failing = [True]
+
+    class Recovers(Replays):
+        def __call__(self, *arguments):
+            if failing[0] and self.epsilon < 0.1:
+                raise RuntimeError("not today")
+            return super().__call__(*arguments)
+
+    def rows():
+        return run(
+            *([Recovers], [0.05, 0.5]),
+            workdir=tmp_path,
+            save_adversarial=images,
+        )["robust"]
+
+    small, large = rows()
+    assert small["error"] and large["accuracy"] == 0.9
+    failing[0] = False
+    small, large = rows()
+    assert large["accuracy"] == small["accuracy"] < 0.9
+    with np.load(tmp_path / "00-Recovers" / "000000.npz") as arrays:
+        assert ("0/adversarial" in arrays) == images
+        assert ("1/adversarial" in arrays) == images
+
+
 def test_wilson_interval():
     result = run([], [])["natural"]
     z = scipy.stats.norm.ppf(0.975)

@@ -248,9 +248,13 @@ def attack_chunk(turn, record, chunk, errors, strict, tell):
     plan, part = turn.plan, turn.part
     indices = verdicts.chunk_indices(record.header, chunk)
     found = dict(record.load(part, chunk))
-    partial = f"{len(plan.epsilons) - 1}/verdict" not in found
-    if partial and (plan.keep_images or "0/distances" in found):
-        found = {}  # Images and distances of what is done are not at hand.
+    count = len(plan.epsilons)
+    missing = (i for i in range(count) if f"{i}/verdict" not in found)
+    done = next(missing, count)
+    if done < count and (plan.keep_images or "0/distances" in found):
+        done = 0  # Images and distances of what is done are not at hand.
+    # What came after one that failed knows nothing of whom that one breaks.
+    found = {k: v for k, v in found.items() if int(k.split("/")[0]) < done}
     correct = record.load(NATURAL, chunk)["correct"]
     verdict = np.where(correct, STANDS, MISCLASSIFIED).astype(np.int8)
     reach = images = None
