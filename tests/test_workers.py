@@ -242,6 +242,17 @@ def test_a_lost_worker_is_said_in_one_way(monkeypatch):
             raise error
 
 
+def test_all_workers_draw_the_seed_of_the_chief(monkeypatch):
+    monkeypatch.setattr(devices, "workers", lambda strategy: 2)
+    monkeypatch.setattr(
+        *(devices, "_of_workers"),
+        lambda strategy, value: np.array([5, value]),
+    )
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    assert tfsam.RobustModel(network).seed == 5
+    assert tfsam.RobustModel(network, seed=3).seed == 3
+
+
 def test_what_is_true_anywhere(monkeypatch):
     class TwoReplicasOfWhichOneKnows:
         def __init__(self, strategy):

@@ -77,7 +77,8 @@ class RobustModel(PureModel):
         exclude: regular expressions; weights whose path one of them matches
             are trained, not perturbed.
         seed: seed of the perturbations' randomness; None draws one, which
-            `keras.utils.set_random_seed` fixes.
+            `keras.utils.set_random_seed` fixes; several workers take the
+            chief's.
         **kwargs: `name`, `trainable`, `dtype` of `keras.Model`. The policy is
             the network's if none is given.
 
@@ -129,9 +130,10 @@ class RobustModel(PureModel):
         )
         self._check_combination()
         self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
-        self.seed = (
-            int(np.random.randint(2**31 - 1)) if seed is None else int(seed)
-        )
+        if seed is None:  # Each worker would draw another.
+            drawn = int(np.random.randint(2**31 - 1))
+            seed = devices.of_chief(tf.distribute.get_strategy(), drawn)
+        self.seed = int(seed)
         if hasattr(network, "output_names"):
             self.output_names = network.output_names
         if network.built:
