@@ -833,6 +833,10 @@ BAD_FLAGS = [
     (["--method=at", "--epsilon=8/x"], ["epsilon", "8/x"]),
     (["--method=sam", "--epsilon=0.1"], ["--method=sam", "--epsilon=0.1"]),
     (["--method=sam", "--norm=l2"], ["--method=sam", "--norm=l2"]),
+    (
+        ["--preset=cifar10", "--method=sam", "--perturb_inputs=pgd"],
+        ["--perturb_inputs=pgd needs --epsilon", "Received: epsilon=None"],
+    ),
     (["--method=fgsm_at", "--steps=3"], ["fgsm_at", "--steps=3"]),
     (["--method=at", "--norm=l1"], ["linf", "l2", "norm=l1"]),
     (["--method=at", "--steps=-1"], ["steps", "-1"]),

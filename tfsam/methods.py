@@ -286,7 +286,7 @@ def build(part, config, *arguments, **others):
             left out, too.
 
     Raises:
-        ValueError: if a setting is out of its range.
+        ValueError: if a setting is out of its range, or is needed and missing.
     """
     constructor = factory(part, config[part])
     if constructor is None:
@@ -298,6 +298,13 @@ def build(part, config, *arguments, **others):
         if config.get(flag) is not None
     }
     values = {k: v for k, v in (others | values).items() if k in known}
+    for flag, argument in FLAGS[part].items():
+        needed = argument in known and known[argument].default is inspect._empty
+        if needed and argument not in values:
+            raise ValueError(
+                f"--{part}={config[part]} needs --{flag}, which has no "
+                f"default here. Received: {flag}=None"
+            )
     return constructor(*arguments, **values)
 
 
