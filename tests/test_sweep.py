@@ -434,9 +434,33 @@ def test_masked_gradients_are_found(cnn, data):
     assert not warnings_of(cnn, data, attacks, [0.3])
 
 
+def test_attacks_given_as_classes_are_known_for_what_they_use(cnn, data):
+    """Those of other people, too, by their `gradient_free`."""
+
+    def masked(x):
+        return cnn(_shattered(x))
+
+    class Noise:
+        gradient_free = True
+
+        def __init__(self, epsilon, norm, bounds):
+            self.inner = tfsam.attacks.NoiseLinf(epsilon)
+
+        def __call__(self, *arguments):
+            return self.inner(*arguments)
+
+    attacks = [(tfsam.PGD, {"steps": 4}), tfsam.attacks.NoiseLinf, Noise]
+    for free in attacks[1:]:
+        found = warnings_of(masked, data, [attacks[0], free], [0.3])
+        expected = f"{free.__name__}, which uses no gradient"
+        assert expected in found["gradients_masked"]
+    assert not warnings_of(cnn, data, attacks, [0.3])
+
+
 def test_square_inside_an_ensemble_is_watched(monkeypatch):
     verdict = np.array([1, 4, -1, 0] * 25, np.int8)
-    stages = {"aa": ["apgd_ce", "apgd_t", "fab_t", "square"]}
+    stages = tfsam.attacks.AutoAttack(0.1).stages
+    stages = {"aa": [(name, stage.gradient_free) for name, stage in stages]}
     (found,) = sanity.of_verdicts({"aa": verdict}, stages, "linf 0.1")
     assert "square, which uses no gradient, broke 25" in found["message"]
     verdict = np.where(verdict == 4, 3, verdict)

@@ -67,7 +67,12 @@ def result(record, chunks, errors):
                 names = [str(name) for name in held[0]["stages"]]
                 row |= _row(held, verdict, names, inherited, header)
                 label = f"{number} {attack['name']}"
-                stages[label] = [name or attack["name"] for name in names]
+                # Verdicts of an older tfsam do not tell who needs no gradient.
+                free = held[0].get("gradient_free", [False] * len(names))
+                stages[label] = [
+                    (name or attack["name"], bool(without))
+                    for name, without in zip(names, free, strict=True)
+                ]
                 columns[index][label] = verdict
             rows[epsilon] = row
         robust += [rows[epsilon] for epsilon in header["epsilons"]]

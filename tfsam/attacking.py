@@ -268,7 +268,9 @@ def attack_chunk(turn, record, chunk, errors, strict, tell):
                 )
                 if getattr(attack, "minimum_norm", False):
                     reach = reach or _reach(turn, attack, indices, verdict)
-                    new = _within(epsilon, reach, verdict, plan)
+                    new = _within(
+                        *(turn, attack, epsilon, indices, verdict, reach)
+                    )
                     # The first epsilon has paid for all.
                     reach = reach._replace(
                         attacked=0, passes=0 * reach.passes, seconds=0.0
@@ -324,6 +326,7 @@ def _attack(turn, attack, epsilon, indices, verdict, images, tell):
         "attacked": np.array(attacked),
         "passes": passes,
         "stages": np.array([name for name, _ in stages]),
+        "gradient_free": np.array([_gradient_free(s) for _, s in stages]),
         "seconds": np.array(time.perf_counter() - started),
     }
     if plan.keep_images:
@@ -353,8 +356,9 @@ def _reach(turn, attack, indices, verdict):
     return _Reach(distances, images, len(standing), passes, seconds)
 
 
-def _within(epsilon, reach, verdict, plan):
+def _within(turn, attack, epsilon, indices, verdict, reach):
     """What a minimum-norm attack's run says of one epsilon."""
+    plan = turn.plan
     reached = reach.distances <= epsilon * (1 + TOLERANCE) + TOLERANCE
     verdict = np.where((verdict == STANDS) & reached, 1, verdict)
     saved = {
@@ -363,12 +367,17 @@ def _within(epsilon, reach, verdict, plan):
         "attacked": np.array(reach.attacked),
         "passes": reach.passes,
         "stages": np.array([""]),
+        "gradient_free": np.array([_gradient_free(attack)]),
         "seconds": np.array(reach.seconds),
         "distances": reach.distances,
     }
     if plan.keep_images:
         saved["adversarial"] = reach.images
     return saved
+
+
+def _gradient_free(attack):
+    return bool(getattr(attack, "gradient_free", False))
 
 
 def _run(turn, attack, stage, indices, epsilon=None, start=None):

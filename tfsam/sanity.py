@@ -12,7 +12,7 @@ from tfsam.attacks.logits import input_gradient
 _TARGETED = ("autoattack", "apgd_t", "fab_t", "fabt", "pgd_t")
 
 # Attacks that follow gradients for long enough to be compared with.
-_BY_GRADIENT = ("apgd_", "fab_t", "fmn", "pgd", "cleverhans_pgd")
+_BY_GRADIENT = ("apgd", "fab", "fmn", "pgd", "cleverhans_pgd")
 
 # Of all examples: what a weaker attack may find that stronger ones missed.
 _MISSED = 0.002
@@ -125,17 +125,19 @@ def of_verdicts(verdicts, stages, text):
     Args:
         verdicts: a dict from the attack to its verdicts, int8 arrays (n,), of
             one epsilon.
-        stages: a dict from the attack to the names of its stages.
+        stages: a dict from the attack to its stages: the name of each, and
+            whether it is `gradient_free`.
         text: norm and epsilon, for the message.
     """
     by_gradient: list = []
     without: dict = {}
     for name, found in verdicts.items():
-        for number, stage in enumerate(stages[name], 1):
-            if _gradient_free(stage):
+        for number, (stage, free) in enumerate(stages[name], 1):
+            if free:
                 without.setdefault(stage, found == number)
                 without[stage] = without[stage] | (found == number)
-            elif stage.startswith(_BY_GRADIENT):
+            # Of an attack that was given as a class the name is the class's.
+            elif stage.lower().startswith(_BY_GRADIENT):
                 by_gradient.append(found == number)
     if not by_gradient:
         return []
@@ -155,10 +157,6 @@ def of_verdicts(verdicts, stages, text):
                 )
             )
     return warnings
-
-
-def _gradient_free(stage):
-    return stage.startswith(("square", "noise_"))
 
 
 def _warning(name, message):

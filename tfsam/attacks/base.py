@@ -44,12 +44,16 @@ class Attack(Configurable):
         in_graph: whether the attack can be traced by `tf.function`, for batches
             of any size, too. False, the default, is slower in evaluation, and
             refused in training.
+        gradient_free: whether the attack asks for no gradient. Where it breaks
+            what gradient attacks missed, an evaluation warns that the gradients
+            may be masked. Other people's attacks may have it, too.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
     in_graph = False
+    gradient_free = False
     # Whether `perturb` computes with an epsilon that is a tensor: a sweep over
     # epsilons then traces it once.
     tensor_epsilon = False

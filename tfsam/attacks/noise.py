@@ -31,6 +31,7 @@ class _Noise(Attack):
     """
 
     in_graph = True
+    gradient_free = True
     selective = True
     tensor_epsilon = True
 

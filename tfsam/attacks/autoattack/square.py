@@ -64,6 +64,7 @@ class Square(Attack):
     """
 
     in_graph = True
+    gradient_free = True
     selective = True
     tensor_epsilon = True
 
