@@ -344,6 +344,20 @@ def test_warm_start(cnn, data, whole):
     ]
 
 
+def test_a_warm_start_keeps_no_images_and_is_resumed_all_the_same(
+    cnn, data, tmp_path
+):
+    kwargs = {"warm_start": True, "workdir": tmp_path}
+    before = evaluate(cnn, data, **kwargs)
+    path = min(tmp_path.glob("00-pgd/*.npz"))
+    with np.load(path) as held:
+        arrays = dict(held)
+    assert not any(map(verdicts.is_image, arrays))
+    # Cut off after the second epsilon of the first chunk.
+    np.savez(path, **{k: v for k, v in arrays.items() if k[0] != "2"})
+    same(evaluate(cnn, data, **kwargs), before)
+
+
 def test_transfer(cnn, data, whole):
     """Crafted on another model, an attack is weaker; on the same, the same."""
     same(evaluate(cnn, data, [PGD, "fgsm"], surrogate=cnn), whole)

@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     seed: int
     size: int  # Examples attacked at once.
     warm_start: bool
-    keep_images: bool
+    keep_images: bool  # In the record.
 
 
 class Worker(NamedTuple):
@@ -251,7 +251,8 @@ def attack_chunk(turn, record, chunk, errors, strict, tell):
     count = len(plan.epsilons)
     missing = (i for i in range(count) if f"{i}/verdict" not in found)
     done = next(missing, count)
-    if done < count and (plan.keep_images or "0/distances" in found):
+    needed = plan.keep_images or plan.warm_start or "0/distances" in found
+    if done < count and needed:
         done = 0  # Images and distances of what is done are not at hand.
     # What came after one that failed knows nothing of whom that one breaks.
     found = {k: v for k, v in found.items() if int(k.split("/")[0]) < done}

@@ -134,7 +134,7 @@ def evaluate(
         seed=seed,
         size=size,
         warm_start=warm_start,
-        keep_images=save_adversarial or warm_start,
+        keep_images=save_adversarial,
     )
     probe = data.x[:32]
     record = verdicts.Record(
