@@ -383,6 +383,21 @@ def test_a_minimum_norm_attack_runs_once(cnn, data):
         assert (row["accuracy"] < 0.5) == (median < row["epsilon"])
 
 
+def test_images_of_a_minimum_norm_attack_are_inside_their_ball(
+    cnn, data, tmp_path
+):
+    attacks = [("fmn", {"steps": 10})]
+    kwargs = {"workdir": tmp_path, "save_adversarial": True}
+    evaluate(cnn, data, attacks, batch_size=100, **kwargs)
+    with np.load(tmp_path / "00-fmn" / "000000.npz") as held:
+        for index, epsilon in enumerate(EPSILONS):
+            moved = np.abs(held[f"{index}/adversarial"] - data[0])
+            moved = moved.max(axis=(1, 2, 3))
+            assert moved.max() <= epsilon + 1e-6
+            # Those that stand and those that were wrong already: x itself.
+            assert ((moved > 0) == (held[f"{index}/verdict"] == 1)).all()
+
+
 def test_autoattack_tells_who_broke_what(cnn, data, monkeypatch):
     monkeypatch.setattr(
         tfsam.attacks.Square.__init__, "__defaults__", ("linf", 50, 0.8, (0, 1))

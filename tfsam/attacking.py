@@ -373,7 +373,9 @@ def _within(turn, attack, epsilon, indices, verdict, reach):
         "distances": reach.distances,
     }
     if plan.keep_images:
-        saved["adversarial"] = reach.images
+        images = plan.data.x[indices].copy()
+        images[reached] = reach.images[reached]
+        saved["adversarial"] = images
     return saved
 
 

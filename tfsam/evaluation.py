@@ -69,7 +69,8 @@ def evaluate(
         progress: a function of a line of text, called now and then.
         workdir: a folder that keeps every verdict, chunk by chunk; the same
             evaluation goes on from there. None keeps nothing.
-        save_adversarial: keep the adversarial images there, too.
+        save_adversarial: keep the adversarial images there, too; where a
+            minimum-norm attack found none within epsilon, x.
         devices: names of devices that share the chunks, such as
             ["GPU:0", "GPU:1"]; None is one, TensorFlow's own choice.
         shard: (i, n): evaluate every n-th chunk only, from the i-th; `merge`
