@@ -417,6 +417,17 @@ def test_sigterm_in_the_evaluation_leaves_at_once(tmp_path, monkeypatch):
 # Two runs.
 
 
+def test_what_another_host_writes_is_no_leftover(tmp_path, monkeypatch):
+    """Its process has a number that may be free here, or the same."""
+    monkeypatch.setattr("os.getpid", lambda: 4194305)  # Of no process.
+    monkeypatch.setattr("socket.gethostname", lambda: "node-1.net")
+    with files.replacing(tmp_path / "a-b.npz") as temporary:
+        temporary.write_text("half")
+        assert files.leftovers(tmp_path) == [temporary]
+        monkeypatch.setattr("socket.gethostname", lambda: "node-2.net")
+        assert files.leftovers(tmp_path) == []
+
+
 def test_a_lock_says_who_holds_it(tmp_path, capsys):
     workdir = tmp_path / "run"
     arguments = (*RUN, f"--workdir={workdir}")

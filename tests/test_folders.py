@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tfsam import data
+from tfsam import files
 from tfsam import folders
 
 
@@ -178,10 +179,11 @@ def test_no_place_to_keep_them_is_no_error(images, cache):
 
 def test_what_a_killed_process_left_is_removed(images, cache):
     cache.mkdir()
-    (cache / ".99999999-half.npy").write_text("half")
+    half = cache / f".99999999_{files._host()}-half.npy"
+    half.write_text("half")
     load(images, cache)
     assert [path.suffix for path in cache.iterdir()] == [".npy"]
-    assert not (cache / ".99999999-half.npy").exists()
+    assert not half.exists()
 
 
 def test_the_default_is_the_users_cache(monkeypatch, tmp_path):

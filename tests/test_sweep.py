@@ -19,6 +19,7 @@ from test_reference import network
 import tfsam
 from tfsam import attacking
 from tfsam import evaluation
+from tfsam import files
 from tfsam import sanity
 from tfsam import verdicts
 from tfsam.attacks import Logits
@@ -229,9 +230,8 @@ def test_a_damaged_chunk_is_measured_again(cnn, data, tmp_path, whole):
     evaluate(cnn, data, attacks, workdir=tmp_path)
     for path in tmp_path.rglob("000001.npz"):
         path.write_bytes(path.read_bytes()[:100])
-    (tmp_path / "natural" / ".4194305-000002.npz").write_bytes(
-        b"left by a kill"
-    )
+    left = f".4194305_{files._host()}-000002.npz"
+    (tmp_path / "natural" / left).write_bytes(b"left by a kill")
     same(evaluate(cnn, data, attacks, workdir=tmp_path), whole)
     assert not list(tmp_path.rglob(".*"))
 

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 
 import numpy as np
 
@@ -126,7 +127,7 @@ def replacing(path):
         DiskFull: if there is no room for it; what stood there still stands.
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".{os.getpid()}_{_host()}-{path.name}")
     try:
         with writing(path):
             yield temporary
@@ -140,6 +141,8 @@ def replacing(path):
 def leftovers(folder):
     """The temporary paths in a folder that dead processes left there.
 
+    Those of this host alone: whether another's process is dead, nobody knows.
+
     Args:
         folder: of what `replacing` replaced; it need not exist.
     """
@@ -147,10 +150,15 @@ def leftovers(folder):
     return [path for path in found if _is_orphan(path.name)]
 
 
+def _host():
+    """The name of this host, or container: they may share folders."""
+    return re.sub(r"[^\w.]", "_", socket.gethostname())
+
+
 def _is_orphan(name):
-    """Whether a temporary file's process, on this machine, is gone."""
-    match = re.match(r"\.(\d+)-", name)
-    if not match:
+    """Whether a temporary file's process, on this host, is gone."""
+    match = re.match(r"\.(\d+)_([^-]*)-", name)
+    if not match or match[2] != _host():
         return False
     try:
         os.kill(int(match[1]), 0)
