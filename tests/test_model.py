@@ -453,6 +453,16 @@ def test_pixels_out_of_the_attack_s_bounds_are_refused():
     assert_equal(found, fitted(small(), x=X * 255), 1e-6)
 
 
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+def test_pixels_that_are_no_floats_are_refused_under_attack(bounds):
+    model = compiled(
+        tfsam.RobustModel(functional(), tfsam.FGSM(0.1, bounds=bounds))
+    )
+    message = r"floating-point dtype, .* Received: x.dtype=uint8"
+    with pytest.raises(ValueError, match=message):
+        model.fit((255 * X).astype("uint8"), Y, verbose=0)
+
+
 def test_one_logit_is_refused_under_attack():
     network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
     network.add(keras.layers.Dense(1))

@@ -24,6 +24,23 @@ def probabilities(y_pred):
     )
 
 
+def floating(x, bounds):
+    """Refuses pixels that are no floats: no attack can move them.
+
+    Args:
+        x: tensor of pixels.
+        bounds: (lowest, highest) value, or None, for the message.
+
+    Raises:
+        ValueError: if they are of another dtype.
+    """
+    if not x.dtype.is_floating:
+        raise ValueError(
+            "x must be of a floating-point dtype, with pixels in "
+            f"{bounds}. Received: x.dtype={x.dtype.name}"
+        )
+
+
 def inside(x, bounds):
     """The pixels, checked: an attack would clip them without a word.
 
@@ -33,7 +50,11 @@ def inside(x, bounds):
 
     Returns:
         x, behind an assertion that also holds in a graph.
+
+    Raises:
+        ValueError: if they are no floats.
     """
+    floating(x, bounds)
     if bounds is None:
         return x
     return _asserted(

@@ -23,6 +23,7 @@ import numbers
 
 import tensorflow as tf
 
+from tfsam import checks
 from tfsam.configurable import Configurable
 from tfsam.geometry import check_norm
 from tfsam.geometry import check_radius
@@ -85,11 +86,7 @@ class Attack(Configurable):
             ValueError: if x is not of a floating-point dtype.
         """
         x = tf.convert_to_tensor(x)
-        if not x.dtype.is_floating:
-            raise ValueError(
-                "x must be of a floating-point dtype, with pixels in "
-                f"{self.bounds}. Received: x.dtype={x.dtype.name}"
-            )
+        checks.floating(x, self.bounds)
         # float16 near 1 has steps of 4.9e-4: half of a 0.25/255 attack step.
         precise = x if x.dtype.size >= 4 else tf.cast(x, tf.float32)
         if start is not None:
