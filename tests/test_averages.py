@@ -374,7 +374,8 @@ def test_swa_is_the_mean_of_its_snapshots(start, every, chosen, validation):
 def test_swa_before_its_first_snapshot_leaves_the_network_alone():
     before, after = Epochs(), Epochs()
     model = compiled(network())
-    fit(model, before, SWA(9, data=X), after)
+    with pytest.warns(UserWarning, match=r"no snapshot.* start_epoch=9"):
+        fit(model, before, SWA(9, data=X), after)
     for one, other in zip(before.seen, after.seen, strict=True):
         assert_equal(one, other)
     assert_equal(values(model.variables), after.seen[-1])

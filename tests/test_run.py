@@ -885,6 +885,7 @@ BAD_FLAGS = [
     (["--batch_size=1e4"], ["batch_size", "whole number", "1e4"]),
     (["--method=entropy_sgd", f"--inner_steps={10**19}"], ["inner_steps"]),
     (["--average=swa", f"--average_start={10**19}"], ["average_start"]),
+    (["--average=swa", "--average_start=20"], ["epochs=20", "_start=20"]),
     (["--learning_rate=1e300"], ["learning_rate", "1e300"]),
     (["--linf_epsilons=0.1,1e39"], ["linf_epsilons", "1e39"]),
 ]

@@ -360,6 +360,17 @@ class SWA(WeightAverage):
         since = epoch - self.start_epoch
         self._due = since >= 0 and since % self.every == 0
 
+    def on_train_end(self, logs=None):
+        """Gives the network its averaged weights, if there are any."""
+        super().on_train_end(logs)
+        if self.count == 0:
+            warnings.warn(
+                "SWA took no snapshot, so the network has the weights of the "
+                "training: it ended before the end of epoch start_epoch, from "
+                f"0. Received: start_epoch={self.start_epoch}",
+                stacklevel=2,
+            )
+
     def _collect(self):
         if self._due:
             self._update(self.count / (self.count + 1))

@@ -163,9 +163,15 @@ def _schedule(config, steps):
 
 def _average_start(config):
     """The first epoch, from 0, whose weights SWA takes: 75 % of the way."""
-    if config["average_start"] is not None:
-        return config["average_start"]
-    return min(round(0.75 * config["epochs"]), config["epochs"] - 1)
+    start, epochs = config["average_start"], config["epochs"]
+    if start is None:
+        return min(round(0.75 * epochs), epochs - 1)
+    if start >= epochs:
+        raise ValueError(
+            f"average_start must be below epochs={epochs}, or no weights are "
+            f"averaged. Received: average_start={start}"
+        )
+    return start
 
 
 def _average(config, images, folder):
