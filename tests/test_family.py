@@ -414,6 +414,17 @@ def test_ssam_f_s_fisher_information_is_that_of_single_examples():
     assert float(model.perturbation_state[2]) == -1
 
 
+def test_m_sharpness_refuses_a_sum():
+    """Divided by the number of parts it would be another loss at rho = 0."""
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="sum"
+    )
+    model = made(tfsam.SAM(0.0), sub_batches=2)
+    model.compile(tfsam.SGD(0.5), loss)
+    with pytest.raises(ValueError, match="reduction=sum, sub_batches=2"):
+        model.fit(X, Y, verbose=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

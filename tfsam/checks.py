@@ -104,6 +104,16 @@ def _of_probabilities(loss):
     return loss in names or loss in [getattr(keras.losses, n) for n in names]
 
 
+def is_sum(losses):
+    """Whether one of the compiled losses is a sum over the batch.
+
+    Args:
+        losses: what `compile` took: a loss, its name, or a structure of them.
+    """
+    found = tf.nest.flatten(losses)
+    return any(getattr(loss, "reduction", None) == "sum" for loss in found)
+
+
 def ends_in_probabilities(network):
     """Whether the last layer is a softmax or sigmoid; None if unknown.
 

@@ -68,7 +68,8 @@ class RobustModel(PureModel):
         sub_batches: m-sharpness (Foret et al., 2021, section 4.1): the batch in
             so many parts, each with a perturbation of its own, by its own
             gradient and BatchNorm's statistics of its own; the mean of their
-            gradients. >= 1; for perturbations that keep no state.
+            gradients. >= 1; for perturbations that keep no state, and losses
+            that are a mean over the batch.
         attack_mode: "inference", or "training" to attack with BatchNorm's
             statistics of the batch, and dropout. An attack never moves the
             running statistics.
@@ -438,6 +439,16 @@ class RobustModel(PureModel):
                 f"{self.perturb_weights} keeps a state for the weights that "
                 "were trainable when the RobustModel was made: make a new one "
                 f"after freezing or unfreezing. Received: {found}"
+            )
+
+    def _check_loss(self):
+        """Refuses what cannot be put together from parts of a batch, too."""
+        super()._check_loss()
+        if self.sub_batches > 1 and checks.is_sum(self.loss):
+            raise ValueError(
+                "sub_batches takes the mean of the parts' losses, so the loss "
+                "must be a mean over the batch, not its sum. Received: "
+                f"reduction=sum, sub_batches={self.sub_batches}"
             )
 
     def _check_combination(self):
