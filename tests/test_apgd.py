@@ -223,6 +223,8 @@ def test_bad_arguments(options, message):
         get("apgd_ce", **{"epsilon": 0.1, **options})
     with pytest.raises(ValueError, match="Received: loss=l3"):
         apgd.APGD(0.1, loss="l3")
+    with pytest.raises(ValueError, match="Received: rho=5"):
+        apgd.APGD(0.1, rho=5.0)
 
 
 CELLS = [

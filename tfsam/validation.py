@@ -186,8 +186,8 @@ class RobustValidation(_Measuring):
         attack: such as `tfsam.PGD(8 / 255)`; one that cannot run in a graph
             is called eagerly.
         every: epochs from one measurement to the next, >= 1.
-        batch_size: examples attacked at once, >= 1; the accuracies do not
-            depend on it.
+        batch_size: examples attacked at once, >= 1; the accuracies depend on
+            it by rounding alone, which can move an example at the boundary.
         seed: >= 0; with an example's index, the key of its randomness.
         keep: "clean" or "robust", the accuracy that the best network has the
             most of, or None. At the end of training the network gets the

@@ -101,6 +101,8 @@ class APGD(Attack):
         self.targets = check_count("targets", targets)
         self.restarts = check_count("restarts", restarts, 1)
         self.rho = check_radius("rho", rho)
+        if self.rho > 1:
+            raise ValueError(f"rho must be in [0, 1]. Received: rho={rho}")
 
     def perturb(self, logits_fn, x, y, seeds):
         """Returns the first misclassified point, else that of the best loss."""
