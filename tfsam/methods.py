@@ -266,7 +266,9 @@ def defaults(parts, settings):
         for flag, argument in flags.items():
             if argument in parameters:
                 default = parameters[argument].default
-                found[flag] = None if default is inspect._empty else default
+                found[flag] = (
+                    None if default is inspect.Parameter.empty else default
+                )
         found |= _OF_THE_MODEL.get(part, {})
     if parts["perturb_inputs"] in ("fgsm", "fgsm_rs"):
         found["collapse_drop"] = 0.2
@@ -299,7 +301,10 @@ def build(part, config, *arguments, **others):
     }
     values = {k: v for k, v in (others | values).items() if k in known}
     for flag, argument in FLAGS[part].items():
-        needed = argument in known and known[argument].default is inspect._empty
+        needed = (
+            argument in known
+            and known[argument].default is inspect.Parameter.empty
+        )
         if needed and argument not in values:
             raise ValueError(
                 f"--{part}={config[part]} needs --{flag}, which has no "
