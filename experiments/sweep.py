@@ -36,6 +36,7 @@ PAPER = {
 NATURAL = ("natural",)
 FITTED = ("fitted",)  # On images that were trained on.
 MINUTES = ("minutes",)  # Of training.
+ATTACKED = ("attacked",)  # Minutes of attacks after it.
 COLUMNS = (
     NATURAL,
     ("cleverhans_pgd", "linf", "1/255"),
@@ -346,7 +347,10 @@ def collect(preset, rows, seeds, workdir):
                 missing.append(run_folder)
             else:
                 found = cells[row].setdefault(seed, {})
+                before = found.get(ATTACKED, Result(0.0)).value
                 found.update(_results(run_folder, results))
+                attacked = sum(r.get("seconds", 0) for r in results["robust"])
+                found[ATTACKED] = Result(before + attacked / 60)
     return cells, missing
 
 

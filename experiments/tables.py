@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import scipy.stats
 
+from experiments.sweep import ATTACKED
 from experiments.sweep import COLUMNS
 from experiments.sweep import FITTED
 from experiments.sweep import MINUTES
@@ -59,7 +60,7 @@ def summaries(cells):
             values = [r[column].value for r in by_seed.values() if column in r]
             found[row][column] = (
                 Summary(min(values), None, len(values))
-                if column == MINUTES
+                if column in (MINUTES, ATTACKED)
                 else _percent(values)
             )
     return found
@@ -74,6 +75,7 @@ def _percent(values):
 def columns_of(found):
     """The columns that any row has, in the table's order."""
     present = {column for row in found.values() for column in row}
+    present -= {ATTACKED}
     others = sorted(c for c in present if len(c) == 3 and c not in COLUMNS)
     last = [c for c in (FITTED, MINUTES) if c in present]
     return [*(c for c in COLUMNS if c in present), *others, *last]
@@ -117,7 +119,8 @@ def _body(found, paper, plus_minus):
             if row in paper and column in COLUMNS:
                 text += f" ({paper[row][COLUMNS.index(column)]})"
             texts.append(text)
-        yield [row, max(cell.seeds for cell in cells.values()), *texts]
+        seeds = max(cells[c].seeds for c in columns if c in cells)
+        yield [row, seeds, *texts]
 
 
 def accuracies(found, paper):
@@ -158,6 +161,29 @@ def test_images(cells):
     return (
         "By the test images alone, 95 % intervals of one seed's accuracies are "
         f"at most (of so many images): {', '.join(texts)}."
+    )
+
+
+def computing(cells):
+    """A line on how long one seed of the rows takes.
+
+    Args:
+        cells: of `sweep.collect`.
+
+    Returns:
+        The line, or None where no training's time is known.
+    """
+    firsts = [by_seed[min(by_seed)] for by_seed in cells.values() if by_seed]
+    firsts = [results for results in firsts if MINUTES in results]
+    if not firsts:
+        return None
+    training, attacks = (
+        sum(results[column].value for results in firsts) / 60
+        for column in (MINUTES, ATTACKED)
+    )
+    return (
+        f"Computing of one seed of {len(firsts)} rows: {training:.1f} h of "
+        f"training (by each run's fastest epoch), {attacks:.1f} h of attacks."
     )
 
 
@@ -218,6 +244,7 @@ def by_suffix(cells, paper, base="st"):
     texts = [
         accuracies(found, paper),
         test_images(cells),
+        computing(cells),
         differences(cells, base),
     ]
     return {

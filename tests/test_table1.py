@@ -167,6 +167,23 @@ def test_a_single_seed_has_the_interval_of_its_images():
     assert "natural ±4.0 (1000)" in tables.test_images(cells)
 
 
+def test_a_line_says_what_a_seed_takes():
+    hour = sweep.Result(60.0)
+    cells = {
+        "st": {
+            1: {sweep.MINUTES: hour, sweep.ATTACKED: hour},
+            0: {sweep.MINUTES: hour, sweep.ATTACKED: sweep.Result(90.0)},
+        },
+        "sam-0.1": {0: {sweep.MINUTES: hour, sweep.ATTACKED: hour}},
+        "sam-0.2": {},
+    }
+    assert tables.computing(cells) == (
+        "Computing of one seed of 2 rows: 2.0 h of training (by each run's "
+        "fastest epoch), 2.5 h of attacks."
+    )
+    assert tables.computing({"st": {}}) is None
+
+
 def test_a_failed_attack_is_missing(workdir):
     path = sweep.cell_folder(workdir, "st", 0) / "results.json"
     results = json.loads(path.read_text())
