@@ -348,9 +348,13 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("SIGNAL", str(int(number)))
     cells = [("st", 0, False), ("st", 1, False)]
-    before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as stopped:
-        sweep.run_cells(PRESET, cells, tmp_path / "w")
+    # A job in the background of a shell ignores SIGINT, and so would its tests.
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            sweep.run_cells(PRESET, cells, tmp_path / "w")
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
     assert stopped.value.code == 128 + number
     assert (tmp_path / "saved").exists()
-    assert signal.getsignal(number) is before
