@@ -330,6 +330,31 @@ def trajectories(rows, workdir):
 _HELD_OUT = ("val_clean_accuracy", "val_robust_accuracy")
 
 
+def trajectory_table(curves):
+    """The trajectories as a Markdown table: clean / under attack, in %.
+
+    Args:
+        curves: of `trajectories`.
+    """
+    epochs = sorted({epoch for _, means in curves.values() for epoch in means})
+    rows = [
+        [
+            *(f"`{row}`", count),
+            *(
+                " / ".join(
+                    f"{100 * means[epoch][key]:.1f}" for key in _HELD_OUT
+                )
+                if epoch in means
+                else ""
+                for epoch in epochs
+            ),
+        ]
+        for row, (count, means) in curves.items()
+    ]
+    heads = ["row", "seeds", *(f"epoch {epoch:.0f}" for epoch in epochs)]
+    return tables.markdown(heads, rows)
+
+
 def draw_trajectories(curves, path):
     """Draws them: clean on the left, under attack on the right.
 
@@ -404,11 +429,13 @@ def main():
         )
     count = max(flat["n"] for flat, _ in cells.values())
     print(f"Means over the seeds, on {count} images:\n\n{table(cells)}\n")
-    print(f"Rank correlations (Spearman):\n\n{correlations(cells)}")
+    print(f"Rank correlations (Spearman):\n\n{correlations(cells)}\n")
+    curves = trajectories(rows, workdir)
+    print("Held-out images while training, clean / under PGD-10, l-inf 2/255:")
+    print(f"\n{trajectory_table(curves)}")
     if _FIGURES.value:
         folder = pathlib.Path(_FIGURES.value)
         draw_measures(cells, folder / "why_robust.svg")
-        curves = trajectories(rows, workdir)
         draw_trajectories(curves, folder / "trajectory.svg")
         shown = ("st", "sam-0.1", "sam-0.4", "at-linf-1")
         draw_surfaces(cells, shown, folder / "surfaces.svg")

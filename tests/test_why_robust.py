@@ -74,7 +74,12 @@ def test_trajectories_are_means_over_the_seeds(workdir, write_run):
     (other / "history.csv").write_text(
         "epoch,val_clean_accuracy,val_robust_accuracy\n2,0.7,0.5\n4,0.8,0.5\n"
     )
-    (count, found) = why_robust.trajectories(ROWS, workdir)["st"]
+    curves = why_robust.trajectories(ROWS, workdir)
+    count, found = curves["st"]
+    assert why_robust.trajectory_table(curves).splitlines()[2:4] == [
+        "| `st` | 2 | 60.0 / 25.0 | 60.0 / 25.0 | 80.0 / 50.0 |",
+        "| `sam-0.1` | 1 | 50.0 / 0.0 | 60.0 / 25.0 |  |",
+    ]
     assert count == 2
     assert found == {
         2: {"val_clean_accuracy": 0.6, "val_robust_accuracy": 0.25},
