@@ -99,14 +99,21 @@ def test_a_finished_cell_is_measured_on_its_own_images(
     tmp_path, capsys, monkeypatch
 ):
     folder = sweep.cell_folder(tmp_path, "st", 0)
-    arguments = [
-        *("--method=st", "--epochs=1", "--limit_train=60", "--limit_test=20"),
-        *("--attacks=cleverhans_pgd", "--attack_steps=1"),
-        *("--linf_epsilons=1/255,2/255", "--l2_epsilons=16/255,32/255"),
-        *("--validate_every=1", "--validation_images=20"),
-        f"--workdir={folder}",
-    ]
-    assert run.main(arguments) == 0
+    preset = sweep.Preset(
+        "digits",
+        {"st": 1},
+        training=(
+            *("--epochs=1", "--limit_train=60", "--validate_every=1"),
+            "--validation_images=20",
+        ),
+        testing=(
+            *("--limit_test=20", "--attack_steps=1"),
+            *("--linf_epsilons=1/255,2/255", "--l2_epsilons=16/255,32/255"),
+        ),
+    )
+    monkeypatch.setitem(sweep.PRESETS, "small", preset)
+    ((_, arguments),) = sweep.commands(preset, "st", 0, folder, attacked=False)
+    assert run.main([*arguments, f"--workdir={folder}"]) == 0
     seen = []
     measure = why_robust.measure
 
