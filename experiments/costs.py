@@ -205,7 +205,7 @@ def draw(costs, path):
                 )
             one.set_xlabel(AXES[axis])
             if axis != "natural":
-                one.set_xscale("log")
+                figures.logarithmic(one)
         axes.flat[0].set_ylabel(f"{tables.head(ROBUST)}, %")
 
     figures.draw(panels, path, 1, 3, width=3.4, height=3.2)

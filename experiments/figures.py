@@ -3,6 +3,9 @@
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from matplotlib.ticker import NullLocator
+from matplotlib.ticker import StrMethodFormatter
 
 from tfsam import files
 
@@ -23,6 +26,18 @@ _STYLE = {
 # Okabe and Ito's colours, which differ for the colour-blind, too.
 INK, ORANGE, SKY, GREEN = "#000000", "#e69f00", "#56b4e9", "#009e73"
 BLUE, RED, PINK, GREY = "#0072b2", "#d55e00", "#cc79a7", "#999999"
+
+
+def logarithmic(axes):
+    """Makes the x axis logarithmic, with numbers as people write them.
+
+    Args:
+        axes: of matplotlib.
+    """
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def draw(function, path, rows=1, columns=1, *, width=3.2, height=2.6):

@@ -65,10 +65,11 @@ MEASURES = {
 }
 ROBUST = sweep.COLUMNS[1:]
 
-_PALETTE = (
+_COLOURS = (
     *(figures.INK, figures.SKY, figures.BLUE, figures.PINK),
-    *(figures.GREEN, figures.ORANGE, figures.RED, figures.GREY),
+    *(figures.GREEN, figures.GREY, figures.ORANGE, figures.RED),
 )
+_PALETTES = {"o": _COLOURS, "^": _COLOURS[::-1]}
 
 
 def measure(network, training_data, test_data, *, points=15):
@@ -253,7 +254,8 @@ def styles(rows):
     found, counts = {}, {"^": 0, "o": 0}
     for row in rows:
         marker = "^" if sweep.attacks_inputs(row) else "o"
-        found[row] = marker, _PALETTE[counts[marker] % len(_PALETTE)]
+        palette = _PALETTES[marker]
+        found[row] = marker, palette[counts[marker] % len(palette)]
         counts[marker] += 1
     return found
 
@@ -288,7 +290,8 @@ def draw_measures(cells, path, column=ROBUST[2]):
                     color=colour,
                     label=row.partition(":")[0],
                 )
-            one.set(xlabel=MEASURES[name], xscale="log")
+            one.set_xlabel(MEASURES[name])
+            figures.logarithmic(one)
         for one in axes[:, 0]:
             one.set_ylabel(f"{tables.head(column)}, %")
 
@@ -390,7 +393,8 @@ def draw_surfaces(cells, rows, path):
     """
     shown = [row for row in rows if (row, 0) in cells]
     surfaces = {row: cells[row, 0][0]["surface"] for row in shown}
-    levels = np.geomspace(0.03, 10, 12)
+    ticks = (0.03, 0.1, 0.3, 1, 3, 10)
+    levels = np.geomspace(ticks[0], ticks[-1], 12)
 
     def panels(axes, figure):
         for one, (row, surface) in zip(
@@ -405,7 +409,8 @@ def draw_surfaces(cells, rows, path):
             )
             one.plot(0, 0, "+", color="white")
             one.set(title=row, aspect="equal")
-        figure.colorbar(found, ax=list(axes.flat), label="training loss")
+        bar = figure.colorbar(found, ax=list(axes.flat), label="training loss")
+        bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
 
     figures.draw(panels, path, 1, len(shown), width=2.2, height=2.2)
 
