@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+import pytest
+
 import tfsam
 from tfsam import methods
 from tfsam import run
@@ -35,3 +37,38 @@ def test_every_flag_is_mentioned():
 def test_every_attack_is_mentioned():
     for name in tfsam.attacks.names():
         assert re.search(f"`{name}[`:]", README), name
+
+
+RESULTS = pathlib.Path(__file__).parents[1] / "experiments/results"
+NOTES = (pathlib.Path(__file__).parents[1] / "BUILD_NOTES.md").read_text()
+
+
+def rows(text):
+    return [line for line in text.splitlines() if re.match(r"\| *`", line)]
+
+
+@pytest.mark.parametrize("sweep", ["small", "augmented"])
+def test_the_notes_have_the_tables_that_commands_wrote(sweep):
+    found = rows((RESULTS / "table1" / sweep / "table.md").read_text())
+    assert len(found) > 5
+    assert not [row for row in found if row not in NOTES]
+
+
+def test_the_notes_have_the_toy_model_s_training():
+    text = (RESULTS / "toy/toy.md").read_text()
+    _, tables = text.split("Trained by full batches")
+    assert tables.count("\n| 0.") > 25
+    assert not [line for line in tables.splitlines()[1:] if line not in NOTES]
+
+
+def test_the_readme_s_accuracies_are_those_of_the_table():
+    heads = {"ST": "st", "SAM rho ": "sam-", "AT l-inf ": "at-linf-"}
+    table = rows((RESULTS / "table1/small/table.md").read_text())
+    by_name = {row.split("`")[1]: row.split(" | ") for row in table[::-1]}
+    shown = re.findall(r"^\| ((?:ST|SAM rho|AT) .*?) \|$", README, re.M)
+    assert len(shown) >= 5
+    for name, *cells in (row.split(" | ") for row in shown):
+        for title, prefix in heads.items():
+            name = name.replace(title, prefix)
+        name = name.removesuffix("/255")
+        assert cells == by_name[name][2 : 2 + len(cells)], name
