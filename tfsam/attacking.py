@@ -25,6 +25,7 @@ from tfsam.accuracies import epsilon_text
 from tfsam.attacks.check import TOLERANCE
 from tfsam.attacks.check import contract
 from tfsam.attacks.logits import Logits
+from tfsam.attacks.logits import traced
 from tfsam.verdicts import MISCLASSIFIED
 from tfsam.verdicts import NATURAL
 from tfsam.verdicts import STANDS
@@ -120,7 +121,7 @@ def make_worker(device, logits, source, classes, example):
         source.count_passes()
         traceable = classifiers.traceable(judge, example)
         if traceable:
-            predict = tf.function(judge.predict, autograph=False)
+            predict = traced(judge.predict)
         else:
 
             def predict(x, active):
@@ -391,9 +392,9 @@ def _run(turn, attack, stage, indices, epsilon=None, start=None):
     of three batches that will do.
     """
     plan, worker = turn.plan, turn.worker
-    traced = worker.traceable and getattr(attack, "in_graph", False)
+    in_graph = worker.traceable and getattr(attack, "in_graph", False)
     asks_for = getattr(attack, "selective", False)
-    selective = traced and asks_for and worker.source.rows is not None
+    selective = in_graph and asks_for and worker.source.rows is not None
     any_epsilon = getattr(attack, "tensor_epsilon", False)
     size = plan.size if selective else _batch_size(len(indices), plan.size)
     batch = np.resize(indices, size)
@@ -408,13 +409,10 @@ def _run(turn, attack, stage, indices, epsilon=None, start=None):
         call = made.closest if epsilon is None else made
         return call(source, x, y, seeds, *start)
 
-    if traced:
+    if in_graph:
         fixed = None if any_epsilon else epsilon
         key = (turn.part, stage, size, start is None, fixed)
-        # TensorFlow counts the tracings of a line of code, and would warn of
-        # many: each is another attack or size here. A partial has no line.
-        traced_run = tf.function(functools.partial(run), autograph=False)
-        run = worker.runs.setdefault(key, traced_run)
+        run = worker.runs.setdefault(key, traced(run))
     worker.source.passes.assign([0, 0])
     x_adv = run(
         tf.constant(x),

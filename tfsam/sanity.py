@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.attacks.logits import input_gradient
+from tfsam.attacks.logits import traced
 
 _TARGETED = ("autoattack", "apgd_t", "fab_t", "fabt", "pgd_t")
 
@@ -37,7 +38,7 @@ def probe(logits, x, y, right, traceable):
     first, second = (tf.convert_to_tensor(logits(x)).numpy() for _ in range(2))
     gradient = input_gradient(logits)
     if traceable:
-        gradient = tf.function(gradient, autograph=False)
+        gradient = traced(gradient)
     try:
         slopes = gradient(x, y)[0].numpy()
     except Exception:  # Whatever a model of somebody else's raises.

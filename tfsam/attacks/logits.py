@@ -6,6 +6,7 @@ examples go through the network.
 """
 
 import copy
+import functools
 
 import tensorflow as tf
 
@@ -109,13 +110,26 @@ class Logits:
         if not (self.rows or self.jit_compile or tf.inside_function()):
             return function(*tensors)
         if key not in self._traced:
-            self._traced[key] = tf.function(
-                function, jit_compile=self.jit_compile, autograph=False
-            )
+            self._traced[key] = traced(function, self.jit_compile)
         batch = tensors[0].shape[0]
         if not self.rows or (batch is not None and batch <= self.rows):
             return self._traced[key](*tensors)
         return _in_blocks(self._traced[key], self.rows, active, *tensors)
+
+
+def traced(function, jit_compile=None):
+    """A `tf.function` that TensorFlow does not warn of being traced anew.
+
+    It counts the tracings of a line of code, and takes many for a mistake; of
+    ours each is another model's, attack's or size's. A partial has no line.
+
+    Args:
+        function: of tensors to tensors.
+        jit_compile: as of `tf.function`.
+    """
+    return tf.function(
+        functools.partial(function), jit_compile=jit_compile, autograph=False
+    )
 
 
 def input_gradient(logits_fn, loss=losses.cross_entropy):
