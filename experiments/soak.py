@@ -37,7 +37,7 @@ from experiments import command
 from tfsam import callbacks
 from tfsam import checkpoints
 from tfsam import files
-from tfsam.geometry import check_count
+from tfsam.arguments import check_count
 
 CASES = {
     "sam": ("--method=sam",),

@@ -18,6 +18,7 @@ from tfsam import files
 from tfsam import methods
 from tfsam import run
 from tfsam import signals
+from tfsam.arguments import check_choice
 
 PAPER = {
     "st": (76.9, 13.6, 1.7, 44.5, 21.2),
@@ -138,12 +139,7 @@ def preset(name):
     Args:
         name: a key of `PRESETS`.
     """
-    if name not in PRESETS:
-        raise ValueError(
-            f"preset must be one of {', '.join(PRESETS)}. "
-            f"Received: preset={name}"
-        )
-    return PRESETS[name]
+    return PRESETS[check_choice("preset", name, PRESETS)]
 
 
 def row_flags(row):

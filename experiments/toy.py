@@ -57,7 +57,7 @@ from experiments.toy_model import sharpened
 from experiments.toy_model import worst_case
 from experiments.toy_model import zero_one
 from tfsam import files
-from tfsam.geometry import check_count
+from tfsam.arguments import check_count
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/toy", "Folder.", FLAGS)

@@ -110,9 +110,3 @@ def test_global_norm_is_of_all_tensors_and_survives_float16():
 def test_unknown_norm(norm):
     with pytest.raises(ValueError, match=f"Received: norm={norm}"):
         geometry.project(tf.ones((1, 2)), 1.0, norm)
-
-
-@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", True])
-def test_bad_radius(value):
-    with pytest.raises(ValueError, match=f"Received: rho={value}"):
-        geometry.check_radius("rho", value)

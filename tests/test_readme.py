@@ -61,14 +61,29 @@ def test_the_notes_have_the_toy_model_s_training():
     assert not [line for line in tables.splitlines()[1:] if line not in NOTES]
 
 
+def row_of(title):
+    """The sweep's name of a row of README's table."""
+    others = {
+        "ST": "st",
+        "LookSAM": "looksam:rho=0.2",
+        "ASAM": "asam",
+        "AWP 4/255": "awp:epsilon=4/255",
+    }
+    for start, prefix in {
+        "SAM rho ": "sam-",
+        "AT l-inf ": "at-linf-",
+        "AT l2 ": "at-l2-",
+    }.items():
+        if title.startswith(start):
+            return prefix + title.removeprefix(start).removesuffix("/255")
+    return others[title]
+
+
 def test_the_readme_s_accuracies_are_those_of_the_table():
-    heads = {"ST": "st", "SAM rho ": "sam-", "AT l-inf ": "at-linf-"}
     table = rows((RESULTS / "table1/small/table.md").read_text())
     by_name = {row.split("`")[1]: row.split(" | ") for row in table[::-1]}
-    shown = re.findall(r"^\| ((?:ST|SAM rho|AT) .*?) \|$", README, re.M)
+    kinds = "ST|SAM rho|AT|LookSAM|ASAM|AWP"
+    shown = re.findall(rf"^\| ((?:{kinds}) .*?) \|$", README, re.M)
     assert len(shown) >= 5
-    for name, *cells in (row.split(" | ") for row in shown):
-        for title, prefix in heads.items():
-            name = name.replace(title, prefix)
-        name = name.removesuffix("/255")
-        assert cells == by_name[name][2 : 2 + len(cells)], name
+    for title, *cells in (row.split(" | ") for row in shown):
+        assert cells == by_name[row_of(title)][2 : 2 + len(cells)], title

@@ -16,7 +16,8 @@ import tensorflow as tf
 from tfsam import devices
 from tfsam import files
 from tfsam import recalibration
-from tfsam.geometry import check_count
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 
 # Networks that hold an average in the place of the weights in training.
 _HOLDING: weakref.WeakSet = weakref.WeakSet()
@@ -300,11 +301,8 @@ class EMA(WeightAverage):
         folder=None,
     ):
         super().__init__(data, attack, folder)
-        if not 0 <= momentum <= 1:
-            raise ValueError(
-                f"momentum must be in [0, 1]. Received: momentum={momentum}"
-            )
-        self.momentum, self.warmup = momentum, warmup
+        self.momentum = check_number("momentum", momentum, 0, 1)
+        self.warmup = warmup
 
     def on_train_begin(self, logs=None):
         """Starts at the weights of the network."""

@@ -7,8 +7,8 @@ exactly where it stopped.
 import numpy as np
 import tensorflow as tf
 
+from tfsam.arguments import check_count
 from tfsam.data import as_float
-from tfsam.data import check_integer
 from tfsam.decoding import refusal
 
 _PADDING = 4
@@ -99,11 +99,11 @@ def training_batches(
     if images.dtype != np.uint8:
         images = as_float(images)
     _check_training_arrays(images, labels, augment)
-    check_integer("batch_size", batch_size, 1)
-    check_integer("initial_epoch", initial_epoch, 0)
-    check_integer("initial_step", initial_step, 0)
-    check_integer("epochs", epochs, initial_epoch)
-    check_integer("seed", seed, 0)
+    check_count("batch_size", batch_size, 1)
+    check_count("initial_epoch", initial_epoch)
+    check_count("initial_step", initial_step)
+    check_count("epochs", epochs, initial_epoch)
+    check_count("seed", seed)
     count = len(images)
     steps = count // batch_size if drop_remainder else -(-count // batch_size)
     if not steps:

@@ -4,7 +4,6 @@
 """
 
 import difflib
-import numbers
 import os
 import pathlib
 import re
@@ -18,6 +17,7 @@ import numpy as np
 from tfsam import downloads
 from tfsam import files
 from tfsam import folders
+from tfsam.arguments import check_count
 from tfsam.decoding import refusal
 
 SOURCES = (
@@ -99,8 +99,8 @@ def load(
     limits = {"train": limit_train, "test": limit_test}
     for split, limit in limits.items():
         if limit is not None:
-            check_integer(f"limit_{split}", limit, 1)
-    check_integer("seed", seed, 0)
+            check_count(f"limit_{split}", limit, 1)
+    check_count("seed", seed)
 
     def pick(labels: np.ndarray, split: str) -> Any:
         return _subset(labels, limits[split], seed, f"limit_{split}")
@@ -223,22 +223,6 @@ def statistics(
     return tuple(mean.tolist()), tuple(deviation.tolist())
 
 
-def check_integer(name: str, value: Any, lowest: int) -> None:
-    """Refuses what is no integer, or too small a one.
-
-    Args:
-      name: the argument's, for the message.
-      value: what was given.
-      lowest: the least that it may be.
-
-    Raises:
-      ValueError: if it is.
-    """
-    is_integer = isinstance(value, numbers.Integral)
-    if not is_integer or isinstance(value, bool) or value < lowest:
-        raise refusal(f"{name} must be an integer of at least {lowest}", value)
-
-
 def _subset(
     labels: np.ndarray, limit: int | None, seed: int, name: str
 ) -> np.ndarray | slice:
@@ -249,7 +233,7 @@ def _subset(
     if limit < len(classes):
         raise refusal(
             f"{name} must be at least the number of classes, {len(classes)}",
-            limit,
+            f"{name}={limit}",
         )
     limit = min(limit, len(labels))
     kept, remainders = np.divmod(counts * limit, len(labels))

@@ -9,8 +9,8 @@ import math
 import keras
 import tensorflow as tf
 
-from tfsam.geometry import check_count
-from tfsam.geometry import check_radius
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 from tfsam.optimizers import SGD
 
 # How much of the walk's mean stays at each of its steps, in the authors' code.
@@ -91,7 +91,7 @@ class EntropySGD(SGD):
             ("noise", noise),
             ("inner_learning_rate", inner_learning_rate),
         ):
-            check_radius(argument, value)
+            check_number(argument, value)
         if inner_learning_rate == 0:
             raise ValueError(
                 "inner_learning_rate must be > 0. "

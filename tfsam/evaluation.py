@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import accuracies
+from tfsam import arguments
 from tfsam import attacking
 from tfsam import attacks as registry
 from tfsam import classifiers
@@ -103,9 +104,10 @@ def evaluate(
     """
     geometry.check_norm(norm)
     given = [
-        geometry.check_radius("epsilon", e) for e in np.ravel(epsilons).tolist()
+        arguments.check_number("epsilon", epsilon)
+        for epsilon in np.ravel(epsilons).tolist()
     ]
-    batch_size = geometry.check_count("batch_size", batch_size, 1)
+    batch_size = arguments.check_count("batch_size", batch_size, 1)
     seed = int(seed)
     bounds = None if bounds is None else tuple(float(b) for b in bounds)
     if save_adversarial and workdir is None:

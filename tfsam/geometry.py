@@ -10,10 +10,9 @@ Everything here is a pure function of tensors and runs eagerly, in a graph, in
 XLA, and in float32 or float64.
 """
 
-import math
-import numbers
-
 import tensorflow as tf
+
+from tfsam.arguments import check_choice
 
 NORMS = ("linf", "l2")
 
@@ -24,52 +23,7 @@ TINY = 1e-12
 
 def check_norm(norm):
     """Returns `norm`; raises a ValueError if it is not one of `NORMS`."""
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {NORMS}. Received: norm={norm}")
-    return norm
-
-
-def check_radius(name, value):
-    """Returns `value` as a float; raises a ValueError unless finite and >= 0.
-
-    Args:
-        name: the argument's name, for the message.
-        value: a number.
-    """
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        raise ValueError(
-            f"{name} must be a finite number >= 0. Received: {name}={value}"
-        )
-    return float(value)
-
-
-def check_fraction(name, value):
-    """Returns `value` as a float; raises a ValueError unless in (0, 1].
-
-    Args:
-        name: the argument's name, for the message.
-        value: a number.
-    """
-    if not 0 < check_radius(name, value) <= 1:
-        raise ValueError(f"{name} must be in (0, 1]. Received: {name}={value}")
-    return float(value)
-
-
-def check_count(name, value, least=0):
-    """Returns `value`; raises a ValueError unless it is an integer >= least.
-
-    Args:
-        name: the argument's name, for the message.
-        value: a number.
-        least: the smallest that is allowed.
-    """
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ValueError(
-            f"{name} must be an integer >= {least}. Received: {name}={value}"
-        )
-    return int(value)
+    return check_choice("norm", norm, NORMS)
 
 
 def global_norm(tensors):

@@ -9,10 +9,10 @@ import numpy as np
 import scipy.sparse.linalg
 import tensorflow as tf
 
+from tfsam.arguments import check_count
 from tfsam.attacks.losses import cross_entropy
 from tfsam.attacks.losses import margin
 from tfsam.geometry import TINY
-from tfsam.geometry import check_count
 from tfsam.weights.base import Step
 from tfsam.weights.base import along
 from tfsam.weights.base import inner

@@ -27,9 +27,10 @@ import tensorflow as tf
 
 from tfsam import checks
 from tfsam import devices
+from tfsam.arguments import check_choice
+from tfsam.arguments import check_count
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
-from tfsam.geometry import check_count
 from tfsam.pure import Batch
 from tfsam.pure import PureModel
 from tfsam.pure import dense
@@ -113,8 +114,8 @@ class RobustModel(PureModel):
             )
         devices.check_strategy(tf.distribute.get_strategy())
         _check_perturbations(perturb_inputs, perturb_weights)
-        _check_choice("sharpness", sharpness, SHARPNESS)
-        _check_choice("attack_mode", attack_mode, MODES)
+        check_choice("sharpness", sharpness, SHARPNESS)
+        check_choice("attack_mode", attack_mode, MODES)
         kwargs.setdefault("dtype", network.dtype_policy)
         # Pixels stay in float32 under mixed precision: near 1 float16 has steps
         # of 4.9e-4, half of an attack's step. The network's layers cast them.
@@ -533,13 +534,6 @@ def _check_perturbations(perturb_inputs, perturb_weights):
             "perturb_weights must be a weight perturbation, such as "
             "tfsam.SAM(0.2). "
             f"Received: perturb_weights={perturb_weights}"
-        )
-
-
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(
-            f"{name} must be one of {choices}. Received: {name}={value}"
         )
 
 

@@ -9,10 +9,10 @@ those of the pass whose predictions are returned.
 import keras
 import tensorflow as tf
 
+from tfsam.arguments import check_number
 from tfsam.attacks import losses
 from tfsam.configurable import Configurable
 from tfsam.geometry import TINY
-from tfsam.geometry import check_radius
 from tfsam.pure import replicas
 
 
@@ -29,7 +29,7 @@ class Objective(Configurable):
     needs_attack = True
 
     def __init__(self, beta=6.0):
-        self.beta = check_radius("beta", beta)
+        self.beta = check_number("beta", beta)
 
 
 @keras.saving.register_keras_serializable(package="tfsam")

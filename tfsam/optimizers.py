@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from tfsam.arguments import check_number
+
 
 @keras.saving.register_keras_serializable(package="tfsam")
 class SGD(keras.optimizers.Optimizer):
@@ -42,19 +44,13 @@ class SGD(keras.optimizers.Optimizer):
         name="sgd",
         **kwargs,
     ):
-        if not 0 <= momentum <= 1:
-            raise ValueError(
-                f"momentum must be in [0, 1]. Received: momentum={momentum}"
-            )
-        weight_decay = weight_decay or 0.0  # Keras's own default is None.
-        if not weight_decay >= 0:
-            raise ValueError(
-                f"weight_decay must be >= 0. Received: {weight_decay=}"
-            )
         # The base class must not know of the decay: it would decouple it.
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        self.momentum = momentum
-        self.coupled_weight_decay = weight_decay
+        self.momentum = check_number("momentum", momentum, 0, 1)
+        # Keras's own default is None.
+        self.coupled_weight_decay = check_number(
+            "weight_decay", weight_decay or 0.0
+        )
         self.nesterov = nesterov
 
     def build(self, variables):

@@ -38,8 +38,9 @@ from tfsam import reports
 from tfsam import signals
 from tfsam import training
 from tfsam import weights
-from tfsam.geometry import check_count
-from tfsam.geometry import check_radius
+from tfsam.arguments import check_choice
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 
 _PAPER = {
     "method": "sam",
@@ -82,6 +83,7 @@ PRESETS = {
 }
 
 SELECT = ("last", "clean", "robust")
+JIT_COMPILE = ("auto", "true", "false")
 
 # What training alone uses: refused beside --evaluate.
 _TRAINING = (
@@ -410,8 +412,8 @@ def configuration(argv):
     }
     if "merge" in given:
         return _merging(given)
-    preset = _one_of("preset", given.get("preset", "digits"), PRESETS)
-    config = {"preset": given.get("preset", "digits")}
+    name = check_choice("preset", given.get("preset", "digits"), PRESETS)
+    preset, config = PRESETS[name], {"preset": name}
     other = ("help", "merge", "preset", "workdir")
     names = (n for n in values if n not in other)
     config |= {n: given.get(n, preset.get(n)) for n in sorted(names)}
@@ -465,16 +467,16 @@ def share(name, text):
 
 
 def _check_choices(config):
-    _one_of("method", config["method"], methods.methods())
-    _one_of("select", config["select"], SELECT)
-    _one_of("network", config["network"], training.NETWORKS)
-    _one_of("jit_compile", config["jit_compile"], ("auto", "true", "false"))
-    _one_of("precision", config["precision"], training.PRECISIONS)
-    _one_of("sharpness", config["sharpness"], ("per_replica", "global"))
+    check_choice("method", config["method"], methods.methods())
+    check_choice("select", config["select"], SELECT)
+    check_choice("network", config["network"], training.NETWORKS)
+    check_choice("jit_compile", config["jit_compile"], JIT_COMPILE)
+    check_choice("precision", config["precision"], training.PRECISIONS)
+    check_choice("sharpness", config["sharpness"], ("per_replica", "global"))
     if not config["attacks"]:
         raise ValueError("attacks must name one at least. Received: none")
     for attack in config["attacks"]:
-        _one_of("attack", attack.partition(":")[0], attacks.names())
+        check_choice("attack", attack.partition(":")[0], attacks.names())
     if config["shard"]:
         if not config["evaluate"]:
             raise ValueError(
@@ -492,28 +494,19 @@ def _check_choices(config):
         *("attack_batch_size", "validate_every", "validation_images"),
         "checkpoint_steps",
     ):
-        if config[flag] is not None and config[flag] < 1:
-            raise ValueError(
-                f"{flag} must be >= 1. Received: {flag}={config[flag]}"
-            )
-    if config["attack_steps"] is not None and config["attack_steps"] < 0:
-        raise ValueError(
-            "attack_steps must be >= 0. "
-            f"Received: attack_steps={config['attack_steps']}"
-        )
+        if config[flag] is not None:
+            check_count(flag, config[flag], 1)
+    check_count("attack_steps", config["attack_steps"] or 0)
     if not 0 <= config["seed"] < 2**31:
         raise ValueError(
             f"seed must be in [0, 2^31). Received: seed={config['seed']}"
         )
-    for flag in ("learning_rate", "momentum", "weight_decay"):
-        check_radius(flag, config[flag])
-    if config["momentum"] > 1:
-        raise ValueError(
-            f"momentum must be <= 1. Received: momentum={config['momentum']}"
-        )
+    for flag in ("learning_rate", "weight_decay"):
+        check_number(flag, config[flag])
+    check_number("momentum", config["momentum"], 0, 1)
     for flag in ("linf_epsilons", "l2_epsilons"):
         for epsilon in config[flag]:
-            check_radius(flag, epsilon)
+            check_number(flag, epsilon)
 
 
 def _fill_parts(config, given):
@@ -523,7 +516,7 @@ def _fill_parts(config, given):
         name = given.get(part, getattr(row, part))
         config[part] = None if name == "none" else name
     if config["average"] is not None:
-        _one_of("average", config["average"], methods.AVERAGES)
+        check_choice("average", config["average"], methods.AVERAGES)
     parts = {part: config[part] for part in methods.FLAGS}
     defaults = methods.defaults(parts, row.settings)
     if config["epsilon"] not in (None, defaults.get("epsilon")):
@@ -541,21 +534,12 @@ def _fill_parts(config, given):
     for flag in ("sub_batches", "inner_steps"):
         check_count(flag, config[flag] or 0)
     for flag in ("collapse_drop", "epsilon_warmup"):
-        check_radius(flag, config[flag] or 0)
+        check_number(flag, config[flag] or 0)
     unused = [f for f in methods.SETTINGS if f in given and f not in defaults]
     holds_out = config["select"] != "last" or config["validate_every"]
     if not holds_out and "validation_images" in given:
         unused.append("validation_images")
     return unused
-
-
-def _one_of(name, value, known):
-    if value not in known:
-        raise ValueError(
-            f"{name} must be one of {', '.join(known)}. "
-            f"Received: {name}={value}"
-        )
-    return known[value] if isinstance(known, dict) else value
 
 
 def _name(config, given):

@@ -22,8 +22,8 @@ from tfsam import evaluation
 from tfsam import files
 from tfsam import methods
 from tfsam import networks
+from tfsam.arguments import check_count
 from tfsam.attacks import PGD
-from tfsam.geometry import check_count
 from tfsam.model import RobustModel
 from tfsam.validation import RobustValidation
 from tfsam.validation import StopAtCollapse

@@ -23,10 +23,10 @@ from tfsam import classifiers
 from tfsam import devices
 from tfsam import evaluation
 from tfsam import files
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.check import contract
-from tfsam.geometry import check_count
-from tfsam.geometry import check_radius
 
 # Accuracies are multiples of 1/n; this is rounding.
 _ROUNDING = 1e-9
@@ -392,9 +392,7 @@ class StopAtCollapse(_Measuring):
         seed=0,
     ):
         super().__init__(data, attack, batch_size, seed)
-        self.drop = check_radius("drop", drop)
-        if self.drop > 1:
-            raise ValueError(f"drop must be in [0, 1]. Received: drop={drop}")
+        self.drop = check_number("drop", drop, 0, 1)
         self.average = average
         self.stopped_epoch = None
         self._weights_before: list = []

@@ -24,9 +24,9 @@ import numbers
 import tensorflow as tf
 
 from tfsam import checks
+from tfsam.arguments import check_number
 from tfsam.configurable import Configurable
 from tfsam.geometry import check_norm
-from tfsam.geometry import check_radius
 
 # In the copies of a batch that are attacked side by side: 16 MB a tensor.
 _MOST_PIXELS = 2**22
@@ -63,7 +63,7 @@ class Attack(Configurable):
     selective = False
 
     def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0)):
-        self.epsilon = check_radius("epsilon", epsilon)
+        self.epsilon = check_number("epsilon", epsilon)
         self.norm = check_norm(norm)
         self.bounds = _check_bounds(bounds)
 

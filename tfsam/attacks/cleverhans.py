@@ -33,12 +33,12 @@ from cleverhans.tf2.attacks import projected_gradient_descent as pgd
 from cleverhans.tf2.attacks import spsa
 
 from tfsam import geometry
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
-from tfsam.geometry import check_count
-from tfsam.geometry import check_radius
 
 
 class _CleverhansAttack(Attack):
@@ -103,7 +103,7 @@ class _Iterative(_CleverhansAttack):
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps)
         if step_size is not None:
-            step_size = check_radius("step_size", step_size)
+            step_size = check_number("step_size", step_size)
             if self._step_within_epsilon and step_size > self.epsilon:
                 raise ValueError(
                     "cleverhans's PGD and BIM need step_size <= epsilon. "
@@ -232,7 +232,7 @@ class MIM(_Iterative):
         bounds=(0.0, 1.0),
     ):
         super().__init__(epsilon, norm, steps, step_size, bounds)
-        self.decay_factor = check_radius("decay_factor", decay_factor)
+        self.decay_factor = check_number("decay_factor", decay_factor)
 
     def _run(self, logits_fn, x, labels, seeds):
         attack = _with(
@@ -298,8 +298,8 @@ class CarliniWagner(_CleverhansAttack):
             )
         self.steps = check_count("steps", steps)
         self.search_steps = check_count("search_steps", search_steps, 1)
-        self.initial_const = check_radius("initial_const", initial_const)
-        self.learning_rate = check_radius("learning_rate", learning_rate)
+        self.initial_const = check_number("initial_const", initial_const)
+        self.learning_rate = check_number("learning_rate", learning_rate)
 
     def _run(self, logits_fn, x, labels, seeds):
         search = _UntargetedCarliniWagner(
@@ -361,10 +361,10 @@ class SPSA(_CleverhansAttack):
             raise ValueError(
                 f"samples must be even. Received: samples={samples}"
             )
-        self.delta = check_radius("delta", delta)
+        self.delta = check_number("delta", delta)
         if delta == 0:
             raise ValueError(f"delta must be > 0. Received: delta={delta}")
-        self.learning_rate = check_radius("learning_rate", learning_rate)
+        self.learning_rate = check_number("learning_rate", learning_rate)
         self.early_stop = early_stop
 
     def _run(self, logits_fn, x, labels, seeds):

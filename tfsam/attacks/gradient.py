@@ -9,6 +9,9 @@ import keras
 import tensorflow as tf
 
 from tfsam import geometry
+from tfsam.arguments import check_choice
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import next_seeds
@@ -19,8 +22,6 @@ from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import predict
-from tfsam.geometry import check_count
-from tfsam.geometry import check_radius
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
@@ -73,11 +74,7 @@ class PGD(Attack):
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps)
         if step_size is not None:
-            step_size = check_radius("step_size", step_size)
-        if loss not in (known := sorted([*losses.LOSSES, "kl"])):
-            raise ValueError(
-                f"loss must be one of {known}. Received: loss={loss}"
-            )
+            step_size = check_number("step_size", step_size)
         if loss == "kl" and targets:
             raise ValueError(
                 f"loss='kl' has no targets. Received: targets={targets}"
@@ -90,7 +87,7 @@ class PGD(Attack):
         self.step_size = step_size
         self.random_start = random_start
         self.early_stop = early_stop
-        self.loss = loss
+        self.loss = check_choice("loss", loss, sorted([*losses.LOSSES, "kl"]))
         self.restarts = check_count("restarts", restarts, 1)
         self.targets = check_count("targets", targets)
 

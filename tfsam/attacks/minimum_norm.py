@@ -13,6 +13,8 @@ import keras
 import tensorflow as tf
 
 from tfsam import geometry
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import per_example
@@ -20,8 +22,6 @@ from tfsam.attacks.base import where
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
-from tfsam.geometry import check_count
-from tfsam.geometry import check_radius
 from tfsam.geometry import example_norms
 from tfsam.geometry import example_sums
 from tfsam.geometry import over_largest
@@ -77,8 +77,8 @@ class FMN(Attack):
     ):
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
-        self.step_size = check_radius("step_size", step_size)
-        self.gamma = check_radius("gamma", gamma)
+        self.step_size = check_number("step_size", step_size)
+        self.gamma = check_number("gamma", gamma)
         if gamma >= 1:
             raise ValueError(f"gamma must be < 1. Received: gamma={gamma}")
 

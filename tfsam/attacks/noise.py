@@ -8,13 +8,13 @@ import keras
 import tensorflow as tf
 
 from tfsam import geometry
+from tfsam.arguments import check_count
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import next_seeds
 from tfsam.attacks.base import repeat
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import predict
-from tfsam.geometry import check_count
 
 
 class _Noise(Attack):

@@ -3,8 +3,8 @@
 import keras
 import tensorflow as tf
 
-from tfsam.geometry import check_fraction
-from tfsam.geometry import check_radius
+from tfsam.arguments import check_fraction
+from tfsam.arguments import check_number
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.sam import steepest
 
@@ -30,7 +30,7 @@ class ESAM(WeightPerturbation):
     """
 
     def __init__(self, rho=0.05, *, weight_fraction=0.6, sample_fraction=0.5):
-        self.rho = check_radius("rho", rho)
+        self.rho = check_number("rho", rho)
         self.weight_fraction = check_fraction(
             "weight_fraction", weight_fraction
         )

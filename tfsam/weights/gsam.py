@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from tfsam.geometry import check_radius
+from tfsam.arguments import check_number
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import without
 from tfsam.weights.sam import steepest
@@ -32,16 +32,16 @@ class GSAM(WeightPerturbation):
     def __init__(
         self, rho=0.05, *, alpha=0.4, rho_min=None, learning_rates=None
     ):
-        self.rho = check_radius("rho", rho)
-        self.alpha = check_radius("alpha", alpha)
-        if rho_min is not None and check_radius("rho_min", rho_min) > rho:
+        self.rho = check_number("rho", rho)
+        self.alpha = check_number("alpha", alpha)
+        if rho_min is not None and check_number("rho_min", rho_min) > rho:
             raise ValueError(
                 f"rho_min must be at most rho. Received: rho_min={rho_min}"
             )
         self.rho_min = None if rho_min is None else float(rho_min)
         if learning_rates is not None:
             low, high = (
-                check_radius("learning_rates", r) for r in learning_rates
+                check_number("learning_rates", r) for r in learning_rates
             )
             if low >= high:
                 raise ValueError(

@@ -3,9 +3,9 @@
 import keras
 import tensorflow as tf
 
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 from tfsam.geometry import TINY
-from tfsam.geometry import check_count
-from tfsam.geometry import check_radius
 from tfsam.geometry import global_norm
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
@@ -32,9 +32,9 @@ class LookSAM(WeightPerturbation):
     """
 
     def __init__(self, rho=0.05, *, every=5, alpha=0.7):
-        self.rho = check_radius("rho", rho)
+        self.rho = check_number("rho", rho)
         self.every = check_count("every", every, 1)
-        self.alpha = check_radius("alpha", alpha)
+        self.alpha = check_number("alpha", alpha)
 
     def init(self, weights, seed):
         """The direction g_v: one tensor a weight."""

@@ -7,9 +7,9 @@ the linearised loss is largest.
 import keras
 import tensorflow as tf
 
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 from tfsam.geometry import TINY
-from tfsam.geometry import check_count
-from tfsam.geometry import check_radius
 from tfsam.geometry import global_norm
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
@@ -52,10 +52,10 @@ class SAM(WeightPerturbation):
     """
 
     def __init__(self, rho=0.05, *, steps=1, step_size=None, normalize=True):
-        self.rho = check_radius("rho", rho)
+        self.rho = check_number("rho", rho)
         self.steps = check_count("steps", steps, 1)
         if step_size is not None:
-            step_size = check_radius("step_size", step_size)
+            step_size = check_number("step_size", step_size)
         self.step_size = step_size
         self.normalize = bool(normalize)
 
@@ -105,8 +105,8 @@ class ASAM(WeightPerturbation):
     """
 
     def __init__(self, rho=0.5, *, eta=0.01, adaptive="kernels"):
-        self.rho = check_radius("rho", rho)
-        self.eta = check_radius("eta", eta)
+        self.rho = check_number("rho", rho)
+        self.eta = check_number("eta", eta)
         if adaptive not in ("kernels", "all"):
             raise ValueError(
                 "adaptive must be 'kernels' or 'all'. "
@@ -149,8 +149,8 @@ class FSAM(WeightPerturbation):
     """
 
     def __init__(self, rho=0.1, *, eta=1.0):
-        self.rho = check_radius("rho", rho)
-        self.eta = check_radius("eta", eta)
+        self.rho = check_number("rho", rho)
+        self.eta = check_number("eta", eta)
 
     def perturb(self, weights, gradients, state, step):
         """Returns the weights at the ellipsoid's steepest point, and state."""
@@ -180,7 +180,7 @@ class AWP(WeightPerturbation):
     """
 
     def __init__(self, gamma=0.01, *, warmup_steps=0):
-        self.gamma = check_radius("gamma", gamma)
+        self.gamma = check_number("gamma", gamma)
         self.warmup_steps = check_count("warmup_steps", warmup_steps)
 
     def due(self, state, step):

@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam.arguments import check_choice
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 from tfsam.geometry import TINY
-from tfsam.geometry import check_count
-from tfsam.geometry import check_radius
 from tfsam.geometry import global_norm
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
@@ -61,16 +62,12 @@ class SSAM(WeightPerturbation):
         drop_fraction=0.5,
         total_steps=None,
     ):
-        self.rho = check_radius("rho", rho)
-        self.sparsity = _share("sparsity", sparsity)
-        if mask not in MASKS:
-            raise ValueError(
-                f"mask must be one of {MASKS}. Received: mask={mask}"
-            )
-        self.mask = mask
+        self.rho = check_number("rho", rho)
+        self.sparsity = check_number("sparsity", sparsity, 0, 1)
+        self.mask = check_choice("mask", mask, MASKS)
         self.refresh_every = check_count("refresh_every", refresh_every, 1)
         self.samples = check_count("samples", samples, 1)
-        self.drop_fraction = _share("drop_fraction", drop_fraction)
+        self.drop_fraction = check_number("drop_fraction", drop_fraction, 0, 1)
         if total_steps is not None:
             total_steps = check_count("total_steps", total_steps, 1)
         self.total_steps = total_steps
@@ -192,9 +189,3 @@ def _split(flat, like):
         tf.reshape(part, t.shape)
         for part, t in zip(tf.split(flat, sizes), like, strict=True)
     ]
-
-
-def _share(name, value):
-    if check_radius(name, value) > 1:
-        raise ValueError(f"{name} must be in [0, 1]. Received: {name}={value}")
-    return float(value)

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tfsam import arguments
 from tfsam import geometry
 from tfsam.attacks import Attack
 from tfsam.attacks.base import next_seeds
@@ -47,9 +48,9 @@ class SmoothPGD(Attack):
         bounds=(0.0, 1.0),
     ):
         super().__init__(epsilon, norm, bounds)
-        self.steps = geometry.check_count("steps", steps)
-        self.draws = geometry.check_count("draws", draws, 1)
-        self.noise = geometry.check_radius("noise", noise)
+        self.steps = arguments.check_count("steps", steps)
+        self.draws = arguments.check_count("draws", draws, 1)
+        self.noise = arguments.check_number("noise", noise)
 
     def perturb(self, logits_fn, x, y, seeds):
         """Returns the last iterate; `seeds` has a row for each example."""

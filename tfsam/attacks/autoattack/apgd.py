@@ -16,6 +16,9 @@ import keras
 import tensorflow as tf
 
 from tfsam import geometry
+from tfsam.arguments import check_choice
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import any_copy
@@ -31,8 +34,6 @@ from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import predict
-from tfsam.geometry import check_count
-from tfsam.geometry import check_radius
 
 # alpha of equation (1): what a step keeps of its own direction; the rest is
 # momentum.
@@ -91,18 +92,11 @@ class APGD(Attack):
         bounds=(0.0, 1.0),
     ):
         super().__init__(epsilon, norm, bounds)
-        if loss not in losses.LOSSES:
-            raise ValueError(
-                f"loss must be one of {sorted(losses.LOSSES)}. "
-                f"Received: loss={loss}"
-            )
         self.steps = check_count("steps", steps, 1)
-        self.loss = loss
+        self.loss = check_choice("loss", loss, sorted(losses.LOSSES))
         self.targets = check_count("targets", targets)
         self.restarts = check_count("restarts", restarts, 1)
-        self.rho = check_radius("rho", rho)
-        if self.rho > 1:
-            raise ValueError(f"rho must be in [0, 1]. Received: rho={rho}")
+        self.rho = check_number("rho", rho, 0, 1)
 
     def perturb(self, logits_fn, x, y, seeds):
         """Returns the first misclassified point, else that of the best loss."""

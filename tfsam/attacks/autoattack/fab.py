@@ -8,11 +8,12 @@ nearest adversarial example, whatever the budget.
 """
 
 import math
-import numbers
 
 import keras
 import tensorflow as tf
 
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import any_copy
@@ -26,7 +27,6 @@ from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import predict
-from tfsam.geometry import check_count
 from tfsam.geometry import example_norms
 from tfsam.geometry import example_sums
 from tfsam.geometry import over_largest
@@ -86,9 +86,9 @@ class FABT(Attack):
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
         self.targets = check_count("targets", targets, 1)
-        self.alpha_max = _check_between("alpha_max", alpha_max, 0, 1)
-        self.eta = _check_between("eta", eta, 1, math.inf)
-        self.beta = _check_between("beta", beta, 0, 1)
+        self.alpha_max = check_number("alpha_max", alpha_max, 0, 1)
+        self.eta = check_number("eta", eta, 1)
+        self.beta = check_number("beta", beta, 0, 1)
 
     def perturb(self, logits_fn, x, y, seeds):
         """Returns a misclassified point within epsilon, or x."""
@@ -255,13 +255,3 @@ def _time_to_gain(needed, rates, most, stops):
         (0, start, tf.fill(tf.shape(start), tf.constant(-1, start.dtype))),
         parallel_iterations=1,
     )[1]
-
-
-def _check_between(name, value, least, most):
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not least <= value <= most or math.isinf(value):
-        raise ValueError(
-            f"{name} must be a finite number in [{least}, {most}]. "
-            f"Received: {name}={value}"
-        )
-    return float(value)

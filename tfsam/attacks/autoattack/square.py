@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam.arguments import check_count
+from tfsam.arguments import check_number
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import any_copy
@@ -25,8 +27,6 @@ from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import predict
 from tfsam.geometry import TINY
-from tfsam.geometry import check_count
-from tfsam.geometry import check_radius
 from tfsam.geometry import example_norms
 
 # Section 3.2: p is halved after these of 10,000 iterations.
@@ -78,7 +78,7 @@ class Square(Attack):
     ):
         super().__init__(epsilon, norm, bounds)
         self.queries = check_count("queries", queries, 1)
-        self.p_init = check_radius("p_init", p_init)
+        self.p_init = check_number("p_init", p_init)
         if not 0 < self.p_init <= 1:
             raise ValueError(
                 f"p_init must be in (0, 1]. Received: p_init={p_init}"

@@ -1,0 +1,72 @@
+"""Arguments in their ranges: each check names what it expected and received.
+
+A check returns the value, so that it can be kept where it is made:
+`self.rho = check_number("rho", rho)`.
+"""
+
+import math
+import numbers
+
+
+def check_number(name, value, least=0, most=math.inf):
+    """Returns `value` as a float; raises a ValueError if it is not in range.
+
+    Args:
+        name: the argument's name, for the message.
+        value: a finite number.
+        least: the smallest that is allowed.
+        most: the largest.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not least <= value <= most:
+        expected = (
+            f"a finite number >= {least}"
+            if math.isinf(most)
+            else f"a number in [{least}, {most}]"
+        )
+        raise ValueError(f"{name} must be {expected}. Received: {name}={value}")
+    return float(value)
+
+
+def check_fraction(name, value):
+    """Returns `value` as a float; raises a ValueError unless in (0, 1].
+
+    Args:
+        name: the argument's name, for the message.
+        value: a number.
+    """
+    if not 0 < check_number(name, value) <= 1:
+        raise ValueError(f"{name} must be in (0, 1]. Received: {name}={value}")
+    return float(value)
+
+
+def check_count(name, value, least=0):
+    """Returns `value`; raises a ValueError unless it is an integer >= least.
+
+    Args:
+        name: the argument's name, for the message.
+        value: a number.
+        least: the smallest that is allowed.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ValueError(
+            f"{name} must be an integer >= {least}. Received: {name}={value}"
+        )
+    return int(value)
+
+
+def check_choice(name, value, choices):
+    """Returns `value`; raises a ValueError if it is not one of some.
+
+    Args:
+        name: the argument's name, for the message.
+        value: a string.
+        choices: the strings that are allowed.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(
+            f"{name} must be one of {', '.join(choices)}. "
+            f"Received: {name}={value}"
+        )
+    return value
