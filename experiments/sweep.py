@@ -98,8 +98,6 @@ PRESETS = {
                 (
                     *("at-linf-1", "at-linf-4", "at-l2-32", "at-l2-128"),
                     *("looksam:rho=0.2", "asam", "awp:epsilon=4/255"),
-                    *("esam:rho=0.2", "fgsm_at:epsilon=4/255"),
-                    "trades:epsilon=4/255:steps=5",
                 ),
                 1,
             ),
