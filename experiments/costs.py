@@ -177,6 +177,7 @@ def draw(costs, path):
     """
     robust = {row: cost.accuracies[ROBUST] for row, cost in costs.items()}
     ahead = fronts(costs)
+    style = figures.styles(costs, list(filter(sweep.attacks_inputs, costs)))
 
     def panels(axes, figure):
         pairs = zip(axes.flat, axes_of(costs).items(), strict=True)
@@ -190,23 +191,21 @@ def draw(costs, path):
                 zorder=1,
             )
             for row, number in numbers.items():
-                attacked = sweep.attacks_inputs(row)
-                colour = figures.ORANGE if attacked else figures.BLUE
-                marker = "^" if attacked else "o"
+                marker, colour = style[row]
                 one.plot(
-                    number, robust[row], marker, color=colour, markersize=5
-                )
-                one.annotate(
-                    row.partition(":")[0],
-                    (number, robust[row]),
-                    (3, 3),
-                    textcoords="offset points",
-                    fontsize=6.5,
+                    number,
+                    robust[row],
+                    marker,
+                    color=colour,
+                    markersize=6,
+                    label=row.partition(":")[0],
                 )
             one.set_xlabel(AXES[axis])
             if axis != "natural":
                 figures.logarithmic(one)
         axes.flat[0].set_ylabel(f"{tables.head(ROBUST)}, %")
+        drawn = axes.flat[0].get_legend_handles_labels()
+        figure.legend(*drawn, loc="outside right center")
 
     figures.draw(panels, path, 1, 3, width=3.4, height=3.2)
 

@@ -26,16 +26,39 @@ _STYLE = {
 # Okabe and Ito's colours, which differ for the colour-blind, too.
 INK, ORANGE, SKY, GREEN = "#000000", "#e69f00", "#56b4e9", "#009e73"
 BLUE, RED, PINK, GREY = "#0072b2", "#d55e00", "#cc79a7", "#999999"
+_COLOURS = (INK, SKY, BLUE, PINK, GREEN, GREY, ORANGE, RED)
+
+
+def styles(names, triangles):
+    """Marker and colour of each of some names.
+
+    Args:
+        names: of what is drawn.
+        triangles: those that are drawn as triangles; the others as circles.
+
+    Returns:
+        A dict from name to (marker, colour). Circles take the colours from the
+        front, triangles from the back.
+    """
+    found, counts = {}, {"^": 0, "o": 0}
+    for name in names:
+        marker = "^" if name in triangles else "o"
+        palette = _COLOURS[::-1] if marker == "^" else _COLOURS
+        found[name] = marker, palette[counts[marker] % len(palette)]
+        counts[marker] += 1
+    return found
 
 
 def logarithmic(axes):
     """Makes the x axis logarithmic, with numbers as people write them.
 
     Args:
-        axes: of matplotlib.
+        axes: of matplotlib, with all that is drawn in them.
     """
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    lowest, highest = axes.get_xlim()
+    subs = (1, 2, 5) if highest > 8 * lowest else (1, 2, 3, 5, 7)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
 

@@ -65,12 +65,6 @@ MEASURES = {
 }
 ROBUST = sweep.COLUMNS[1:]
 
-_COLOURS = (
-    *(figures.INK, figures.SKY, figures.BLUE, figures.PINK),
-    *(figures.GREEN, figures.GREY, figures.ORANGE, figures.RED),
-)
-_PALETTES = {"o": _COLOURS, "^": _COLOURS[::-1]}
-
 
 def measure(network, training_data, test_data, *, points=15):
     """The measures of a network, and its loss surface.
@@ -246,18 +240,8 @@ def _correlation(found, name, column):
 
 
 def styles(rows):
-    """Marker and colour of each row: round those that attack no inputs.
-
-    Args:
-        rows: names of rows.
-    """
-    found, counts = {}, {"^": 0, "o": 0}
-    for row in rows:
-        marker = "^" if sweep.attacks_inputs(row) else "o"
-        palette = _PALETTES[marker]
-        found[row] = marker, palette[counts[marker] % len(palette)]
-        counts[marker] += 1
-    return found
+    """Marker and colour of each row: round those that attack no inputs."""
+    return figures.styles(rows, list(filter(sweep.attacks_inputs, rows)))
 
 
 def draw_measures(cells, path, column=ROBUST[2]):
