@@ -753,7 +753,7 @@ def test_the_budget_holds_on_the_divergence(epsilon, norm, bounds, steps):
     ("arguments", "message"),
     [
         ({"loss": "kl", "targets": 2}, "no targets. Received: targets=2"),
-        ({"loss": "divergence"}, "'kl'.* Received: loss=divergence"),
+        ({"loss": "divergence"}, "kl.* Received: loss=divergence"),
         ({"random_start": "gauss"}, "Received: random_start=gauss"),
         ({"random_start": None}, "Received: random_start=None"),
     ],
