@@ -165,7 +165,7 @@ def test_images(cells):
 
 
 def computing(cells):
-    """A line on how long one seed of the rows takes.
+    """A line on how long one seed of the rows takes, and all of them.
 
     Args:
         cells: of `sweep.collect`.
@@ -173,17 +173,28 @@ def computing(cells):
     Returns:
         The line, or None where no training's time is known.
     """
-    firsts = [by_seed[min(by_seed)] for by_seed in cells.values() if by_seed]
-    firsts = [results for results in firsts if MINUTES in results]
+
+    def hours(some):
+        return [
+            sum(results[column].value for results in some) / 60
+            for column in (MINUTES, ATTACKED)
+        ]
+
+    timed = [
+        [by_seed[s] for s in sorted(by_seed) if MINUTES in by_seed[s]]
+        for by_seed in cells.values()
+    ]
+    firsts = [results[0] for results in timed if results]
     if not firsts:
         return None
-    training, attacks = (
-        sum(results[column].value for results in firsts) / 60
-        for column in (MINUTES, ATTACKED)
-    )
+    every = [results for row in timed for results in row]
+    training, attacks = hours(firsts)
     return (
         f"Computing of one seed of {len(firsts)} rows: {training:.1f} h of "
-        f"training (by each run's fastest epoch), {attacks:.1f} h of attacks."
+        f"training (by each run's fastest epoch), {attacks:.1f} h of attacks; "
+        "of all {} cells: {:.1f} h and {:.1f} h.".format(
+            len(every), *hours(every)
+        )
     )
 
 

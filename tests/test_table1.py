@@ -179,7 +179,7 @@ def test_a_line_says_what_a_seed_takes():
     }
     assert tables.computing(cells) == (
         "Computing of one seed of 2 rows: 2.0 h of training (by each run's "
-        "fastest epoch), 2.5 h of attacks."
+        "fastest epoch), 2.5 h of attacks; of all 3 cells: 3.0 h and 3.5 h."
     )
     assert tables.computing({"st": {}}) is None
 
