@@ -178,6 +178,7 @@ def draw(costs, path):
     robust = {row: cost.accuracies[ROBUST] for row, cost in costs.items()}
     ahead = fronts(costs)
     style = figures.styles(costs, list(filter(sweep.attacks_inputs, costs)))
+    label = figures.labels(costs)
 
     def panels(axes, figure):
         pairs = zip(axes.flat, axes_of(costs).items(), strict=True)
@@ -198,7 +199,7 @@ def draw(costs, path):
                     marker,
                     color=colour,
                     markersize=6,
-                    label=row.partition(":")[0],
+                    label=label[row],
                 )
             one.set_xlabel(AXES[axis])
             if axis != "natural":

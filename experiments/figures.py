@@ -1,5 +1,7 @@
 """How the figures of this folder look: small SVG files, the same each time."""
 
+import collections
+
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -47,6 +49,20 @@ def styles(names, triangles):
         found[name] = marker, palette[counts[marker] % len(palette)]
         counts[marker] += 1
     return found
+
+
+def labels(names):
+    """What rows are called: without settings, where that tells them apart.
+
+    Args:
+        names: of `experiments.table1`'s rows.
+
+    Returns:
+        A dict from name to label.
+    """
+    methods = {name: name.partition(":")[0] for name in names}
+    alone = collections.Counter(methods.values())
+    return {n: m if alone[m] == 1 else n for n, m in methods.items()}
 
 
 def logarithmic(axes):

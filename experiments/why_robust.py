@@ -254,6 +254,7 @@ def draw_measures(cells, path, column=ROBUST[2]):
     """
     names = list(MEASURES)[1:]
     style = styles(dict.fromkeys(row for row, _ in cells))
+    label = figures.labels(style)
 
     def panels(axes, figure):
         for one, name in zip(axes.flat, [*names, None], strict=True):
@@ -272,7 +273,7 @@ def draw_measures(cells, path, column=ROBUST[2]):
                     marker,
                     markersize=5,
                     color=colour,
-                    label=row.partition(":")[0],
+                    label=label[row],
                 )
             one.set_xlabel(MEASURES[name])
             figures.logarithmic(one)
@@ -349,7 +350,7 @@ def draw_trajectories(curves, path):
         curves: of `trajectories`.
         path: of the SVG file.
     """
-    style = styles(curves)
+    style, label = styles(curves), figures.labels(curves)
 
     def panels(axes, figure):
         titles = "held-out images", "the same under PGD-10, l-inf 2/255"
@@ -359,7 +360,7 @@ def draw_trajectories(curves, path):
                     list(means),
                     [100 * mean[key] for mean in means.values()],
                     color=style[row][1],
-                    label=f"{row.partition(':')[0]} ({count})",
+                    label=f"{label[row]} ({count})",
                 )
             one.set(xlabel="epoch", ylabel="accuracy, %", title=title)
         axes.flat[0].legend()

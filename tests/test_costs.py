@@ -6,6 +6,7 @@ import pytest
 
 from experiments import command
 from experiments import costs
+from experiments import figures
 from experiments import sweep
 
 BUDGETS = [column[1:] for column in sweep.COLUMNS[1:]]
@@ -89,6 +90,12 @@ def test_the_figure_names_the_rows(workdir, tmp_path):
     before = text
     assert called(workdir, f"--figures={tmp_path / 'f'}") == 0
     assert (tmp_path / "f" / "costs.svg").read_text() == before
+
+
+def test_labels_leave_out_the_settings_that_tell_no_rows_apart():
+    rows = ["st", "asam:rho=1", "sam:rho=1", "sam:rho=2"]
+    labels = ["st", "asam", "sam:rho=1", "sam:rho=2"]
+    assert list(figures.labels(rows).values()) == labels
 
 
 def test_without_cells_it_says_so(tmp_path, capsys):
