@@ -16,6 +16,7 @@ from typing import NamedTuple
 from tfsam import callbacks
 from tfsam import files
 from tfsam import methods
+from tfsam import ownership
 from tfsam import run
 from tfsam import signals
 from tfsam.arguments import check_choice
@@ -412,21 +413,27 @@ def run_cells(preset, cells, workdir, extra=(), kept=None):
             preset, row, seed, folder, attacked=attacked, extra=extra
         )
         for run_folder, arguments in runs:
+            # A sweep that was killed may have left a run behind, at work.
+            ownership.wait_until_free(run_folder, _say)
             if finished(run_folder, arguments):
                 continue
             command = [*arguments, f"--workdir={run_folder}"]
-            print(f"cell {number + 1} of {len(cells)}:", end=" ")
-            print("python -m tfsam.run", *command, flush=True)
+            line = " ".join(["python -m tfsam.run", *command])
+            _say(f"cell {number + 1} of {len(cells)}: {line}")
             code = _run(command)
             if code in _INTERRUPTED:
                 raise SystemExit(code)
             if code:
-                print(f"failed with exit code {code}: {run_folder}", flush=True)
+                _say(f"failed with exit code {code}: {run_folder}")
                 failed.append(run_folder)
                 break
             if kept:
                 keep(workdir, kept)
     return failed
+
+
+def _say(line):
+    print(line, flush=True)
 
 
 # Exit codes of a run that a signal ended, with its checkpoint.

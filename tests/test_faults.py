@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import keras
@@ -450,6 +451,24 @@ def test_a_lock_says_who_holds_it(tmp_path, capsys):
     assert main(*arguments)[0] == 0
     results = json.loads((workdir / "results.json").read_text())
     assert "lock" not in results["artifacts"]
+
+
+def test_who_waits_for_a_folder_says_for_whom(tmp_path):
+    said = []
+    ownership.wait_until_free(tmp_path / "run", said.append)
+    with ownership.locked(tmp_path / "run"):
+        waiting = threading.Thread(
+            target=ownership.wait_until_free,
+            args=(tmp_path / "run", said.append),
+        )
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    (line,) = said
+    assert line.startswith(f"waiting for pid {os.getpid()} on host ")
+    assert line.endswith(f", who has {tmp_path / 'run'}")
 
 
 @pytest.mark.parametrize("flags, code", [([], 0), (["--seed=1"], 2)])

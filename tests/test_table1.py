@@ -1,11 +1,13 @@
 """The sweep of Table 1: rows, cells, tables, and a small real one."""
 
+import contextlib
 import csv
 import json
 import pathlib
 import re
 import signal
 import textwrap
+import threading
 
 import pytest
 import scipy.stats
@@ -14,6 +16,7 @@ from experiments import command
 from experiments import sweep
 from experiments import table1
 from experiments import tables
+from tfsam import ownership
 from tfsam import run
 
 
@@ -317,6 +320,20 @@ def test_what_was_found_later_is_kept_too(workdir, tmp_path, capsys):
     arguments = ("--table", f"--workdir={workdir}", f"--keep={kept}")
     assert called(capsys, *arguments)[0] == 0
     assert (kept / "st/seed1/flatness.json").exists()
+
+
+def test_a_sweep_waits_for_a_run_that_a_killed_one_left(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(sweep, "_run", lambda command: order.append("run"))
+    held = contextlib.ExitStack()
+    folder = sweep.cell_folder(tmp_path, "st", 0)
+    held.enter_context(ownership.locked(folder))
+    held.callback(order.append, "free")
+    release = threading.Timer(0.3, held.close)
+    release.start()
+    assert sweep.run_cells(PRESET, [("st", 0, False)], tmp_path) == []
+    release.join()
+    assert order == ["free", "run"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

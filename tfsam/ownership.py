@@ -105,11 +105,8 @@ def locked(workdir):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder, who = files.read_json(path), "another process"
-            if holder:
-                who = "pid {pid} on host {host} since {since}".format(**holder)
             raise ValueError(
-                f"workdir {workdir} is in use by {who}. "
+                f"workdir {workdir} is in use by {_who(path)}. "
                 f"Received: workdir={workdir}"
             ) from None
         holder = {
@@ -123,6 +120,32 @@ def locked(workdir):
             file.write(json.dumps(holder, indent=2) + "\n")
             file.flush()
         yield
+
+
+def wait_until_free(workdir, say):
+    """Returns once no process has the folder; at once where none does.
+
+    Args:
+        workdir: the folder; it need not exist.
+        say: called with a line before a wait.
+    """
+    path = workdir / "lock"
+    if not path.exists():
+        return
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for {_who(path)}, who has {workdir}")
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+
+def _who(path):
+    """Who has a lock, by its file."""
+    holder = files.read_json(path)
+    if not holder:  # It was taken this moment.
+        return "another process"
+    return "pid {pid} on host {host} since {since}".format(**holder)
 
 
 def claim(workdir, config):
