@@ -48,7 +48,7 @@ def rule(
     while len(found) < steps:
         x, mean, inner = w, w, np.zeros_like(w)
         for _ in range(inner_steps):
-            direction, inner = with_momentum(HESSIAN @ x, inner)
+            direction, inner = with_momentum(HESSIAN @ x + decay * x, inner)
             direction = direction + gamma * (1 + scoping) ** t * (x - w)
             x = x - inner_learning_rate * direction
             mean = 0.75 * mean + 0.25 * x

@@ -28,7 +28,7 @@ class EntropySGD(SGD):
     a walk, Langevin dynamics. A walk starts at x' = mu = w, at rest, and makes
     `inner_steps` steps, each with the gradient of a new batch:
 
-        d  <- gradient at x', with momentum
+        d  <- gradient at x' + weight_decay * x', with momentum
               + gamma_t * (x' - w)
               + noise / sqrt(inner_learning_rate / 2) * N(0, I)
         x' <- x' - inner_learning_rate * d
@@ -50,7 +50,7 @@ class EntropySGD(SGD):
     Args:
         learning_rate: of w; a number, a schedule, or a callable.
         momentum: in [0, 1], of w and, in a buffer of its own, of x'.
-        weight_decay: >= 0, of w, coupled as in `tfsam.SGD`.
+        weight_decay: >= 0, of w and of x', coupled as in `tfsam.SGD`.
         nesterov: whether both momentums are Nesterov's.
         inner_steps: steps of x' for one of w, an integer >= 0; 0 is
             `tfsam.SGD`.
@@ -84,28 +84,22 @@ class EntropySGD(SGD):
         name="entropy_sgd",
         **kwargs,
     ):
-        check_count("inner_steps", inner_steps)
-        for argument, value in (
-            ("gamma", gamma),
-            ("scoping", scoping),
-            ("noise", noise),
-            ("inner_learning_rate", inner_learning_rate),
-        ):
-            check_number(argument, value)
+        super().__init__(
+            learning_rate, momentum, weight_decay, nesterov, name, **kwargs
+        )
+        self.inner_steps = check_count("inner_steps", inner_steps)
+        self.gamma = check_number("gamma", gamma)
+        self.scoping = check_number("scoping", scoping)
+        self.noise = check_number("noise", noise)
+        self.inner_learning_rate = check_number(
+            "inner_learning_rate", inner_learning_rate
+        )
         if inner_learning_rate == 0:
             raise ValueError(
                 "inner_learning_rate must be > 0. "
                 f"Received: inner_learning_rate={inner_learning_rate}"
             )
-        super().__init__(
-            learning_rate, momentum, weight_decay, nesterov, name, **kwargs
-        )
-        self.inner_steps = int(inner_steps)
-        self.gamma = float(gamma)
-        self.scoping = float(scoping)
-        self.noise = float(noise)
-        self.inner_learning_rate = float(inner_learning_rate)
-        self.seed = int(seed)
+        self.seed = check_count("seed", seed)
 
     def build(self, variables):
         """Creates each variable's w, mu, momentum of x', and clock."""
@@ -138,7 +132,7 @@ class EntropySGD(SGD):
         for start in (self.centers[index], self.means[index]):
             self.assign(start, tf.where(first, variable, start))
 
-        gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
+        gradient = self._with_decay(gradient, variable)
         if self.momentum:
             gradient = self._with_momentum(gradient, index, first)
         moved = self._walk(gradient, variable, index, done // self.inner_steps)

@@ -67,9 +67,7 @@ class SGD(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         """Moves one variable."""
         learning_rate = ops.cast(learning_rate, variable.dtype)
-        gradient = ops.cast(gradient, variable.dtype)
-        if self.coupled_weight_decay and self._use_weight_decay(variable):
-            gradient += self.coupled_weight_decay * variable
+        gradient = self._with_decay(gradient, variable)
         if self.momentum:
             buffer = self.momentums[self._get_variable_index(variable)]
             self.assign(buffer, self.momentum * buffer + gradient)
@@ -78,6 +76,13 @@ class SGD(keras.optimizers.Optimizer):
             else:
                 gradient = ops.convert_to_tensor(buffer)
         self.assign_sub(variable, learning_rate * gradient)
+
+    def _with_decay(self, gradient, variable):
+        """The gradient in the variable's dtype, with the decay's."""
+        gradient = ops.cast(gradient, variable.dtype)
+        if self.coupled_weight_decay and self._use_weight_decay(variable):
+            gradient += self.coupled_weight_decay * variable
+        return gradient
 
     def get_config(self):
         """The constructor's arguments."""
