@@ -414,6 +414,40 @@ def test_ssam_f_s_fisher_information_is_that_of_single_examples():
     assert float(model.perturbation_state[2]) == -1
 
 
+def test_ssam_f_s_sum_goes_on_past_the_next_due_step():
+    """Three batches of 8 are 17 examples, and a mask is due each 2 steps."""
+    model = made(tfsam.SSAM(RHO, sparsity=0.5, refresh_every=2, samples=17))
+    counts = []
+    for start in (0, 8, 0, 8, 0):
+        model.train_on_batch(X[start : start + 8], Y[start : start + 8])
+        counts.append(float(model.perturbation_state[2]))
+    # Step 3 finds the sum full, step 4 begins another.
+    assert counts == [8, 16, 24, -1, 8]
+    mask = model.perturbation_state[0].numpy()
+    assert mask.sum() == len(mask) // 2
+
+
+@pytest.mark.parametrize("method", [tfsam.ESAM(RHO), tfsam.SSAM(RHO)])
+@pytest.mark.parametrize(
+    "outputs, y, loss",
+    [
+        (1, Y[:, None] > 0, keras.losses.BinaryCrossentropy(from_logits=True)),
+        (1, X[:, :1], "mse"),
+        (3, X[:, :2], lambda y, y_pred: tf.reduce_mean(y_pred, -1)),
+    ],
+)
+def test_what_weighs_examples_refuses_what_is_no_class_logits(
+    method, outputs, y, loss
+):
+    network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(outputs)])
+    model = tfsam.RobustModel(network, perturb_weights=method)
+    model.compile(tfsam.SGD(0.1), loss)
+    with pytest.raises(
+        ValueError, match=r"two classes or more.* Received: y_p"
+    ):
+        model.train_on_batch(X, y)
+
+
 def test_m_sharpness_refuses_a_sum():
     """Divided by the number of parts it would be another loss at rho = 0."""
     loss = keras.losses.SparseCategoricalCrossentropy(

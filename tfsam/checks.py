@@ -65,6 +65,36 @@ def inside(x, bounds):
     )
 
 
+def class_logits(y_pred, y):
+    """Predictions, checked to be logits of the classes that the labels name.
+
+    Args:
+        y_pred: tensor of predictions.
+        y: tensor of labels.
+
+    Returns:
+        y_pred as float32 (batch, classes).
+
+    Raises:
+        ValueError: if there are not two classes or more, or y is of neither of
+            the shapes (batch,) and (batch, classes).
+    """
+    ranks = (len(y_pred.shape), len(y.shape))
+    classes = y_pred.shape[-1]
+    if (
+        ranks not in ((2, 1), (2, 2))
+        or classes < 2
+        or (len(y.shape) == 2 and y.shape[-1] not in (1, classes))
+    ):
+        raise ValueError(
+            "The method weighs examples by their cross-entropy, so the network "
+            "must return logits (batch, classes) of two classes or more, and y "
+            "must be class numbers or one-hot labels. "
+            f"Received: y_pred.shape={y_pred.shape}, y.shape={y.shape}"
+        )
+    return tf.cast(y_pred, tf.float32)
+
+
 def _asserted(x, condition, message):
     limits = (tf.reduce_min(x), "to", tf.reduce_max(x))
     check = tf.debugging.Assert(

@@ -147,7 +147,7 @@ class PureModel(keras.Model):
                 tape.watch(weights)
                 with self._scope(weights, state):
                     logits = self(x, training=False)
-                losses = cross_entropy(tf.cast(logits, tf.float32), y)
+                losses = cross_entropy(checks.class_logits(logits, y), y)
                 scaled = share * tf.reduce_mean(losses)
             found = dense(tape.gradient(scaled, weights), weights)
             return [g / tf.cast(share, g.dtype) for g in found]
@@ -182,7 +182,7 @@ class PureModel(keras.Model):
         wanted = getattr(self.perturb_weights, "select", None) is not None
         if not wanted or self.objective or not tf.is_tensor(y_pred):
             return loss, y_pred, None
-        logits = tf.cast(y_pred, tf.float32)
+        logits = checks.class_logits(y_pred, batch.y)
         return loss, y_pred, cross_entropy(logits, batch.y)
 
     def _scope(self, weights, state):

@@ -27,7 +27,8 @@ class SSAM(WeightPerturbation):
 
     - "fisher" (SSAM-F) keeps the coordinates of the largest empirical Fisher
       information, from `samples` examples at least: the sum over examples of
-      their squared gradients, in inference mode. They are those of the batches
+      their squared gradients of the cross-entropy, in inference mode, so the
+      network must return logits of classes. They are those of the batches
       from that step on. Until the first mask is made it is all ones.
     - "dynamic" (SSAM-D) starts at random; of the live coordinates it drops
       those of the smallest |g|, a part that falls by a cosine from
@@ -104,7 +105,8 @@ class SSAM(WeightPerturbation):
             lambda: mask,
         )
         count = tf.where(full, -1.0, count)
-        begins = step.count % self.refresh_every == 0
+        # A sum that is not full when the next is due goes on, or it never is.
+        begins = (step.count % self.refresh_every == 0) & (count < 0)
         count = tf.where(begins, 0.0, count)
         fisher = tf.where(begins, 0.0, fisher)
 
