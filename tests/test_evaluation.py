@@ -1,5 +1,7 @@
 """Accuracy under attack: checked against brute force and against cheats."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import tensorflow as tf
 
 import tfsam
 from tfsam import accuracies
+from tfsam import classifiers
+from tfsam import files
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(16, 3)).astype("float32")
@@ -244,6 +248,22 @@ def test_bad_data_is_refused(x, y, message):
         ({"norm": "l1"}, "Received: norm=l1"),
         ({"epsilons": [-1]}, "Received: epsilon=-1"),
         ({"attacks": [3]}, "Received: 3"),
+        ({"attacks": None}, "Received: attacks=None"),
+        ({"attacks": [("pgd", 5)]}, r"Received: \('pgd', 5\)"),
+        ({"attacks": [tfsam.PGD(0.1)]}, r"a factory, .* Received: PGD\("),
+        ({"bounds": 1.0}, "Received: bounds=1.0"),
+        ({"bounds": (0, 1, 2)}, r"Received: bounds=\(0, 1, 2\)"),
+        ({"bounds": (1, 0)}, r"Received: bounds=\(1, 0\)"),
+        ({"bounds": (0, float("nan"))}, r"Received: bounds=\(0, nan\)"),
+        ({"seed": "a"}, "Received: seed=a"),
+        ({"seed": 1.5}, "Received: seed=1.5"),
+        ({"shard": "0/2"}, "Received: shard=0/2"),
+        ({"shard": (0,)}, r"Received: shard=\(0,\)"),
+        ({"shard": ("0", 1)}, "Received: shard=0/1"),
+        ({"jit_compile": "false"}, "Received: jit_compile=false"),
+        ({"devices": ["CPU:0", "GPU:7"]}, "among CPU:0.* Received: .*GPU:7"),
+        ({"devices": "CPU:99"}, r"Received: devices=\['CPU:99'\]"),
+        ({"devices": ["banana"]}, r"Received: devices=\['banana'\]"),
         ({"batch_size": 0}, "Received: batch_size=0"),
     ],
 )
@@ -309,6 +329,20 @@ def test_files_and_models_agree(network, tmp_path):
         found.append([row["accuracy"] for row in result["robust"]])
     assert 1 > found[0][0] > found[0][1] > 0
     np.testing.assert_allclose(found, [found[0]] * 5, atol=1 / 50 + 1e-9)
+
+
+@pytest.mark.filterwarnings("default:.* is a SavedModel")
+def test_a_saved_model_goes_by_its_files_however_it_comes(network, tmp_path):
+    """By its logits it would be another one on another kind of CPU."""
+    path = tmp_path / "saved"
+    network.export(path, verbose=False)
+    found = []
+    for number, model in enumerate((path, classifiers.load_logits(path))):
+        workdir = tmp_path / f"evaluation{number}"
+        tfsam.evaluate(model, (X, Y), [], workdir=workdir)
+        record = json.loads((workdir / "record.json").read_text())
+        found.append(record["model"])
+    assert found == [files.digest(path)] * 2
 
 
 def test_xla_agrees(network):

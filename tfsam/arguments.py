@@ -56,6 +56,29 @@ def check_count(name, value, least=0):
     return int(value)
 
 
+def check_bounds(bounds):
+    """Returns (lowest, highest) as floats, or None.
+
+    Args:
+        bounds: a pair of numbers, the lower first, or None.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if bounds is None:
+        return None
+    try:
+        lowest, highest = (float(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        lowest = highest = math.nan
+    if not lowest < highest:
+        raise ValueError(
+            "bounds must be (lowest, highest) or None. "
+            f"Received: bounds={bounds}"
+        )
+    return lowest, highest
+
+
 def check_choice(name, value, choices):
     """Returns `value`; raises a ValueError if it is not one of some.
 

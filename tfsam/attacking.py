@@ -101,6 +101,34 @@ class _Reach(NamedTuple):
     seconds: float
 
 
+def known_devices(names):
+    """The devices that share the chunks, a list; [None] is TensorFlow's choice.
+
+    TensorFlow itself would put what is to run on an unknown one elsewhere.
+
+    Args:
+        names: names of devices, one alone, or None.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    names = [names] if isinstance(names, str) else list(names or [])
+    known = tf.config.list_logical_devices()
+    kinds = [(d.device_type, int(d.name.rpartition(":")[2])) for d in known]
+    for name in names:
+        try:
+            spec = tf.DeviceSpec.from_string(name)
+            found = spec.device_type, spec.device_index or 0
+        except (AttributeError, TypeError, ValueError):
+            found = None
+        if found not in kinds:
+            there = ", ".join(f"{kind}:{index}" for kind, index in kinds)
+            raise ValueError(
+                f"devices must be among {there}. Received: devices={names}"
+            )
+    return names or [None]
+
+
 def make_worker(device, logits, source, classes, example):
     """Puts the models on a device.
 

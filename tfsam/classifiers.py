@@ -7,6 +7,7 @@ import os
 import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfsam import files
@@ -46,27 +47,34 @@ def load_logits(model, jit_compile="auto"):
         model: a Keras model, the path of a `.keras` file or of a SavedModel, or
             a callable from pixels to logits. A SavedModel is a program: load
             those of people you trust; a warning says so.
-        jit_compile: whether XLA compiles the network's gradients; "auto" does
-            on GPUs.
+        jit_compile: whether XLA compiles the network's gradients: True, False
+            or "auto", which does on GPUs.
 
     Returns:
         A `tfsam.attacks.Logits`, in inference mode.
 
     Raises:
-        ValueError: if it is none of these, or a file that is no model.
+        ValueError: if it is none of these, or a file that is no model, or
+            jit_compile is something else.
     """
+    compiled, identity = use_xla(jit_compile), None
     if isinstance(model, (str, os.PathLike)):
-        model = _load(os.fspath(model))
+        path, model = os.fspath(model), _load(os.fspath(model))
+        if not isinstance(model, keras.Model):
+            identity = files.digest(path)
     if isinstance(model, Logits):
         return model
     if isinstance(model, keras.Model):
-        return Logits(_Network(model), use_xla(jit_compile))
+        return Logits(_Network(model), compiled)
     if not callable(model):
         raise ValueError(
             "model must be a Keras model, a path, or a callable from pixels to "
             f"logits. Received: model={model}"
         )
-    return Logits(model, jit_compile is True)
+    # XLA cannot compile all callables: it has to be asked for.
+    logits = Logits(model, compiled and jit_compile != "auto")
+    logits.identity = identity
+    return logits
 
 
 def for_evaluation(logits, classes, shape, device=None):
@@ -104,18 +112,27 @@ def use_xla(jit_compile="auto"):
     Args:
         jit_compile: "auto" is yes on GPUs; on CPUs a plain graph was the faster
             one (BUILD_NOTES.md). Or a bool.
+
+    Raises:
+        ValueError: if it is something else.
     """
     if jit_compile == "auto":
         return bool(tf.config.list_logical_devices("GPU"))
+    if not isinstance(jit_compile, (bool, np.bool_)):
+        raise ValueError(
+            "jit_compile must be True, False or auto. "
+            f"Received: jit_compile={jit_compile}"
+        )
     return bool(jit_compile)
 
 
 def fingerprint(model, logits, x):
     """What tells a model from others, a string.
 
-    Of a path the files' checksum; of a Keras model that of its layers' settings
-    and its weights; of a callable, and where a layer cannot tell its settings,
-    that of its logits on some examples.
+    Of a path the files' checksum, as of a SavedModel that was loaded before; of
+    a Keras model that of its layers' settings and its weights; of a callable,
+    and where a layer cannot tell its settings, that of its logits on some
+    examples.
 
     Args:
         model: as of `load_logits`.
@@ -124,6 +141,8 @@ def fingerprint(model, logits, x):
     """
     if isinstance(model, (str, os.PathLike)):
         return files.digest(model)
+    if logits.identity is not None:
+        return logits.identity
     total = hashlib.sha256()
     described = False
     if isinstance(logits.function, _Network):

@@ -11,6 +11,9 @@ that were cut off can share the work, and the answer stays the same to the bit.
 """
 
 import hashlib
+import numbers
+from collections.abc import Iterable
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -61,19 +64,21 @@ def evaluate(
         epsilons: the budgets, in the units of x.
         bounds: (lowest, highest) value of x, or None for inputs that are not
             images.
-        seed: with an example's index, the key of its randomness.
+        seed: with an example's index, the key of its randomness; an integer
+            >= 0.
         batch_size: examples attacked at once, a chunk.
         strict: raise what an attack raises, instead of giving a row with
             `error`.
-        jit_compile: whether XLA compiles the network's gradients; "auto" does
-            on GPUs.
+        jit_compile: whether XLA compiles the network's gradients: True, False
+            or "auto", which does on GPUs.
         progress: a function of a line of text, called now and then.
         workdir: a folder that keeps every verdict, chunk by chunk; the same
             evaluation goes on from there. None keeps nothing.
         save_adversarial: keep the adversarial images there, too; where a
             minimum-norm attack found none within epsilon, x.
         devices: names of devices that share the chunks, such as
-            ["GPU:0", "GPU:1"]; None is one, TensorFlow's own choice.
+            ["GPU:0", "GPU:1"], all of this machine; None is one, TensorFlow's
+            own choice.
         shard: (i, n): evaluate every n-th chunk only, from the i-th; `merge`
             puts the shards together.
         surrogate: a model, as of `model`, that is attacked in its place: a
@@ -99,8 +104,8 @@ def evaluate(
         failed.
 
     Raises:
-        ValueError: if the model, the data, norm or an epsilon is bad, or
-            `workdir` holds another evaluation: nothing is attacked then.
+        ValueError: if the model, the data or an argument is bad, or `workdir`
+            holds another evaluation: nothing is attacked then.
     """
     geometry.check_norm(norm)
     given = [
@@ -108,16 +113,17 @@ def evaluate(
         for epsilon in np.ravel(epsilons).tolist()
     ]
     batch_size = arguments.check_count("batch_size", batch_size, 1)
-    seed = int(seed)
-    bounds = None if bounds is None else tuple(float(b) for b in bounds)
+    seed = arguments.check_count("seed", seed)
+    bounds = arguments.check_bounds(bounds)
     if save_adversarial and workdir is None:
         raise ValueError(
             "save_adversarial needs a workdir to save to. Received: none"
         )
-    entries = [_entry(a) for a in ([attacks] if _is_name(attacks) else attacks)]
+    entries = _entries(attacks)
     data = load_data(data, bounds)
     size = min(batch_size, len(data.x))
     check_shard(shard, len(data.x), size)
+    devices = attacking.known_devices(devices)
     logits = classifiers.load_logits(model, jit_compile)
     classes = classifiers.count_classes(logits, data.x[:1])
     source = logits
@@ -166,8 +172,7 @@ def evaluate(
     chunks = range(shard[0], verdicts.chunk_count(record.header), shard[1])
     workers = [
         attacking.make_worker(device, logits, source, classes, data.x[:1])
-        for device in ([devices] if isinstance(devices, str) else devices)
-        or [None]
+        for device in devices
     ]
     attacking.measure_natural(plan, workers, record, chunks)
     errors: dict = {}
@@ -284,16 +289,27 @@ def load_data(data, bounds):
     return attacking.Data(x, labels, labels)
 
 
-def _is_name(attack):
-    return isinstance(attack, str) or callable(attack)
+def _entries(attacks):
+    """The `Entry` of each attack; one that stands alone will do."""
+    if isinstance(attacks, str) or callable(attacks):
+        attacks = [attacks]
+    if not isinstance(attacks, Iterable):
+        raise ValueError(
+            "attacks must be a list of names, (name, options) or factories. "
+            f"Received: attacks={attacks}"
+        )
+    return [_entry(attack) for attack in attacks]
 
 
 def _entry(attack):
     """A name, (name, options) or factory as an `Entry`."""
+    given = attack
     options: dict = {}
     fixed: dict = {}
     if isinstance(attack, (tuple, list)) and len(attack) == 2:
-        attack, options = attack[0], dict(attack[1])
+        attack, options = attack
+    if isinstance(attack, registry.Attack) or not isinstance(options, Mapping):
+        attack = None  # Made already, or with options that are none.
     if isinstance(attack, str):
         name = attack
 
@@ -310,8 +326,9 @@ def _entry(attack):
 
     else:
         raise ValueError(
-            "an attack must be a name, (name, options) or a factory. "
-            f"Received: {attack}"
+            "an attack must be a name, (name, {option: value}) or a factory, "
+            "such as a class of attacks, which gets the epsilon. "
+            f"Received: {given}"
         )
     return attacking.Entry(name, fixed | options, make)
 
@@ -327,12 +344,14 @@ def check_shard(shard, examples, batch_size):
     Raises:
         ValueError: if it is bad.
     """
-    index, count = shard
     chunks = -(-examples // batch_size)
-    if not 0 <= index < min(count, chunks):
+    pair = isinstance(shard, (tuple, list)) and len(shard) == 2
+    numbered = pair and all(isinstance(n, numbers.Integral) for n in shard)
+    if not numbered or not 0 <= shard[0] < min(shard[1], chunks):
+        given = "/".join(map(str, shard)) if pair else shard
         raise ValueError(
-            f"shard must be i/n with 0 <= i < n, and i below {chunks}, the "
-            f"number of chunks. Received: shard={index}/{count}"
+            f"shard must be (i, n) with 0 <= i < n, and i below {chunks}, the "
+            f"number of chunks. Received: shard={given}"
         )
 
 

@@ -24,6 +24,7 @@ import numbers
 import tensorflow as tf
 
 from tfsam import checks
+from tfsam.arguments import check_bounds
 from tfsam.arguments import check_number
 from tfsam.configurable import Configurable
 from tfsam.geometry import check_norm
@@ -65,7 +66,7 @@ class Attack(Configurable):
     def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0)):
         self.epsilon = check_number("epsilon", epsilon)
         self.norm = check_norm(norm)
-        self.bounds = _check_bounds(bounds)
+        self.bounds = check_bounds(bounds)
 
     def __call__(self, logits_fn, x, y, seed=0, start=None):
         """Attacks a batch.
@@ -287,14 +288,3 @@ def example_seeds(seed, batch):
         dtype=tf.int32,
         alg="philox",
     )
-
-
-def _check_bounds(bounds):
-    if bounds is None:
-        return None
-    if len(bounds) != 2 or not bounds[0] < bounds[1]:
-        raise ValueError(
-            "bounds must be (lowest, highest) or None. "
-            f"Received: bounds={bounds}"
-        )
-    return (float(bounds[0]), float(bounds[1]))

@@ -39,6 +39,7 @@ class Logits:
             alone, unlike those of BatchNorm in training mode.
 
     Attributes:
+        identity: what tells the function from others, a string, or None.
         active: bool tensor (batch,), the examples to attack; None is all.
         passes: int64 variable [forward, gradient], how many examples went
             through the network; None unless `count_passes` was called.
@@ -59,6 +60,7 @@ class Logits:
         self.jit_loops = jit_loops
         self.classes = classes
         self.independent = independent
+        self.identity = None
         self.active = None
         self.passes = None
         self._traced = {}
