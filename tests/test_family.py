@@ -464,6 +464,11 @@ def test_m_sharpness_refuses_a_sum():
     [
         ({"sub_batches": 2}, "sub_batches needs perturb_weights"),
         ({"sub_batches": 0}, "Received: sub_batches=0"),
+        ({"exclude": None}, "Received: exclude=None"),
+        ({"exclude": "("}, r"Received: exclude=\("),
+        ({"exclude": [3]}, r"Received: exclude=\[3\]"),
+        ({"seed": "a"}, "Received: seed=a"),
+        ({"seed": -1}, "Received: seed=-1"),
         (
             {"sub_batches": 2, "perturb_weights": tfsam.LookSAM(RHO)},
             "keeps a state .* Received: sub_batches=2",

@@ -811,7 +811,7 @@ BAD_FLAGS = [
     (["--method=awp", "--rho=0.1"], ["--method=awp", "--rho=0.1"]),
     (["--method=mart", "--beta=-1"], ["beta", "-1"]),
     (["--method=trades", "--perturb_inputs=none"], ["TRADES", "None"]),
-    (["--method=st", "--perturb_inputs=art"], ["attack", "art"]),
+    (["--method=st", "--perturb_inputs=art"], ["attack"]),  # There or not.
     (["--method=st", "--perturb_inputs=cleverhans_cw"], ["graph"]),
     (["--method=st", "--perturb_weights=adam"], ["awp", "adam"]),
     (["--method=st", "--average=mean"], ["ema", "swa", "mean"]),
@@ -869,6 +869,11 @@ BAD_FLAGS = [
     (["--devices=cpu:2", "--batch_size=33"], ["batch_size", "2", "33"]),
     (["--jit_compile=maybe"], ["auto", "jit_compile=maybe"]),
     (["--sharpness=local"], ["per_replica", "global", "local"]),
+    (["--method=at", "--sharpness=global"], ["at does", "sharpness=global"]),
+    (
+        ["--attacks=autoattack,square", "--attack_steps=5"],
+        ["autoattack,square", "attack_steps=5"],
+    ),
     (["--precision=float16"], ["mixed_float16", "precision=float16"]),
     (["--evaluate=m.keras", "--method=sam"], ["--method=sam"]),
     (["--evaluate=m.keras", "--rho=0.1"], ["--rho=0.1"]),

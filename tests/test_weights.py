@@ -149,6 +149,14 @@ def test_a_gradient_of_zero_moves_nothing(method):
             lambda: tfsam.GSAM(0.1, learning_rates=(1, 0)),
             r"Received: learning_rates=\(1, 0\)",
         ),
+        (
+            lambda: tfsam.GSAM(0.1, learning_rates=0.1),
+            "Received: learning_rates=0.1",
+        ),
+        (
+            lambda: tfsam.GSAM(0.1, learning_rates=(-1, 0)),
+            "Received: learning_rates=-1",
+        ),
         (lambda: tfsam.LookSAM(0.1, every=0), "Received: every=0"),
         (lambda: tfsam.LookSAM(0.1, every=2.5), "Received: every=2.5"),
         (

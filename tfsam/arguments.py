@@ -56,25 +56,26 @@ def check_count(name, value, least=0):
     return int(value)
 
 
-def check_bounds(bounds):
+def check_interval(name, value):
     """Returns (lowest, highest) as floats, or None.
 
     Args:
-        bounds: a pair of numbers, the lower first, or None.
+        name: the argument's name, for the message.
+        value: a pair of numbers, the lower first, or None.
 
     Raises:
         ValueError: if it is neither.
     """
-    if bounds is None:
+    if value is None:
         return None
     try:
-        lowest, highest = (float(bound) for bound in bounds)
+        lowest, highest = (float(number) for number in value)
     except (TypeError, ValueError):
         lowest = highest = math.nan
     if not lowest < highest:
         raise ValueError(
-            "bounds must be (lowest, highest) or None. "
-            f"Received: bounds={bounds}"
+            f"{name} must be (lowest, highest) or None. "
+            f"Received: {name}={value}"
         )
     return lowest, highest
 

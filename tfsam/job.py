@@ -48,8 +48,12 @@ def prepare(config):
     Raises:
         ValueError: if anything is missing or does not fit.
     """
-    for name in config["attacks"]:
-        attacks.factory(name)
+    taking = [name for name in config["attacks"] if _takes_steps(name)]
+    if config["attack_steps"] is not None and not taking:
+        raise ValueError(
+            f"no attack of {','.join(config['attacks'])} takes --attack_steps. "
+            f"Received: attack_steps={config['attack_steps']}"
+        )
     if config["evaluate"] and devices.cluster_size() > 1:
         raise ValueError(
             "processes share an evaluation by --shard=i/n, each with a "
@@ -217,9 +221,12 @@ def _together(measured):
 
 def _attack_options(name, config):
     """The given number of steps; without it each attack has its own."""
-    known = attacks.option_names(attacks.factory(name)) or ()
     steps = config["attack_steps"]
-    return {"steps": steps} if steps is not None and "steps" in known else {}
+    return {} if steps is None or not _takes_steps(name) else {"steps": steps}
+
+
+def _takes_steps(name):
+    return "steps" in (attacks.option_names(attacks.factory(name)) or ())
 
 
 def draw(config, model, inputs, results, workdir, log):

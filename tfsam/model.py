@@ -19,6 +19,7 @@ collectives outside it. BatchNorm statistics and dropout seeds come from the
 pass at w; both passes start from the same ones.
 """
 
+import re
 import warnings
 
 import keras
@@ -76,11 +77,12 @@ class RobustModel(PureModel):
             running statistics.
         epsilon_warmup_steps: training steps over which the attack's epsilon
             grows linearly from nothing, >= 0.
-        exclude: regular expressions; weights whose path one of them matches
-            are trained, not perturbed.
-        seed: seed of the perturbations' randomness; None draws one, which
-            `keras.utils.set_random_seed` fixes; several workers take the
-            chief's.
+        exclude: regular expressions, or one; weights whose path one of them
+            matches are trained, not perturbed. Of no consequence, as
+            `sharpness`, without `perturb_weights`.
+        seed: seed of the perturbations' randomness, an integer >= 0; None
+            draws one, which `keras.utils.set_random_seed` fixes; several
+            workers take the chief's.
         **kwargs: `name`, `trainable`, `dtype` of `keras.Model`. The policy is
             the network's if none is given.
 
@@ -131,11 +133,11 @@ class RobustModel(PureModel):
             "epsilon_warmup_steps", epsilon_warmup_steps
         )
         self._check_combination()
-        self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+        self.exclude = _patterns(exclude)
         if seed is None:  # Each worker would draw another.
             drawn = int(np.random.randint(2**31 - 1))
             seed = devices.of_chief(tf.distribute.get_strategy(), drawn)
-        self.seed = int(seed)
+        self.seed = check_count("seed", seed)
         if hasattr(network, "output_names"):
             self.output_names = network.output_names
         if network.built:
@@ -535,6 +537,20 @@ def _check_perturbations(perturb_inputs, perturb_weights):
             "tfsam.SAM(0.2). "
             f"Received: perturb_weights={perturb_weights}"
         )
+
+
+def _patterns(exclude):
+    """Regular expressions as a list."""
+    patterns = [exclude] if isinstance(exclude, str) else exclude
+    try:
+        for pattern in patterns:
+            re.compile(pattern)
+    except (TypeError, re.error):
+        raise ValueError(
+            "exclude must hold regular expressions. "
+            f"Received: exclude={exclude}"
+        ) from None
+    return list(patterns)
 
 
 def _rows(batch, take):

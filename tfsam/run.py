@@ -539,6 +539,8 @@ def _fill_parts(config, given):
     holds_out = config["select"] != "last" or config["validate_every"]
     if not holds_out and "validation_images" in given:
         unused.append("validation_images")
+    if config["perturb_weights"] is None and "sharpness" in given:
+        unused.append("sharpness")
     return unused
 
 

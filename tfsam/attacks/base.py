@@ -24,7 +24,7 @@ import numbers
 import tensorflow as tf
 
 from tfsam import checks
-from tfsam.arguments import check_bounds
+from tfsam.arguments import check_interval
 from tfsam.arguments import check_number
 from tfsam.configurable import Configurable
 from tfsam.geometry import check_norm
@@ -66,7 +66,7 @@ class Attack(Configurable):
     def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0)):
         self.epsilon = check_number("epsilon", epsilon)
         self.norm = check_norm(norm)
-        self.bounds = check_bounds(bounds)
+        self.bounds = check_interval("bounds", bounds)
 
     def __call__(self, logits_fn, x, y, seed=0, start=None):
         """Attacks a batch.

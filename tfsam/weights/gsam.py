@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tfsam.arguments import check_interval
 from tfsam.arguments import check_number
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import without
@@ -39,17 +40,9 @@ class GSAM(WeightPerturbation):
                 f"rho_min must be at most rho. Received: rho_min={rho_min}"
             )
         self.rho_min = None if rho_min is None else float(rho_min)
-        if learning_rates is not None:
-            low, high = (
-                check_number("learning_rates", r) for r in learning_rates
-            )
-            if low >= high:
-                raise ValueError(
-                    "learning_rates must be (lowest, highest). "
-                    f"Received: learning_rates={learning_rates}"
-                )
-            learning_rates = (low, high)
-        self.learning_rates = learning_rates
+        self.learning_rates = check_interval("learning_rates", learning_rates)
+        for rate in self.learning_rates or ():
+            check_number("learning_rates", rate)
 
     def init(self, weights, seed):
         """The highest learning rate so far, where that is needed."""

@@ -7,6 +7,7 @@ the linearised loss is largest.
 import keras
 import tensorflow as tf
 
+from tfsam.arguments import check_choice
 from tfsam.arguments import check_count
 from tfsam.arguments import check_number
 from tfsam.geometry import TINY
@@ -107,12 +108,7 @@ class ASAM(WeightPerturbation):
     def __init__(self, rho=0.5, *, eta=0.01, adaptive="kernels"):
         self.rho = check_number("rho", rho)
         self.eta = check_number("eta", eta)
-        if adaptive not in ("kernels", "all"):
-            raise ValueError(
-                "adaptive must be 'kernels' or 'all'. "
-                f"Received: adaptive={adaptive}"
-            )
-        self.adaptive = adaptive
+        self.adaptive = check_choice("adaptive", adaptive, ("kernels", "all"))
 
     def perturb(self, weights, gradients, state, step):
         """Returns the weights at the ellipsoid's steepest point, and state."""

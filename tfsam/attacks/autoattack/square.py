@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.arguments import check_count
-from tfsam.arguments import check_number
+from tfsam.arguments import check_fraction
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import any_copy
@@ -78,11 +78,7 @@ class Square(Attack):
     ):
         super().__init__(epsilon, norm, bounds)
         self.queries = check_count("queries", queries, 1)
-        self.p_init = check_number("p_init", p_init)
-        if not 0 < self.p_init <= 1:
-            raise ValueError(
-                f"p_init must be in (0, 1]. Received: p_init={p_init}"
-            )
+        self.p_init = check_fraction("p_init", p_init)
 
     def perturb(self, logits_fn, x, y, seeds):
         """Returns the candidate of the smallest margin, or the first broken."""
