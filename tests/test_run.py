@@ -811,7 +811,6 @@ BAD_FLAGS = [
     (["--method=awp", "--rho=0.1"], ["--method=awp", "--rho=0.1"]),
     (["--method=mart", "--beta=-1"], ["beta", "-1"]),
     (["--method=trades", "--perturb_inputs=none"], ["TRADES", "None"]),
-    (["--method=st", "--perturb_inputs=art"], ["attack"]),  # There or not.
     (["--method=st", "--perturb_inputs=cleverhans_cw"], ["graph"]),
     (["--method=st", "--perturb_weights=adam"], ["awp", "adam"]),
     (["--method=st", "--average=mean"], ["ema", "swa", "mean"]),
@@ -894,6 +893,13 @@ BAD_FLAGS = [
     (["--learning_rate=1e300"], ["learning_rate", "1e300"]),
     (["--linf_epsilons=0.1,1e39"], ["linf_epsilons", "1e39"]),
 ]
+
+
+def test_a_library_that_is_missing_is_bad_input(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "art", None)
+    flags = (f"--workdir={tmp_path / 'work'}", "--perturb_inputs=art")
+    assert_refused(capsys, *flags, parts=["attack", "art"])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
