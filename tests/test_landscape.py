@@ -212,5 +212,7 @@ def test_it_refuses_what_it_cannot_measure(data):
     found = tfsam.Landscape(make_network(), (x, y))
     with pytest.raises(ValueError, match="perturbation=LookSAM"):
         found.sharpness(tfsam.LookSAM(0.1))
+    with pytest.raises(ValueError, match="Received: examples=0"):
+        found.sharpness(tfsam.SAM(0.1), examples=0)
     with pytest.raises(ValueError, match="points=1"):
         found.surface(points=1)

@@ -303,19 +303,27 @@ def test_methods_are_named_with_what_tells_them_apart(tmp_path):
 def test_settings(tmp_path):
     """Those that differ in columns, the others once, unused ones not at all."""
     for name, config, numpy in (
-        ("a", {"rho": 0.1, "epochs": 2, "l2_epsilons": []}, "1"),
-        ("b", {"epochs": 2, "l2_epsilons": [8 / 255, 0.5]}, "2"),
+        ("a", {"rho": 0.1, "augment": True, "l2_epsilons": []}, "1"),
+        ("b", {"augment": False, "l2_epsilons": [8 / 255, 0.5]}, "2"),
     ):
         versions = {"numpy": numpy, "keras": "3"}
-        others = {"config": config | {"workdir": name}, "versions": versions}
+        config |= {"epochs": 2, "workdir": name}
+        others = {"config": config, "versions": versions}
         leave(tmp_path / name, results_of("st", accuracy(9), [], **others))
     found = runs.read([tmp_path])
     columns = table.settings(found)
     assert [(c.name, [cell.text for cell in c.cells]) for c in columns] == [
         ("rho", ["0.1", "\N{EN DASH}"]),
+        ("augment", ["True", "False"]),
         ("l2_epsilons", ["\N{EN DASH}", "8/255, 0.5"]),
         ("numpy", ["1", "2"]),
     ]
+    # Sorted by numbers, or as texts, what is not there last.
+    assert [[cell.value for cell in c.cells] for c in columns] == [
+        *([0.1, None], ["True", "False"], [None, "8/255, 0.5"]),
+        ["1", "2"],
+    ]
+    assert [c.is_numeric for c in columns] == [True, False, False, False]
     assert table.shared(found) == {
         **{"method": "st", "seed": "0", "dataset": "digits"},
         **{"epochs": "2", "keras": "3"},

@@ -146,7 +146,9 @@ class Landscape:
                 f"Received: perturbation={perturbation}"
             )
         count = len(self.x)
-        size = check_count("examples", examples or count, 1)
+        size = check_count(
+            "examples", count if examples is None else examples, 1
+        )
         weights, rises = self.weights, []
         for start in range(0, count, size):
             part = slice(start, min(start + size, count))

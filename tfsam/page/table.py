@@ -352,8 +352,9 @@ def _differing(found):
 
 def _setting(key, value):
     text = setting(key, value)
-    is_number = isinstance(value, int | float)
-    return Cell(text, value if is_number else value and text)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Cell(text, value)
+    return Cell(text, None if value is None or value == [] else text)
 
 
 def setting(key, value):
