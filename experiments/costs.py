@@ -7,7 +7,8 @@ Of the finished cells of a sweep (`experiments.table1`) it prints each row's
 natural and robust accuracy beside what a training step costs, in passes forward
 and backward and in time, and which rows no other row beats; and draws
 costs.svg, robust accuracy over natural accuracy, passes and seconds, with the
-Pareto fronts. It runs nothing, and needs the cells' results alone.
+Pareto fronts, and writes the table, costs.md, beside it. It runs nothing, and
+needs the cells' results alone.
 """
 
 import pathlib
@@ -20,6 +21,7 @@ from experiments import command
 from experiments import figures
 from experiments import sweep
 from experiments import tables
+from tfsam import files
 from tfsam import methods
 from tfsam import run
 
@@ -29,7 +31,9 @@ _PRESET = flags.DEFINE_string(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder.", FLAGS)
 _ROWS = flags.DEFINE_list("rows", None, "Rows. Default: the preset's.", FLAGS)
-_FIGURES = flags.DEFINE_string("figures", None, "Folder for costs.svg.", FLAGS)
+_FIGURES = flags.DEFINE_string(
+    "figures", None, "Folder for costs.svg and costs.md.", FLAGS
+)
 
 ROBUST = sweep.COLUMNS[1]
 
@@ -40,8 +44,8 @@ class Cost(NamedTuple):
     Attributes:
         accuracies: means over the seeds, by column.
         passes: a step, forward and backward; standard training has 1.
-        seconds: of training; None where nothing tells. See
-            `sweep.training_seconds`: the least of the seeds.
+        seconds: of training, had all epochs been as fast as the fastest, the
+            least of the seeds; None where nothing tells.
         seeds: how many.
     """
 
@@ -221,9 +225,12 @@ def main():
         raise ValueError(
             f"workdir must hold finished cells. Received: workdir={workdir}"
         )
-    print(table(costs))
+    text = table(costs)
+    print(text)
     if _FIGURES.value:
-        draw(costs, pathlib.Path(_FIGURES.value) / "costs.svg")
+        folder = pathlib.Path(_FIGURES.value)
+        draw(costs, folder / "costs.svg")
+        files.write_atomically(folder / "costs.md", f"{text}\n")
     return 0
 
 

@@ -37,7 +37,8 @@ PAPER = {
 }
 NATURAL = ("natural",)
 FITTED = ("fitted",)  # On images that were trained on.
-MINUTES = ("minutes",)  # Of training.
+MINUTES = ("minutes",)  # Of training, had all epochs been its fastest.
+TOOK = ("took",)  # Minutes that it took, other work beside it included.
 ATTACKED = ("attacked",)  # Minutes of attacks after it.
 COLUMNS = (
     NATURAL,
@@ -98,7 +99,9 @@ PRESETS = {
             **dict.fromkeys(
                 (
                     *("at-linf-1", "at-linf-4", "at-l2-32", "at-l2-128"),
-                    *("looksam:rho=0.2", "asam", "awp:epsilon=4/255"),
+                    *("looksam:rho=0.2", "looksam:rho=0.2:alpha=0.3"),
+                    *("asam", "esam:rho=0.2", "fgsm_at:epsilon=1/255"),
+                    *("trades:epsilon=1/255:steps=5", "awp:epsilon=4/255"),
                 ),
                 1,
             ),
@@ -287,18 +290,14 @@ def seeds_at(workdir):
     return seeds
 
 
-def training_seconds(folder):
-    """What training took, had all of its epochs been as fast as the fastest.
-
-    Other work on the machine, and a pause, only make an epoch longer. None
-    where there is no history.csv.
+def epoch_seconds(folder):
+    """What each epoch of a run took, a list; empty without a history.csv.
 
     Args:
         folder: of the run.
     """
     history = callbacks.read_history(folder / "history.csv")
-    seconds = [epoch["seconds"] for epoch in history]
-    return len(seconds) * min(seconds) if seconds else None
+    return [epoch["seconds"] for epoch in history]
 
 
 class Result(NamedTuple):
@@ -344,8 +343,8 @@ def collect(preset, rows, seeds, workdir):
                 found = cells[row].setdefault(seed, {})
                 before = found.get(ATTACKED, Result(0.0)).value
                 found.update(_results(run_folder, results))
-                attacked = sum(r.get("seconds", 0) for r in results["robust"])
-                found[ATTACKED] = Result(before + attacked / 60)
+                seconds = sum(r.get("seconds", 0) for r in results["robust"])
+                found[ATTACKED] = Result(before + seconds / 60)
     return cells, missing
 
 
@@ -366,10 +365,29 @@ def _results(folder, results):
     found[NATURAL] = of(results["natural"])
     if "natural" in results["train"]:
         found[FITTED] = of(results["train"]["natural"])
-    seconds = training_seconds(folder)
-    if seconds is not None:
-        found[MINUTES] = Result(seconds / 60)
+    if seconds := epoch_seconds(folder):
+        # Other work on the machine, and a pause, only make an epoch longer.
+        found[MINUTES] = Result(len(seconds) * min(seconds) / 60)
+        found[TOOK] = Result(sum(seconds) / 60)
     return found
+
+
+def paper_figures(preset, workdir):
+    """The paper's figures, if the finished cells are of the paper's data set.
+
+    Args:
+        preset: a `Preset`.
+        workdir: folder of the sweep.
+    """
+    config, _ = run.configuration([f"--preset={preset.images}"])
+    found = map(read, (p.parent for p in workdir.rglob("results.json")))
+    others = [
+        results
+        for results in found
+        if results
+        and results.get("config", config)["dataset"] != config["dataset"]
+    ]
+    return {} if others else preset.paper
 
 
 def keep(workdir, folder):

@@ -90,8 +90,17 @@ def main():
     rows, seeds = _ROWS.value or list(preset.rows), _seeds(preset)
     for row in rows:
         sweep.row_flags(row)
+    if FLAGS["base"].present and _BASE.value not in rows:
+        raise ValueError(
+            f"base must be one of the rows {', '.join(rows)}. "
+            f"Received: base={_BASE.value}"
+        )
     share, shares = run.share("cells", _CELLS.value or "0/1")
     workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
+    if _TABLE.value and not workdir.is_dir():
+        raise ValueError(
+            f"workdir must be a sweep's folder. Received: workdir={workdir}"
+        )
     kept = _KEEP.value and pathlib.Path(_KEEP.value)
     failed = []
     if not _TABLE.value:
@@ -101,7 +110,8 @@ def main():
         sweep.keep(workdir, kept)
     if _TABLE.value or not _CELLS.value:
         cells, missing = sweep.collect(preset, rows, seeds, workdir)
-        texts = tables.by_suffix(cells, preset.paper, _BASE.value)
+        paper = sweep.paper_figures(preset, workdir)
+        texts = tables.by_suffix(cells, paper, _BASE.value)
         for suffix, text in texts.items():
             with files.replacing(workdir / f"table.{suffix}") as temporary:
                 temporary.write_text(text + "\n")

@@ -16,6 +16,7 @@ from experiments.sweep import COLUMNS
 from experiments.sweep import FITTED
 from experiments.sweep import MINUTES
 from experiments.sweep import NATURAL
+from experiments.sweep import TOOK
 
 
 class Summary(NamedTuple):
@@ -60,7 +61,7 @@ def summaries(cells):
             values = [r[column].value for r in by_seed.values() if column in r]
             found[row][column] = (
                 Summary(min(values), None, len(values))
-                if column in (MINUTES, ATTACKED)
+                if column in (MINUTES, TOOK, ATTACKED)
                 else _percent(values)
             )
     return found
@@ -75,7 +76,7 @@ def _percent(values):
 def columns_of(found):
     """The columns that any row has, in the table's order."""
     present = {column for row in found.values() for column in row}
-    present -= {ATTACKED}
+    present -= {TOOK, ATTACKED}
     others = sorted(c for c in present if len(c) == 3 and c not in COLUMNS)
     last = [c for c in (FITTED, MINUTES) if c in present]
     return [*(c for c in COLUMNS if c in present), *others, *last]
@@ -177,7 +178,7 @@ def computing(cells):
     def hours(some):
         return [
             sum(results[column].value for results in some) / 60
-            for column in (MINUTES, ATTACKED)
+            for column in (TOOK, MINUTES, ATTACKED)
         ]
 
     timed = [
@@ -188,13 +189,13 @@ def computing(cells):
     if not firsts:
         return None
     every = [results for row in timed for results in row]
-    training, attacks = hours(firsts)
+    text = (
+        "{:.1f} h of training ({:.1f} h by each run's fastest epoch) and "
+        "{:.1f} h of attacks"
+    )
     return (
-        f"Computing of one seed of {len(firsts)} rows: {training:.1f} h of "
-        f"training (by each run's fastest epoch), {attacks:.1f} h of attacks; "
-        "of all {} cells: {:.1f} h and {:.1f} h.".format(
-            len(every), *hours(every)
-        )
+        f"One seed of {len(firsts)} rows took {text.format(*hours(firsts))}; "
+        f"all {len(every)} cells {text.format(*hours(every))}."
     )
 
 

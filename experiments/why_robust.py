@@ -6,10 +6,11 @@ r"""The paper's question 1, on trained networks: are the flat the robust?
 measures each finished cell of a sweep (`experiments.table1`), its training
 images around the weights and its test images around the pixels, and keeps what
 it found in flatness.json beside the cell's results. Then, of all cells that
-have been measured, it prints a table of the measures, one of their rank
-correlations with robust accuracy, and draws why_robust.svg, trajectory.svg and
-surfaces.svg. The same command again measures only what is new; where the
-networks are not at hand it makes the tables of what is kept.
+have been measured, it prints a table of the measures and one of their rank
+correlations with robust accuracy, and with `--figures` writes them, as
+why_robust.md, beside why_robust.svg, trajectory.svg and surfaces.svg. The same
+command again measures only what is new; where the networks are not at hand it
+makes the tables of what is kept.
 """
 
 import pathlib
@@ -48,7 +49,9 @@ _EXAMPLES = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
-_FIGURES = flags.DEFINE_string("figures", None, "Folder for figures.", FLAGS)
+_FIGURES = flags.DEFINE_string(
+    "figures", None, "Folder for figures and tables.", FLAGS
+)
 
 # Of all networks alike, so that the numbers compare.
 RHO, STEPS, PART, RHO_ADAPTIVE = 0.1, 10, 128, 0.5
@@ -353,7 +356,7 @@ def draw_trajectories(curves, path):
     style, label = styles(curves), figures.labels(curves)
 
     def panels(axes, figure):
-        titles = "held-out images", "the same under PGD-10, l-inf 2/255"
+        titles = "held-out images", "the same under PGD-10, largest epsilon"
         for one, key, title in zip(axes.flat, _HELD_OUT, titles, strict=True):
             for row, (count, means) in curves.items():
                 one.plot(
@@ -373,11 +376,15 @@ def draw_surfaces(cells, rows, path):
 
     Args:
         cells: of `gather`.
-        rows: names of rows; their first seed is drawn.
+        rows: names of rows; the first seed of those that there are is drawn,
+            or of the first four rows that were measured.
         path: of the SVG file.
     """
-    shown = [row for row in rows if (row, 0) in cells]
-    surfaces = {row: cells[row, 0][0]["surface"] for row in shown}
+    first: dict = {}
+    for row, seed in cells:
+        first.setdefault(row, (row, seed))
+    shown = [row for row in rows if row in first] or list(first)[:4]
+    surfaces = {row: cells[first[row]][0]["surface"] for row in shown}
     ticks = (0.03, 0.1, 0.3, 1, 3, 10)
     levels = np.geomspace(ticks[0], ticks[-1], 12)
 
@@ -415,18 +422,29 @@ def main():
     cells = gather(preset, rows, workdir)
     if not cells:
         raise ValueError(
-            f"workdir must hold finished cells. Received: workdir={workdir}"
+            "workdir must hold finished cells that were measured, or their "
+            f"model.keras. Received: workdir={workdir}"
         )
     count = max(flat["n"] for flat, _ in cells.values())
-    print(f"Means over the seeds, on {count} images:\n\n{table(cells)}\n")
-    print(f"Rank correlations (Spearman):\n\n{correlations(cells)}\n")
     curves = trajectories(rows, workdir)
-    print("Held-out images while training, clean / under PGD-10, l-inf 2/255:")
-    print(f"\n{trajectory_table(curves)}")
+    text = "\n\n".join(
+        [
+            f"Means over the seeds, on {count} images:",
+            table(cells),
+            "Rank correlations (Spearman):",
+            correlations(cells),
+            "Held-out images while training, clean / under PGD-10 at the "
+            "largest l-inf epsilon:",
+            trajectory_table(curves),
+        ]
+    )
+    print(text)
     if _FIGURES.value:
         folder = pathlib.Path(_FIGURES.value)
         draw_measures(cells, folder / "why_robust.svg")
-        draw_trajectories(curves, folder / "trajectory.svg")
+        files.write_atomically(folder / "why_robust.md", f"{text}\n")
+        if curves:
+            draw_trajectories(curves, folder / "trajectory.svg")
         shown = ("st", "sam-0.1", "sam-0.4", "at-linf-1")
         draw_surfaces(cells, shown, folder / "surfaces.svg")
     return 0

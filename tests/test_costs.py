@@ -87,6 +87,8 @@ def test_the_figure_names_the_rows(workdir, tmp_path):
     for name in ("st", "sam-0.1", "at-linf-1", "PGD-10 l-inf 1/255, %"):
         assert f">{name}</text>" in text
     assert len(text) < 100_000
+    table = (tmp_path / "f" / "costs.md").read_text()
+    assert table.startswith("| row | seeds | natural | ")
     before = text
     assert called(workdir, f"--figures={tmp_path / 'f'}") == 0
     assert (tmp_path / "f" / "costs.svg").read_text() == before

@@ -172,19 +172,32 @@ def test_a_single_seed_has_the_interval_of_its_images():
 
 def test_a_line_says_what_a_seed_takes():
     hour = sweep.Result(60.0)
+    trained = {sweep.MINUTES: hour, sweep.TOOK: sweep.Result(120.0)}
     cells = {
         "st": {
-            1: {sweep.MINUTES: hour, sweep.ATTACKED: hour},
-            0: {sweep.MINUTES: hour, sweep.ATTACKED: sweep.Result(90.0)},
+            1: {**trained, sweep.ATTACKED: hour},
+            0: {**trained, sweep.ATTACKED: sweep.Result(90.0)},
         },
-        "sam-0.1": {0: {sweep.MINUTES: hour, sweep.ATTACKED: hour}},
+        "sam-0.1": {0: {**trained, sweep.ATTACKED: hour}},
         "sam-0.2": {},
     }
     assert tables.computing(cells) == (
-        "Computing of one seed of 2 rows: 2.0 h of training (by each run's "
-        "fastest epoch), 2.5 h of attacks; of all 3 cells: 3.0 h and 3.5 h."
+        "One seed of 2 rows took 4.0 h of training (2.0 h by each run's "
+        "fastest epoch) and 2.5 h of attacks; all 3 cells 6.0 h of training "
+        "(3.0 h by each run's fastest epoch) and 3.5 h of attacks."
     )
     assert tables.computing({"st": {}}) is None
+
+
+def test_the_paper_s_figures_stand_beside_its_images_alone(workdir):
+    preset = sweep.Preset("cifar100", {"st": 2}, paper=sweep.PAPER)
+    assert sweep.paper_figures(preset, workdir) == sweep.PAPER
+    path = sweep.cell_folder(workdir, "st", 0) / "results.json"
+    results = json.loads(path.read_text())
+    for dataset, figures in (("cifar100", sweep.PAPER), ("folder:x", {})):
+        results["config"] = {"dataset": dataset}
+        path.write_text(json.dumps(results))
+        assert sweep.paper_figures(preset, workdir) == figures
 
 
 def test_a_failed_attack_is_missing(workdir):
@@ -251,6 +264,8 @@ def called(capsys, *arguments):
         (["--rows=st,foo"], "foo"),
         (["--seeds=1,x"], "seeds=1,x"),
         (["--cells=2/2"], "cells=2/2"),
+        (["--table", "--workdir=nowhere"], "workdir=nowhere"),
+        (["--table", "--workdir=.", "--base=foo"], "base=foo"),
         (["--nonsense"], "nonsense"),
         (["stray"], ""),
     ],

@@ -60,12 +60,28 @@ def test_correlations_are_spearman_s(workdir, capsys):
 def test_figures_are_drawn_from_what_is_kept(workdir, tmp_path):
     assert called(workdir, f"--figures={tmp_path / 'f'}") == 0
     found = {p.name: p.read_text() for p in (tmp_path / "f").iterdir()}
-    assert set(found) == {"surfaces.svg", "trajectory.svg", "why_robust.svg"}
+    assert set(found) == {
+        *("surfaces.svg", "trajectory.svg", "why_robust.svg"),
+        "why_robust.md",
+    }
     assert all(f">{row}</text>" in found["why_robust.svg"] for row in ROWS)
     # AT's held-out images are attacked at its own epsilon.
     assert ">sam-0.1 (1)</text>" in found["trajectory.svg"]
     assert "at-linf-1" not in found["trajectory.svg"]
     assert ">sam-0.1</text>" in found["surfaces.svg"]
+
+
+def test_figures_of_other_rows_are_drawn_as_well(workdir, tmp_path, capsys):
+    """Of some that the surfaces do not favour, and of AT alone."""
+    figures = f"--figures={tmp_path / 'f'}"
+    assert called(workdir, "--rows=sam-0.2", figures) == 0
+    text = (tmp_path / "f/surfaces.svg").read_text()
+    assert ">sam-0.2</text>" in text and ">st</text>" not in text
+    printed = capsys.readouterr().out
+    assert (tmp_path / "f/why_robust.md").read_text() == printed
+    (tmp_path / "f/trajectory.svg").unlink()
+    assert called(workdir, "--rows=at-linf-1", figures) == 0
+    assert not (tmp_path / "f/trajectory.svg").exists()
 
 
 def test_trajectories_are_means_over_the_seeds(workdir, write_run):
