@@ -15,8 +15,9 @@ the Duality Between Sharpness-Aware Minimization and Adversarial Training") say
 and hence 2 + 3 / rho^2 = 2 eta / epsilon where both are the same. This command
 holds that against SAM's optimum computed exactly, of the population and of
 samples, against its expansion in rho, and against the weights that
-`tfsam.RobustModel` finds. It writes toy.json, toy.md and toy.svg, in some
-twenty minutes on two cores; `--quick` a minute.
+`tfsam.RobustModel` finds. It writes toy.json, toy.md and toy.svg; toy.json says
+how many seconds it took, `--quick` takes a minute. The same command again goes
+on after the last part that toy.json has.
 
 What "SAM" means, and why: `experiments/toy_model.py`.
 """
@@ -220,7 +221,8 @@ def adversarial(setting, fractions, samples, steps):
         optima = [minimiser(sample.points(epsilon)) for sample in samples]
         found = trained(samples, setting, steps, epsilon)
         rows.append(
-            {
+            setting._asdict()
+            | {
                 "fraction": fraction,
                 "closed": adversarial_excess(fraction),
                 "exact": points.excess(
@@ -360,22 +362,24 @@ def hovering(setting, rho, samples, steps, rates):
     return rows
 
 
-def measure(quick, n, seeds):
-    """All that the command reports.
+def parts(quick, n, seeds):
+    """All that the command reports, part by part.
 
     Args:
-        quick: whether to measure a part.
+        quick: whether to measure little.
         n: examples of a sample, >= 100.
         seeds: number of samples, >= 1; small batches, whose noise is much
             larger, get three times as many.
 
     Returns:
-        A dict of lists of rows.
+        A dict from name to a function without arguments that measures it,
+        which returns a list of rows.
     """
     settings = (CENTRE, WEAK) if quick else AROUND
     rhos = RHOS[1:4:2] if quick else RHOS
     steps = 300 if quick else 1000
     drawn = {s: [draw(s, n, seed) for seed in range(seeds)] for s in settings}
+    attacked = {s: FRACTIONS if s == CENTRE else FRACTIONS[1:2] for s in drawn}
     radii = [(s, 0.2) for s in settings]
     radii += [(s, rho) for s in (CENTRE, WEAK) for rho in rhos if rho != 0.2]
     small = [(s, (0.1, 0.2, 0.4), 1) for s in (WEAK, DOUBTFUL)]
@@ -384,13 +388,19 @@ def measure(quick, n, seeds):
     if quick:
         radii, small, passes = radii[:2], small[-2:-1], 1000
     return {
-        "bands": [{"p": p} | band(p) for p in (0.55, 0.7, 0.9, 0.99)],
-        "coefficients": coefficients(settings),
-        "exact": exact((CENTRE, WEAK) if quick else GRID, rhos),
-        "adversarial": adversarial(CENTRE, FRACTIONS, drawn[CENTRE], steps),
-        "losses": other_losses(CENTRE, 0.2),
-        "training": [training(s, rho, drawn[s], steps) for s, rho in radii],
-        "batches": [
+        "bands": lambda: [{"p": p} | band(p) for p in (0.55, 0.7, 0.9, 0.99)],
+        "coefficients": lambda: coefficients(settings),
+        "exact": lambda: exact((CENTRE, WEAK) if quick else GRID, rhos),
+        "adversarial": lambda: [
+            row
+            for s, fractions in attacked.items()
+            for row in adversarial(s, fractions, drawn[s], steps)
+        ],
+        "losses": lambda: other_losses(CENTRE, 0.2),
+        "training": lambda: [
+            training(s, rho, drawn[s], steps) for s, rho in radii
+        ],
+        "batches": lambda: [
             row
             for s, rhos, size in small
             for row in batches(
@@ -401,7 +411,9 @@ def measure(quick, n, seeds):
                 size,
             )
         ],
-        "hovering": hovering(CENTRE, 0.2, drawn[CENTRE], steps, (0.1, 0.5)),
+        "hovering": lambda: hovering(
+            CENTRE, 0.2, drawn[CENTRE], steps, (0.1, 0.5)
+        ),
     }
 
 
@@ -411,11 +423,24 @@ def main():
     seeds = check_count("seeds", _SEEDS.value, 1)
     workdir = pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
-    begin = time.monotonic()
-    found = measure(_QUICK.value, n, seeds)
-    found["seconds"] = time.monotonic() - begin
+    asked = {"quick": _QUICK.value, "samples": n, "seeds": seeds}
+    found = files.read_json(workdir / "toy.json") or {
+        "arguments": asked,
+        "seconds": 0.0,
+    }
+    if found.get("arguments") != asked:
+        raise ValueError(
+            f"{workdir} must hold what the same flags found; choose another "
+            f"workdir. Received: {asked}, and there {found.get('arguments')}"
+        )
+    for name, measure in parts(*asked.values()).items():
+        if name in found:
+            continue
+        begin = time.monotonic()
+        found[name] = measure()
+        found["seconds"] += time.monotonic() - begin
+        files.write_json(workdir / "toy.json", found)
     text = toy_report.text(found)
-    files.write_json(workdir / "toy.json", found)
     files.write_atomically(workdir / "toy.md", text + "\n")
     toy_report.draw(found, workdir / "toy.svg")
     print(text)

@@ -82,16 +82,15 @@ def text(found):
                 for row in found["exact"]
             ],
         ),
-        "AT's excess at the centre (of samples: mean ± standard error; "
-        "distance: the largest of a trained weight from its sample's "
-        "optimum)": markdown(
+        "AT's excess (of samples: mean ± standard error; distance: the largest "
+        "of a trained weight from its sample's optimum)": markdown(
             [
-                *("epsilon / eta", "closed form", "exact"),
+                *(*where, "epsilon / eta", "closed form", "exact"),
                 *("samples' optima", "trained", "distance"),
             ],
             [
                 [
-                    row["fraction"],
+                    *(*_setting(row), row["fraction"]),
                     *(_number(row[key]) for key in ("closed", "exact")),
                     *(_measured(row[key]) for key in ("samples", "trained")),
                     f"{row['distance']:.0e}",

@@ -311,9 +311,39 @@ def test_the_command(tmp_path, capsys):
     assert "| 0.9 | 0.1 | 1 | 0.1 | +0.0067 | +0.0071 | +0.0355 |" in text
     found = json.loads((tmp_path / "toy.json").read_text())
     assert {row["rho"] for row in found["exact"]} == {0.1, 0.4}
-    assert [row["distance"] < 0.01 for row in found["adversarial"]] == 3 * [1]
+    assert [row["distance"] < 0.01 for row in found["adversarial"]] == 4 * [1]
     assert "<svg" in (tmp_path / "toy.svg").read_text()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_command_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+    measured = []
+
+    def parts(quick, n, seeds):
+        return {
+            "one": lambda: measured.append((quick, n, seeds)) or [1],
+            "two": lambda: [2] if measured.count("ready") else stop(),
+        }
+
+    def stop():
+        raise ValueError("killed")
+
+    monkeypatch.setattr(toy, "parts", parts)
+    monkeypatch.setattr(toy.toy_report, "text", str)
+    monkeypatch.setattr(toy.toy_report, "draw", lambda found, path: None)
+    arguments = ["--samples=200", f"--workdir={tmp_path}"]
+    assert command.run(toy.main, toy.FLAGS, arguments) == 2
+    measured.append("ready")
+    assert command.run(toy.main, toy.FLAGS, arguments) == 0
+    assert measured == [(False, 200, 3), "ready"]
+    found = json.loads((tmp_path / "toy.json").read_text())
+    assert (found["one"], found["two"]) == ([1], [2])
+    capsys.readouterr()
+    other = ["--samples=300", *arguments[1:]]
+    assert command.run(toy.main, toy.FLAGS, other) == 2
+    assert (
+        "Received: {'quick': False, 'samples': 300" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
