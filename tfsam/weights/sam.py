@@ -14,6 +14,7 @@ from tfsam.geometry import TINY
 from tfsam.geometry import global_norm
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
+from tfsam.weights.base import inner
 
 
 def steepest(weights, gradients, rho):
@@ -150,10 +151,9 @@ class FSAM(WeightPerturbation):
 
     def perturb(self, weights, gradients, state, step):
         """Returns the weights at the ellipsoid's steepest point, and state."""
-        metrics = [1 + self.eta * tf.square(g) for g in gradients]
-        pairs = list(zip(gradients, metrics, strict=True))
-        norm = global_norm([g / tf.sqrt(f) for g, f in pairs])
-        directions = [g / f for g, f in pairs]
+        directions = [g / (1 + self.eta * tf.square(g)) for g in gradients]
+        # No quotient of roots: compiled, some are of approximate ones.
+        norm = tf.sqrt(inner(gradients, directions))
         return along(weights, directions, self.rho / (norm + TINY)), state
 
 
