@@ -101,7 +101,7 @@ PRESETS = {
                     *("at-linf-1", "at-linf-4", "at-l2-32", "at-l2-128"),
                     *("looksam:rho=0.2", "looksam:rho=0.2:alpha=0.3"),
                     *("asam", "esam:rho=0.2", "fgsm_at:epsilon=1/255"),
-                    *("trades:epsilon=1/255:steps=5", "awp:epsilon=4/255"),
+                    "awp:epsilon=4/255",
                 ),
                 1,
             ),
