@@ -366,9 +366,10 @@ def draw_trajectories(curves, path):
                     label=f"{label[row]} ({count})",
                 )
             one.set(xlabel="epoch", ylabel="accuracy, %", title=title)
-        axes.flat[0].legend()
+        drawn = axes.flat[0].get_legend_handles_labels()
+        figure.legend(*drawn, loc="outside right center")
 
-    figures.draw(panels, path, 1, 2, width=3.6)
+    figures.draw(panels, path, 1, 2, width=4.2)
 
 
 def draw_surfaces(cells, rows, path):
