@@ -9,7 +9,8 @@ import tfsam
 from tfsam import methods
 from tfsam import run
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch):
@@ -39,8 +40,8 @@ def test_every_attack_is_mentioned():
         assert re.search(f"`{name}[`:]", README), name
 
 
-RESULTS = pathlib.Path(__file__).parents[1] / "experiments/results"
-NOTES = (pathlib.Path(__file__).parents[1] / "BUILD_NOTES.md").read_text()
+RESULTS = ROOT / "experiments/results"
+NOTES = (ROOT / "BUILD_NOTES.md").read_text()
 
 
 def rows(text):
@@ -96,3 +97,16 @@ def test_the_readme_s_accuracies_are_those_of_the_table():
     assert len(shown) >= 5
     for title, *cells in (row.split(" | ") for row in shown):
         assert cells == by_name[row_of(title)][2 : 2 + len(cells)], title
+
+
+def test_the_ci_knows_all_files_with_slow_tests():
+    script = (ROOT / ".ci/run").read_text()
+    groups = script.partition("groups=(")[2].partition(")")[0]
+    named = set(re.findall(r"\w+", groups))
+    mark = "mark" + ".slow"
+    slow = {
+        path.stem.removeprefix("test_")
+        for path in (ROOT / "tests").glob("test_*.py")
+        if mark in path.read_text()
+    }
+    assert slow and named == slow
