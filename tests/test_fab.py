@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import rounding
 import scipy.optimize
 import tensorflow as tf
 from test_reference import REFERENCE
@@ -209,11 +210,7 @@ def test_what_is_misclassified_already_stays():
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_example_s_attack_does_not_depend_on_its_batch(norm, digits):
-    """But for rounding, with a convolutional network in blocks.
-
-    In blocks of one shape, too, it depends on the processor whether a row's
-    product rounds alike wherever the row stands.
-    """
+    """To the bit where the processor can, with a network run in blocks."""
     x, y = digits[0][1200:1230], digits[1][1200:1230]
     net = network("standard")
     logits = Logits(lambda x: net(x, training=False), rows=8)
@@ -232,8 +229,10 @@ def test_an_example_s_attack_does_not_depend_on_its_batch(norm, digits):
         only = logits.only(active)
         return attack(only, x, y, 0), attack.closest(only, x, y, 0)
 
-    def assert_close(part, whole):
-        np.testing.assert_allclose(part, whole, rtol=0, atol=1e-5)
+    def assert_same(part, whole):
+        np.testing.assert_allclose(
+            part, whole, rtol=0, atol=rounding.tolerance()
+        )
 
     def found(rows, active):
         tensors = (tf.constant(t) for t in (x[rows], y[rows], active))
@@ -245,12 +244,12 @@ def test_an_example_s_attack_does_not_depend_on_its_batch(norm, digits):
         for part, all_of_them in zip(
             found(rows, np.ones(len(rows), bool)), whole, strict=True
         ):
-            assert_close(part, all_of_them[rows])
+            assert_same(part, all_of_them[rows])
     active = np.arange(30) % 3 > 0
     for part, all_of_them in zip(
         found(np.arange(30), active), whole, strict=True
     ):
-        assert_close(part[active], all_of_them[active])
+        assert_same(part[active], all_of_them[active])
         np.testing.assert_array_equal(part[~active], x[~active])
 
 
