@@ -44,6 +44,9 @@ class Logits:
         active: bool tensor (batch,), the examples to attack; None is all.
         passes: int64 variable [forward, gradient], how many examples went
             through the network; None unless `count_passes` was called.
+        nonfinite: int64 variable, how many of the gradients in `passes` had an
+            entry that is NaN or infinite; None unless `count_passes` was
+            called.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Logits:
         self.identity = None
         self.active = None
         self.passes = None
+        self.nonfinite = None
         self._traced = {}
 
     def __call__(self, x):
@@ -86,6 +90,7 @@ class Logits:
     def count_passes(self):
         """Counts from now on, from zero."""
         self.passes = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
+        self.nonfinite = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def predict(self, x, active=None):
         """Logits of the active examples, zeros for the others."""
@@ -98,9 +103,21 @@ class Logits:
         def gradient(x, labels, active=None):
             self._count([0, 1], x, active)
             plain = _input_gradient(self, loss)
-            return self._run(loss, plain, active, x, labels)
+            slopes, logits = self._run(loss, plain, active, x, labels)
+            return self._finite(slopes, active), logits
 
         return gradient
+
+    def _finite(self, slopes, active):
+        """Returns `_finite_part` of the slopes, and counts the examples."""
+        finite, kept = _finite_part(slopes)
+        if self.nonfinite is not None:
+            axes = list(range(1, slopes.shape.rank))
+            bad = ~tf.reduce_all(kept, axis=axes)
+            if active is not None:
+                bad &= active
+            self.nonfinite.assign_add(tf.math.count_nonzero(bad))
+        return finite
 
     def _count(self, kind, x, active):
         if self.passes is not None:
@@ -146,12 +163,18 @@ def input_gradient(logits_fn, loss=losses.cross_entropy):
         A function of (x, labels, active=None) to (gradient, logits). Each
         example's gradient is that of its own loss, whatever the batch. What it
         returns for examples that are not active means nothing; where it can,
-        they are not computed.
+        they are not computed. Entries of the gradient that are NaN or infinite
+        are replaced by zeros; a `Logits` counts them in `nonfinite`.
     """
     if isinstance(logits_fn, Logits):
         return logits_fn.gradient(loss)
     plain = _input_gradient(logits_fn, loss)
-    return lambda x, labels, active=None: plain(x, labels)
+
+    def gradient(x, labels, active=None):
+        slopes, logits = plain(x, labels)
+        return _finite_part(slopes)[0], logits
+
+    return gradient
 
 
 def predict(logits_fn, x, active=None):
@@ -236,6 +259,16 @@ def _in_blocks(function, rows, active, *tensors):
         tf.ensure_shape(place(f), [tensors[0].shape[0], *spec.shape[1:]])
         for f, spec in zip(found, outputs, strict=True)
     )
+
+
+def _finite_part(slopes):
+    """Zeros in place of NaN and infinity, and which entries were kept.
+
+    Zero is a subgradient of the usual causes, a norm or a square root at 0, and
+    the other pixels of the example can still be attacked.
+    """
+    kept = tf.math.is_finite(slopes)
+    return tf.where(kept, slopes, tf.zeros([], slopes.dtype)), kept
 
 
 def _input_gradient(logits_fn, loss):
