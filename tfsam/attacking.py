@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfsam import checks
 from tfsam import classifiers
 from tfsam import sanity
 from tfsam import verdicts
@@ -248,17 +249,7 @@ def _check_logits(outputs, data):
             "vanish, and the model looks robust. Take the softmax or sigmoid "
             "off its last layer. Received: outputs that lie in [0, 1]"
         )
-    classes = outputs.shape[1]
-    if data.y.ndim == 2 and data.y.shape[1] != classes:
-        raise ValueError(
-            f"one-hot y must have the model's number of outputs, {classes}. "
-            f"Received: y of shape {data.y.shape}"
-        )
-    if data.labels.min() < 0 or data.labels.max() >= classes:
-        raise ValueError(
-            f"y must be below the model's number of outputs, {classes}. "
-            f"Received: y in [{data.labels.min()}, {data.labels.max()}]"
-        )
+    checks.check_classes(data.y, data.labels, outputs.shape[1])
 
 
 def attack_chunk(turn, record, chunk, errors, strict, tell):

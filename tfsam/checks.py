@@ -1,11 +1,171 @@
-"""Do network, loss and pixels fit together? Checks that `model.py` makes.
+"""Checks that network, loss, labels and pixels fit together.
 
-A loss that takes logits for probabilities trains nothing and raises nothing;
-pixels outside an attack's bounds are clipped without a word.
+Training, evaluation and the callbacks all use these. Without them the mistakes
+are silent: a loss that takes logits for probabilities trains nothing, labels
+that name several classes at once have no "accuracy", and pixels outside an
+attack's bounds are clipped.
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+# Resizing and dividing white images gives up to three units in the last place
+# above white.
+_UNITS = 4
+
+
+def inside_bounds(x, bounds):
+    """Clips rounding errors beyond the bounds and refuses anything further.
+
+    Args:
+        x: float array of pixels, in the type in which they were computed.
+        bounds: (lowest, highest) value, or None for inputs that are not images.
+
+    Returns:
+        x, clipped where a value lies beyond the bounds by at most four units
+        in the last place of x's type.
+
+    Raises:
+        ValueError: if a value lies further out, or is NaN.
+    """
+    if bounds is None or x.size == 0:
+        return x
+    low, high = (np.asarray(bound).astype(x.dtype) for bound in bounds)
+    lowest, highest = x.min(), x.max()
+    if lowest >= low and highest <= high:
+        return x
+    slack = _UNITS * rounding(x.dtype, bounds)
+    # Compared in float64: an infinity of halves or a NaN is never inside.
+    beyond = max(float(low) - float(lowest), float(highest) - float(high))
+    if not beyond <= slack:
+        raise ValueError(
+            f"x must lie in bounds={tuple(map(float, bounds))}; normalisation "
+            "belongs inside the model. Received: x in "
+            f"[{short(lowest)}, {short(highest)}]"
+        )
+    return np.clip(x, low, high).astype(x.dtype, copy=False)
+
+
+def rounding(dtype, bounds):
+    """Returns the unit in the last place of the largest value of an image.
+
+    Args:
+        dtype: a floating-point dtype, NumPy's or TensorFlow's.
+        bounds: (lowest, highest) value.
+    """
+    largest = np.asarray(max(map(abs, bounds)))
+    dtype = tf.as_dtype(dtype).as_numpy_dtype
+    return float(np.spacing(largest.astype(dtype)))
+
+
+def short(number):
+    """Returns the shortest text that no other number of its type has.
+
+    Args:
+        number: a scalar of NumPy.
+    """
+    if number.dtype.itemsize < 4:
+        number = number.astype(np.float32)
+    return str(number).removesuffix(".0")
+
+
+def class_labels(y):
+    """Converts labels to class numbers, or refuses them.
+
+    Args:
+        y: array of labels: class numbers, integers (n,) or (n, 1), or a
+            distribution over the classes a row (n, classes): one-hot, soft or
+            smoothed.
+
+    Returns:
+        (y, numbers): the labels as attacks take them, int64 (n,) or as given,
+        and the class number of each, int64 (n,); the largest entry of a row
+        counts.
+
+    Raises:
+        ValueError: if y has another shape or dtype, or a row is no distribution
+            over the classes, such as several tags at once.
+    """
+    if y.ndim == 2 and y.shape[1] > 1:
+        check_distributions(y)
+        return y, y.argmax(axis=1).astype(np.int64)
+    if y.ndim not in (1, 2) or not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(
+            "y must be integers (n,) or one-hot (n, classes). "
+            f"Received: y of shape {y.shape} and dtype {y.dtype}"
+        )
+    numbers = y.reshape(-1).astype(np.int64)
+    return numbers, numbers
+
+
+def check_distributions(y):
+    """Refuses rows of labels that are no distribution over classes.
+
+    Args:
+        y: array (n, classes).
+
+    Raises:
+        ValueError: if a row has a negative entry or does not sum to 1.
+    """
+    rows = np.asarray(y, np.float64)
+    slack = sum_slack(y.dtype.itemsize)
+    sums = rows.sum(axis=1)
+    bad = ~((np.abs(sums - 1) <= slack) & (rows.min(axis=1) >= -slack))
+    if bad.any():
+        first = int(bad.argmax())
+        raise ValueError(
+            f"{NO_DISTRIBUTION} Received: {int(bad.sum())} of {len(y)} rows, "
+            f"such as row {first}, {_row(y[first])}, of sum {sums[first]:g}"
+        )
+
+
+def sum_slack(size):
+    """Returns by how much the sum of a distribution may miss 1.
+
+    Args:
+        size: bytes of its type: halves round coarsely.
+    """
+    return 0.02 if size < 4 else 1e-3
+
+
+NO_DISTRIBUTION = (
+    "each row of y must be a distribution over the classes, one-hot or soft: "
+    "not negative, with sum 1. Several tags at once and targets of a "
+    "regression have no accuracy that an attack on classes could measure."
+)
+
+
+def check_classes(y, numbers, classes):
+    """Refuses labels that name no class of the network.
+
+    Args:
+        y: labels as `class_labels` returns them.
+        numbers: their class numbers, int64 (n,).
+        classes: the network's number of logits.
+
+    Raises:
+        ValueError: if the labels have another number of columns, or a class
+            number is not in [0, classes).
+    """
+    if y.ndim == 2 and y.shape[1] != classes:
+        raise ValueError(
+            f"one-hot y must have the model's number of outputs, {classes}, "
+            f"or y be class numbers below {classes}. "
+            f"Received: y of shape {y.shape}"
+        )
+    if numbers.min() < 0 or numbers.max() >= classes:
+        raise ValueError(
+            f"y must be class numbers below {classes}, that is, below the "
+            "model's number of outputs; leave out examples without a class. "
+            "Received: y in the range from "
+            f"{numbers.min()} to {numbers.max()}"
+        )
+
+
+def _row(row):
+    shown = ", ".join(f"{value:g}" for value in row[:5].astype(float))
+    return f"[{shown}{', ...' if len(row) > 5 else ''}]"
 
 
 def probabilities(y_pred):

@@ -23,6 +23,7 @@ from tfsam import accuracies
 from tfsam import arguments
 from tfsam import attacking
 from tfsam import attacks as registry
+from tfsam import checks
 from tfsam import classifiers
 from tfsam import geometry
 from tfsam import verdicts
@@ -270,23 +271,10 @@ def load_data(data, bounds):
         )
     if not np.isfinite(x).all():
         raise ValueError("x must be finite. Received: x with NaN or infinity")
-    if bounds is not None and (x.min() < bounds[0] or x.max() > bounds[1]):
-        raise ValueError(
-            f"x must lie in bounds={bounds}; normalisation belongs inside the "
-            f"model. Received: x in [{x.min():g}, {x.max():g}]"
-        )
+    x = checks.inside_bounds(x, bounds)
     # An attack's result, rounded to float16, would leave its ball.
     x = x.astype(np.float32) if x.dtype.itemsize < 4 else x
-    if y.ndim == 2 and y.shape[1] > 1:
-        return attacking.Data(x, y, y.argmax(axis=1))
-    labels = y.reshape(len(y), -1)
-    if labels.shape[1] != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(
-            "y must be integers (n,) or one-hot (n, classes). "
-            f"Received: y of shape {y.shape} and dtype {y.dtype}"
-        )
-    labels = labels[:, 0].astype(np.int64)
-    return attacking.Data(x, labels, labels)
+    return attacking.Data(x, *checks.class_labels(y))
 
 
 def _entries(attacks):

@@ -42,7 +42,7 @@ class _Accuracies:
         _check_network(network)
         logits = classifiers.load_logits(network)
         classes = classifiers.count_classes(logits, data.x[:1])
-        _check_labels(data, classes)
+        checks.check_classes(data.y, data.labels, classes)
         logits = classifiers.for_evaluation(logits, classes, data.x.shape[1:])
 
         def run(x, y, seeds, active):
@@ -108,17 +108,6 @@ def _check_network(network):
             "gradients of probabilities vanish, and it looks robust. Take the "
             "softmax off its last layer. "
             f"Received: network={network.name}"
-        )
-
-
-def _check_labels(data, classes):
-    columns = data.y.shape[1] if data.y.ndim == 2 else classes
-    lowest, highest = data.labels.min(), data.labels.max()
-    if columns != classes or lowest < 0 or highest >= classes:
-        raise ValueError(
-            f"y must be class numbers below {classes}, the network's number of "
-            "outputs, or one-hot with as many columns. Received: y of shape "
-            f"{data.y.shape} with classes from {lowest} to {highest}"
         )
 
 
