@@ -20,24 +20,65 @@ _BLOCK_ROWS, _BLOCK_ROWS_OF_SMALL = 32, 128
 _SMALL = 1024
 
 
-class _Network:
+class _Stateless:
+    """A function of pixels whose calls leave every Keras variable as it was.
+
+    A layer may write when it is called: a BatchNormalization in training mode
+    its moving statistics, a Dropout the state of its seed generator, a metric
+    its totals. Here the scope of a call drops these writes.
+
+    Args:
+        function: pixels to logits.
+    """
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, x):
+        return self.in_turn([x])[0]
+
+    def in_turn(self, batches):
+        """Calls the function on one batch after the other, in one scope.
+
+        A call reads the state that the call before it wrote, as it would
+        outside of an evaluation.
+
+        Args:
+            batches: a list of float tensors (batch, ...).
+
+        Returns:
+            A list of what the function returned.
+        """
+        with keras.StatelessScope(self._mapping()):
+            return [self._call(x) for x in batches]
+
+    def _mapping(self):
+        return []
+
+    def _call(self, x):
+        return self.function(x)
+
+
+class _Network(_Stateless):
     """A Keras model in inference mode, with its weights or copies of them."""
 
     def __init__(self, model, values=None):
+        super().__init__(model)
         self.model = model
         self.values = values
-
-    def __call__(self, x):
-        if self.values is None:
-            return self.model(x, training=False)
-        mapping = list(zip(self.model.variables, self.values, strict=True))
-        with keras.StatelessScope(mapping):
-            return self.model(x, training=False)
 
     def copied(self):
         """The same model with copies of its weights on the current device."""
         values = [tf.identity(v.value) for v in self.model.variables]
         return _Network(self.model, values)
+
+    def _mapping(self):
+        if self.values is None:
+            return []
+        return list(zip(self.model.variables, self.values, strict=True))
+
+    def _call(self, x):
+        return self.model(x, training=False)
 
 
 def load_logits(model, jit_compile="auto"):
@@ -51,7 +92,9 @@ def load_logits(model, jit_compile="auto"):
             or "auto", which does on GPUs.
 
     Returns:
-        A `tfsam.attacks.Logits`, in inference mode.
+        A `tfsam.attacks.Logits`, in inference mode. Calling it changes no
+        variable of a Keras layer, also where a callable calls one in training
+        mode.
 
     Raises:
         ValueError: if it is none of these, or a file that is no model, or
@@ -63,7 +106,7 @@ def load_logits(model, jit_compile="auto"):
         if not isinstance(model, keras.Model):
             identity = files.digest(path)
     if isinstance(model, Logits):
-        return model
+        return _stateless(model)
     if isinstance(model, keras.Model):
         return Logits(_Network(model), compiled)
     if not callable(model):
@@ -72,9 +115,25 @@ def load_logits(model, jit_compile="auto"):
             f"logits. Received: model={model}"
         )
     # XLA cannot compile all callables: it has to be asked for.
-    logits = Logits(model, compiled and jit_compile != "auto")
+    logits = Logits(_Stateless(model), compiled and jit_compile != "auto")
     logits.identity = identity
     return logits
+
+
+def _stateless(logits):
+    """The same `Logits`, of a function whose calls change no variable."""
+    if isinstance(logits.function, _Stateless):
+        return logits
+    stateless = Logits(
+        _Stateless(logits.function),
+        logits.jit_compile,
+        logits.rows,
+        logits.jit_loops,
+        logits.classes,
+        logits.independent,
+    )
+    stateless.identity = logits.identity
+    return stateless
 
 
 def for_evaluation(logits, classes, shape, device=None):
