@@ -78,8 +78,8 @@ class RobustModel(PureModel):
         epsilon_warmup_steps: training steps over which the attack's epsilon
             grows linearly from nothing, >= 0.
         exclude: regular expressions, or one; weights whose path one of them
-            matches are trained, not perturbed. Of no consequence, as
-            `sharpness`, without `perturb_weights`.
+            matches are trained, not perturbed. Like `sharpness`, it needs
+            `perturb_weights`.
         seed: seed of the perturbations' randomness, an integer >= 0; None
             draws one, which `keras.utils.set_random_seed` fixes; several
             workers take the chief's.
@@ -90,8 +90,9 @@ class RobustModel(PureModel):
         network: the inner network; export and serve this one.
 
     Raises:
-        ValueError: if an argument is out of its range; under a strategy other
-            than MirroredStrategy and MultiWorkerMirroredStrategy.
+        ValueError: if an argument is out of its range, or given without the
+            perturbation that it belongs to; under a strategy other than
+            MirroredStrategy and MultiWorkerMirroredStrategy.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class RobustModel(PureModel):
         _check_perturbations(perturb_inputs, perturb_weights)
         check_choice("sharpness", sharpness, SHARPNESS)
         check_choice("attack_mode", attack_mode, MODES)
+        _warn_of_ignored_methods(network)
         kwargs.setdefault("dtype", network.dtype_policy)
         # Pixels stay in float32 under mixed precision: near 1 float16 has steps
         # of 4.9e-4, half of an attack's step. The network's layers cast them.
@@ -132,8 +134,8 @@ class RobustModel(PureModel):
         self.epsilon_warmup_steps = check_count(
             "epsilon_warmup_steps", epsilon_warmup_steps
         )
-        self._check_combination()
         self.exclude = _patterns(exclude)
+        self._check_combination()
         if seed is None:  # Each worker would draw another.
             drawn = int(np.random.randint(2**31 - 1))
             seed = devices.of_chief(tf.distribute.get_strategy(), drawn)
@@ -161,7 +163,13 @@ class RobustModel(PureModel):
         ]
         self._state_of = [v.path for v in self._perturbed_variables()]
         init = getattr(self.perturb_weights, "init", None)
-        values = init(specs, self.seed) if init else ()
+        # A network without an Input is built while Keras traces it: a value
+        # made in that graph would be lost with it.
+        with tf.init_scope():
+            values = [
+                tf.convert_to_tensor(value)
+                for value in (init(specs, self.seed) if init else ())
+            ]
         if len(values) and self.sub_batches > 1:
             raise ValueError(
                 f"{self.perturb_weights} keeps a state from batch to batch: "
@@ -457,11 +465,13 @@ class RobustModel(PureModel):
     def _check_combination(self):
         """Says what does not combine."""
         attack, attacked = self.perturb_inputs, self.perturb_inputs is not None
-        if self.sub_batches > 1 and self.perturb_weights is None:
-            raise ValueError(
-                "sub_batches needs perturb_weights. "
-                f"Received: sub_batches={self.sub_batches}"
-            )
+        defaults = {"sub_batches": 1, "sharpness": SHARPNESS[0], "exclude": []}
+        for name, default in defaults.items():
+            given = getattr(self, name)
+            if self.perturb_weights is None and given != default:
+                raise ValueError(
+                    f"{name} needs perturb_weights. Received: {name}={given}"
+                )
         if getattr(self.objective, "needs_attack", False) and not attacked:
             raise ValueError(
                 f"{self.objective} needs perturb_inputs. Received: "
@@ -516,6 +526,22 @@ class RobustModel(PureModel):
                 config[key], custom_objects=custom_objects
             )
         return cls(**config)
+
+
+def _warn_of_ignored_methods(network):
+    """Warns of methods of the network's class that training does not call."""
+    ignored = [
+        name
+        for name in ("train_step", "compute_loss", "compute_metrics")
+        if getattr(type(network), name) is not getattr(keras.Model, name)
+    ]
+    if ignored:
+        warnings.warn(
+            f"{type(network).__name__} overrides {', '.join(ignored)}, which "
+            "RobustModel does not call: it trains by a step of its own, on the "
+            "compiled loss. Give RobustModel an objective of your own instead.",
+            stacklevel=3,
+        )
 
 
 def _check_perturbations(perturb_inputs, perturb_weights):
