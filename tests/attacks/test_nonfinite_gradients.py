@@ -95,3 +95,29 @@ def test_attacks_go_on_where_some_pixels_have_no_derivative(name, norm):
     broken = losses.misclassified(plain(x_adv), Y).numpy()
     assert broken[~AT_A_CORNER].mean() > 0.8
     assert broken[AT_A_CORNER].any()
+
+
+@pytest.mark.parametrize(
+    "name", ["cleverhans_mim", "foolbox:LinfBasicIterativeAttack", "art"]
+)
+def test_attacks_of_other_libraries_are_counted_too(name):
+    """Their own tapes go through the `Logits`, and get finite gradients."""
+    logits = attacks.Logits(rooted)
+    logits.count_passes()
+    attack = attacks.get(name, epsilon=0.3)
+    x_adv = attack(logits, X, Y, 0)
+    assert np.isfinite(x_adv).all()
+    assert logits.nonfinite.numpy() > 0
+    broken = losses.misclassified(plain(x_adv), Y).numpy()
+    assert broken[~AT_A_CORNER].mean() > 0.8
+
+
+def test_a_tape_of_somebody_elses_is_counted():
+    logits = attacks.Logits(rooted)
+    logits.count_passes()
+    x = tf.constant(X)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(logits(x)[:, 0])
+    assert np.isfinite(tape.gradient(total, x)).all()
+    assert logits.nonfinite.numpy() == AT_A_CORNER.sum()

@@ -125,9 +125,13 @@ def _to_float32(logits_fn):
     function = logits_fn
     if isinstance(logits_fn, Logits):
         # Traced once a batch. Another callable may be one of NumPy.
-        function = tf.function(
+        compiled = tf.function(
             logits_fn, autograph=False, reduce_retracing=True
         )
+
+        def function(x):
+            return compiled(logits_fn.guarded(x))
+
     return lambda x: tf.cast(tf.convert_to_tensor(function(x)), tf.float32)
 
 

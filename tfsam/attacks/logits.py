@@ -44,9 +44,9 @@ class Logits:
         active: bool tensor (batch,), the examples to attack; None is all.
         passes: int64 variable [forward, gradient], how many examples went
             through the network; None unless `count_passes` was called.
-        nonfinite: int64 variable, how many of the gradients in `passes` had an
-            entry that is NaN or infinite; None unless `count_passes` was
-            called.
+        nonfinite: int64 variable, how many examples had a gradient with an
+            entry that is NaN or infinite, counted anew at every gradient; None
+            unless `count_passes` was called.
     """
 
     def __init__(
@@ -72,6 +72,26 @@ class Logits:
 
     def __call__(self, x):
         """Returns the logits of a whole batch, (batch, classes)."""
+        return self._logits(self.guarded(x))
+
+    def guarded(self, x):
+        """Returns x; a gradient that flows back to it eagerly is made finite.
+
+        So other libraries' attacks, which have tapes of their own, get zeros
+        for NaN and infinity, too, and `nonfinite` counts them. In a graph x
+        itself is returned: TensorFlow never frees a custom gradient there, nor
+        the graph that holds it.
+        """
+        if tf.inside_function():
+            return x
+
+        @tf.custom_gradient
+        def identity(x):
+            return tf.identity(x), lambda slopes: self._finite(slopes, None)
+
+        return identity(tf.convert_to_tensor(x))
+
+    def _logits(self, x):
         logits = tf.convert_to_tensor(self.function(x))
         if self.classes is not None:
             logits = tf.ensure_shape(logits, [None, self.classes])
@@ -95,14 +115,14 @@ class Logits:
     def predict(self, x, active=None):
         """Logits of the active examples, zeros for the others."""
         self._count([1, 0], x, active)
-        return self._run("predict", lambda x: (self(x),), active, x)[0]
+        return self._run("predict", lambda x: (self._logits(x),), active, x)[0]
 
     def gradient(self, loss):
         """The `input_gradient` of a loss; in a graph it is traced once."""
 
         def gradient(x, labels, active=None):
             self._count([0, 1], x, active)
-            plain = _input_gradient(self, loss)
+            plain = _input_gradient(self._logits, loss, self.independent)
             slopes, logits = self._run(loss, plain, active, x, labels)
             return self._finite(slopes, active), logits
 
@@ -271,9 +291,7 @@ def _finite_part(slopes):
     return tf.where(kept, slopes, tf.zeros([], slopes.dtype)), kept
 
 
-def _input_gradient(logits_fn, loss):
-    independent = getattr(logits_fn, "independent", True)
-
+def _input_gradient(logits_fn, loss, independent=True):
     def gradient(x, labels):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
