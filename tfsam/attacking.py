@@ -224,12 +224,13 @@ def measure_natural(plan, workers, record, chunks):
         if chunk == 0:  # The same chunk, whoever has it.
             right = np.zeros(plan.size, bool)
             right[: len(indices)] = correct
-            found |= sanity.probe(
-                worker.judge if worker.judged else worker.judge.function,
+            found |= sanity.probe_outputs(worker.judge.function, x)
+            found |= sanity.probe_gradients(
+                worker.source if worker.traceable else worker.source.function,
                 x,
                 plan.data.y[np.resize(indices, plan.size)],
                 right,
-                worker.judged,
+                worker.traceable,
             )
         record.save(NATURAL, chunk, found)
 

@@ -7,6 +7,7 @@ say when not to believe one.
 import numpy as np
 import tensorflow as tf
 
+from tfsam import checks
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import traced
 
@@ -15,63 +16,149 @@ _TARGETED = ("autoattack", "apgd_t", "fab_t", "fabt", "pgd_t")
 # Attacks that follow gradients for long enough to be compared with.
 _BY_GRADIENT = ("apgd", "fab", "fmn", "pgd", "cleverhans_pgd")
 
+# The relative rounding error of a dtype, and what was tolerated in records of
+# tfsam 0.1.0.
+_UNITS = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
+_OLD_TOLERANCE = 1e-4
+
 # Of all examples: what a weaker attack may find that stronger ones missed.
 _MISSED = 0.002
 
 
-def probe(logits, x, y, right, traceable):
-    """Runs the model twice, and looks at its gradients.
+def probe_outputs(function, x):
+    """Runs a model on one batch twice, and on its examples beside others.
+
+    An example keeps its place when its neighbours change, so that the hardware
+    rounds its logits as before.
 
     Args:
-        logits: function from pixels to logits.
+        function: a `classifiers.load_logits` function, from pixels to logits.
+        x: float array (batch, ...).
+
+    Returns:
+        A dict of arrays: `randomness`, the largest difference of two runs;
+        `batch_dependence`, the largest difference that other neighbours make;
+        `tolerance`, the largest difference that may be rounding.
+    """
+    first, second = (
+        tf.convert_to_tensor(outputs).numpy()
+        for outputs in function.in_turn([tf.constant(x)] * 2)
+    )
+    dependence = 0.0
+    for examples, places, batch in _with_other_neighbours(x):
+        try:
+            outputs = tf.convert_to_tensor(function(tf.constant(batch)))
+        except Exception:
+            if len(batch) == len(x):
+                raise
+            continue  # The model takes one example at a time, and no two.
+        found = _difference(outputs.numpy()[places], first[examples])
+        dependence = max(dependence, found)
+    return {
+        "randomness": np.array(_difference(first, second)),
+        "batch_dependence": np.array(dependence),
+        "tolerance": np.array(_tolerance(first, _unit(function, first))),
+    }
+
+
+def _with_other_neighbours(x):
+    """Yields batches in which some examples of x have other neighbours.
+
+    Args:
+        x: float array (batch, ...).
+
+    Yields:
+        (examples, places, batch): numbers of examples of x, and their places in
+        the batch: the same, in a batch as large as x, but for an x of one
+        example.
+    """
+    low, high = x.min(), x.max()
+    # Within the range of the pixels, and unlike what is in the data.
+    mirrored = np.clip(low + (high - x), low, high)
+    if len(x) == 1:
+        yield [0], [0], np.concatenate([x, mirrored])
+        yield [0], [1], np.concatenate([mirrored, x])
+        return
+    kept = np.arange(0, len(x), 2)
+    batch = mirrored.copy()
+    batch[kept] = x[kept]
+    yield kept, kept, batch
+    means = x.reshape(len(x), -1).mean(axis=1)
+    for place in {int(means.argmin()), int(means.argmax())}:
+        yield [place], [place], np.repeat(x[place : place + 1], len(x), axis=0)
+
+
+def _difference(outputs, other):
+    """The largest difference; infinite where one is no number."""
+    difference = np.abs(outputs.astype(np.float64) - other.astype(np.float64))
+    return float(np.nan_to_num(difference, nan=np.inf).max())
+
+
+def _tolerance(outputs, unit):
+    """The largest difference of logits that may be rounding.
+
+    It is relative to how far an example's logits lie apart, which decides what
+    a difference means, and to their size, by which they are rounded.
+
+    Args:
+        outputs: float array (batch, classes), logits.
+        unit: relative rounding error of the arithmetic.
+    """
+    outputs = outputs.astype(np.float64)
+    spread = np.median(outputs.max(axis=1) - outputs.min(axis=1))
+    return 1e-4 * spread + 10 * unit * np.abs(outputs).max()
+
+
+def _unit(function, outputs):
+    """The relative rounding error of a model's coarsest arithmetic."""
+    network = getattr(function, "model", None)
+    layers = [] if network is None else checks.flattened(network)
+    names = {layer.compute_dtype for layer in layers} | {outputs.dtype.name}
+    return max(_UNITS.get(name, _UNITS["float32"]) for name in names)
+
+
+def probe_gradients(logits, x, y, right, traceable):
+    """Looks at the gradients that attacks will follow.
+
+    Args:
+        logits: the function from pixels to logits that is attacked.
         x: float array (batch, ...).
         y: their labels.
         right: bool array (batch,), which of them to look at.
         traceable: whether `tf.function` can trace the model.
 
     Returns:
-        A dict of arrays: `randomness`, the largest difference of two runs;
-        `zero_gradients`, how many images have a gradient of zero, -1 where the
-        model has none; `probed`, how many were looked at.
+        A dict of arrays: `zero_gradients`, how many images have a gradient of
+        zero, -1 where the model has none; `probed`, how many were looked at.
     """
-    x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
-    first, second = (tf.convert_to_tensor(logits(x)).numpy() for _ in range(2))
     gradient = input_gradient(logits)
     if traceable:
         gradient = traced(gradient)
     try:
-        slopes = gradient(x, y)[0].numpy()
+        slopes = gradient(tf.constant(x), tf.constant(y))[0].numpy()
     except Exception:  # Whatever a model of somebody else's raises.
         zeros = -1
     else:
         zeros = sum(not slope.any() for slope in slopes[right])
-    return {
-        "randomness": np.abs(first - second).max(),
-        "zero_gradients": np.array(zeros),
-        "probed": np.array(right.sum()),
-    }
+    return {"zero_gradients": np.array(zeros), "probed": np.array(right.sum())}
 
 
 def of_model(found):
     """Warnings about a model.
 
     Args:
-        found: a list of what `probe` returned.
+        found: a list of what `probe_outputs` and `probe_gradients` returned, a
+            dict a chunk that was looked at.
 
     Returns:
         A list of {`warning`, `message`}.
     """
-    warnings = []
-    if max((f["randomness"] for f in found), default=0) > 1e-4:
-        warnings.append(
-            _warning(
-                "random_outputs",
-                "the model gives other logits when it is asked again. Likely "
-                "cause: noise, dropout or batch statistics at inference. "
-                "Attacks that follow one draw of the noise overrate it: "
-                "average over draws, or take the randomness out.",
-            )
-        )
+    warnings = _of_outputs(found)
     if any(f["zero_gradients"] < 0 for f in found):
         warnings.append(
             _warning(
@@ -95,6 +182,39 @@ def of_model(found):
                 "square.",
             )
         )
+    return warnings
+
+
+def _of_outputs(found):
+    """Warnings about outputs that depend on more than the example's pixels."""
+    warnings = []
+    for f in found:
+        tolerance = f.get("tolerance", _OLD_TOLERANCE)
+        if f["randomness"] > tolerance:
+            warnings.append(
+                _warning(
+                    "random_outputs",
+                    "the model gives other logits when it is called again. "
+                    "Likely cause: noise, dropout or another random layer at "
+                    "inference. Attacks that follow one draw of the noise "
+                    "overrate it: average over draws, or take the randomness "
+                    "out.",
+                )
+            )
+        # Noise makes a difference beside other neighbours, too.
+        noise = max(tolerance, 3 * f["randomness"])
+        if f.get("batch_dependence", 0.0) > noise:
+            warnings.append(
+                _warning(
+                    "batch_dependent",
+                    "an example's logits depend on the other examples of its "
+                    "batch. Likely cause: BatchNormalization in training mode "
+                    "(a `call` that passes training=True), or a mean or a "
+                    "maximum over the whole batch. All accuracies depend on "
+                    "the order and the number of the images then. Call the "
+                    "layer with training=False, or reduce within an example.",
+                )
+            )
     return warnings
 
 
