@@ -105,7 +105,10 @@ def _row(held, verdict, names, inherited, header):
     }
     if len(names) > 1:
         row["broken_by"] = {
-            name: int((verdict == number).sum())
+            # Two stages may have one name.
+            name if names.count(name) == 1 else f"{name} ({number})": int(
+                (verdict == number).sum()
+            )
             for number, name in enumerate(names, 1)
         }
         if names == _STANDARD:

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from tfsam import checks
 from tfsam import classifiers
+from tfsam import identity
 from tfsam import sanity
 from tfsam import verdicts
 from tfsam.accuracies import epsilon_text
@@ -279,7 +280,8 @@ def attack_chunk(turn, record, chunk, errors, strict, tell):
     found = {k: v for k, v in found.items() if int(k.split("/")[0]) < done}
     correct = record.load(NATURAL, chunk)["correct"]
     verdict = np.where(correct, STANDS, MISCLASSIFIED).astype(np.int8)
-    reach = images = None
+    before, images = verdict, None
+    reaches: dict = {}
     for index, epsilon in enumerate(plan.epsilons):
         if f"{index}/verdict" in found:
             verdict = found[f"{index}/verdict"]
@@ -289,12 +291,15 @@ def attack_chunk(turn, record, chunk, errors, strict, tell):
                     epsilon=epsilon, norm=plan.norm, bounds=plan.bounds
                 )
                 if getattr(attack, "minimum_norm", False):
-                    reach = reach or _reach(turn, attack, indices, verdict)
+                    kind = _kind(attack, epsilon)
+                    reach = reaches.get(kind)
+                    if reach is None:
+                        reach = _reach(turn, attack, kind, indices, before)
                     new = _within(
                         *(turn, attack, epsilon, indices, verdict, reach)
                     )
-                    # The first epsilon has paid for all.
-                    reach = reach._replace(
+                    # The first epsilon has paid for all of this kind.
+                    reaches[kind] = reach._replace(
                         attacked=0, passes=0 * reach.passes, seconds=0.0
                     )
                 else:
@@ -330,7 +335,7 @@ def _attack(turn, attack, epsilon, indices, verdict, images, tell):
         found = _run(
             turn,
             stage,
-            name,
+            (number, _kind(stage, epsilon)),
             indices[standing],
             epsilon,
             start=None if start is None else start[standing],
@@ -356,7 +361,7 @@ def _attack(turn, attack, epsilon, indices, verdict, images, tell):
     return saved, images
 
 
-def _reach(turn, attack, indices, verdict):
+def _reach(turn, attack, kind, indices, verdict):
     """One run of a minimum-norm attack, for all epsilons of a chunk."""
     plan = turn.plan
     started = time.perf_counter()
@@ -365,7 +370,7 @@ def _reach(turn, attack, indices, verdict):
     standing = np.flatnonzero(verdict == STANDS)
     passes = np.zeros(2, np.int64)
     if len(standing):
-        found = _run(turn, attack, "", indices[standing])
+        found = _run(turn, attack, (1, kind), indices[standing])
         wrong = found.outputs.argmax(1) != plan.data.labels[indices[standing]]
         moved = (found.images - images[standing]).reshape(len(standing), -1)
         moved = np.linalg.norm(
@@ -404,12 +409,37 @@ def _gradient_free(attack):
     return bool(getattr(attack, "gradient_free", False))
 
 
-def _run(turn, attack, stage, indices, epsilon=None, start=None):
+def _kind(attack, epsilon):
+    """What attacks at different epsilons share whose run or trace may be one.
+
+    An attack that computes with a tensor for epsilon (`tensor_epsilon`), or
+    whose run serves every epsilon (`minimum_norm`), is of the same kind at
+    another epsilon if all of its other attributes are equal: one that derives a
+    step size from its epsilon is not. Where the attributes cannot be described,
+    the epsilon itself keeps the attacks apart.
+    """
+    if not (
+        getattr(attack, "tensor_epsilon", False)
+        or getattr(attack, "minimum_norm", False)
+    ):
+        return epsilon
+    try:
+        described = identity.describe(attack, without=["epsilon"])
+    except identity.Unknown:
+        return epsilon
+    return identity.digest(described)
+
+
+def _run(turn, attack, trace, indices, epsilon=None, start=None):
     """Attacks some examples of a chunk; without an epsilon, finds the nearest.
 
     The network sees blocks of the active examples, whatever the batch, so one
     batch does for all; attacks that do not leave examples out get the smallest
     of three batches that will do.
+
+    An attack that runs in a graph is traced once for all chunks. `trace` says
+    which trace is its own: the position in an ensemble, from 1, for two stages
+    may have one name, and the attack's `_kind`.
     """
     plan, worker = turn.plan, turn.worker
     in_graph = worker.traceable and getattr(attack, "in_graph", False)
@@ -430,8 +460,7 @@ def _run(turn, attack, stage, indices, epsilon=None, start=None):
         return call(source, x, y, seeds, *start)
 
     if in_graph:
-        fixed = None if any_epsilon else epsilon
-        key = (turn.part, stage, size, start is None, fixed)
+        key = (turn.part, trace, size, start is None, epsilon is None)
         run = worker.runs.setdefault(key, traced(run))
     worker.source.passes.assign([0, 0])
     x_adv = run(

@@ -107,19 +107,44 @@ class Attack(Configurable):
         raise TypeError(f"{type(self).__name__} has no perturb().")
 
     def with_epsilon(self, epsilon):
-        """The same attack with another budget.
+        """Returns the same attack with another budget.
 
         Args:
-            epsilon: a number, or a scalar tensor for those that compute with
-                one (`tensor_epsilon`).
+            epsilon: a number, for which the attack is made anew, so that what
+                its constructor derives from epsilon fits; or a scalar tensor,
+                for attacks that compute with one (`tensor_epsilon`), with which
+                all other attributes stay as they are.
+
+        Raises:
+            ValueError: if the number is out of its range, or the attack has no
+                attribute for an argument of its constructor, so that it cannot
+                be made anew.
         """
-        other = copy.copy(self)
-        other.epsilon = epsilon
-        return other
+        if not isinstance(epsilon, numbers.Real):
+            other = copy.copy(self)
+            other.epsilon = epsilon
+            return other
+        try:
+            config = self.get_config()
+        except AttributeError as error:
+            raise ValueError(
+                f"{type(self).__name__} must have an attribute for every "
+                f"argument of its constructor ({error}); make the attack anew "
+                f"instead. Received: epsilon={epsilon}"
+            ) from error
+        made = self.from_config(config | {"epsilon": epsilon})
+        return _with_attributes(made, vars(self))
 
     def clip(self, x):
         """Brings pixels back into `bounds`."""
         return x if self.bounds is None else tf.clip_by_value(x, *self.bounds)
+
+
+def _with_attributes(attack, attributes):
+    """Gives an attack the attributes that its constructor did not."""
+    own = vars(attack)
+    own.update({k: v for k, v in attributes.items() if k not in own})
+    return attack
 
 
 def where(condition, x, other):
