@@ -493,7 +493,7 @@ def test_attacks_given_as_classes_are_known_for_what_they_use(cnn, data):
 def test_square_inside_an_ensemble_is_watched(monkeypatch):
     verdict = np.array([1, 4, -1, 0] * 25, np.int8)
     stages = tfsam.attacks.AutoAttack(0.1).stages
-    stages = {"aa": [(name, stage.gradient_free) for name, stage in stages]}
+    stages = {"aa": [(name, sanity.facts_of(stage)) for name, stage in stages]}
     (found,) = sanity.of_verdicts({"aa": verdict}, stages, "linf 0.1")
     assert "square, which uses no gradient, broke 25" in found["message"]
     verdict = np.where(verdict == 4, 3, verdict)

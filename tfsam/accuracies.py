@@ -28,6 +28,7 @@ def result(record, chunks, errors):
     robust: list = []
     columns: list[dict] = [{} for _ in ascending]
     stages: dict = {}
+    targets = 0
     for number, attack in enumerate(attacks):
         part = verdicts.part_of(number, attack["name"])
         found = [record.load(part, chunk) for chunk in chunks]
@@ -67,27 +68,49 @@ def result(record, chunks, errors):
                 names = [str(name) for name in held[0]["stages"]]
                 row |= _row(held, verdict, names, inherited, header)
                 label = f"{number} {attack['name']}"
-                # Verdicts of an older tfsam do not tell who needs no gradient.
-                free = held[0].get("gradient_free", [False] * len(names))
+                facts = _facts(held, [f for _, f in stages.get(label, [])])
                 stages[label] = [
-                    (name or attack["name"], bool(without))
-                    for name, without in zip(names, free, strict=True)
+                    (name or attack["name"], fact)
+                    for name, fact in zip(names, facts, strict=True)
                 ]
                 columns[index][label] = verdict
+                targets = max(targets, *(fact.targets for fact in facts))
             rows[epsilon] = row
         robust += [rows[epsilon] for epsilon in header["epsilons"]]
     warnings = sanity.of_model([n for n in natural if "probed" in n])
-    warnings += sanity.of_classes(
-        header["classes"], [attack["name"] for attack in attacks]
-    )
-    for epsilon, column in zip(ascending, columns, strict=True):
-        text = f"{header['norm']} {epsilon_text(epsilon)}"
-        warnings += sanity.of_verdicts(column, stages, text)
+    warnings += sanity.of_classes(header["classes"], targets)
+    # What attacks on a surrogate miss says nothing about these gradients.
+    if header.get("surrogate") is None:
+        for epsilon, column in zip(ascending, columns, strict=True):
+            text = f"{header['norm']} {epsilon_text(epsilon)}"
+            warnings += sanity.of_verdicts(column, stages, text)
     return {
         "natural": _accuracy(correct),
         "robust": robust,
         "warnings": warnings,
     }
+
+
+def _facts(held, others):
+    """The `Facts` of an attack's stages: what holds in any chunk holds.
+
+    Args:
+        held: what the files of the chunks have of one epsilon.
+        others: the facts that other epsilons told, or an empty list.
+    """
+    count = len(held[0]["stages"])
+    # Verdicts of an older tfsam tell less.
+    found = [
+        np.max([h.get(name, np.zeros(count)) for h in held], axis=0)
+        for name in sanity.Facts._fields
+    ]
+    if others:
+        found = np.maximum(found, np.transpose(others))
+    free, follows, targets = found
+    return [
+        sanity.Facts(bool(one and not other), bool(other), int(number))
+        for one, other, number in zip(free, follows, targets, strict=True)
+    ]
 
 
 def _row(held, verdict, names, inherited, header):

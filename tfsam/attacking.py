@@ -91,6 +91,8 @@ class _Found(NamedTuple):
     outputs: np.ndarray
     largest: float
     passes: np.ndarray  # Forward, gradient.
+    nonfinite: int  # Gradients of examples that are not finite.
+    facts: sanity.Facts  # About the attack.
 
 
 class _Reach(NamedTuple):
@@ -100,6 +102,8 @@ class _Reach(NamedTuple):
     images: np.ndarray
     attacked: int
     passes: np.ndarray
+    nonfinite: int
+    facts: sanity.Facts
     seconds: float
 
 
@@ -148,7 +152,6 @@ def make_worker(device, logits, source, classes, example):
             source = judge
         else:
             source = classifiers.for_evaluation(source, classes, shape, device)
-        source.count_passes()
         traceable = classifiers.traceable(judge, example)
         if traceable:
             predict = traced(judge.predict)
@@ -158,6 +161,9 @@ def make_worker(device, logits, source, classes, example):
                 return judge.function(x)
 
         attackable = classifiers.traceable(source, example)
+        if not attackable:  # In no blocks: they are traced.
+            source = Logits(source.function, classes=classes)
+        source.count_passes()
     return Worker(device, judge, source, predict, traceable, attackable, {})
 
 
@@ -327,7 +333,8 @@ def _attack(turn, attack, epsilon, indices, verdict, images, tell):
     stages = getattr(attack, "stages", None) or [("", attack)]
     start = images if plan.warm_start and _can_start(attack) else None
     images = plan.data.x[indices].copy()
-    largest, passes = 0.0, np.zeros(2, np.int64)
+    largest, passes, nonfinite = 0.0, np.zeros(2, np.int64), 0
+    facts = [sanity.facts_of(stage) for _, stage in stages]
     for number, (name, stage) in enumerate(stages, 1):
         standing = np.flatnonzero(verdict == STANDS)
         if not len(standing):
@@ -345,6 +352,8 @@ def _attack(turn, attack, epsilon, indices, verdict, images, tell):
         images[standing] = found.images
         largest = max(largest, found.largest)
         passes += found.passes
+        nonfinite += found.nonfinite
+        facts[number - 1] = found.facts
         if number < len(stages):
             tell(verdict, name)
     saved = {
@@ -352,8 +361,9 @@ def _attack(turn, attack, epsilon, indices, verdict, images, tell):
         "largest": np.array(largest),
         "attacked": np.array(attacked),
         "passes": passes,
+        "nan_gradients": np.array(nonfinite),
         "stages": np.array([name for name, _ in stages]),
-        "gradient_free": np.array([_gradient_free(s) for _, s in stages]),
+        **_columns(facts),
         "seconds": np.array(time.perf_counter() - started),
     }
     if plan.keep_images:
@@ -368,7 +378,8 @@ def _reach(turn, attack, kind, indices, verdict):
     distances = np.where(verdict == STANDS, np.inf, 0.0)
     images = plan.data.x[indices].copy()
     standing = np.flatnonzero(verdict == STANDS)
-    passes = np.zeros(2, np.int64)
+    passes, nonfinite = np.zeros(2, np.int64), 0
+    facts = sanity.facts_of(attack)
     if len(standing):
         found = _run(turn, attack, (1, kind), indices[standing])
         wrong = found.outputs.argmax(1) != plan.data.labels[indices[standing]]
@@ -378,9 +389,12 @@ def _reach(turn, attack, kind, indices, verdict):
         )
         distances[standing] = np.where(wrong, moved, np.inf)
         images[standing] = found.images
-        passes = found.passes
+        passes, nonfinite = found.passes, found.nonfinite
+        facts = found.facts
     seconds = time.perf_counter() - started
-    return _Reach(distances, images, len(standing), passes, seconds)
+    return _Reach(
+        distances, images, len(standing), passes, nonfinite, facts, seconds
+    )
 
 
 def _within(turn, attack, epsilon, indices, verdict, reach):
@@ -393,8 +407,10 @@ def _within(turn, attack, epsilon, indices, verdict, reach):
         "largest": reach.distances[reached].max(initial=0.0),
         "attacked": np.array(reach.attacked),
         "passes": reach.passes,
+        # The same run serves all epsilons.
+        "nan_gradients": np.array(reach.nonfinite),
         "stages": np.array([""]),
-        "gradient_free": np.array([_gradient_free(attack)]),
+        **_columns([reach.facts]),
         "seconds": np.array(reach.seconds),
         "distances": reach.distances,
     }
@@ -405,8 +421,14 @@ def _within(turn, attack, epsilon, indices, verdict, reach):
     return saved
 
 
-def _gradient_free(attack):
-    return bool(getattr(attack, "gradient_free", False))
+def _columns(facts):
+    """Facts about stages as a record has them, an array a fact."""
+    return {
+        name: np.array(column)
+        for name, column in zip(
+            sanity.Facts._fields, zip(*facts, strict=True), strict=True
+        )
+    }
 
 
 def _kind(attack, epsilon):
@@ -451,7 +473,8 @@ def _run(turn, attack, trace, indices, epsilon=None, start=None):
     x = plan.data.x[batch]
     seeds = np.stack([np.full_like(batch, plan.seed), batch], axis=1)
     active = tf.constant(np.arange(size) < len(indices))
-    logits = worker.source if worker.traceable else worker.source.function
+    # A plain function, where nothing may be traced.
+    logits = worker.source if worker.traceable else worker.source.__call__
 
     def run(x, y, seeds, active, radius, *start):
         made = attack.with_epsilon(radius) if any_epsilon else attack
@@ -462,7 +485,7 @@ def _run(turn, attack, trace, indices, epsilon=None, start=None):
     if in_graph:
         key = (turn.part, trace, size, start is None, epsilon is None)
         run = worker.runs.setdefault(key, traced(run))
-    worker.source.passes.assign([0, 0])
+    worker.source.count_passes()
     x_adv = run(
         tf.constant(x),
         tf.constant(plan.data.y[batch]),
@@ -472,6 +495,10 @@ def _run(turn, attack, trace, indices, epsilon=None, start=None):
         *([] if start is None else [tf.constant(np.resize(start, x.shape))]),
     )
     passes = worker.source.passes.numpy()
+    taken = int(worker.source.taken)
+    steps = max(passes[1] / (len(indices) if selective else size), taken / size)
+    if in_graph and not passes.any():
+        steps = np.inf  # By tapes of its own, which a graph does not count.
     allowed = np.inf if epsilon is None else epsilon
     largest = contract(x, x_adv, allowed, plan.norm, plan.bounds)
     outputs = _numpy(worker.predict(x_adv, active))
@@ -481,7 +508,14 @@ def _run(turn, attack, trace, indices, epsilon=None, start=None):
             "Received: NaN or infinity"
         )
     count = len(indices)
-    return _Found(_numpy(x_adv)[:count], outputs[:count], largest, passes)
+    return _Found(
+        _numpy(x_adv)[:count],
+        outputs[:count],
+        largest,
+        passes,
+        int(worker.source.nonfinite),
+        sanity.facts_of(attack, steps),
+    )
 
 
 def _batch_size(count, largest):

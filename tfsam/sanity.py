@@ -4,17 +4,14 @@ The checks that AutoAttack made customary. None of them changes a number: they
 say when not to believe one.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
 from tfsam import checks
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import traced
-
-_TARGETED = ("autoattack", "apgd_t", "fab_t", "fabt", "pgd_t")
-
-# Attacks that follow gradients for long enough to be compared with.
-_BY_GRADIENT = ("apgd", "fab", "fmn", "pgd", "cleverhans_pgd")
 
 # The relative rounding error of a dtype, and what was tolerated in records of
 # tfsam 0.1.0.
@@ -218,19 +215,55 @@ def _of_outputs(found):
     return warnings
 
 
-def of_classes(classes, names):
+class Facts(NamedTuple):
+    """What warnings depend on, of an attack or of a stage of one.
+
+    Attributes:
+        gradient_free: whether it takes no gradient of the network.
+        follows_gradient: whether it follows the gradient for several steps.
+        targets: number of wrong classes that it goes for, 0 if untargeted.
+    """
+
+    gradient_free: bool
+    follows_gradient: bool
+    targets: int
+
+
+def facts_of(attack, gradients=None):
+    """Returns the `Facts` of an attack: as it declares them, or as measured.
+
+    Args:
+        attack: a callable, which may have the attributes `gradient_free`,
+            `follows_gradient` and `targets` of `tfsam.attacks.Attack`.
+        gradients: how many gradients of an example it took on average, infinity
+            where they could not be counted, None where it was not run.
+    """
+    free = getattr(attack, "gradient_free", False)
+    if free is None:
+        free = gradients == 0
+    follows = getattr(attack, "follows_gradient", None)
+    if follows is None:
+        follows = gradients is not None and gradients >= 2
+    targets = getattr(attack, "targets", 0)
+    return Facts(
+        gradient_free=bool(free),
+        follows_gradient=bool(follows and not free),
+        targets=targets if isinstance(targets, int) else 0,
+    )
+
+
+def of_classes(classes, targets):
     """Warnings about the number of classes.
 
     Args:
         classes: of the model.
-        names: the attacks asked for.
+        targets: the largest number of wrong classes that an attack goes for.
     """
-    targeted = [n for n in names if n.lower() in _TARGETED]
-    if classes >= 10 or not targeted:
+    if targets <= classes - 1:
         return []
     message = (
         f"the model has {classes} classes: the targeted attacks go for all "
-        f"{classes - 1} others instead of 9"
+        f"{classes - 1} others instead of {targets}"
     )
     if classes < 4:
         message += (
@@ -246,19 +279,18 @@ def of_verdicts(verdicts, stages, text):
     Args:
         verdicts: a dict from the attack to its verdicts, int8 arrays (n,), of
             one epsilon.
-        stages: a dict from the attack to its stages: the name of each, and
-            whether it is `gradient_free`.
+        stages: a dict from the attack to its stages, a pair of the name and
+            the `Facts` of each.
         text: norm and epsilon, for the message.
     """
     by_gradient: list = []
     without: dict = {}
     for name, found in verdicts.items():
-        for number, (stage, free) in enumerate(stages[name], 1):
-            if free:
+        for number, (stage, facts) in enumerate(stages[name], 1):
+            if facts.gradient_free:
                 without.setdefault(stage, found == number)
                 without[stage] = without[stage] | (found == number)
-            # Of an attack that was given as a class the name is the class's.
-            elif stage.lower().startswith(_BY_GRADIENT):
+            elif facts.follows_gradient:
                 by_gradient.append(found == number)
     if not by_gradient:
         return []

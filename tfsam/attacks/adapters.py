@@ -37,6 +37,9 @@ class Adapter(Attack):
         ValueError: if an argument is out of its range.
     """
 
+    # Some of a library's attacks take gradients, others do not.
+    gradient_free = None
+
     def __init__(self, epsilon, norm, attack, bounds, options):
         super().__init__(epsilon, norm, bounds)
         if self.bounds is None:

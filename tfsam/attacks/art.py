@@ -80,6 +80,8 @@ class ART(Adapter):
         super().__init__(epsilon, norm, attack, bounds, options)
         known = _parameters(self._class())
         check_options(attack, options, known - _DECIDED)
+        if "eps" not in known:
+            self.follows_gradient = False  # It is weak within a given epsilon.
         for own, names in _NORM.items():
             if attack in names and norm != own:
                 raise ValueError(

@@ -48,14 +48,26 @@ class Attack(Configurable):
             refused in training.
         gradient_free: whether the attack asks for no gradient. Where it breaks
             what gradient attacks missed, an evaluation warns that the gradients
-            may be masked. Other people's attacks may have it, too.
+            may be masked. Other people's attacks may have it, too. None: an
+            evaluation sees whether it takes one.
+        follows_gradient: whether the attack follows the gradient for several
+            steps, so that a gradient-free attack that breaks more is a sign of
+            masked gradients. False for a single step, and for an attack that
+            is weak within a given epsilon. None, the default, also of attacks
+            without the attribute: an evaluation counts the gradients that it
+            takes; where it cannot, an attack that is not `gradient_free` counts
+            as one that follows them.
+        targets: number of wrong classes that the attack goes for, likeliest
+            first; 0, the default, is untargeted.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
     in_graph = False
-    gradient_free = False
+    gradient_free: bool | None = False
+    follows_gradient: bool | None = None
+    targets = 0
     # Whether `perturb` computes with an epsilon that is a tensor: a sweep over
     # epsilons then traces it once.
     tensor_epsilon = False

@@ -84,6 +84,8 @@ class FGM(_CleverhansAttack):
         bounds: (lowest, highest) value of x, or None.
     """
 
+    follows_gradient = False
+
     def _run(self, logits_fn, x, labels, seeds):
         attack = _with(
             fgm.fast_gradient_method, compute_gradient=_gradient_of(logits_fn)
@@ -102,6 +104,7 @@ class _Iterative(_CleverhansAttack):
     def __init__(self, epsilon, norm, steps, step_size, bounds):
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps)
+        self.follows_gradient = self.steps > 1
         if step_size is not None:
             step_size = check_number("step_size", step_size)
             if self._step_within_epsilon and step_size > self.epsilon:
@@ -275,6 +278,8 @@ class CarliniWagner(_CleverhansAttack):
     """
 
     in_graph = False
+    # Many steps, towards the nearest point: within a given epsilon it is weak.
+    follows_gradient = False
 
     def __init__(
         self,
@@ -340,6 +345,7 @@ class SPSA(_CleverhansAttack):
     """
 
     in_graph = False
+    gradient_free = True
 
     def __init__(
         self,

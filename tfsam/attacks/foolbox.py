@@ -51,7 +51,8 @@ class Foolbox(Adapter):
         **options,
     ):
         super().__init__(epsilon, norm, attack, bounds, options)
-        self._make()
+        if isinstance(self._make(), _foolbox().attacks.base.MinimizationAttack):
+            self.follows_gradient = False  # It is weak within a given epsilon.
 
     def find(self, logits_fn, x, labels):
         """Returns foolbox's points, clipped by foolbox."""

@@ -73,6 +73,7 @@ class PGD(Attack):
     ):
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps)
+        self.follows_gradient = self.steps > 1
         if step_size is not None:
             step_size = check_number("step_size", step_size)
         if loss == "kl" and targets:

@@ -7,6 +7,7 @@ examples go through the network.
 
 import copy
 import functools
+from typing import Any
 
 import tensorflow as tf
 
@@ -47,6 +48,9 @@ class Logits:
         nonfinite: int64 variable, how many examples had a gradient with an
             entry that is NaN or infinite, counted anew at every gradient; None
             unless `count_passes` was called.
+        taken: int64 variable, how many gradients of examples were taken by
+            tapes of other libraries' attacks, which `passes` does not count;
+            None unless `count_passes` was called.
     """
 
     def __init__(
@@ -66,8 +70,9 @@ class Logits:
         self.independent = independent
         self.identity = None
         self.active = None
-        self.passes = None
-        self.nonfinite = None
+        self.passes: Any = None
+        self.nonfinite: Any = None
+        self.taken: Any = None
         self._traced = {}
 
     def __call__(self, x):
@@ -85,9 +90,14 @@ class Logits:
         if tf.inside_function():
             return x
 
+        def finite(slopes):
+            if self.taken is not None:
+                self.taken.assign_add(tf.shape(slopes, tf.int64)[0])
+            return self._finite(slopes, None)
+
         @tf.custom_gradient
         def identity(x):
-            return tf.identity(x), lambda slopes: self._finite(slopes, None)
+            return tf.identity(x), finite
 
         return identity(tf.convert_to_tensor(x))
 
@@ -109,8 +119,13 @@ class Logits:
 
     def count_passes(self):
         """Counts from now on, from zero."""
-        self.passes = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
-        self.nonfinite = tf.Variable(0, dtype=tf.int64, trainable=False)
+        if self.passes is None:
+            self.passes = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
+            self.nonfinite = tf.Variable(0, dtype=tf.int64, trainable=False)
+            self.taken = tf.Variable(0, dtype=tf.int64, trainable=False)
+        else:  # What is traced counts in these variables.
+            for counts in (self.passes, self.nonfinite, self.taken):
+                counts.assign(tf.zeros_like(counts))
 
     def predict(self, x, active=None):
         """Logits of the active examples, zeros for the others."""

@@ -77,6 +77,7 @@ class FMN(Attack):
     ):
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
+        self.follows_gradient = self.steps > 1
         self.step_size = check_number("step_size", step_size)
         self.gamma = check_number("gamma", gamma)
         if gamma >= 1:

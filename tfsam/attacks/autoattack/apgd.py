@@ -93,6 +93,7 @@ class APGD(Attack):
     ):
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
+        self.follows_gradient = self.steps > 1
         self.loss = check_choice("loss", loss, sorted(losses.LOSSES))
         self.targets = check_count("targets", targets)
         self.restarts = check_count("restarts", restarts, 1)

@@ -85,6 +85,7 @@ class FABT(Attack):
     ):
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
+        self.follows_gradient = self.steps > 1
         self.targets = check_count("targets", targets, 1)
         self.alpha_max = check_number("alpha_max", alpha_max, 0, 1)
         self.eta = check_number("eta", eta, 1)

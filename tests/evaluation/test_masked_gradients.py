@@ -1,0 +1,233 @@
+"""Warnings of masked gradients go by what an attack does, not by its name."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_reference import network
+
+import tfsam
+from tfsam import sanity
+from tfsam.attacks import PGD
+from tfsam.attacks import Attack
+
+SQUARE = ("square", {"queries": 100})
+
+
+@pytest.fixture(scope="module")
+def cnn():
+    return network("standard")
+
+
+@pytest.fixture(scope="module")
+def masked(cnn):
+    """The same function, of which every gradient points the wrong way."""
+
+    @tf.custom_gradient
+    def turned(x):
+        return tf.identity(x), lambda upstream: -upstream
+
+    return lambda x: cnn(turned(x))
+
+
+@pytest.fixture(scope="module")
+def data(digits):
+    return digits[0][1200:1232], digits[1][1200:1232]
+
+
+def masked_warnings(model, data, attacks, **options):
+    result = tfsam.evaluate(
+        model, data, attacks, "linf", [0.3], batch_size=32, **options
+    )
+    assert all("error" not in row for row in result["robust"]), result
+    return [
+        warning["message"]
+        for warning in result["warnings"]
+        if warning["warning"] == "gradients_masked"
+    ]
+
+
+def of_another_name(epsilon, norm, bounds):
+    return PGD(epsilon, norm, steps=4, bounds=bounds)
+
+
+class Own:
+    """A plug-in with a tape of its own and no attribute."""
+
+    steps = 3
+
+    def __init__(self, epsilon, norm, bounds):
+        self.epsilon, self.bounds = epsilon, bounds
+
+    def __call__(self, logits_fn, x, y, seed):
+        x = tf.convert_to_tensor(x)
+        x_adv = x
+        for _ in range(self.steps):
+            with tf.GradientTape() as tape:
+                tape.watch(x_adv)
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                    y, logits_fn(x_adv)
+                )
+            slope = tf.sign(tape.gradient(losses, x_adv))
+            x_adv = x_adv + self.epsilon / self.steps * slope
+            x_adv = tf.clip_by_value(x_adv, *self.bounds)
+        return x_adv
+
+
+class InGraph(Own):
+    in_graph = True
+
+
+class SingleStep(Own):
+    steps = 1
+
+
+class Declared(SingleStep):
+    follows_gradient = True
+
+
+class Passive(Own):
+    """It asks for logits alone, and does not say so."""
+
+    def __call__(self, logits_fn, x, y, seed):
+        logits_fn(x)
+        return x
+
+
+class ByTheContract(Attack):
+    """A native attack of somebody else's, by tfsam's own gradients."""
+
+    in_graph = True
+
+    def perturb(self, logits_fn, x, y, seeds):
+        gradient = tfsam.attacks.logits.input_gradient(logits_fn)
+        start = x
+        for _ in range(3):
+            x = x + self.epsilon / 3 * tf.sign(gradient(x, y)[0])
+        return self.clip(start + tf.clip_by_value(x - start, -0.3, 0.3))
+
+
+FOLLOWING = {
+    "a factory": of_another_name,
+    "a class": (PGD, {"steps": 4}),
+    "a partial": functools.partial(PGD, steps=4),
+    "an own tape": Own,
+    "an own tape in a graph": InGraph,
+    "declared": Declared,
+    "by the contract": ByTheContract,
+    "apgd_ce": ("apgd_ce", {"steps": 4}),
+    "fab_t": ("fab_t", {"steps": 3, "targets": 2}),
+    "fmn": ("fmn", {"steps": 4}),
+    "cleverhans_mim": ("cleverhans_mim", {"steps": 3}),
+    "cleverhans_bim": ("cleverhans_bim", {"steps": 3}),
+    "foolbox": ("foolbox:LinfPGD", {"steps": 3}),
+    "art": ("art:ProjectedGradientDescent", {"max_iter": 3}),
+}
+NOT_FOLLOWING = {
+    "fgsm": "fgsm",
+    "a single step": ("pgd", {"steps": 1}),
+    "an own single step": SingleStep,
+    "nothing": Passive,
+    "cleverhans_fgm": "cleverhans_fgm",
+    "foolbox's FGSM": "foolbox:LinfFastGradientAttack",
+    "art's FGSM": "art:FastGradientMethod",
+    "DeepFool": ("foolbox:LinfDeepFoolAttack", {"steps": 3}),
+}
+
+
+def test_an_attack_of_any_name_is_compared(masked, data):
+    (message,) = masked_warnings(masked, data, [InGraph, "noise_linf"])
+    assert "noise_linf, which uses no gradient" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", FOLLOWING.values(), ids=list(FOLLOWING))
+def test_an_attack_that_follows_gradients_is_compared(masked, data, attack):
+    (message,) = masked_warnings(masked, data, [attack, SQUARE])
+    assert "square, which uses no gradient" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "attack", NOT_FOLLOWING.values(), ids=list(NOT_FOLLOWING)
+)
+def test_weak_attacks_are_no_measure(masked, data, attack):
+    assert not masked_warnings(masked, data, [attack, SQUARE])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "foolbox:LinfRepeatedAdditiveUniformNoiseAttack",
+        ("art:SquareAttack", {"max_iter": 50}),
+        ("cleverhans_spsa", {"steps": 2, "samples": 16}),
+    ],
+)
+def test_attacks_that_take_no_gradient_are_known(masked, data, attack):
+    found = masked_warnings(masked, data, [("pgd", {"steps": 4}), attack])
+    assert len(found) == 1 and "uses no gradient" in found[0]
+
+
+@pytest.mark.slow
+def test_an_ordinary_network_raises_no_alarm(cnn, data):
+    attacks = [*FOLLOWING.values(), SQUARE]
+    result = tfsam.evaluate(cnn, data, attacks, "linf", [0.3], batch_size=32)
+    assert result["warnings"] == []
+
+
+def test_a_transfer_attack_is_no_measure(cnn, masked, data):
+    """What attacks on another model miss says nothing of this one."""
+    attacks = [("pgd", {"steps": 4}), "noise_linf"]
+    assert masked_warnings(masked, data, attacks)
+    assert not masked_warnings(cnn, data, attacks, surrogate=masked)
+
+
+def test_the_facts_are_in_the_record(masked, data, tmp_path):
+    attacks = [Own, "noise_linf", "fgsm"]
+    args = (masked, data, attacks, "linf", [0.1, 0.3])
+    options = {"batch_size": 16, "workdir": tmp_path}
+    first = tfsam.evaluate(*args, **options)
+    for part, expected in zip(
+        ("00-Own", "01-noise_linf", "02-fgsm"),
+        ([False, True], [True, False], [False, False]),
+        strict=True,
+    ):
+        with np.load(tmp_path / part / "000000.npz") as held:
+            found = [
+                held[f"1/{name}"].tolist()
+                for name in ("gradient_free", "follows_gradient")
+            ]
+        assert found == [[value] for value in expected]
+    assert tfsam.evaluate(*args, **options)["warnings"] == first["warnings"]
+    assert tfsam.merge([tmp_path])["warnings"] == first["warnings"]
+
+
+@pytest.mark.slow
+def test_targets_are_a_fact_of_the_attack(cnn, data):
+    """Few classes matter to attacks with more targets than there are."""
+
+    def few(x):
+        return cnn(x)[:, :5]
+
+    def renamed(epsilon, norm, bounds):
+        return tfsam.attacks.get(
+            "apgd_t", epsilon=epsilon, norm=norm, bounds=bounds, steps=1
+        )
+
+    kept = data[1] < 5
+    some = data[0][kept][:4], data[1][kept][:4]
+
+    def warned(attack):
+        result = tfsam.evaluate(few, some, [attack], epsilons=[0.01])
+        return "few_classes" in [w["warning"] for w in result["warnings"]]
+
+    assert warned(renamed)
+    assert not warned(("pgd", {"targets": 3, "steps": 1}))
+
+
+def test_facts_of_an_attack_that_was_not_run():
+    assert not any(sanity.facts_of(Own(0.1, "linf", (0, 1))))
+    assert sanity.facts_of(PGD(0.1)).follows_gradient
+    assert not sanity.facts_of(tfsam.FGSM(0.1)).follows_gradient
