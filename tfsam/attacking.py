@@ -32,6 +32,10 @@ from tfsam.verdicts import MISCLASSIFIED
 from tfsam.verdicts import NATURAL
 from tfsam.verdicts import STANDS
 
+# Told in place of a stage: the verdicts are of an earlier process, or there are
+# none.
+_LOADED, _FAILED = object(), object()
+
 
 class Data(NamedTuple):
     """What is attacked, checked: pixels, labels, and labels as numbers."""
@@ -271,7 +275,8 @@ def attack_chunk(turn, record, chunk, errors, strict, tell):
             attack that failed; it fails once.
         strict: raise what an attack raises.
         tell: called with the number of the epsilon and the verdicts; in the
-            midst of an ensemble also with the stage that is done.
+            midst of an ensemble also with the stage that is done, and where
+            nothing was measured with `_LOADED` or `_FAILED` in its place.
     """
     plan, part = turn.plan, turn.part
     indices = verdicts.chunk_indices(record.header, chunk)
@@ -291,7 +296,10 @@ def attack_chunk(turn, record, chunk, errors, strict, tell):
     for index, epsilon in enumerate(plan.epsilons):
         if f"{index}/verdict" in found:
             verdict = found[f"{index}/verdict"]
-        elif (part, index) not in errors:
+            tell(index, verdict, _LOADED)
+        elif (part, index) in errors:
+            tell(index, verdict, _FAILED)
+        else:
             try:
                 attack = turn.entry.make(
                     epsilon=epsilon, norm=plan.norm, bounds=plan.bounds
@@ -317,11 +325,12 @@ def attack_chunk(turn, record, chunk, errors, strict, tell):
                 if strict:
                     raise
                 errors[part, index] = f"{type(error).__name__}: {error}"
+                tell(index, verdict, _FAILED)
             else:
                 verdict = new["verdict"]
                 found |= {f"{index}/{k}": v for k, v in new.items()}
                 record.save(part, chunk, found)
-        tell(index, verdict)
+                tell(index, verdict)
 
 
 def _attack(turn, attack, epsilon, indices, verdict, images, tell):
@@ -525,7 +534,7 @@ def _batch_size(count, largest):
 
 
 def teller(plan, entry, chunks, progress):
-    """A function that says how far an attack is, every five seconds.
+    """Makes a function that logs how far an attack is, every five seconds.
 
     Args:
         plan: a `Plan`.
@@ -533,45 +542,80 @@ def teller(plan, entry, chunks, progress):
         chunks: how many.
         progress: a function of a line of text, or None.
     """
+    if progress is None:
+        return lambda index, verdict, stage=None: None
     lock = threading.Lock()
-    started = said = time.perf_counter()
-    counts = {epsilon: [0, 0] for epsilon in plan.epsilons}
-    done = 0
+    log = _Log(plan, entry, chunks * len(plan.epsilons), progress)
 
     def tell(index, verdict, stage=None):
-        nonlocal done, said
         with lock:
-            if stage is not None:
-                if progress is not None and time.perf_counter() - said > 5:
-                    said = time.perf_counter()
-                    text = epsilon_text(plan.epsilons[index])
-                    progress(
-                        f"{entry.name} {plan.norm} {text}: after {stage} "
-                        f"{(verdict == STANDS).sum()} of {len(verdict)} stand "
-                        "in this chunk"
-                    )
-                return
-            done += 1
-            count = counts[plan.epsilons[index]]
-            count[0] += int((verdict == STANDS).sum())
-            count[1] += len(verdict)
-            now = time.perf_counter()
-            total = chunks * len(plan.epsilons)
-            if progress is None or (now - said <= 5 and done < total):
-                return
-            said = now
-            so_far = ", ".join(
-                f"{epsilon_text(epsilon)} {stand / seen:.4f} of {seen}"
-                for epsilon, (stand, seen) in counts.items()
-                if seen
-            )
-            left = (now - started) / done * (total - done)
-            progress(
-                f"{entry.name} {plan.norm}: robust accuracy so far {so_far}; "
-                f"{left:.0f} s left"
-            )
+            if stage is None or stage in (_LOADED, _FAILED):
+                log.chunk(index, verdict, stage)
+            else:
+                log.stage(index, verdict, stage)
 
     return tell
+
+
+class _Log:
+    """The progress of an attack, in lines of text.
+
+    Args:
+        plan: a `Plan`.
+        entry: the attack's `Entry`.
+        total: how many chunks there are, times the number of epsilons.
+        progress: a function of a line.
+    """
+
+    def __init__(self, plan, entry, total, progress):
+        self.plan, self.total, self.progress = plan, total, progress
+        self.name = f"{entry.name} {plan.norm}"
+        self.started = self.said = time.perf_counter()
+        self.done = self.measured = 0
+        self.counts = {epsilon: [0, 0] for epsilon in plan.epsilons}
+        self.failed: set = set()
+
+    def stage(self, index, verdict, stage):
+        """Logs the end of an ensemble's stage in a chunk."""
+        if time.perf_counter() - self.said > 5:
+            self.said = time.perf_counter()
+            self.progress(
+                f"{self.name} {epsilon_text(self.plan.epsilons[index])}: after "
+                f"{stage} {(verdict == STANDS).sum()} of {len(verdict)} stand "
+                "in this chunk"
+            )
+
+    def chunk(self, index, verdict, source):
+        """Logs a chunk that is done at an epsilon, if it is time to."""
+        epsilon = self.plan.epsilons[index]
+        self.done += 1
+        if source is _FAILED:
+            self.failed.add(epsilon)
+        else:
+            self.counts[epsilon][0] += int((verdict == STANDS).sum())
+            self.counts[epsilon][1] += len(verdict)
+        self.measured += source is None
+        now = time.perf_counter()
+        if now - self.said > 5 or self.done >= self.total:
+            self.said = now
+            self.progress(f"{self.name}: " + "; ".join(self._news(now)))
+
+    def _news(self, now):
+        so_far = [
+            f"{epsilon_text(epsilon)} {stand / seen:.4f} of {seen}"
+            for epsilon, (stand, seen) in self.counts.items()
+            if seen and epsilon not in self.failed
+        ]
+        if so_far:
+            yield "robust accuracy so far " + ", ".join(so_far)
+        if self.failed:
+            failed = ", ".join(map(epsilon_text, sorted(self.failed)))
+            yield f"failed at {failed}"
+        # What was loaded took no time, and says nothing of the rest.
+        left = self.total - self.done
+        if self.measured or not left:
+            seconds = (now - self.started) / max(self.measured, 1) * left
+            yield f"{seconds:.0f} s left"
 
 
 def _can_start(attack):

@@ -143,19 +143,15 @@ def robustness_plot(results, path):
         results: what `tfsam.evaluate` or results.json holds.
         path: of the PNG file.
     """
-    rows = [r for r in results["robust"] if r["accuracy"] is not None]
-    norms = sorted({r["norm"] for r in rows}, reverse=True) or ["linf"]
+    rows = results["robust"]
+    measured = {r["norm"] for r in rows if r["accuracy"] is not None}
+    norms = sorted(measured, reverse=True) or ["linf"]
     figure, panels = _figure(1, len(norms), 4.5, 3.4)
     natural = results["natural"]
     for axes, norm in zip(panels.flat, norms, strict=True):
-        for attack in dict.fromkeys(
-            r["attack"] for r in rows if r["norm"] == norm
-        ):
-            curve = sorted(
-                (r["epsilon"], r["accuracy"], *r["interval"])
-                for r in rows
-                if (r["attack"], r["norm"]) == (attack, norm)
-            )
+        for label, curve in _curves(r for r in rows if r["norm"] == norm):
+            if not curve:
+                continue
             points = np.array(
                 [(0, natural["accuracy"], *natural["interval"]), *curve]
             )
@@ -166,7 +162,7 @@ def robustness_plot(results, path):
                 yerr=100 * np.maximum(errors, 0),
                 marker="o",
                 capsize=3,
-                label=attack,
+                label=label,
             )
         axes.set(
             xlabel=f"epsilon ({norm})", ylabel="accuracy, %", ylim=(0, 100)
@@ -175,6 +171,41 @@ def robustness_plot(results, path):
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     _save(figure, path)
+
+
+def _curves(rows):
+    """Splits the rows of one norm into curves, one for each attack.
+
+    Two attacks may have one name, with other options or even the same ones: the
+    second begins where an epsilon comes again.
+
+    Args:
+        rows: of results, attack by attack.
+
+    Returns:
+        A list of (label, points); a point is (epsilon, accuracy, low, high),
+        by ascending epsilon, without those at which the attack failed.
+    """
+    curves: dict[str, list[dict]] = {}
+    last = None
+    for row in rows:
+        known = curves.setdefault(attack_name(row), [{}])
+        # An epsilon that was asked for twice has its row twice.
+        if row["epsilon"] in known[-1] and row != last:
+            known.append({})
+        known[-1][row["epsilon"]] = last = row
+    return [
+        (
+            name if len(known) == 1 else f"{name} [{number}]",
+            [
+                (epsilon, row["accuracy"], *row["interval"])
+                for epsilon, row in sorted(curve.items())
+                if row["accuracy"] is not None
+            ],
+        )
+        for name, known in curves.items()
+        for number, curve in enumerate(known, 1)
+    ]
 
 
 def examples_plot(images, adversarial, titles, path):
