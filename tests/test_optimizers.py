@@ -51,6 +51,58 @@ def test_a_new_learning_rate_holds_at_once():
     assert abs(kept[-1] - expected[-1]) > 0.01
 
 
+OPTIMIZERS = pytest.mark.parametrize(
+    "make",
+    [tfsam.SGD, lambda **settings: tfsam.EntropySGD(inner_steps=0, **settings)],
+)
+
+
+@OPTIMIZERS
+def test_the_decay_can_be_read_and_is_applied_once(make):
+    """Keras's attribute for it holds the number; Keras's own path is off."""
+    optimizer = make(
+        learning_rate=0.1, momentum=0.9, weight_decay=0.3, nesterov=False
+    )
+    assert optimizer.weight_decay == 0.3
+    assert optimizer.get_config()["weight_decay"] == 0.3
+    copy = type(optimizer).from_config(optimizer.get_config())
+    assert copy.weight_decay == 0.3
+    gradients = [1.0, -2.0, 0.5]
+    expected = torch_rule([0.1] * 3, gradients, 0.9, 0.3, False)
+    for each in (optimizer, copy):
+        np.testing.assert_allclose(moved(each, gradients), expected, rtol=1e-6)
+    assert make().weight_decay == 0.0
+
+
+@OPTIMIZERS
+@pytest.mark.parametrize("scaled", [False, True])
+def test_what_is_excluded_does_not_decay(make, scaled):
+    """Under loss scaling, too; `weight_decay` is that of the inner one."""
+    inner = make(learning_rate=0.1, momentum=0.0, weight_decay=0.3)
+    inner.exclude_from_weight_decay(var_names=["bias"])
+    optimizer = inner
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=1)
+    kernel, bias = (
+        keras.Variable(np.ones(1), dtype="float32", name=name)
+        for name in ("kernel", "bias")
+    )
+    optimizer.apply([np.zeros(1, "float32")] * 2, [kernel, bias])
+    np.testing.assert_allclose(kernel.numpy(), 1 - 0.1 * 0.3, rtol=1e-6)
+    assert bias.numpy() == 1
+    if scaled:
+        assert optimizer.inner_optimizer.weight_decay == 0.3
+
+
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_the_decay_is_applied_once_with_accumulated_gradients(accumulated):
+    optimizer = tfsam.SGD(
+        0.1, weight_decay=0.3, gradient_accumulation_steps=accumulated
+    )
+    found = moved(optimizer, [0.0] * (accumulated or 1))[-1]
+    np.testing.assert_allclose(found, 2 * (1 - 0.1 * 0.3), rtol=1e-6)
+
+
 def test_keras_own_decay_is_ten_times_weaker_in_the_long_run():
     """The reason for this optimizer: with momentum 0.9, a factor of ten."""
     zeros = [0.0] * 300

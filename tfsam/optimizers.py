@@ -31,6 +31,9 @@ class SGD(keras.optimizers.Optimizer):
         **kwargs: those of `keras.optimizers.Optimizer` (clipnorm, use_ema,
             gradient_accumulation_steps, ...).
 
+    Attributes:
+        weight_decay: the lambda above, a float; 0.0 without decay.
+
     Raises:
         ValueError: if momentum or weight_decay is out of range.
     """
@@ -44,13 +47,10 @@ class SGD(keras.optimizers.Optimizer):
         name="sgd",
         **kwargs,
     ):
-        # The base class must not know of the decay: it would decouple it.
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.momentum = check_number("momentum", momentum, 0, 1)
         # Keras's own default is None.
-        self.coupled_weight_decay = check_number(
-            "weight_decay", weight_decay or 0.0
-        )
+        self.weight_decay = check_number("weight_decay", weight_decay or 0.0)
         self.nesterov = nesterov
 
     def build(self, variables):
@@ -77,11 +77,14 @@ class SGD(keras.optimizers.Optimizer):
                 gradient = ops.convert_to_tensor(buffer)
         self.assign_sub(variable, learning_rate * gradient)
 
+    def _apply_weight_decay(self, variables):
+        """Does nothing: Keras would decouple the decay by `weight_decay`."""
+
     def _with_decay(self, gradient, variable):
         """The gradient in the variable's dtype, with the decay's."""
         gradient = ops.cast(gradient, variable.dtype)
-        if self.coupled_weight_decay and self._use_weight_decay(variable):
-            gradient += self.coupled_weight_decay * variable
+        if self.weight_decay and self._use_weight_decay(variable):
+            gradient += self.weight_decay * variable
         return gradient
 
     def get_config(self):
@@ -89,7 +92,7 @@ class SGD(keras.optimizers.Optimizer):
         config = super().get_config()
         config.update(
             momentum=self.momentum,
-            weight_decay=self.coupled_weight_decay,
+            weight_decay=self.weight_decay,
             nesterov=self.nesterov,
         )
         return config
