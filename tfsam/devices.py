@@ -15,6 +15,7 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
+from tfsam import files
 from tfsam import signals
 
 STRATEGIES = ("auto", "mirrored", "multi_worker")
@@ -134,12 +135,12 @@ def _multi_worker(devices, count):
         tf.errors.UnavailableError,
     ) as error:
         raise WorkerLost(
-            f"another worker never came: {_reason(error)}"
+            f"another worker never came: {files.reason(error)}"
         ) from error
     except (RuntimeError, tf.errors.OpError) as error:
         raise ValueError(
             "workers must meet before TensorFlow starts, each at a port of its "
-            f"own that is free ({_reason(error)}). "
+            f"own that is free ({files.reason(error)}). "
             f"Received: TF_CONFIG={os.environ['TF_CONFIG']}"
         ) from None
 
@@ -255,14 +256,8 @@ def losing_workers(strategy):
         if workers(strategy) == 1:
             raise
         raise WorkerLost(
-            f"another worker was lost: {_reason(error)}"
+            f"another worker was lost: {files.reason(error)}"
         ) from error
-
-
-def _reason(error):
-    """The first line, less where in TensorFlow it happened."""
-    line, *_ = str(error).split("\n")
-    return re.sub(r"\{\{.*?\}\} *", "", line)
 
 
 def check_agreement(strategy, what):

@@ -17,6 +17,20 @@ import numpy as np
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+# How messages of Keras and TensorFlow are built; see `reason`.
+_TERMINAL_CODES = re.compile(r"\x1b\[[\d;]*m")
+_NESTED = "Exception encountered: "
+_SURROUNDING = re.compile(
+    r"Exception encountered when calling |Graph execution error|"
+    r"Detected at node |<stack traces|Stack trace|File \"|"
+    r"Arguments received by |\u2022|.*could not be deserialized properly|"
+    r"Error when deserializing class |config=\{|\d+ root error\(s\) found"
+)
+_DETAILS = (" Full object config: {", " Received args: (", " [Op:")
+_NODES = re.compile(
+    r"^\(\d+\) [A-Z_]+: |\[\[\{\{.*?\]\]|\{\{(?:function_node|node) .*?\}\} ?"
+)
+
 
 class DiskFull(OSError):
     """A file has no room: the disk is full, or a quota or a limit is."""
@@ -45,13 +59,37 @@ def expanded(path):
 
 
 def reason(error):
-    """The first line of what an error says; its kind where it says nothing.
+    """Returns the line of an error's message that says what is wrong.
+
+    Keras and TensorFlow put other lines around it: where the error was raised,
+    stack traces, arguments, and the configurations of whole networks.
 
     Args:
         error: an exception.
+
+    Returns:
+        One line without terminal codes; the name of the exception's class if
+        the message is empty.
     """
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    text = _TERMINAL_CODES.sub("", str(error))
+    # Keras puts the configuration of each enclosing object before the reason.
+    innermost = text.rpartition(_NESTED)[2]
+    found = [
+        line
+        for line in map(_without_details, innermost.splitlines())
+        if line and not _SURROUNDING.match(line)
+    ]
+    if found:
+        return found[0]
+    lines = text.split("\n")
+    return next(filter(None, map(str.strip, lines)), type(error).__name__)
+
+
+def _without_details(line):
+    """Strips names of graph nodes, values and configurations from a line."""
+    for marker in _DETAILS:
+        line = line.partition(marker)[0]
+    return _NODES.sub("", line.strip()).strip()
 
 
 @contextlib.contextmanager
