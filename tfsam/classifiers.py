@@ -78,6 +78,15 @@ class _Network(_Stateless):
         return list(zip(self.model.variables, self.values, strict=True))
 
     def _call(self, x):
+        inputs = getattr(self.model, "inputs", None) or []
+        outputs = getattr(self.model, "outputs", None) or []
+        if len(inputs) != 1 or len(outputs) != 1:
+            return self._predict(x)
+        (output,) = outputs
+        spec = tf.TensorSpec(output.shape, output.dtype)
+        return in_batches_of(inputs[0].shape[0], self._predict, x, spec)
+
+    def _predict(self, x):
         return self.model(x, training=False)
 
 
@@ -310,13 +319,99 @@ def _loaded(path):
         raise ValueError("no such file")
     if not os.path.isdir(path):
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    loaded = tf.saved_model.load(path)
-    # The variables live only as long as what was loaded: both functions hold
-    # it.
-    if hasattr(loaded, "serve"):
-        return lambda x: loaded.serve(x)
-    outputs = loaded.signatures["serving_default"].structured_outputs
-    if len(outputs) != 1:
-        raise ValueError(f"its outputs are {sorted(outputs)}, not one")
-    (name,) = outputs
-    return lambda x: loaded.signatures["serving_default"](x)[name]
+    return _SavedModel(tf.saved_model.load(path))
+
+
+class _SavedModel:
+    """The function from pixels to logits of a loaded SavedModel.
+
+    Of a Keras export it is the endpoint `serve`, else the signature
+    `serving_default`.
+
+    Args:
+        loaded: the result of `tf.saved_model.load`.
+
+    Raises:
+        ValueError: if there is no such function, or not of one tensor to one.
+    """
+
+    def __init__(self, loaded):
+        # The variables live only as long as the loaded object.
+        self._loaded = loaded
+        if hasattr(loaded, "serve"):
+            self._function = loaded.serve
+            concrete = list(getattr(loaded.serve, "concrete_functions", []))
+        else:
+            signatures = loaded.signatures
+            if "serving_default" not in signatures:
+                raise ValueError(
+                    "it has no signature serving_default: "
+                    f"{sorted(signatures) or 'no signature at all'}"
+                )
+            self._function = signatures["serving_default"]
+            concrete = [self._function]
+        # Unknown where several signatures are possible.
+        self._input = self._output = None
+        if len(concrete) == 1:
+            specs = concrete[0].structured_input_signature
+            self._input = _only("inputs", specs)
+            self._output = _only("outputs", concrete[0].structured_outputs)
+
+    def __call__(self, x):
+        """Returns the logits of a batch of any size."""
+        if self._input is None:
+            return self._function(x)
+        shape, dtype = self._input.shape, self._input.dtype
+        if not dtype.is_floating or not shape[1:].is_compatible_with(
+            x.shape[1:]
+        ):
+            raise ValueError(
+                f"it takes images of shape {tuple(shape[1:])} and {dtype.name}"
+            )
+        size = shape[0] if shape.rank else None
+        return in_batches_of(
+            size, self._logits, tf.cast(x, dtype), self._output
+        )
+
+    def _logits(self, x):
+        (logits,) = tf.nest.flatten(self._function(x))
+        return logits
+
+
+def _only(kind, specs):
+    """Returns the only tensor of a signature."""
+    found = [s for s in tf.nest.flatten(specs) if isinstance(s, tf.TensorSpec)]
+    if len(found) != 1:
+        names = sorted(str(spec.name) for spec in found)
+        raise ValueError(f"its {kind} are {names}, not one")
+    return found[0]
+
+
+def in_batches_of(size, function, x, output):
+    """Calls a function that takes batches of one size on a batch of any size.
+
+    The last part is filled up with its last example.
+
+    Args:
+        size: examples that the function takes; None is any number.
+        function: a float tensor (size, ...) to a tensor (size, ...).
+        x: float tensor (batch, ...).
+        output: `tf.TensorSpec` of the function's result.
+
+    Returns:
+        A tensor (batch, ...).
+    """
+    if size is None or x.shape[0] == size:
+        return function(x)
+    count = tf.shape(x)[0]
+    parts = (count + size - 1) // size
+    # Not by a gather, whose gradient would be sparse.
+    filling = tf.repeat(x[-1:], parts * size - count, axis=0)
+    filled = tf.reshape(
+        tf.concat([x, filling], 0),
+        tf.concat([[parts, size], tf.shape(x)[1:]], 0),
+    )
+    filled = tf.ensure_shape(filled, [None, size, *x.shape[1:]])
+    found = tf.map_fn(function, filled, fn_output_signature=output)
+    found = tf.reshape(found, tf.concat([[-1], tf.shape(found)[2:]], 0))
+    return tf.ensure_shape(found[:count], [x.shape[0], *output.shape[1:]])
