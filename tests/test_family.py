@@ -572,7 +572,7 @@ def test_replicas_of_m_sharpness_are_its_parts():
 
 
 def test_ssam_f_on_a_residual_network_of_few_channels():
-    """Its strided 1x1 convolutions crash TensorFlow on one image alone."""
+    """Single images go through it, which strided 1x1 convolutions must not."""
     x = RNG.random((4, 32, 32, 3)).astype("float32")
     model = tfsam.RobustModel(
         tfsam.networks.preact_resnet8(3, width=4),

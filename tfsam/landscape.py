@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse.linalg
 import tensorflow as tf
 
+from tfsam import checks
 from tfsam.arguments import check_count
 from tfsam.attacks.losses import cross_entropy
 from tfsam.attacks.losses import margin
@@ -46,6 +47,7 @@ class Landscape:
                 "network must be built and have trainable weights. "
                 f"Received: network={network.name}"
             )
+        checks.warn_of_unsafe_gradients(network)
         self.x, self.y = x, y
         self.batch_size = check_count("batch_size", batch_size, 1)
         self._sum = tf.function(self._sum_at, autograph=False)

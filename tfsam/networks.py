@@ -9,10 +9,16 @@ networks", in the form of the paper's code: no biases in convolutions, padding
 of one pixel on each side (Keras's "same" pads one side only at stride 2),
 BatchNorm with momentum 0.9 and epsilon 1e-5, kernels uniform in
 +-1/sqrt(fan_in).
+
+The layout is (batch, height, width, channels), whatever the global
+`keras.config.image_data_format()` is: tfsam's data has this layout, and so has
+every image that an evaluation gives to a network.
 """
 
 import keras
 from keras import layers
+
+_LAYOUT = "channels_last"
 
 CIFAR10_STATISTICS = (
     (0.4914, 0.4822, 0.4465),
@@ -133,7 +139,7 @@ def _preact_resnet(name, num_classes, stem, stages, input_shape, statistics):
             stride = 2 if index > 0 and block == 0 else 1
             x = _block(x, channels, stride, f"stage{index + 1}_{block + 1}")
     x = _activation(x, "final")
-    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    x = layers.GlobalAveragePooling2D(data_format=_LAYOUT, name="pool")(x)
     fan_in = x.shape[-1]
     logits = layers.Dense(
         num_classes,
@@ -153,9 +159,8 @@ def _block(x, channels, stride, name):
     activated = _activation(x, f"{name}_a")
     shortcut = x
     if stride != 1 or x.shape[-1] != channels:
-        shortcut = _convolution(
-            activated, channels, 1, stride, f"{name}_shortcut"
-        )
+        pixels = _every(stride, activated, f"{name}_shortcut_pixels")
+        shortcut = _convolution(pixels, channels, 1, 1, f"{name}_shortcut")
     y = _convolution(activated, channels, 3, stride, f"{name}_conv_a")
     y = _activation(y, f"{name}_b")
     y = _convolution(y, channels, 3, 1, f"{name}_conv_b")
@@ -169,16 +174,32 @@ def _activation(x, name):
     return layers.ReLU(name=f"{name}_relu")(x)
 
 
+def _every(stride, x, name):
+    """Takes every `stride`-th pixel: a mean over windows of one pixel.
+
+    A 1x1 convolution with this stride is the same function, but its gradient is
+    unsafe on CPUs; see `checks.warn_of_unsafe_gradients`.
+    """
+    if stride == 1:
+        return x
+    return layers.AveragePooling2D(
+        1, strides=stride, data_format=_LAYOUT, name=name
+    )(x)
+
+
 def _convolution(x, channels, size, stride, name):
     padding = "same"
-    if stride > 1 and size > 1:
-        x = layers.ZeroPadding2D(size // 2, name=f"{name}_padding")(x)
+    if stride > 1:
+        x = layers.ZeroPadding2D(
+            size // 2, data_format=_LAYOUT, name=f"{name}_padding"
+        )(x)
         padding = "valid"
     return layers.Conv2D(
         channels,
         size,
         strides=stride,
         padding=padding,
+        data_format=_LAYOUT,
         use_bias=False,
         kernel_initializer=_uniform_initializer(),
         name=name,

@@ -155,13 +155,9 @@ class PureModel(keras.Model):
         gradients = self._compiled(gradients)
 
         def add(index, *sums):
-            # Twice the same: on a CPU TensorFlow 2.21's gradient of a strided
-            # 1x1 convolution writes past its memory for one image alone.
-            twice = [index, index]
-            x = tf.nest.map_structure(
-                lambda t: tf.gather(t, twice), batch.x_adv
-            )
-            found = gradients(x, tf.gather(batch.y, twice))
+            one = [index] * checks.copies_of_one(self.network)
+            x = tf.nest.map_structure(lambda t: tf.gather(t, one), batch.x_adv)
+            found = gradients(x, tf.gather(batch.y, one))
             return index + 1, *[
                 s + tf.square(g) for s, g in zip(sums, found, strict=True)
             ]
@@ -335,6 +331,8 @@ class PureModel(keras.Model):
         XLA must not have the whole step: its loops run on one thread on a CPU,
         and it has no collectives between replicas.
         """
+        if not self._use_xla():
+            checks.warn_of_unsafe_gradients(self.network)
         with self._plain():
             return super().make_train_function(force=force)
 

@@ -1,0 +1,81 @@
+"""Networks at batches, and replicas' shares, of one image.
+
+oneDNN's gradient of a strided 1x1 convolution writes past its memory there; see
+`checks.unsafe_gradients`. The networks of tfsam have none.
+"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfsam
+from tfsam import checks
+from tfsam import networks
+
+NETWORKS = pytest.mark.parametrize(
+    "make",
+    [
+        networks.preact_resnet8,
+        networks.preact_resnet18,
+        lambda *args, width, **kwargs: networks.wide_resnet(
+            *args, depth=10, widen_factor=width, **kwargs
+        ),
+    ],
+    ids=["preact_resnet8", "preact_resnet18", "wide_resnet"],
+)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@NETWORKS
+def test_no_network_has_an_unsafe_gradient(make):
+    """Not even of so few channels that the gradient would be unsafe."""
+    assert not checks.unsafe_gradients(make(3, width=1, input_shape=(8, 8, 1)))
+
+
+def images(count):
+    x = np.random.default_rng(0).random((count, 8, 8, 1), dtype="float32")
+    return x, np.arange(count) % 3
+
+
+def trained(network, count, batch_size, **settings):
+    model = tfsam.RobustModel(network, seed=0, **settings)
+    model.compile(tfsam.SGD(0.01), LOSS)
+    data = tf.data.Dataset.from_tensor_slices(images(count)).batch(batch_size)
+    model.fit(data, epochs=1, verbose=0)
+    assert all(np.isfinite(w).all() for w in network.get_weights())
+
+
+@pytest.mark.slow
+@NETWORKS
+def test_batches_of_one_train_and_are_attacked(make):
+    network = make(3, width=1, input_shape=(8, 8, 1))
+    attack, method = tfsam.PGD(0.1, steps=1), tfsam.SAM(0.05)
+    for count in (1, 3):  # The second has a last batch of one.
+        trained(
+            network, count, 2, perturb_inputs=attack, perturb_weights=method
+        )
+        found = tfsam.evaluate(network, images(count), ["pgd"], "linf", [0.1])
+        assert found["robust"][0]["accuracy"] is not None
+
+
+@pytest.mark.slow
+@NETWORKS
+def test_parts_of_one_train(make):
+    network = make(3, width=1, input_shape=(8, 8, 1))
+    trained(network, 4, 2, perturb_weights=tfsam.SAM(0.05), sub_batches=2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    bool(tf.config.list_physical_devices("GPU")), reason="No CPU devices."
+)
+@NETWORKS
+def test_shares_of_one_train(make):
+    strategy = tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+    with strategy.scope():
+        network = make(3, width=1, input_shape=(8, 8, 1))
+        trained(network, 4, 2, perturb_weights=tfsam.SAM(0.05))
