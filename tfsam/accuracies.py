@@ -26,6 +26,7 @@ def result(record, chunks, errors):
     ascending = sorted(set(header["epsilons"]))
     attacks = header["attacks"]
     robust: list = []
+    of_rows: list = []
     columns: list[dict] = [{} for _ in ascending]
     stages: dict = {}
     targets = 0
@@ -43,17 +44,7 @@ def result(record, chunks, errors):
             }
             inherited = int((before & correct).sum())
             if (part, index) in errors:
-                row |= _accuracy(~before) | {
-                    "accuracy": None,
-                    "interval": None,
-                    "max_perturbation": None,
-                    "inherited": inherited,
-                    "attacked": None,
-                    "forward_passes": None,
-                    "gradient_passes": None,
-                    "seconds": 0.0,
-                    "error": errors[part, index],
-                }
+                row |= _failed(~before, inherited, errors[part, index])
             else:
                 held = [
                     {
@@ -77,7 +68,9 @@ def result(record, chunks, errors):
                 targets = max(targets, *(fact.targets for fact in facts))
             rows[epsilon] = row
         robust += [rows[epsilon] for epsilon in header["epsilons"]]
+        of_rows += sanity.of_rows(list(rows.values()))
     warnings = sanity.of_model([n for n in natural if "probed" in n])
+    warnings += of_rows
     warnings += sanity.of_classes(header["classes"], targets)
     # What attacks on a surrogate miss says nothing about these gradients.
     if header.get("surrogate") is None:
@@ -113,6 +106,21 @@ def _facts(held, others):
     ]
 
 
+def _failed(standing, inherited, error):
+    """The rest of a row of an attack that failed."""
+    unknown = (
+        *("accuracy", "interval", "max_perturbation", "attacked"),
+        *("forward_passes", "gradient_passes", "nan_gradients"),
+    )
+    return {
+        **_accuracy(standing),
+        **dict.fromkeys(unknown),
+        "inherited": inherited,
+        "seconds": 0.0,
+        "error": error,
+    }
+
+
 def _row(held, verdict, names, inherited, header):
     """The measured part of a row, from what each chunk's file says."""
     attacked = sum(int(h["attacked"]) for h in held)
@@ -124,6 +132,7 @@ def _row(held, verdict, names, inherited, header):
         "attacked": attacked,
         "forward_passes": float(passes[0] / attacked) if counted else None,
         "gradient_passes": float(passes[1] / attacked) if counted else None,
+        "nan_gradients": sum(int(h.get("nan_gradients", 0)) for h in held),
         "seconds": float(sum(h["seconds"] for h in held)),
     }
     if len(names) > 1:

@@ -236,12 +236,14 @@ def measure_natural(plan, workers, record, chunks):
             right = np.zeros(plan.size, bool)
             right[: len(indices)] = correct
             found |= sanity.probe_outputs(worker.judge.function, x)
+            reach = max(plan.epsilons, default=0.0)
             found |= sanity.probe_gradients(
-                worker.source if worker.traceable else worker.source.function,
+                worker.source,
                 x,
                 plan.data.y[np.resize(indices, plan.size)],
                 right,
                 worker.traceable,
+                sanity.pushed_to_bounds(x, plan.bounds, reach),
             )
         record.save(NATURAL, chunk, found)
 
@@ -506,10 +508,21 @@ def _run(turn, attack, trace, indices, epsilon=None, start=None):
     passes = worker.source.passes.numpy()
     taken = int(worker.source.taken)
     steps = max(passes[1] / (len(indices) if selective else size), taken / size)
-    if in_graph and not passes.any():
-        steps = np.inf  # By tapes of its own, which a graph does not count.
+    uncounted = in_graph and not passes.any()
+    if uncounted and not sanity.facts_of(attack).gradient_free:
+        # Gradients by tapes of its own cannot be counted in a graph.
+        steps = np.inf
+        sanity.look_at_slopes(worker.source, x, plan.data.y[batch])
     allowed = np.inf if epsilon is None else epsilon
-    largest = contract(x, x_adv, allowed, plan.norm, plan.bounds)
+    try:
+        largest = contract(x, x_adv, allowed, plan.norm, plan.bounds)
+    except ValueError as error:
+        if not int(worker.source.nonfinite):
+            raise
+        raise ValueError(
+            "the network's input gradients are NaN or infinite, which the "
+            f"warning nan_gradients explains, and {error}"
+        ) from error
     outputs = _numpy(worker.predict(x_adv, active))
     if not np.isfinite(outputs).all():
         raise ValueError(

@@ -93,15 +93,18 @@ def evaluate(
         attack by attack and epsilon by epsilon in the order given: {`attack`,
         `options`, `norm`, `epsilon`, `epsilon_text`, `accuracy`, `n`,
         `interval`, `max_perturbation`, `inherited`, `attacked`,
-        `forward_passes`, `gradient_passes`, `seconds`}; and `warnings`, a list
-        of {`warning`, `message`}. Accuracies are fractions of all n examples,
-        `interval` is Wilson's 95 % interval; `inherited` counts examples known
-        broken from a smaller epsilon, `attacked` those attacked at this one,
-        and the passes are what they cost on average, None where the attack does
-        not tell. An ensemble's row has `broken_by`, how many examples fell to
-        each stage, and `standard`; that of a minimum-norm attack has
-        `median_distance` (of all examples, 0 where misclassified; None where
-        half stand). A row has `error`, and accuracy None, where the attack
+        `forward_passes`, `gradient_passes`, `nan_gradients`, `seconds`}; and
+        `warnings`, a list of {`warning`, `message`}. Accuracies are fractions
+        of all n examples, `interval` is Wilson's 95 % interval; `inherited`
+        counts examples known broken from a smaller epsilon, `attacked` those
+        attacked at this one, and the passes are what they cost on average,
+        None where the attack does not tell; `nan_gradients` counts the
+        attack's input gradients that were NaN or infinite: where it is not 0,
+        the accuracy means nothing. An ensemble's row has `broken_by`, how many
+        examples fell to each stage, and `standard`; that of a minimum-norm
+        attack has `median_distance` (of all examples, 0 where misclassified;
+        None where half stand). A row has `error`, and accuracy None, where the
+        attack
         failed.
 
     Raises:

@@ -95,6 +95,8 @@ def table(results):
     ]
     for row in results["robust"]:
         name = attack_name(row)
+        if row.get("nan_gradients"):
+            name += " (NaN gradients)"
         lines.append(_table_line(name, row["norm"], row["epsilon_text"], row))
     distances = {
         f"{row['attack']}, {row['norm']}": row["median_distance"]

@@ -23,6 +23,12 @@ _UNITS = {
 }
 _OLD_TOLERANCE = 1e-4
 
+_NAN_CAUSE = (
+    "Likely cause: a square root, norm, division or logarithm at 0, or an "
+    "overflow of float16. Add a small constant inside of it, such as "
+    "sqrt(x**2 + 1e-12), then evaluate again."
+)
+
 # Of all examples: what a weaker attack may find that stronger ones missed.
 _MISSED = 0.002
 
@@ -119,30 +125,75 @@ def _unit(function, outputs):
     return max(_UNITS.get(name, _UNITS["float32"]) for name in names)
 
 
-def probe_gradients(logits, x, y, right, traceable):
+def probe_gradients(logits, x, y, right, traceable, pushed):
     """Looks at the gradients that attacks will follow.
 
     Args:
-        logits: the function from pixels to logits that is attacked.
+        logits: the `Logits` that is attacked, which counts.
         x: float array (batch, ...).
         y: their labels.
         right: bool array (batch,), which of them to look at.
         traceable: whether `tf.function` can trace the model.
+        pushed: float array (batch, ...), x with the pixels at the bounds that
+            an attack can push there; see `pushed_to_bounds`.
 
     Returns:
         A dict of arrays: `zero_gradients`, how many images have a gradient of
-        zero, -1 where the model has none; `probed`, how many were looked at.
+        zero, -1 where the model has none; `nan_gradients` and
+        `nan_gradients_at_bounds`, how many images of x and of `pushed` have one
+        that is NaN or infinite; `probed`, how many were looked at.
     """
     gradient = input_gradient(logits)
     if traceable:
         gradient = traced(gradient)
+    active, labels = tf.constant(right), tf.constant(y)
+    counts = []
     try:
-        slopes = gradient(tf.constant(x), tf.constant(y))[0].numpy()
+        for images in (pushed, x):
+            logits.count_passes()
+            slopes = gradient(tf.constant(images), labels, active)[0].numpy()
+            counts.append(int(logits.nonfinite))
     except Exception:  # Whatever a model of somebody else's raises.
-        zeros = -1
+        zeros, counts = -1, [0, 0]
     else:
-        zeros = sum(not slope.any() for slope in slopes[right])
-    return {"zero_gradients": np.array(zeros), "probed": np.array(right.sum())}
+        # NaN counts as zero in the slopes.
+        zeros = sum(not slope.any() for slope in slopes[right]) - counts[1]
+        zeros = max(zeros, 0)
+    return {
+        "zero_gradients": np.array(zeros),
+        "nan_gradients": np.array(counts[1]),
+        "nan_gradients_at_bounds": np.array(counts[0]),
+        "probed": np.array(right.sum()),
+    }
+
+
+def look_at_slopes(logits, x, y):
+    """Counts the gradients that are not finite, where nobody else does.
+
+    Args:
+        logits: a `Logits` that counts.
+        x: float array (batch, ...).
+        y: their labels.
+    """
+    input_gradient(logits)(tf.constant(x), tf.constant(y))
+
+
+def pushed_to_bounds(x, bounds, reach):
+    """Images whose pixels near a bound lie exactly on it, as attacks push them.
+
+    Args:
+        x: float array (batch, ...).
+        bounds: (lowest, highest) value of x, or None, which returns x.
+        reach: how far an attack pushes a pixel, >= 0.
+    """
+    if bounds is None:
+        return x
+    low, high = (np.asarray(bound, x.dtype) for bound in bounds)
+    reach = min(reach, float(high - low) / 2)
+    pushed = np.where(
+        x <= low + reach, low, np.where(x >= high - reach, high, x)
+    )
+    return pushed.astype(x.dtype)
 
 
 def of_model(found):
@@ -166,9 +217,23 @@ def of_model(found):
                 "Square only.",
             )
         )
+    probed = sum(int(f["probed"]) for f in found)
+    for name, where in (
+        ("nan_gradients", ""),
+        ("nan_gradients_at_bounds", " once pixels are pushed to their bounds"),
+    ):
+        count = sum(int(f.get(name, 0)) for f in found)
+        if count:
+            warnings.append(
+                _warning(
+                    "nan_gradients",
+                    f"{count} of {probed} images have an input gradient that "
+                    f"is NaN or infinite{where}. {_NAN_CAUSE}",
+                )
+            )
+            break
     zeros = sum(max(int(f["zero_gradients"]), 0) for f in found)
     if zeros:
-        probed = sum(int(f["probed"]) for f in found)
         warnings.append(
             _warning(
                 "zero_gradients",
@@ -271,6 +336,28 @@ def of_classes(classes, targets):
             "margin stands in for it: this is not standard AutoAttack"
         )
     return [_warning("few_classes", message + ".")]
+
+
+def of_rows(rows):
+    """Warnings about rows of attacks that met gradients that are not finite.
+
+    Args:
+        rows: of one attack, its `robust` rows.
+    """
+    met = [row for row in rows if row.get("nan_gradients")]
+    if not met:
+        return []
+    texts = ", ".join(row["epsilon_text"] for row in met)
+    count = max(row["nan_gradients"] for row in met)
+    return [
+        _warning(
+            "nan_gradients",
+            f"{met[0]['attack']}, {met[0]['norm']} {texts}: up to {count} of "
+            "the attack's input gradients were NaN or infinite, and zero was "
+            "taken in their place: the accuracy under attack means nothing. "
+            f"{_NAN_CAUSE}",
+        )
+    ]
 
 
 def of_verdicts(verdicts, stages, text):

@@ -20,10 +20,14 @@ Below a table may stand warnings, which say when not to believe it:
 
   random_outputs    the model answers anew each time: dropout or noise is on.
                     Gradient attacks follow one draw, and find too little.
+  batch_dependent   an image's logits depend on its neighbours: BatchNorm is in
+                    training mode. Every accuracy depends on the order, then.
   no_gradients      the model cannot be differentiated. Only the attacks that
                     need no gradient, square and noise, say something.
   zero_gradients    the loss is flat at some images, for instance because the
                     logits are huge. Believe pgd_dlr, apgd_t and square instead.
+  nan_gradients     gradients are NaN at some images, for instance by a square
+                    root of 0: add a small constant inside of it.
   gradients_masked  noise or square broke what PGD could not: gradients mislead
                     here, and the true robust accuracy is lower, maybe by far.
   few_classes       there are fewer than ten classes: what the targeted attacks
