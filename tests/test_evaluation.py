@@ -122,7 +122,8 @@ def test_an_epsilon_tried_again_counts_for_the_larger_ones(images, tmp_path):
 
     def rows():
         return run(
-            *([Recovers], [0.05, 0.5]),
+            # By name: what it closes over is another value when it recovers.
+            *([("Recovers", Recovers)], [0.05, 0.5]),
             workdir=tmp_path,
             save_adversarial=images,
         )["robust"]

@@ -51,6 +51,7 @@ class Entry(NamedTuple):
     name: str
     options: dict
     make: Callable
+    source: str = "registry"  # Or "factory", or "named" by the user.
 
 
 class Plan(NamedTuple):
@@ -137,6 +138,20 @@ def known_devices(names):
                 f"devices must be among {there}. Received: devices={names}"
             )
     return names or [None]
+
+
+def kinds_of(devices):
+    """The kinds of devices that an evaluation runs on, such as "CPU, GPU".
+
+    Args:
+        devices: a list of names; None is the device of TensorFlow's choice.
+    """
+    kinds = set()
+    for name in devices:
+        with tf.device(name):
+            device = tf.identity(tf.zeros([])).device
+        kinds.add(tf.DeviceSpec.from_string(device).device_type)
+    return ", ".join(sorted(kinds))
 
 
 def make_worker(device, logits, source, classes, example):
@@ -451,16 +466,52 @@ def _kind(attack, epsilon):
     step size from its epsilon is not. Where the attributes cannot be described,
     the epsilon itself keeps the attacks apart.
     """
-    if not (
-        getattr(attack, "tensor_epsilon", False)
-        or getattr(attack, "minimum_norm", False)
-    ):
+    shared = any(
+        getattr(attack, flag, False)
+        for flag in ("tensor_epsilon", "minimum_norm")
+    )
+    if not shared or not _at(attack, epsilon):
         return epsilon
     try:
         described = identity.describe(attack, without=["epsilon"])
     except identity.Unknown:
         return epsilon
     return identity.digest(described)
+
+
+def _at(attack, epsilon):
+    """Whether an attack has the evaluation's epsilon, not one of its own."""
+    return getattr(attack, "epsilon", None) == epsilon
+
+
+def describe(attack, epsilon):
+    """Describes an attack so that another process recognises it.
+
+    Args:
+        attack: what a factory made.
+        epsilon: of the evaluation; it is not part of the description.
+
+    Returns:
+        A dict of JSON's types.
+
+    Raises:
+        tfsam.identity.Unknown: if the attack cannot be described.
+    """
+
+    def described(attack):
+        without = ["epsilon"] if _at(attack, epsilon) else []
+        return identity.describe(attack, without)
+
+    parts = identity.compact(described(attack))
+    stages = getattr(attack, "stages", None)
+    if stages:
+        parts["stages"] = identity.digest(
+            [[name, described(stage)] for name, stage in stages]
+        )
+    library = getattr(attack, "library", None)
+    if isinstance(library, str):
+        parts["library"] = f"{library} {identity.version_of(library)}"
+    return parts
 
 
 def _run(turn, attack, trace, indices, epsilon=None, start=None):
@@ -478,7 +529,11 @@ def _run(turn, attack, trace, indices, epsilon=None, start=None):
     in_graph = worker.traceable and getattr(attack, "in_graph", False)
     asks_for = getattr(attack, "selective", False)
     selective = in_graph and asks_for and worker.source.rows is not None
-    any_epsilon = getattr(attack, "tensor_epsilon", False)
+    any_epsilon = (
+        getattr(attack, "tensor_epsilon", False)
+        and epsilon is not None
+        and _at(attack, epsilon)
+    )
     size = plan.size if selective else _batch_size(len(indices), plan.size)
     batch = np.resize(indices, size)
     x = plan.data.x[batch]

@@ -1,7 +1,5 @@
 """A model of any kind as a function from pixels to logits."""
 
-import hashlib
-import json
 import math
 import os
 import warnings
@@ -11,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import files
+from tfsam import identity
 from tfsam.attacks.logits import Logits
 from tfsam.checks import flattened
 
@@ -51,6 +50,10 @@ class _Stateless:
         """
         with keras.StatelessScope(self._mapping()):
             return [self._call(x) for x in batches]
+
+    def __identity__(self):
+        """Returns what `identity.describe` describes in place of this."""
+        return self.function
 
     def _mapping(self):
         return []
@@ -109,11 +112,17 @@ def load_logits(model, jit_compile="auto"):
         ValueError: if it is none of these, or a file that is no model, or
             jit_compile is something else.
     """
-    compiled, identity = use_xla(jit_compile), None
+    compiled = use_xla(jit_compile)
     if isinstance(model, (str, os.PathLike)):
-        path, model = os.fspath(model), _load(os.fspath(model))
-        if not isinstance(model, keras.Model):
-            identity = files.digest(path)
+        path = os.fspath(model)
+        model = _load(path)
+        network = isinstance(model, keras.Model)
+        logits = load_logits(model, jit_compile)
+        logits.identity = {
+            "files": files.digest(path),
+            "loading": {"format": "keras" if network else "saved_model"},
+        }
+        return logits
     if isinstance(model, Logits):
         return _stateless(model)
     if isinstance(model, keras.Model):
@@ -124,9 +133,7 @@ def load_logits(model, jit_compile="auto"):
             f"logits. Received: model={model}"
         )
     # XLA cannot compile all callables: it has to be asked for.
-    logits = Logits(_Stateless(model), compiled and jit_compile != "auto")
-    logits.identity = identity
-    return logits
+    return Logits(_Stateless(model), compiled and jit_compile != "auto")
 
 
 def _stateless(logits):
@@ -194,55 +201,38 @@ def use_xla(jit_compile="auto"):
     return bool(jit_compile)
 
 
-def fingerprint(model, logits, x):
-    """What tells a model from others, a string.
+def describe(logits, name=None):
+    """Describes a model so that another process recognises it.
 
-    Of a path the files' checksum, as of a SavedModel that was loaded before; of
-    a Keras model that of its layers' settings and its weights; of a callable,
-    and where a layer cannot tell its settings, that of its logits on some
-    examples.
+    A name given by the user stands for the whole model. A model from files is
+    known by their checksum, the way it was loaded, and the code of those of its
+    layers that is not in the files; any other one by all that
+    `identity.describe` finds.
 
     Args:
-        model: as of `load_logits`.
         logits: the `Logits` that it was loaded as.
-        x: float array (batch, ...), the examples.
+        name: the user's, or None.
+
+    Returns:
+        A dict of JSON's types.
+
+    Raises:
+        tfsam.identity.Unknown: if it has no description and no name.
     """
-    if isinstance(model, (str, os.PathLike)):
-        return files.digest(model)
-    if logits.identity is not None:
-        return logits.identity
-    total = hashlib.sha256()
-    described = False
-    if isinstance(logits.function, _Network):
-        network = logits.function.model
-        layers = [_described(layer) for layer in flattened(network)]
-        described = None not in layers
-        total.update(json.dumps(layers).encode())
-        for variable in network.variables:
-            total.update(str(tuple(variable.shape)).encode())
-            total.update(keras.ops.convert_to_numpy(variable).tobytes())
-    if not described:
-        outputs = logits.function(tf.convert_to_tensor(x))
-        total.update(tf.convert_to_tensor(outputs).numpy().tobytes())
-    return total.hexdigest()
-
-
-def _described(layer):
-    """A layer's kind and settings; None if it cannot tell them.
-
-    A model's settings are those of its layers.
-    """
-    settings = {}
-    if not getattr(layer, "layers", ()):
-        try:
-            # Not names: Keras numbers them in the order of their making.
-            settings = layer.get_config() | {"name": None}
-        except NotImplementedError:
-            return None  # How Keras says so of a layer without a `get_config`.
-    text = json.dumps(
-        settings, sort_keys=True, default=lambda value: type(value).__name__
-    )
-    return f"{type(layer).__name__} {text}"
+    if name is not None:
+        return {"named": str(name)}
+    if logits.identity is None:
+        return identity.compact(identity.describe(logits))
+    network = getattr(logits.function, "model", None)
+    if network is None or not any(
+        identity.has_foreign_code(layer) for layer in flattened(network)
+    ):
+        return dict(logits.identity)
+    try:
+        code = identity.digest(identity.describe(network))
+    except identity.Unknown:
+        return dict(logits.identity)  # The files are all that can be told.
+    return logits.identity | {"network": code}
 
 
 def count_classes(logits, example):

@@ -12,6 +12,7 @@ that were cut off can share the work, and the answer stays the same to the bit.
 
 import hashlib
 import numbers
+import re
 from collections.abc import Iterable
 from collections.abc import Mapping
 
@@ -26,6 +27,7 @@ from tfsam import attacks as registry
 from tfsam import checks
 from tfsam import classifiers
 from tfsam import geometry
+from tfsam import identity
 from tfsam import verdicts
 from tfsam.verdicts import NATURAL
 
@@ -49,6 +51,8 @@ def evaluate(
     shard=(0, 1),
     surrogate=None,
     warm_start=False,
+    name=None,
+    surrogate_name=None,
 ):
     """Measures natural accuracy and accuracy under each attack.
 
@@ -60,7 +64,8 @@ def evaluate(
             (n, ...) inside `bounds`, y class numbers (n,) or one-hot
             (n, classes).
         attacks: a list; an entry is a name of `tfsam.attacks.names()`, a pair
-            (name, options), or a factory.
+            (name, options), a factory, a pair (factory, options), or a factory
+            with a name of yours: (name, factory) or (name, factory, options).
         norm: "linf" or "l2".
         epsilons: the budgets, in the units of x.
         bounds: (lowest, highest) value of x, or None for inputs that are not
@@ -74,7 +79,14 @@ def evaluate(
             or "auto", which does on GPUs.
         progress: a function of a line of text, called now and then.
         workdir: a folder that keeps every verdict, chunk by chunk; the same
-            evaluation goes on from there. None keeps nothing.
+            evaluation goes on from there. None keeps nothing. The folder is
+            refused where anything that a verdict depends on is another: the
+            data, an argument, the model's or an attack's configuration, code
+            or weights, the versions of tfsam, TensorFlow, Keras and Python, or
+            the kind of device. A model or a factory that cannot be described,
+            because it holds a lock or a handle of a C library, for instance,
+            needs a name; the name then stands for it, so change the name when
+            you change the code.
         save_adversarial: keep the adversarial images there, too; where a
             minimum-norm attack found none within epsilon, x.
         devices: names of devices that share the chunks, such as
@@ -87,6 +99,9 @@ def evaluate(
         warm_start: at each epsilon start from the image of the smaller one, for
             attacks that can (`pgd`); weaker starts make stronger attacks
             incomparable, so it is off.
+        name: of the model, by which `workdir` knows it in place of its
+            configuration, code and weights; any text.
+        surrogate_name: the same for the surrogate.
 
     Returns:
         A dict: `natural` {`accuracy`, `n`, `interval`}; `robust`, a list,
@@ -109,7 +124,8 @@ def evaluate(
 
     Raises:
         ValueError: if the model, the data or an argument is bad, or `workdir`
-            holds another evaluation: nothing is attacked then.
+            holds another evaluation or is given with a model or an attack that
+            needs a name: nothing is attacked then.
     """
     geometry.check_norm(norm)
     given = [
@@ -149,30 +165,27 @@ def evaluate(
         warm_start=warm_start,
         keep_images=save_adversarial,
     )
-    probe = data.x[:32]
-    record = verdicts.Record(
-        {
-            "schema": 1,
-            "model": classifiers.fingerprint(model, logits, probe),
-            "surrogate": None
-            if surrogate is None
-            else classifiers.fingerprint(surrogate, source, probe),
-            "data": _digest(data.x, data.y),
-            "n": len(data.x),
-            "classes": classes,
-            "batch_size": size,
-            "attacks": [
-                {"name": e.name, "options": _plain(e.options)} for e in entries
-            ],
-            "norm": norm,
-            "epsilons": given,
-            "bounds": None if bounds is None else list(bounds),
-            "seed": seed,
-            "adversarial": save_adversarial,
-            "warm_start": warm_start,
-        },
-        workdir,
-    )
+    header = {
+        "schema": verdicts.SCHEMA,
+        "n": len(data.x),
+        "classes": classes,
+        "batch_size": size,
+        "norm": norm,
+        "epsilons": given,
+        "bounds": None if bounds is None else list(bounds),
+        "seed": seed,
+        "adversarial": save_adversarial,
+        "warm_start": warm_start,
+        "attacks": [
+            {"name": e.name, "options": _plain(e.options)} for e in entries
+        ],
+    }
+    if workdir is not None:
+        models = {"model": (model, logits, name)}
+        if surrogate is not None:
+            models["surrogate"] = surrogate, source, surrogate_name
+        header = _recognised(header, plan, models, devices)
+    record = verdicts.Record(header, workdir)
     chunks = range(shard[0], verdicts.chunk_count(record.header), shard[1])
     workers = [
         attacking.make_worker(device, logits, source, classes, data.x[:1])
@@ -206,7 +219,7 @@ def merge(folders):
             measured by any. An attack that failed in one gives rows with
             `error`.
     """
-    record = verdicts.merged(folders)
+    record, mixed = verdicts.merged(folders)
     header = record.header
     chunks = range(verdicts.chunk_count(header))
     missing = [c for c in chunks if not record.load(NATURAL, c)]
@@ -227,7 +240,17 @@ def merge(folders):
             ]
             if failed:
                 errors[part, index] = f"failed or not run in chunk {failed[0]}"
-    return accuracies.result(record, chunks, errors)
+    result = accuracies.result(record, chunks, errors)
+    if mixed:
+        message = (
+            f"the shards were measured with different {', '.join(mixed)}: an "
+            "example at the boundary may have another verdict than in one "
+            "evaluation."
+        )
+        result["warnings"].append(
+            {"warning": "mixed_shards", "message": message}
+        )
+    return result
 
 
 def load_data(data, bounds):
@@ -293,35 +316,131 @@ def _entries(attacks):
 
 
 def _entry(attack):
-    """A name, (name, options) or factory as an `Entry`."""
-    given = attack
+    """Makes an `Entry` of a name, a factory, or either with options."""
+    given, name = attack, None
     options: dict = {}
     fixed: dict = {}
-    if isinstance(attack, (tuple, list)) and len(attack) == 2:
-        attack, options = attack
+    if isinstance(attack, (tuple, list)) and len(attack) > 1:
+        parts = list(attack)
+        if len(parts) > 1 and isinstance(parts[0], str) and callable(parts[1]):
+            name = parts.pop(0)
+        if len(parts) == 2:
+            options = parts.pop()
+        (attack,) = parts if len(parts) == 1 else (None,)
     if isinstance(attack, registry.Attack) or not isinstance(options, Mapping):
         attack = None  # Made already, or with options that are none.
     if isinstance(attack, str):
-        name = attack
 
         def make(**arguments):
-            return registry.get(name, **arguments, **options)
+            return registry.get(attack, **arguments, **options)
 
-    elif callable(attack):
-        function = getattr(attack, "func", attack)  # Of a functools.partial.
-        name = getattr(function, "__name__", type(function).__name__)
-        fixed = dict(getattr(attack, "keywords", None) or {})
-
-        def make(**arguments):
-            return registry.make(attack, **arguments, **options)
-
-    else:
+        return attacking.Entry(attack, dict(options), make)
+    if not callable(attack):
         raise ValueError(
             "an attack must be a name, (name, {option: value}) or a factory, "
             "such as a class of attacks, which gets the epsilon. "
             f"Received: {given}"
         )
-    return attacking.Entry(name, fixed | options, make)
+    fixed = dict(getattr(attack, "keywords", None) or {})
+
+    def make_by_factory(**arguments):
+        return registry.make(attack, **arguments, **options)
+
+    function = getattr(attack, "func", attack)  # Of a functools.partial.
+    known_as = getattr(function, "__name__", type(function).__name__)
+    return attacking.Entry(
+        name or known_as,
+        fixed | dict(options),
+        make_by_factory,
+        "factory" if name is None else "named",
+    )
+
+
+def _recognised(header, plan, models, devices):
+    """Adds to a record's header by what it is recognised.
+
+    Args:
+        header: a dict, which is not changed.
+        plan: an `attacking.Plan`.
+        models: a dict from "model" and "surrogate" to the model as the user
+            gave it, its `Logits`, and its name or None.
+        devices: names of devices, None for TensorFlow's choice.
+
+    Raises:
+        ValueError: if a model or an attack cannot be described and has no name.
+    """
+    found = {"data": _digest(plan.data.x, plan.data.y)}
+    for role in ("model", "surrogate"):
+        found |= dict.fromkeys([role, f"{role}_parts", f"{role}_sketch"])
+        if role in models:
+            given, logits, name = models[role]
+            parts = _described(role, given, logits, name)
+            if name is not None:
+                found[role] = str(name)
+            elif logits.identity is not None:
+                found[role] = logits.identity["files"]
+            else:
+                found[role] = identity.digest(parts)
+            found[f"{role}_parts"] = parts
+            found[f"{role}_sketch"] = identity.sketch(
+                logits.function, plan.data.x[:16]
+            )
+    return header | {
+        **found,
+        "attacks": [
+            attack | {"identity": _attack_identity(entry, plan)}
+            for attack, entry in zip(
+                header["attacks"], plan.entries, strict=True
+            )
+        ],
+        "jit_compile": models["model"][1].jit_compile,
+        "devices": attacking.kinds_of(devices),
+        "versions": identity.versions(),
+    }
+
+
+def _described(role, given, logits, name):
+    """The parts of a model that its identity has."""
+    try:
+        return classifiers.describe(logits, name)
+    except identity.Unknown as error:
+        argument = "name" if role == "model" else "surrogate_name"
+        raise ValueError(
+            f"with workdir, a {role} that cannot be described ({error}) needs "
+            f"{argument}='...', a text to change whenever the {role} changes. "
+            f"Received: {role}={given}"
+        ) from error
+
+
+def _attack_identity(entry, plan):
+    """The parts of an attack at each epsilon; once where they are the same."""
+    if entry.source == "named":
+        return [{"named": entry.name}]
+    found = [_made_identity(entry, plan, epsilon) for epsilon in plan.epsilons]
+    return found[:1] if all(parts == found[0] for parts in found) else found
+
+
+def _made_identity(entry, plan, epsilon):
+    """The parts of the attack at an epsilon; None where it cannot be made."""
+    try:
+        attack = entry.make(epsilon=epsilon, norm=plan.norm, bounds=plan.bounds)
+    except Exception:
+        return None  # What was raised will be in the attack's row.
+    try:
+        return attacking.describe(attack, epsilon)
+    except identity.Unknown as error:
+        if entry.source == "registry":  # A package's: it has a version.
+            kind = type(attack)
+            package = kind.__module__.partition(".")[0]
+            return {
+                "class": f"{kind.__module__}.{kind.__qualname__}",
+                "version": identity.version_of(package),
+            }
+        raise ValueError(
+            f"with workdir, an attack that cannot be described ({error}) needs "
+            "a name, ('...', factory), to change whenever the attack changes. "
+            f"Received: {entry.name}"
+        ) from error
 
 
 def check_shard(shard, examples, batch_size):
@@ -349,12 +468,13 @@ def check_shard(shard, examples, batch_size):
 def _digest(*arrays):
     total = hashlib.sha256()
     for array in arrays:
+        total.update(f"{array.dtype} {array.shape}".encode())
         total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()
 
 
 def _plain(options):
-    """Options as JSON has them, for comparing."""
+    """Options as JSON has them, to be shown."""
 
     def plain(value):
         if isinstance(value, (str, int, float, bool, type(None))):
@@ -362,6 +482,7 @@ def _plain(options):
         if isinstance(value, (np.ndarray, np.generic)):
             digest = hashlib.sha256(value.tobytes()).hexdigest()
             return f"{value.dtype} {value.shape} {digest}"
-        return repr(value)
+        # Without the address, which is another one in every process.
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
     return {key: plain(value) for key, value in options.items()}

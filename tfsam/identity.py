@@ -13,8 +13,9 @@ site-packages) is described by its name and the version of its package. What has
 no such description, such as a lock or a handle of a C library, raises
 `Unknown`: only the user can tell whether it is the same, and gives it a name.
 
-The functions here are pure: nothing is called but `get_config` and the methods
-by which objects are pickled.
+Nothing of an object is called but `get_config`, `get_weights` and the methods
+by which it is pickled. A class may have a method `__identity__`, which returns
+what is described in place of an object of it.
 """
 
 import builtins
@@ -27,6 +28,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import pathlib
 import platform
 import re
 import sys
@@ -42,6 +44,13 @@ _DEEPEST = 60
 
 # Longer values are shown by their digest.
 _LONGEST = 60
+
+# Of a projection's size, what rounding may change, and the part of the examples
+# that must agree to it.
+_ROUNDING, _MOST = 0.01, 0.75
+
+# What tfsam's verdicts come from.
+_ATTACKS = ("attacks/**/*.py", "attacking.py", "classifiers.py", "geometry.py")
 
 _LIBRARY_FOLDERS = re.compile(r"[/\\](site|dist)-packages[/\\]")
 
@@ -122,7 +131,8 @@ def compact(description):
     if not isinstance(description, dict):
         description = {"value": description}
     parts = {k: v for k, v in description.items() if k != "attributes"}
-    parts |= description.get("attributes", {})
+    for name, value in description.get("attributes", {}).items():
+        parts[f".{name}" if name in parts else name] = value
     return {
         name: part if len(_text(part)) <= _LONGEST else digest(part)
         for name, part in parts.items()
@@ -130,11 +140,79 @@ def compact(description):
 
 
 def versions():
-    """Returns the versions that verdicts depend on, by package."""
+    """Returns the versions that verdicts depend on, by package.
+
+    That of tfsam's attacks is a checksum of their source, which may be newer
+    than the version of the package.
+    """
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for package in ("tfsam", "tensorflow", "keras"):
+    for package in ("tensorflow", "keras", "tfsam"):
         found[package] = importlib.metadata.version(package)
-    return found
+    return found | {"tfsam's attacks": _attacks_code()}
+
+
+def version_of(package):
+    """Returns the version of an installed package, None if there is none.
+
+    Args:
+        package: the name of the package, or that by which it is imported.
+    """
+    return _version(package)
+
+
+def has_foreign_code(layer):
+    """Whether a layer runs code that is not Keras's or tfsam's.
+
+    Args:
+        layer: a `keras.layers.Layer`.
+    """
+    return not is_of_library(type(layer)) or any(
+        _is_foreign(part)
+        for name, part in vars(layer).items()
+        if name not in _OF_LAYERS | _not_called()
+    )
+
+
+def sketch(function, x):
+    """Computes a few numbers by which a model's outputs are compared.
+
+    They are three random projections of each example's logits, and of their
+    gradient in the pixels along a random direction of the logits: models of
+    equal logits may differ in the gradients that attacks follow.
+
+    Args:
+        function: pixels to logits (batch, classes).
+        x: float array (batch, ...), a few examples.
+
+    Returns:
+        A dict of `logits` and `gradients`, lists of three numbers an example;
+        `gradients` is None where none flow. Or None, if two calls give
+        different numbers.
+    """
+    first, second = (_projections(function, x) for _ in range(2))
+    return first if alike(first, second) else None
+
+
+def alike(sketch, other):
+    """Whether two sketches are of the same model, but for rounding.
+
+    Another processor, or another number of threads, rounds differently, and a
+    quantised network may amplify that: most of the examples decide. `None`
+    is like every other one.
+
+    Args:
+        sketch: what `sketch` returned.
+        other: what it returned for the same examples.
+    """
+    if sketch is None or other is None:
+        return True
+    for key in ("logits", "gradients"):
+        one, two = sketch[key], other[key]
+        if (one is None) != (two is None):
+            return False
+        if one is not None and not _mostly_close(one, two):
+            return False
+    return True
 
 
 def is_of_library(cls):
@@ -148,6 +226,42 @@ def is_of_library(cls):
     # A class statement without a module gives its class that of `object`.
     module = getattr(cls, "__module__", None)
     return module != "builtins" and _is_library(module)
+
+
+def _projections(function, x):
+    random = np.random.default_rng(0)
+    pixels = tf.convert_to_tensor(x)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(pixels)
+        logits = tf.convert_to_tensor(function(pixels))
+        upstream = tf.constant(random.normal(size=logits.shape), logits.dtype)
+        total = tf.reduce_sum(logits * upstream)
+    try:
+        slopes = tape.gradient(total, pixels)
+    except Exception:  # Whatever somebody else's model raises.
+        slopes = None
+    return {
+        key: None if values is None else _projected(values, random)
+        for key, values in (("logits", logits), ("gradients", slopes))
+    }
+
+
+def _projected(values, random):
+    values = np.reshape(values, (len(values), -1)).astype(np.float64)
+    directions = random.normal(size=(values.shape[1], 3))
+    found = values @ directions / np.sqrt(len(directions))
+    # JSON has no NaN and no infinity.
+    found = np.where(np.isfinite(found), found, 0.0)
+    return [[float(f"{number:.6g}") for number in row] for row in found]
+
+
+def _mostly_close(one, two):
+    one, two = np.array(one), np.array(two)
+    if one.shape != two.shape:
+        return False
+    largest = np.maximum(abs(one), abs(two)).max(axis=1, keepdims=True)
+    close = (abs(one - two) <= _ROUNDING * largest).all(axis=1)
+    return bool(close.mean() >= _MOST)
 
 
 class _Describer:
@@ -202,6 +316,8 @@ class _Describer:
             return self._container(value)
         if isinstance(value, keras.KerasTensor):
             raise Unknown("a tensor of a graph")
+        if _is_library(kind.__module__) and hasattr(value, "__wrapped__"):
+            return {"class": self(kind), "wraps": self(value.__wrapped__)}
         if hasattr(kind, "__identity__"):
             return self(value.__identity__())
         if isinstance(value, (keras.Operation, *_KERAS)):
@@ -421,8 +537,10 @@ class _Describer:
             raise
         except Exception as error:  # Objects refuse to be copied in any way.
             raise Unknown(_kind(value)) from error
-        if isinstance(reduced, str):
-            return {"library": f"{type(value).__module__}.{reduced}"}
+        if isinstance(reduced, str):  # It is known by its name alone.
+            if not _is_library(getattr(value, "__module__", None)):
+                raise Unknown(_kind(value))
+            return {"library": self._name(value)}
         return self._reduced(value, reduced, without)
 
     def _other_model(self, model):
@@ -758,6 +876,13 @@ def _is_library(module):
     file = getattr(sys.modules.get(module), "__file__", None)
     file = file or getattr(sys.modules.get(top), "__file__", None)
     return bool(file and _LIBRARY_FOLDERS.search(file))
+
+
+@functools.cache
+def _attacks_code():
+    folder = pathlib.Path(__file__).parent
+    paths = sorted(p for pattern in _ATTACKS for p in folder.glob(pattern))
+    return digest([[path.name, path.read_text()] for path in paths])
 
 
 @functools.cache

@@ -494,6 +494,10 @@ class RobustModel(PureModel):
     def _own_variables(self):
         return [self.step_count, *self.perturbation_state]
 
+    def __identity__(self):
+        """Returns what `identity.describe` describes: in inference, all."""
+        return self.network
+
     def get_config(self):
         """Every argument of the constructor."""
         config = super().get_config()

@@ -14,6 +14,14 @@ import re
 import numpy as np
 
 from tfsam import files
+from tfsam import identity
+
+# Of a record's header. Records of tfsam 0.1.0 have schema 1: they can be read
+# and merged, but do not say enough of what was evaluated to go on with.
+SCHEMA = 2
+
+# What changes verdicts by rounding alone.
+_OF_ROUNDING = ("devices", "versions", "jit_compile")
 
 # The verdict on an example: it stands; it is misclassified without an attack;
 # or the number of the attack's stage that broke it, from 1.
@@ -53,6 +61,9 @@ class Record:
             files.write_json(self.folder / "record.json", self.header)
         else:
             _check_same(held, self.header, self.folder)
+            completed = _completed(held, self.header)
+            if completed != held:
+                files.write_json(self.folder / "record.json", completed)
         for folder in [self.folder, *self.folder.glob("*/")]:
             for path in files.leftovers(folder):
                 files.remove(path)
@@ -92,10 +103,14 @@ def merged(folders):
     Args:
         folders: of records of one evaluation.
 
+    Returns:
+        (record, mixed): the `Record`, and a list of what is not the same in all
+        of them although they are of one evaluation: kinds of devices, versions.
+
     Raises:
         ValueError: if one holds no record, or that of another evaluation.
     """
-    record = None
+    record, mixed = None, set()
     for folder in map(pathlib.Path, folders):
         header = files.read_json(folder / "record.json")
         if header is None or not _is_header(header):
@@ -104,7 +119,7 @@ def merged(folders):
             )
         if record is None:
             record = Record(header)
-        _check_same(header, record.header, folder)
+        mixed |= _check_same(header, record.header, folder, _OF_ROUNDING)
         for path in sorted(folder.glob("*/[0-9]*.npz")):
             arrays = _read_arrays(path)
             key = path.parent.name, int(path.stem)
@@ -113,7 +128,7 @@ def merged(folders):
                 record.save(*key, arrays)
     if record is None:
         raise ValueError("merge needs folders. Received: none")
-    return record
+    return record, sorted(mixed)
 
 
 def load(folder):
@@ -131,7 +146,7 @@ def load(folder):
     Raises:
         ValueError: if the folder holds no record.
     """
-    record = merged([folder])
+    record, _ = merged([folder])
     header, found = record.header, {}
     names = [attack["name"] for attack in header["attacks"]]
     for number, name in enumerate(names):
@@ -221,14 +236,125 @@ def _read_arrays(path):
         return {}
 
 
-def _check_same(held, header, folder):
-    changes = ", ".join(
-        f"{key}={header.get(key)} (it has {held.get(key)})"
-        for key in {**held, **header}
-        if held.get(key) != header.get(key)
-    )
+def _check_same(held, header, folder, allowed=()):
+    """Raises an error that says in what two headers differ.
+
+    Args:
+        held: the header of the record in the folder.
+        header: that of the evaluation.
+        folder: of the record.
+        allowed: keys that may differ; but a version of tfsam's may not.
+
+    Returns:
+        The set of what differs and may, as shown.
+    """
+    if held.get("schema") != header.get("schema"):
+        raise files.Unusable(
+            f"{folder} holds a record of another version of tfsam, which does "
+            "not say enough to go on with: choose another folder. "
+            f"Received: schema={header.get('schema')} "
+            f"(it has {held.get('schema')})"
+        )
+    changes, accepted = [], set()
+    for key in {**held, **header}:
+        new, old = header.get(key), held.get(key)
+        if _same(key, new, old) or _not_comparable(key, held, header):
+            continue
+        new, old = _differing(new, old)
+        if key in allowed and not any("tfsam" in part for part in new):
+            accepted.add(key)
+        elif key.endswith("_sketch"):
+            changes.append(f"{key}=other logits or gradients")
+        else:
+            changes.append(f"{key}={_shown(new)} (it has {_shown(old)})")
     if changes:
         raise files.Unusable(
             f"{folder} holds the record of another evaluation; choose another "
-            f"folder. Received: {changes}"
+            f"folder. Received: {', '.join(changes)}"
         )
+    return accepted
+
+
+def _not_comparable(key, held, header):
+    """Whether a difference follows from that of the examples."""
+    return key.endswith("_sketch") and held.get("data") != header.get("data")
+
+
+def _same(key, new, old):
+    if key.endswith("_sketch"):
+        return identity.alike(new, old)
+    if key == "attacks" and len(new or ()) == len(old or ()):
+        return all(map(_same_attack, new, old))
+    return _text(new) == _text(old)
+
+
+def _same_attack(new, old):
+    """Whether two attacks are the same, as far as both could be made."""
+    parts, others = new.get("identity"), old.get("identity")
+    if parts is not None and others is not None:
+        count = max(len(parts), len(others))
+        if not {len(parts), len(others)} <= {1, count}:
+            return False
+        pairs = zip(
+            _repeated(parts, count), _repeated(others, count), strict=True
+        )
+        if any(None not in p and _text(p[0]) != _text(p[1]) for p in pairs):
+            return False
+    return _text(new | {"identity": None}) == _text(old | {"identity": None})
+
+
+def _repeated(parts, count):
+    return parts * (count // len(parts))
+
+
+def _completed(held, header):
+    """The held header with the attacks that could not be made before."""
+    attacks = []
+    for old, new in zip(held["attacks"], header["attacks"], strict=True):
+        parts, others = old.get("identity") or [], new.get("identity") or []
+        unknown = None in parts and None not in others
+        attacks.append(new if unknown else old)
+    return held | {"attacks": attacks}
+
+
+def _differing(new, old):
+    """The parts of two values that are not the same, as text by name."""
+    new, old = _by_name(new), _by_name(old)
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        return {"": new}, {"": old}
+    found: tuple[dict, dict] = {}, {}
+    for key in {**new, **old}:
+        if _text(new.get(key)) != _text(old.get(key)):
+            name = "" if key in ("identity", "0") else key
+            for parts, part in zip(
+                found, _differing(new.get(key), old.get(key)), strict=True
+            ):
+                for inner, value in part.items():
+                    parts[f"{name} {inner}".strip()] = value
+    return found
+
+
+def _by_name(values):
+    """A list of dicts as a dict, by their names or numbers."""
+    if not isinstance(values, list) or not values:
+        return values
+    if not all(isinstance(part, dict) for part in values):
+        return values
+    names = [str(part.get("name", n)) for n, part in enumerate(values)]
+    if len(set(names)) < len(names):
+        names = [f"{n} {name}" for n, name in enumerate(names)]
+    return dict(zip(names, values, strict=True))
+
+
+def _shown(parts):
+    return ", ".join(
+        f"{name} {identity.digest(value)}".strip()
+        if isinstance(value, dict)
+        else f"{name} {value}".strip()
+        for name, value in parts.items()
+    )
+
+
+def _text(value):
+    # 1, 1.0 and True are equal, and not the same.
+    return json.dumps(value, sort_keys=True)

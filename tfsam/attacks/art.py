@@ -69,6 +69,8 @@ class ART(Adapter):
             option is unknown.
     """
 
+    library = "adversarial-robustness-toolbox"
+
     def __init__(
         self,
         epsilon,

@@ -44,6 +44,7 @@ from tfsam.attacks.logits import input_gradient
 class _CleverhansAttack(Attack):
     """What the adapters share: float32 in, the budget kept in x's dtype."""
 
+    library = "cleverhans"
     in_graph = True
     selective = True
 

@@ -42,6 +42,8 @@ class Foolbox(Adapter):
             option is unknown.
     """
 
+    library = "foolbox"
+
     def __init__(
         self,
         epsilon,

@@ -41,7 +41,10 @@ class Logits:
             alone, unlike those of BatchNorm in training mode.
 
     Attributes:
-        identity: what tells the function from others, a string, or None.
+        identity: a dict of JSON's types by which an evaluation recognises the
+            function, in place of its description (see `tfsam/identity.py`); or
+            None. That of a model from a file has `files`, their checksum, and
+            `loading`, a dict of how they became the function.
         active: bool tensor (batch,), the examples to attack; None is all.
         passes: int64 variable [forward, gradient], how many examples went
             through the network; None unless `count_passes` was called.
@@ -106,6 +109,10 @@ class Logits:
         if self.classes is not None:
             logits = tf.ensure_shape(logits, [None, self.classes])
         return logits if logits.dtype.size > 4 else tf.cast(logits, tf.float32)
+
+    def __identity__(self):
+        """Returns what `identity.describe` describes in place of this."""
+        return self.function if self.identity is None else self.identity
 
     def only(self, active):
         """The same logits, for an attack on the active examples alone.
