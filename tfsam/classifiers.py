@@ -118,10 +118,7 @@ def load_logits(model, jit_compile="auto"):
         model = _load(path)
         network = isinstance(model, keras.Model)
         logits = load_logits(model, jit_compile)
-        logits.identity = {
-            "files": files.digest(path),
-            "loading": {"format": "keras" if network else "saved_model"},
-        }
+        logits.identity = from_file(path, "keras" if network else "saved_model")
         return logits
     if isinstance(model, Logits):
         return _stateless(model)
@@ -134,6 +131,16 @@ def load_logits(model, jit_compile="auto"):
         )
     # XLA cannot compile all callables: it has to be asked for.
     return Logits(_Stateless(model), compiled and jit_compile != "auto")
+
+
+def from_file(path, format):
+    """Describes a model by its files, for the `identity` of a `Logits`.
+
+    Args:
+        path: of the file or the folder.
+        format: "keras" or "saved_model", how it was loaded.
+    """
+    return {"files": files.digest(path), "loading": {"format": format}}
 
 
 def _stateless(logits):

@@ -25,6 +25,9 @@ from tfsam import folders
 from tfsam import reports
 from tfsam import training
 
+# Relative and absolute, of a weight.
+_ROUNDING = (1e-4, 1e-5)
+
 
 class Inputs(NamedTuple):
     """What a run works on, checked: nothing has been written yet."""
@@ -321,13 +324,13 @@ def run(config, inputs, workdir, log, stop):
         if not devices.is_chief(inputs.strategy):
             log("done; the chief goes on alone")
             return None
-        with files.replacing(workdir / "model.keras") as temporary:
-            network.save(temporary)
+        _keep(network, workdir / "model.keras")
         with files.replacing(workdir / "saved_model") as temporary:
             network.export(temporary, verbose=False)
         model = classifiers.load_logits(
             network, training.JIT_COMPILE[config["jit_compile"]]
         )
+        model.identity = classifiers.from_file(workdir / "model.keras", "keras")
     measured = attack(config, model, inputs, workdir, log)
     draw(config, model, inputs, measured, workdir, log)
     results = {
@@ -345,6 +348,34 @@ def run(config, inputs, workdir, log, stop):
     files.write_json(workdir / "results.json", results)
     log(f"done: {workdir / 'results.json'}")
     return results
+
+
+def _keep(network, path):
+    """Writes the trained network, unless the file has it but for rounding.
+
+    A run that goes on in its evaluation restores the network from the newest
+    checkpoint, and measures the BatchNorm statistics of averaged weights again:
+    sums over many threads round differently. The network in the file is the
+    one that the verdicts so far are of, so its weights are taken.
+
+    Args:
+        network: a built `keras.Model`.
+        path: of the `.keras` file.
+    """
+    restored = network.get_weights()
+    if path.exists():
+        try:
+            network.load_weights(path)
+        except Exception:
+            # A file can be broken in more ways than one knows.
+            network.set_weights(restored)
+        else:
+            pairs = zip(network.get_weights(), restored, strict=True)
+            if all(np.allclose(*pair, *_ROUNDING) for pair in pairs):
+                return
+            network.set_weights(restored)
+    with files.replacing(path) as temporary:
+        network.save(temporary)
 
 
 def _versions():
