@@ -7,6 +7,9 @@ A check returns the value, so that it can be kept where it is made:
 import math
 import numbers
 
+# Of the difference of two bounds, relative.
+_ROUNDING = 1e-6
+
 
 def check_number(name, value, least=0, most=math.inf):
     """Returns `value` as a float; raises a ValueError if it is not in range.
@@ -78,6 +81,43 @@ def check_interval(name, value):
             f"Received: {name}={value}"
         )
     return lowest, highest
+
+
+def check_budget(epsilon, norm, bounds, name="epsilon"):
+    """Refuses an l-inf epsilon that is larger than the range of the pixels.
+
+    Such an attack may return any image, so this is a mistake of the unit. In
+    other norms a large epsilon can be meant, and is never refused.
+
+    Args:
+        epsilon: the budget of an attack, >= 0; anything but a number, such as
+            a tensor, is let through.
+        norm: of the attack.
+        bounds: (lowest, highest) value of the pixels, or None.
+        name: the argument's name, for the message.
+
+    Raises:
+        ValueError: if it is larger than the width of the bounds.
+    """
+    if (
+        bounds is None
+        or norm != "linf"
+        or not isinstance(epsilon, numbers.Real)
+    ):
+        return
+    width = float(bounds[1]) - float(bounds[0])
+    if epsilon <= width * (1 + _ROUNDING):
+        return
+    guess = (
+        f"{epsilon:g}/255"
+        if width == 1
+        else f"{float(epsilon) / 255 * width:g}"
+    )
+    raise ValueError(
+        f"{name} must be at most {width:g}, the width of the bounds, in linf; "
+        f"epsilon is in units of the pixels: {guess}? "
+        f"Received: {name}={epsilon:g}, bounds={tuple(bounds)}"
+    )
 
 
 def check_choice(name, value, choices):

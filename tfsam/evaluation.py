@@ -135,6 +135,8 @@ def evaluate(
     batch_size = arguments.check_count("batch_size", batch_size, 1)
     seed = arguments.check_count("seed", seed)
     bounds = arguments.check_interval("bounds", bounds)
+    for epsilon in given:
+        arguments.check_budget(epsilon, norm, bounds)
     if save_adversarial and workdir is None:
         raise ValueError(
             "save_adversarial needs a workdir to save to. Received: none"

@@ -30,6 +30,7 @@ from tfsam import checks
 from tfsam import devices
 from tfsam.arguments import check_choice
 from tfsam.arguments import check_count
+from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
 from tfsam.pure import Batch
@@ -555,6 +556,7 @@ def _check_perturbations(perturb_inputs, perturb_weights):
             "perturb_inputs must be an attack, such as tfsam.PGD(8 / 255). "
             f"Received: perturb_inputs={perturb_inputs}"
         )
+    check_scale(perturb_inputs)
     if not getattr(perturb_inputs, "in_graph", True):
         raise ValueError(
             "perturb_inputs must be an attack that can run in a graph; "

@@ -38,9 +38,11 @@ from tfsam import reports
 from tfsam import signals
 from tfsam import training
 from tfsam import weights
+from tfsam.arguments import check_budget
 from tfsam.arguments import check_choice
 from tfsam.arguments import check_count
 from tfsam.arguments import check_number
+from tfsam.attacks.base import check_scale
 
 _PAPER = {
     "method": "sam",
@@ -95,6 +97,9 @@ _TRAINING = (
     "checkpoint_steps",
 )
 
+
+# Of the pixels, whatever the data set.
+_BOUNDS = (0.0, 1.0)
 
 # The largest number that TensorFlow computes with in most places: float32's,
 # and int32's.
@@ -504,9 +509,11 @@ def _check_choices(config):
     for flag in ("learning_rate", "weight_decay"):
         check_number(flag, config[flag])
     check_number("momentum", config["momentum"], 0, 1)
-    for flag in ("linf_epsilons", "l2_epsilons"):
+    for norm in ("linf", "l2"):
+        flag = f"{norm}_epsilons"
         for epsilon in config[flag]:
             check_number(flag, epsilon)
+            check_budget(epsilon, norm, _BOUNDS, flag)
 
 
 def _fill_parts(config, given):
@@ -530,7 +537,7 @@ def _fill_parts(config, given):
     for part in methods.FLAGS:  # Checks the ranges.
         if part != "optimizer":
             start = {"start_epoch": 0} if part == "average" else {}
-            methods.build(part, config, **start)
+            check_scale(methods.build(part, config, **start))
     for flag in ("sub_batches", "inner_steps"):
         check_count(flag, config[flag] or 0)
     for flag in ("collapse_drop", "epsilon_warmup"):

@@ -25,6 +25,7 @@ from tfsam import evaluation
 from tfsam import files
 from tfsam.arguments import check_count
 from tfsam.arguments import check_number
+from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.check import contract
 
@@ -128,6 +129,7 @@ class _Measuring(keras.callbacks.Callback):
                 "attack must be an attack, such as tfsam.PGD(8 / 255). "
                 f"Received: attack={attack}"
             )
+        check_scale(attack)
         self.attack = attack
         self.data = evaluation.load_data(data, getattr(attack, "bounds", None))
         self.batch_size = check_count("batch_size", batch_size, 1)

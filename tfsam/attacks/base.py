@@ -24,6 +24,7 @@ import numbers
 import tensorflow as tf
 
 from tfsam import checks
+from tfsam.arguments import check_budget
 from tfsam.arguments import check_interval
 from tfsam.arguments import check_number
 from tfsam.configurable import Configurable
@@ -96,10 +97,12 @@ class Attack(Configurable):
             within epsilon of x to the rounding of that dtype.
 
         Raises:
-            ValueError: if x is not of a floating-point dtype.
+            ValueError: if x is not of a floating-point dtype, or epsilon is
+                larger than the width of the bounds in l-inf.
         """
         x = tf.convert_to_tensor(x)
         checks.floating(x, self.bounds)
+        check_scale(self)
         # float16 near 1 has steps of 4.9e-4: half of a 0.25/255 attack step.
         precise = x if x.dtype.size >= 4 else tf.cast(x, tf.float32)
         if start is not None:
@@ -157,6 +160,23 @@ def _with_attributes(attack, attributes):
     own = vars(attack)
     own.update({k: v for k, v in attributes.items() if k not in own})
     return attack
+
+
+def check_scale(attack):
+    """Refuses an attack whose l-inf epsilon is larger than its bounds are wide.
+
+    Args:
+        attack: a callable; one that lacks `epsilon`, `norm` or `bounds` is let
+            through.
+
+    Raises:
+        ValueError: if its epsilon is in other units than the pixels.
+    """
+    check_budget(
+        getattr(attack, "epsilon", None),
+        getattr(attack, "norm", None),
+        getattr(attack, "bounds", None),
+    )
 
 
 def where(condition, x, other):
