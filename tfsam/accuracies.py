@@ -70,6 +70,7 @@ def result(record, chunks, errors):
         robust += [rows[epsilon] for epsilon in header["epsilons"]]
         of_rows += sanity.of_rows(list(rows.values()))
     warnings = sanity.of_model([n for n in natural if "probed" in n])
+    warnings += sanity.of_accuracy(correct, header["classes"])
     warnings += of_rows
     warnings += sanity.of_classes(header["classes"], targets)
     # What attacks on a surrogate miss says nothing about these gradients.

@@ -251,6 +251,9 @@ def measure_natural(plan, workers, record, chunks):
             right = np.zeros(plan.size, bool)
             right[: len(indices)] = correct
             found |= sanity.probe_outputs(worker.judge.function, x)
+            found["seen_range"] = np.array(
+                sanity.seen_range(worker.judge.function, plan.data.x)
+            )
             reach = max(plan.epsilons, default=0.0)
             found |= sanity.probe_gradients(
                 worker.source,

@@ -6,7 +6,9 @@ say when not to believe one.
 
 from typing import NamedTuple
 
+import keras
 import numpy as np
+import scipy.stats
 import tensorflow as tf
 
 from tfsam import checks
@@ -28,6 +30,9 @@ _NAN_CAUSE = (
     "overflow of float16. Add a small constant inside of it, such as "
     "sqrt(x**2 + 1e-12), then evaluate again."
 )
+
+# Pixels that lie closer together behind a Rescaling were in another range.
+_LEAST_RANGE = 0.02
 
 # Of all examples: what a weaker attack may find that stronger ones missed.
 _MISSED = 0.002
@@ -125,6 +130,30 @@ def _unit(function, outputs):
     return max(_UNITS.get(name, _UNITS["float32"]) for name in names)
 
 
+def seen_range(function, x):
+    """How far apart the pixels lie that the first layer with weights sees.
+
+    Args:
+        function: a `classifiers.load_logits` function, from pixels to logits.
+        x: float array (n, ...), the images.
+
+    Returns:
+        The range of x behind the network's leading `Rescaling` layers, a float;
+        infinite where it has none, or is no Keras model.
+    """
+    network = getattr(function, "model", None)
+    scale, rescaled = 1.0, False
+    for layer in () if network is None else checks.flattened(network):
+        if getattr(layer, "layers", ()):
+            continue  # Its parts come next.
+        if isinstance(layer, keras.layers.Rescaling):
+            scale *= float(np.mean(layer.scale))
+            rescaled = True
+        elif layer.weights or isinstance(layer, keras.layers.Normalization):
+            break
+    return abs(scale) * float(x.max() - x.min()) if rescaled else np.inf
+
+
 def probe_gradients(logits, x, y, right, traceable, pushed):
     """Looks at the gradients that attacks will follow.
 
@@ -207,6 +236,19 @@ def of_model(found):
         A list of {`warning`, `message`}.
     """
     warnings = _of_outputs(found)
+    seen = min((float(f.get("seen_range", np.inf)) for f in found), default=1)
+    if seen < _LEAST_RANGE:
+        warnings.append(
+            _warning(
+                "rescaled_pixels",
+                "the network begins with a Rescaling layer, behind which the "
+                f"pixels lie within {seen:.2g} of each other. Likely cause: a "
+                "network for pixels in 0..255 that is given pixels in [0, 1]. "
+                "Give it the pixels that it was trained on (bounds=(0, 255), "
+                "and epsilon in their units), or put Rescaling(255) in front. "
+                "If it was trained on these pixels, all is well.",
+            )
+        )
     if any(f["zero_gradients"] < 0 for f in found):
         warnings.append(
             _warning(
@@ -336,6 +378,34 @@ def of_classes(classes, targets):
             "margin stands in for it: this is not standard AutoAttack"
         )
     return [_warning("few_classes", message + ".")]
+
+
+def of_accuracy(correct, classes):
+    """Warnings about natural accuracy.
+
+    Args:
+        correct: bool array (n,), which examples are classified correctly.
+        classes: of the model.
+    """
+    guessing = 1 / classes
+    near = min(2 * guessing, guessing + 0.12 * (1 - guessing))
+    accuracy = correct.mean()
+    # A few wrong examples may be bad luck.
+    decent = (1 + guessing) / 2
+    luck = scipy.stats.binom.cdf(correct.sum(), len(correct), decent)
+    if accuracy > near or luck > 0.01:
+        return []
+    return [
+        _warning(
+            "low_accuracy",
+            f"natural accuracy is {accuracy:.3g}, near guessing among "
+            f"{classes} classes ({guessing:.3g}): accuracies under attack mean "
+            "nothing. "
+            "Likely cause: pixels in another range than the network was "
+            "trained on (0..1, 0..255, -1..1 or normalised), labels of other "
+            "classes or in another order, or a network that is not trained.",
+        )
+    ]
 
 
 def of_rows(rows):

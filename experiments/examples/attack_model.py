@@ -28,6 +28,9 @@ Below a table may stand warnings, which say when not to believe it:
                     logits are huge. Believe pgd_dlr, apgd_t and square instead.
   nan_gradients     gradients are NaN at some images, for instance by a square
                     root of 0: add a small constant inside of it.
+  low_accuracy      it is near guessing without an attack: are pixels and labels
+                    those that it was trained on?
+  rescaled_pixels   it begins with Rescaling(1/255), and gets pixels in [0, 1].
   gradients_masked  noise or square broke what PGD could not: gradients mislead
                     here, and the true robust accuracy is lower, maybe by far.
   few_classes       there are fewer than ten classes: what the targeted attacks
