@@ -13,6 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam import endings
+from tfsam.assertions import behind
+from tfsam.assertions import required
+
 # The most channels at which `unsafe_gradients` finds a layer: the second last
 # axis of its kernel. A depthwise convolution of one channel is a convolution.
 _UNSAFE_CHANNELS = {
@@ -180,20 +184,45 @@ def _row(row):
     return f"[{shown}{', ...' if len(row) > 5 else ''}]"
 
 
-def probabilities(y_pred):
-    """Predictions, checked to be probabilities.
+def check_logits(outputs):
+    """Refuses outputs that are probabilities by their values.
 
     Args:
-        y_pred: float tensor.
+        outputs: array (n, classes) of what a model returned.
 
-    Returns:
-        y_pred, behind an assertion that also holds in a graph.
+    Raises:
+        ValueError: if all rows are distributions over the classes, or all
+            numbers lie in [0, 1], some above 0.5.
     """
-    return _asserted(
-        y_pred,
-        (y_pred >= -1e-3) & (y_pred <= 1 + 1e-3),
-        "The loss takes probabilities: give it from_logits=True.",
-    )
+    softmax = np.allclose(outputs.sum(axis=1), 1, atol=1e-2)
+    sigmoid = 0.5 < outputs.max() <= 1
+    if outputs.min() >= 0 and (softmax or sigmoid):
+        raise ValueError(
+            f"model must {RETURN_LOGITS} Received: outputs that lie in [0, 1]"
+        )
+
+
+def check_ending(network):
+    """Refuses a network that returns probabilities by its layers.
+
+    Args:
+        network: a `keras.Model`; anything else passes.
+
+    Raises:
+        ValueError: if one of its outputs ends in a softmax or a sigmoid.
+    """
+    model = isinstance(network, keras.Model)
+    if model and True in endings.in_probabilities(network):
+        raise ValueError(
+            f"model must {RETURN_LOGITS} Received: network={network.name}"
+        )
+
+
+RETURN_LOGITS = (
+    "return logits, not probabilities, whose gradients vanish, so that the "
+    "model looks robust: take the softmax or sigmoid off its end, so that it "
+    "returns logits, and give its loss from_logits=True."
+)
 
 
 def floating(x, bounds):
@@ -213,15 +242,17 @@ def floating(x, bounds):
         )
 
 
-def inside(x, bounds):
-    """The pixels, checked: an attack would clip them without a word.
+def inside(x, bounds, dtype=None):
+    """Clips rounding errors beyond the bounds, and asserts the rest.
 
     Args:
         x: float tensor of pixels.
         bounds: (lowest, highest) value, or None.
+        dtype: the type in which the pixels were computed; None is x's.
 
     Returns:
-        x, behind an assertion that also holds in a graph.
+        x, clipped, behind a `required` that nothing lies further out than
+        `inside_bounds` allows.
 
     Raises:
         ValueError: if they are no floats.
@@ -229,51 +260,146 @@ def inside(x, bounds):
     floating(x, bounds)
     if bounds is None:
         return x
-    return _asserted(
+    low, high = map(float, bounds)
+    slack = _UNITS * rounding(dtype or x.dtype, bounds)
+    held = required(
+        tf.reduce_all((x >= low - slack) & (x <= high + slack)),
+        f"x must lie in bounds=({low}, {high}), those of the attack; "
+        "normalisation is a layer of the network, or give the attack other "
+        "bounds. Received: x",
         x,
-        (x >= bounds[0]) & (x <= bounds[1]),
-        f"x must lie in the attack's bounds={bounds}; normalisation is a layer "
-        "of the network, or give the attack other bounds.",
+    )
+    return behind([held], tf.clip_by_value(x, low, high))
+
+
+def probabilities(y_pred):
+    """Asserts that predictions are probabilities, as their loss expects.
+
+    Args:
+        y_pred: float tensor.
+
+    Returns:
+        What `required` returns.
+    """
+    return required(
+        tf.reduce_all((y_pred >= -1e-3) & (y_pred <= 1 + 1e-3)),
+        "the loss takes probabilities and the network returns other numbers: "
+        "give the loss from_logits=True. Received: outputs",
+        y_pred,
+    )
+
+
+def logits(y_pred):
+    """Asserts that predictions are no distributions, as of a softmax.
+
+    Args:
+        y_pred: float tensor (..., classes).
+
+    Returns:
+        What `required` returns.
+    """
+    values = y_pred if y_pred.dtype.size > 2 else tf.cast(y_pred, tf.float32)
+    sums = tf.reduce_sum(values, axis=-1)
+    # A row of logits may have the sum 1 by chance, in halves or not.
+    exact = y_pred.dtype.size > 2
+    slack = 1e-4 if exact else sum_slack(2)
+    softmax = (tf.size(sums) > (0 if exact else 3)) & tf.reduce_all(values >= 0)
+    softmax &= tf.reduce_all(tf.abs(sums - 1) <= slack)
+    return required(
+        ~softmax,
+        f"the network must {RETURN_LOGITS} Received: outputs of sum 1 in each "
+        "row,",
+        values,
+    )
+
+
+def distributions(y):
+    """Asserts that labels are distributions over the classes.
+
+    Args:
+        y: tensor (batch, classes).
+
+    Returns:
+        What `required` returns.
+    """
+    rows = tf.cast(y, tf.float64)
+    slack = sum_slack(y.dtype.size if y.dtype.is_floating else 4)
+    sums = tf.reduce_sum(rows, axis=-1)
+    held = tf.reduce_all(tf.abs(sums - 1) <= slack)
+    held &= tf.reduce_all(rows >= -slack)
+    return required(held, f"{NO_DISTRIBUTION} Received: sums of rows", sums)
+
+
+def class_numbers(y, classes, ignored=None):
+    """Asserts that labels name classes of the network.
+
+    Args:
+        y: tensor of class numbers.
+        classes: the network's number of logits.
+        ignored: a number that stands for no class, which the loss leaves out.
+
+    Returns:
+        What `required` returns.
+    """
+    y = tf.cast(y, tf.float64)
+    held = (y >= 0) & (y < classes) & (y == tf.round(y))
+    if ignored is not None:
+        held |= y == ignored
+    text = f"y must be class numbers below {classes}, the number of outputs"
+    if ignored is not None:
+        text += f", or ignore_class={ignored}"
+    return required(tf.reduce_all(held), f"{text}. Received: y", y)
+
+
+def check_class_outputs(part, y_pred, y):
+    """Refuses what has no classes, for a part of tfsam that works on them.
+
+    Args:
+        part: its name, for the message.
+        y_pred: predictions, or their spec, a tensor or a structure.
+        y: labels, or their spec.
+
+    Raises:
+        ValueError: if there is not one output (batch, classes) of two classes
+            or more, or y is of neither of the shapes (batch,) and
+            (batch, classes).
+    """
+    shapes = [
+        [tuple(t.shape) for t in keras.tree.flatten(side) if t is not None]
+        for side in (y_pred, y)
+    ]
+    if all(len(side) == 1 for side in shapes):
+        (outputs,), (labels,) = shapes
+        if (
+            (len(outputs), len(labels)) in ((2, 1), (2, 2))
+            and outputs[-1] is not None
+            and outputs[-1] > 1
+            and (len(labels) == 1 or labels[-1] in (1, outputs[-1]))
+        ):
+            return
+    received = ", ".join(
+        f"{name}.shape=" + " and ".join(map(str, side))
+        for name, side in zip(("y_pred", "y"), shapes, strict=True)
+    )
+    raise ValueError(
+        f"{part} works on classes, so the network must return one tensor of "
+        "logits (batch, classes), of two classes or more, and y must be class "
+        f"numbers or one-hot labels. Received: {received}"
     )
 
 
 def class_logits(y_pred, y):
-    """Predictions, checked to be logits of the classes that the labels name.
+    """Returns logits in float32, checked to be those of the labels' classes.
 
     Args:
         y_pred: tensor of predictions.
         y: tensor of labels.
 
-    Returns:
-        y_pred as float32 (batch, classes).
-
     Raises:
-        ValueError: if there are not two classes or more, or y is of neither of
-            the shapes (batch,) and (batch, classes).
+        ValueError: as `check_class_outputs` says.
     """
-    ranks = (len(y_pred.shape), len(y.shape))
-    classes = y_pred.shape[-1]
-    if (
-        ranks not in ((2, 1), (2, 2))
-        or classes < 2
-        or (len(y.shape) == 2 and y.shape[-1] not in (1, classes))
-    ):
-        raise ValueError(
-            "The method weighs examples by their cross-entropy, so the network "
-            "must return logits (batch, classes) of two classes or more, and y "
-            "must be class numbers or one-hot labels. "
-            f"Received: y_pred.shape={y_pred.shape}, y.shape={y.shape}"
-        )
+    check_class_outputs("the method", y_pred, y)
     return tf.cast(y_pred, tf.float32)
-
-
-def _asserted(x, condition, message):
-    limits = (tf.reduce_min(x), "to", tf.reduce_max(x))
-    check = tf.debugging.Assert(
-        tf.reduce_all(condition), [message, "Received: values from", *limits]
-    )
-    with tf.control_dependencies([check] if check is not None else []):
-        return tf.identity(x)
 
 
 def flattened(layer):
@@ -366,25 +492,6 @@ def copies_of_one(network):
     return threads or os.cpu_count()
 
 
-def expects_probabilities(losses):
-    """Whether one of the compiled losses is a cross-entropy of probabilities.
-
-    Args:
-        losses: what `compile` took: a loss, its name, or a structure of them.
-    """
-    return any(_of_probabilities(loss) for loss in tf.nest.flatten(losses))
-
-
-def _of_probabilities(loss):
-    if isinstance(loss, keras.losses.Loss):
-        return getattr(loss, "from_logits", None) is False
-    names = [
-        f"{kind}_crossentropy"
-        for kind in ("binary", "categorical", "sparse_categorical")
-    ]
-    return loss in names or loss in [getattr(keras.losses, n) for n in names]
-
-
 def is_sum(losses):
     """Whether one of the compiled losses is a sum over the batch.
 
@@ -393,24 +500,3 @@ def is_sum(losses):
     """
     found = tf.nest.flatten(losses)
     return any(getattr(loss, "reduction", None) == "sum" for loss in found)
-
-
-def ends_in_probabilities(network):
-    """Whether the last layer is a softmax or sigmoid; None if unknown.
-
-    Args:
-        network: a `keras.Model`.
-    """
-    outputs = tf.nest.flatten(getattr(network, "outputs", None) or [])
-    if len(outputs) != 1:
-        return None
-    last = outputs[0]._keras_history.operation
-    if isinstance(last, keras.Model):
-        return ends_in_probabilities(last)
-    activation = getattr(last, "activation", None)
-    if isinstance(last, keras.layers.Softmax) or activation in (
-        keras.activations.softmax,
-        keras.activations.sigmoid,
-    ):
-        return True
-    return False if activation is keras.activations.linear else None

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam import checks
 from tfsam import files
 from tfsam import identity
 from tfsam.attacks.logits import Logits
@@ -251,7 +252,7 @@ def count_classes(logits, example):
 
     Raises:
         ValueError: if the model does not take it, or returns something else
-            than logits (1, classes).
+            than logits (1, classes), such as probabilities.
     """
     try:
         output = logits.function(tf.convert_to_tensor(example))
@@ -272,6 +273,7 @@ def count_classes(logits, example):
             "model must return logits (batch, classes), not labels. Received: "
             f"{output.dtype.name} of shape {shape} for one example"
         )
+    checks.check_ending(getattr(logits.function, "model", None))
     return shape[1]
 
 

@@ -156,6 +156,7 @@ def evaluate(
                 f"surrogate must have the model's {classes} outputs. Received: "
                 f"{classifiers.count_classes(source, data.x[:1])} outputs"
             )
+        checks.check_logits(source(tf.constant(data.x[:32])).numpy())
     plan = attacking.Plan(
         data=data,
         entries=entries,

@@ -27,11 +27,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import checks
+from tfsam import compiled_losses
 from tfsam import devices
 from tfsam.arguments import check_choice
 from tfsam.arguments import check_count
 from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
+from tfsam.attacks.base import where
 from tfsam.attacks.logits import Logits
 from tfsam.pure import Batch
 from tfsam.pure import PureModel
@@ -55,11 +57,14 @@ class RobustModel(PureModel):
     Args:
         network: any `keras.Model`; its own `compute_loss`, `compute_metrics`
             and `train_step` are not used. With `perturb_inputs` it takes one
-            tensor of pixels, within the attack's bounds, and returns one
-            tensor of two or more logits.
+            tensor of pixels, within the attack's bounds but for rounding, and
+            returns one tensor: logits, where the loss is a cross-entropy.
         perturb_inputs: an attack, such as `tfsam.PGD(epsilon=8 / 255)`: any
             callable (logits_fn, x, y, seed) -> x_adv that can run in a graph.
-            Metrics then are those of the perturbed inputs.
+            Metrics then are those of the perturbed inputs. An attack without a
+            loss of its own climbs the compiled loss, example by example, be it
+            of classes, of several tags, of a regression or of a segmentation.
+            Examples of the loss's `ignore_class` are not attacked.
         perturb_weights: a `tfsam.WeightPerturbation`, such as
             `tfsam.SAM(rho=0.2)`.
         objective: a function (model, Batch) -> (loss, predictions), such as
@@ -197,6 +202,7 @@ class RobustModel(PureModel):
         data = tf.nest.map_structure(tensor, data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self.build_for(data)
+        x, y = self._checked_batch(x, y)
         variables, others = self.trainable_variables, self._other_variables()
         weights = [tf.convert_to_tensor(v.value) for v in variables]
         state = [tf.convert_to_tensor(v.value) for v in others]
@@ -212,6 +218,7 @@ class RobustModel(PureModel):
         )
         # The loss and all else are those at w, the gradients are not.
         first = self._sharpened_by_parts(weights, state, batch, step)
+        first = self._checked_pass(first)
 
         for position, value in first.updates.items():
             others[int(position)].assign(value)
@@ -236,17 +243,18 @@ class RobustModel(PureModel):
                 "tensor of labels. "
                 f"Received: x of {type(x)}, y of {type(y)}"
             )
-        x = checks.inside(x, getattr(self.perturb_inputs, "bounds", None))
+        bounds = getattr(self.perturb_inputs, "bounds", None)
+        x = checks.inside(x, bounds, self._pixels)
 
         def logits_fn(pixels):
             # A scope of its own a call: a loop's body must leave no tensor
             # behind in a scope that outlives it.
             with self._scope(weights, state):
                 logits = self(pixels, training=self.attack_mode == "training")
-            if not tf.is_tensor(logits) or logits.shape[-1] == 1:
+            if not tf.is_tensor(logits):
                 raise ValueError(
-                    "perturb_inputs needs a network with one output, of two or "
-                    f"more logits. Received: outputs={logits}"
+                    "perturb_inputs needs a network with one output. "
+                    f"Received: outputs={logits}"
                 )
             return logits
 
@@ -267,8 +275,13 @@ class RobustModel(PureModel):
             logits_fn,
             jit_compile=self._use_xla(),
             independent=self.attack_mode == "inference",
+            loss=compiled_losses.example_loss(self._outputs[0]),
         )
-        return tf.stop_gradient(attack(attacked, x, y, seeds))
+        labels, ignored = self._without_ignored(y)
+        x_adv = attack(attacked, x, labels, seeds)
+        if ignored is not None:
+            x_adv = where(ignored, x, x_adv)
+        return tf.stop_gradient(x_adv)
 
     def _sharpened_by_parts(self, weights, state, batch, step):
         """m-sharpness: `_sharpened` of each part of the batch, and the mean.
@@ -441,10 +454,10 @@ class RobustModel(PureModel):
             data: a batch, as of `fit`'s data, or its `tf.TensorSpec`s.
         """
         # Not within a stateless scope: there no variable can be made.
-        self._check_loss()
         # Keras's own way, which it takes by itself under a strategy only: it
         # builds layers, metrics, losses and the optimizer, and runs nothing.
         self._symbolic_build(data_batch=data)
+        self._check_loss(data)
         found = [v.path for v in self._perturbed_variables()]
         if self.perturbation_state and found != self._state_of:
             raise ValueError(
@@ -453,9 +466,9 @@ class RobustModel(PureModel):
                 f"after freezing or unfreezing. Received: {found}"
             )
 
-    def _check_loss(self):
+    def _check_loss(self, data):
         """Refuses what cannot be put together from parts of a batch, too."""
-        super()._check_loss()
+        super()._check_loss(data)
         if self.sub_batches > 1 and checks.is_sum(self.loss):
             raise ValueError(
                 "sub_batches takes the mean of the parts' losses, so the loss "

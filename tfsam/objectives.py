@@ -27,6 +27,8 @@ class Objective(Configurable):
     """
 
     needs_attack = True
+    # Whether it takes logits of classes, and labels that name them.
+    needs_classes = False
 
     def __init__(self, beta=6.0):
         self.beta = check_number("beta", beta)
@@ -48,6 +50,8 @@ class TRADES(Objective):
     Raises:
         ValueError: if beta is negative or no finite number.
     """
+
+    needs_classes = True
 
     def __call__(self, model, batch):
         """Returns (loss, clean predictions, losses)."""
@@ -83,6 +87,8 @@ class MART(Objective):
     Raises:
         ValueError: if beta is negative or no finite number.
     """
+
+    needs_classes = True
 
     def __call__(self, model, batch):
         """Returns (loss, perturbed predictions, losses)."""

@@ -7,7 +7,9 @@ besides.
 """
 
 import contextlib
+import functools
 import re
+import warnings
 from typing import Any
 from typing import NamedTuple
 
@@ -15,8 +17,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam import assertions
 from tfsam import checks
+from tfsam import compiled_losses
 from tfsam import devices
+from tfsam.attacks.base import Attack
 from tfsam.attacks.losses import cross_entropy
 from tfsam.weights.base import kind
 
@@ -92,6 +97,24 @@ class PureModel(keras.Model):
     perturb_inputs: Any
     perturb_weights: Any
     exclude: list[str]
+    # What `_check_loss` found, output by output.
+    _outputs: Any = ()
+    # The type of `fit`'s array of pixels if it is of halves, else None.
+    _pixels: Any = None
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, x=None, *args, **kwargs):
+        """Keras's own; a failed check of the data is an error of one line."""
+        self._note_pixels(x)
+        with assertions.one_line():
+            return super().fit(x, *args, **kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, x, *args, **kwargs):
+        """Keras's own; a failed check of the data is an error of one line."""
+        self._note_pixels(x)
+        with assertions.one_line():
+            return super().train_on_batch(x, *args, **kwargs)
 
     def call(self, inputs, training=None):
         """The network's outputs; `training` reaches it by Keras's context."""
@@ -249,24 +272,156 @@ class PureModel(keras.Model):
                     f"Received: layer={layer.name}"
                 )
 
-    def _check_loss(self):
-        """Refuses a loss that would take logits for probabilities."""
-        ending = checks.ends_in_probabilities(self.network)
+    def _check_loss(self, data):
+        """Refuses losses, labels and outputs that do not fit together.
+
+        Args:
+            data: a batch, or its specs; the losses are built.
+        """
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        self._outputs = compiled_losses.outputs(self, x, y)
+        part = self._part_of_classes()
+        if part is not None:
+            checks.check_class_outputs(
+                _name(part), [output.spec for output in self._outputs], y
+            )
+            self._check_ignored(part)
+        for output in self._outputs:
+            self._check_output(output, part)
+
+    def _part_of_classes(self):
+        """The perturbation or objective that works on classes, or None."""
+        weights = self.perturb_weights
+        if getattr(self.objective, "needs_classes", False):
+            return self.objective
+        if getattr(weights, "needs_classes", False) or (
+            self.objective is None and getattr(weights, "select", None)
+        ):
+            return weights
+        attack = self.perturb_inputs
+        of_classes = getattr(attack, "needs_classes", False)
+        # Without a compiled loss an attack climbs the cross-entropy.
+        if of_classes or (
+            isinstance(attack, Attack) and self._outputs[0].loss is None
+        ):
+            return attack
+        return None
+
+    def _check_ignored(self, part):
+        ignored = self._outputs[0].ignored
+        if ignored is not None and part is not self.perturb_inputs:
+            raise ValueError(
+                f"{_name(part)} weighs each example by its class, so the loss "
+                "can leave none out: take these examples out of the data. "
+                f"Received: ignore_class={ignored}"
+            )
+
+    def _check_output(self, output, part):
+        """Refuses a loss that takes an output for what it is not."""
         attacked = self.perturb_inputs is not None
-        if attacked and ending:
-            raise ValueError(
-                "perturb_inputs needs a network that returns logits: take the "
-                "softmax off its last layer, and give the loss "
-                f"from_logits=True. Received: network={self.network.name}"
-            )
-        doubtful = checks.expects_probabilities(self.loss)
-        if doubtful and (attacked or ending is False):
-            raise ValueError(
-                "The network returns logits, so the loss must be told: "
-                "from_logits=True. Received: loss=" + str(self.loss)
-            )
-        # Where the network does not tell, its predictions do.
-        self._doubtful = doubtful and ending is None
+        user = "perturb_inputs" if part is None else _name(part)
+        if output.probabilities:
+            if part is not None or (attacked and output.takes):
+                raise ValueError(
+                    f"{user} needs a network that returns "
+                    "logits: take the softmax or sigmoid off its end, and give "
+                    "the loss from_logits=True, both. "
+                    f"Received: network={self.network.name}"
+                )
+            if output.takes == "logits":
+                warnings.warn(
+                    f"{self.network.name} ends in a softmax or sigmoid, and "
+                    "its loss has from_logits=True: take the one off, or leave "
+                    "the other out.",
+                    stacklevel=2,
+                )
+        elif output.takes == "probabilities":
+            if output.probabilities is False:
+                raise ValueError(
+                    "The network returns logits, so the loss must be told: "
+                    f"from_logits=True. Received: loss={output.loss.name}"
+                )
+            if attacked or part is not None:
+                raise ValueError(
+                    f"{user} needs a network that returns "
+                    "logits, and a loss that takes them: take a softmax or "
+                    "sigmoid off the end of the network, if it has one, and "
+                    "give the loss from_logits=True. "
+                    f"Received: loss={output.loss.name}"
+                )
+
+    def _checked_batch(self, x, y):
+        """The batch, behind assertions that its labels are what they must be.
+
+        They stand outside of what XLA compiles, which drops assertions and
+        turns a label of no class into NaN.
+        """
+        labels = keras.tree.flatten(y)
+        if isinstance(y, dict) and set(y) == set(self.output_names or ()):
+            labels = [y[name] for name in self.output_names]
+        if len(labels) != len(self._outputs):
+            return x, y
+        of_classes = self._part_of_classes() is not None
+        found = []
+        for output, label in zip(self._outputs, labels, strict=True):
+            classes = output.shape[-1] if output.shape else None
+            rows = len(label.shape) == 2 and label.shape[-1] != 1
+            if of_classes and rows:
+                found.append(checks.distributions(label))
+            elif classes and (of_classes or output.sparse):
+                found.append(
+                    checks.class_numbers(label, classes, output.ignored)
+                )
+        return assertions.behind(found, (x, y))
+
+    def _checked_pass(self, first):
+        """A pass, behind assertions that its predictions suit their losses."""
+        parts = keras.tree.flatten(first.y_pred)
+        attacked = self.perturb_inputs is not None
+        of_classes = self._part_of_classes() is not None
+        found = []
+        if len(parts) == len(self._outputs):
+            for output, part in zip(self._outputs, parts, strict=True):
+                # Where the network does not tell, its predictions do.
+                if output.probabilities is not None:
+                    continue
+                if of_classes or (attacked and output.takes == "logits"):
+                    found.append(checks.logits(part))
+                elif output.takes == "probabilities":
+                    found.append(checks.probabilities(part))
+        if not found:
+            return first
+        gradients, updates = assertions.behind(
+            found, (first.gradients, first.updates)
+        )
+        return first._replace(gradients=gradients, updates=updates)
+
+    def _note_pixels(self, x):
+        """Keeps the type of an array of halves, which Keras makes float32."""
+        kind = getattr(getattr(x, "dtype", None), "name", None)
+        kind = kind if kind in ("float16", "bfloat16") else None
+        if kind != self._pixels:
+            self._pixels = kind
+            self.train_function = None  # What was traced has another slack.
+
+    def _without_ignored(self, y):
+        """The labels for an attack, and which examples it leaves alone.
+
+        Args:
+            y: tensor of labels.
+
+        Returns:
+            (labels, ignored): labels of some class in the ignored ones' place,
+            where each example has one, and a bool tensor (batch,), or None.
+        """
+        number = self._outputs[0].ignored
+        if number is None:
+            return y, None
+        left_out = y == tf.cast(number, y.dtype)
+        ignored = tf.reduce_all(tf.reshape(left_out, [tf.shape(y)[0], -1]), 1)
+        if len(y.shape) > 2:
+            return y, ignored
+        return tf.where(left_out, tf.zeros_like(y), y), ignored
 
     def _track_loss(self, loss, x):
         tracker = next(m for m in self.metrics if m.name == "loss")
@@ -284,8 +439,6 @@ class PureModel(keras.Model):
         for part, mask in zip(parts, first.masks, strict=True):
             if mask is not None:
                 part._keras_mask = mask
-        if self._doubtful and len(parts) == 1:
-            return checks.probabilities(first.y_pred)
         return first.y_pred
 
     def _use_xla(self):
@@ -358,6 +511,11 @@ class PureModel(keras.Model):
         """XLA's functions see the variables of one device alone."""
         several = self.distribute_strategy.num_replicas_in_sync > 1
         return self._plain() if several else contextlib.nullcontext()
+
+
+def _name(part):
+    """The name of a perturbation or an objective, for messages."""
+    return getattr(part, "__name__", type(part).__name__)
 
 
 def tensor(value):

@@ -40,10 +40,10 @@ class _Accuracies:
     """
 
     def __init__(self, network, data, attack, batch_size, seed):
-        _check_network(network)
         logits = classifiers.load_logits(network)
         classes = classifiers.count_classes(logits, data.x[:1])
         checks.check_classes(data.y, data.labels, classes)
+        checks.check_logits(logits(tf.constant(data.x[:32])).numpy())
         logits = classifiers.for_evaluation(logits, classes, data.x.shape[1:])
 
         def run(x, y, seeds, active):
@@ -100,16 +100,6 @@ class _Accuracies:
             getattr(self.attack, "bounds", None),
         )
         return tf.convert_to_tensor(x_adv)
-
-
-def _check_network(network):
-    if checks.ends_in_probabilities(network):
-        raise ValueError(
-            "robust accuracy needs a network that returns logits: the "
-            "gradients of probabilities vanish, and it looks robust. Take the "
-            "softmax off its last layer. "
-            f"Received: network={network.name}"
-        )
 
 
 class _Measuring(keras.callbacks.Callback):

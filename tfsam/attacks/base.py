@@ -20,6 +20,7 @@ the contract is required of other people's attacks.
 
 import copy
 import numbers
+from typing import Any
 
 import tensorflow as tf
 
@@ -69,6 +70,9 @@ class Attack(Configurable):
     gradient_free: bool | None = False
     follows_gradient: bool | None = None
     targets = 0
+    # Whether the labels must name classes, as for a loss of the attack's own:
+    # a `RobustModel` then refuses regressions, several tags and segmentations.
+    needs_classes: Any = True
     # Whether `perturb` computes with an epsilon that is a tensor: a sweep over
     # epsilons then traces it once.
     tensor_epsilon = False

@@ -42,9 +42,12 @@ class PGD(Attack):
         bounds: (lowest, highest) value of x, or None.
         early_stop: leave an example at its first misclassified iterate; the
             accuracy left is never higher than with the last iterate.
-        loss: "cross_entropy"; "margin", Carlini and Wagner's; "dlr"; or "kl",
-            the divergence from the predictions at x (TRADES, Zhang et al.,
-            2019), which wants a random start: its gradient at x is zero.
+        loss: None is the compiled loss while a `RobustModel` trains, and
+            cross-entropy elsewhere. "cross_entropy"; "margin", Carlini and
+            Wagner's; "dlr"; or "kl", the divergence from the predictions at x
+            (TRADES, Zhang et al., 2019), which wants a random start: its
+            gradient at x is zero. Of the compiled loss each example counts by
+            itself, without `sample_weight`, `class_weight` and `loss_weights`.
         restarts: attacks from so many starts, at those who stood before; >= 1.
         targets: climb towards the likeliest wrong classes, so many of them in
             turn, at most as many as there are; 0 is untargeted.
@@ -67,7 +70,7 @@ class PGD(Attack):
         bounds=(0.0, 1.0),
         early_stop=False,
         *,
-        loss="cross_entropy",
+        loss=None,
         restarts=1,
         targets=0,
     ):
@@ -88,9 +91,17 @@ class PGD(Attack):
         self.step_size = step_size
         self.random_start = random_start
         self.early_stop = early_stop
-        self.loss = check_choice("loss", loss, sorted([*losses.LOSSES, "kl"]))
+        if loss is not None:
+            check_choice("loss", loss, sorted([*losses.LOSSES, "kl"]))
+        self.loss = loss
         self.restarts = check_count("restarts", restarts, 1)
         self.targets = check_count("targets", targets)
+
+    @property
+    def needs_classes(self):
+        """Whether it takes class labels only, whatever the compiled loss."""
+        several = self.restarts > 1 or self.early_stop or self.targets
+        return self.loss is not None or bool(several)
 
     def perturb(self, logits_fn, x, y, seeds, start=None):
         """Returns the last iterate of the first attempt that succeeded.
@@ -108,11 +119,13 @@ class PGD(Attack):
             loss = losses.kl
             labels = tf.nn.softmax(predict(logits_fn, x, active))
         elif self.targets:
-            loss = losses.LOSSES[self.loss][1]
+            loss = losses.LOSSES[self.loss or "cross_entropy"][1]
             choices = losses.targets(
                 predict(logits_fn, x, active), y, self.targets
             )
             runs *= choices.shape[1]
+        elif self.loss is None:
+            loss = getattr(logits_fn, "loss", None) or losses.cross_entropy
         else:
             loss = losses.LOSSES[self.loss][0]
 

@@ -39,6 +39,9 @@ class Logits:
         classes: number of logits, where their static shape may not tell.
         independent: whether an example's logits depend on its own pixels
             alone, unlike those of BatchNorm in training mode.
+        loss: function of (outputs, labels) to one number an example, the loss
+            that attacks without a loss of their own climb; None is
+            cross-entropy.
 
     Attributes:
         identity: a dict of JSON's types by which an evaluation recognises the
@@ -64,6 +67,7 @@ class Logits:
         jit_loops=False,
         classes=None,
         independent=True,
+        loss=None,
     ):
         self.function = function
         self.jit_compile = jit_compile
@@ -71,6 +75,7 @@ class Logits:
         self.jit_loops = jit_loops
         self.classes = classes
         self.independent = independent
+        self.loss = loss
         self.identity = None
         self.active = None
         self.passes: Any = None
@@ -326,7 +331,7 @@ def _input_gradient(logits_fn, loss, independent=True):
         if slopes is not None:
             # Inside a network of halves the slopes of a confident example
             # would vanish: each goes through it at its own loss scale.
-            axis = -1 if independent else None
+            axis = list(range(1, logits.shape.rank)) if independent else None
             largest = tf.reduce_max(tf.abs(slopes), axis, keepdims=True)
             scale = _power_of_two(largest)
             result = tape.gradient(logits, x, slopes / scale)

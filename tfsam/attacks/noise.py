@@ -39,6 +39,11 @@ class _Noise(Attack):
         super().__init__(epsilon, norm, bounds)
         self.samples = check_count("samples", samples, 1)
 
+    @property
+    def needs_classes(self):
+        """Whether it takes class labels only: to judge its draws by."""
+        return self.samples > 1
+
     def perturb(self, logits_fn, x, y, seeds):
         """Returns the first draw that is misclassified, else the last."""
 

@@ -85,6 +85,8 @@ class WeightPerturbation(Configurable):
     due: Any = None
     select: Any = None
     combine: Any = None
+    # Whether it takes logits of classes, and labels that name them.
+    needs_classes: Any = False
 
     def perturb(self, weights, gradients, state, step):
         """Returns the perturbed weights and the new state."""

@@ -73,6 +73,11 @@ class SSAM(WeightPerturbation):
             total_steps = check_count("total_steps", total_steps, 1)
         self.total_steps = total_steps
 
+    @property
+    def needs_classes(self):
+        """Whether it takes class labels: for the Fisher information."""
+        return self.mask == "fisher"
+
     def init(self, weights, seed):
         """The mask, and what the next one is made of."""
         count = sum(w.shape.num_elements() for w in weights)

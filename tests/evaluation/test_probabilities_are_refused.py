@@ -1,0 +1,92 @@
+"""Every entry refuses probabilities, by layers and by values."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfsam
+
+RNG = np.random.default_rng(0)
+X = RNG.random((12, 6)).astype("float32")
+Y = RNG.integers(0, 3, 12)
+PGD = tfsam.PGD(0.01, steps=1)
+PROBABILITIES = keras.losses.SparseCategoricalCrossentropy()
+
+
+class Softmaxed(keras.Model):
+    """A subclass, whose layers do not tell what it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, x):
+        return tf.nn.softmax(self.dense(x))
+
+
+def functional(*endings):
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(3)(inputs)
+    for ending in endings:
+        x = ending(x)
+    return keras.Model(inputs, x)
+
+
+def flat():
+    """A sigmoid of small numbers, which values alone do not give away."""
+    bias = keras.initializers.Constant(-3.0)
+    return functional(keras.layers.Dense(3, "sigmoid", bias_initializer=bias))
+
+
+MODELS = [
+    Softmaxed,
+    flat,
+    lambda: functional(keras.ops.softmax),
+    lambda: functional(keras.layers.Softmax(), keras.layers.Identity()),
+    lambda: functional(keras.layers.Lambda(tf.nn.softmax)),
+]
+
+
+def evaluated(network):
+    tfsam.evaluate(network, (X, Y), ["fgsm"], epsilons=[0.01])
+
+
+def transferred(network):
+    """A transfer attack from it to a network of logits."""
+    tfsam.evaluate(
+        functional(), (X, Y), ["fgsm"], epsilons=[0.01], surrogate=network
+    )
+
+
+def validated(network):
+    """Robust validation of a training without tfsam."""
+    network.compile("sgd", PROBABILITIES)
+    callback = tfsam.RobustValidation((X, Y), PGD)
+    network.fit(X, Y, callbacks=[callback], verbose=0)
+
+
+def stopped(network):
+    """The early stop at a collapse, in a training by tfsam."""
+    model = tfsam.RobustModel(network)
+    model.compile("sgd", PROBABILITIES)
+    callback = tfsam.validation.StopAtCollapse((X, Y), PGD)
+    model.fit(X, Y, callbacks=[callback], verbose=0)
+
+
+@pytest.mark.parametrize("door", [evaluated, transferred, validated, stopped])
+@pytest.mark.parametrize("made", MODELS)
+def test_probabilities_are_refused(door, made):
+    with pytest.raises(ValueError, match="return logits, not prob") as caught:
+        door(made())
+    assert "take the softmax or sigmoid off" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_logits_of_a_subclass_are_fine():
+    class Plain(Softmaxed):
+        def call(self, x):
+            return self.dense(x)
+
+    for network in (Plain(), functional(keras.layers.Identity())):
+        evaluated(network)
