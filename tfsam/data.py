@@ -119,6 +119,26 @@ def load(
     return _load_tfds(str(source), pick, data_dir)
 
 
+def listing(source: str) -> str | None:
+    """Describes the files of a data set, so that a change of them is noticed.
+
+    Args:
+      source: as `load` takes it.
+
+    Returns:
+      A line of how many files there are, their size, and a checksum of their
+      names, sizes and times; None where there are none, or where the source is
+      known by its name alone.
+    """
+    kind, _, location = str(source).partition(":")
+    path = files.expanded(location) if location else None
+    if path is None or not path.exists():
+        return None
+    if kind == "folder" and path.is_dir():
+        return files.listing(folders.entries(path))
+    return files.listing(files.entries(path))
+
+
 def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
     """Splits the training part, stratified, into what is trained on and not.
 

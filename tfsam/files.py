@@ -267,6 +267,38 @@ def write_arrays(path, arrays):
         os.fsync(file.fileno())
 
 
+def listing(entries):
+    """Describes files by their names, sizes and times, without reading them.
+
+    Args:
+        entries: pairs of a file's name and what `os.stat` says of it.
+
+    Returns:
+        A line: how many there are, their bytes, and a checksum.
+    """
+    total, count, size = hashlib.sha256(), 0, 0
+    for name, stat in sorted(entries, key=lambda entry: entry[0]):
+        total.update(f"{name}\0{stat.st_size} {stat.st_mtime_ns}\0".encode())
+        count, size = count + 1, size + stat.st_size
+    return f"{count} files, {size} bytes, checksum {total.hexdigest()[:16]}"
+
+
+def entries(path):
+    """Lists a file, or all files of a folder, for `listing`.
+
+    Args:
+        path: of the file or the folder.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        return [("", path.stat())]
+    return [
+        (file.relative_to(path).as_posix(), file.stat())
+        for file in path.rglob("*")
+        if file.is_file()
+    ]
+
+
 def digest(path):
     """A checksum of a file, or of all files of a folder and their names.
 

@@ -98,6 +98,33 @@ def load(
     )
 
 
+def entries(path: pathlib.Path) -> list[tuple[str, os.stat_result]]:
+    """Lists the files that `load` reads, for `files.listing`.
+
+    Args:
+      path: the folder that holds `train` and `test`.
+    """
+    found = []
+    for split in ("train", "test"):
+        classes = path / split
+        for name in _class_folders(classes) if classes.is_dir() else ():
+            found += [
+                (f"{split}/{name}/{entry.name}", entry.stat())
+                for entry in os.scandir(classes / name)
+                if _is_image(entry)
+            ]
+    return found
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    """Whether a file is none that a file manager has left."""
+    return (
+        entry.is_file()
+        and not entry.name.startswith(".")
+        and entry.name not in _DROPPINGS
+    )
+
+
 def _decoded(
     path: pathlib.Path,
     names: np.ndarray,
@@ -190,9 +217,7 @@ def _list_files(
         found = sorted(
             entry.path
             for entry in os.scandir(folder / name)
-            if entry.is_file()
-            and not entry.name.startswith(".")
-            and entry.name not in _DROPPINGS
+            if _is_image(entry)
         )
         for path in found:
             if not path.lower().endswith(_SUFFIXES):

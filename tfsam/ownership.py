@@ -14,6 +14,7 @@ import sys
 import time
 
 from tfsam import checkpoints
+from tfsam import data
 from tfsam import devices
 from tfsam import files
 from tfsam import reports
@@ -38,14 +39,19 @@ def finished(workdir, config):
     """
     held = files.read_json(workdir / "config.json")
     if held:
-        wanted = config | _files(config)
+        # Runs of an older tfsam have some of the files alone.
+        wanted = config | (_inputs if "inputs" in held else _files)(config)
         # Not of a setting that a run by --evaluate has no use for.
         before = {k: v for k, v in _BEFORE.items() if wanted.get(k)}
         held = before | held
         changes = ", ".join(
-            f"{key}={wanted[key]} (it has {held.get(key)})"
-            for key in wanted
-            if key not in UNBOUND and held.get(key) != wanted[key]
+            [
+                f"{key}={wanted[key]} (it has {held.get(key)})"
+                for key in wanted
+                if key not in (*UNBOUND, "inputs")
+                and held.get(key) != wanted[key]
+            ]
+            + _changed_inputs(held, wanted)
         )
         if changes:
             raise ValueError(
@@ -159,14 +165,37 @@ def claim(workdir, config):
     for folder in list(workdir.glob("**/")):
         for path in files.leftovers(folder):
             files.remove(path)
-    files.write_json(workdir / "config.json", config | _files(config))
+    files.write_json(workdir / "config.json", config | _inputs(config))
+
+
+def _inputs(config):
+    """Describes the files that a configuration names: data and models.
+
+    Other files in the same place are another run. What is gone is not
+    described: the results of a finished run can be shown without its inputs.
+    """
+    found = {"dataset": data.listing(config["dataset"])}
+    for key in ("evaluate", "surrogate"):
+        path = config[key] and files.expanded(config[key])
+        if path and path.exists():
+            found[key] = files.listing(files.entries(path))
+    return {"inputs": {k: v for k, v in found.items() if v is not None}}
+
+
+def _changed_inputs(held, wanted):
+    """Says which inputs are not those that a run began with."""
+    before = held.get("inputs")
+    if not isinstance(before, dict):
+        return []
+    return [
+        f"files of {key}={found} (it has {before.get(key)})"
+        for key, found in wanted["inputs"].items()
+        if found != before.get(key)
+    ]
 
 
 def _files(config):
-    """Size and time of the files that a configuration names.
-
-    Another model in the same place is another run.
-    """
+    """Size and time of files that a configuration names, as 0.1.0 kept them."""
     kind, _, path = config["dataset"].partition(":")
     named = [
         *(config["evaluate"], config["surrogate"]),
