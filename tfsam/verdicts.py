@@ -291,7 +291,7 @@ def _same(key, new, old):
 def _same_attack(new, old):
     """Whether two attacks are the same, as far as both could be made."""
     parts, others = new.get("identity"), old.get("identity")
-    if parts is not None and others is not None:
+    if parts and others:  # None without epsilons.
         count = max(len(parts), len(others))
         if not {len(parts), len(others)} <= {1, count}:
             return False

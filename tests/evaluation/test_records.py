@@ -275,6 +275,11 @@ def test_rounding_is_no_other_model(tmp_path):
     evaluate(tmp_path)
 
 
+def test_an_evaluation_without_epsilons_is_resumed(tmp_path):
+    for _ in range(2):
+        assert evaluate(tmp_path, epsilons=[])["robust"] == []
+
+
 def test_a_model_of_random_outputs_is_resumed(tmp_path):
     def noisy(x):
         return linear(x) + tf.random.normal([3])
