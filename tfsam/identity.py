@@ -312,8 +312,14 @@ class _Describer:
             return {"constant": repr(value)}
         if isinstance(value, enum.Enum):
             return {"enum": str(value), "value": self(value.value)}
-        if isinstance(value, (list, dict)) and _is_wrapper(kind):
+        if isinstance(value, (list, dict, set)) and _is_wrapper(kind):
             return self._container(value)
+        if isinstance(value, (set, frozenset)):  # Of no order.
+            return {
+                "class": self(kind),
+                **self._container(frozenset(value)),
+                "members": self(getattr(value, "__dict__", {})),
+            }
         if isinstance(value, keras.KerasTensor):
             raise Unknown("a tensor of a graph")
         if _is_library(kind.__module__) and hasattr(value, "__wrapped__"):
@@ -721,7 +727,7 @@ def _is_pair_of_dicts(state):
 
 
 def _is_wrapper(kind):
-    """Whether a list or dict is only how a framework tracks its items."""
+    """Whether a container is only how a framework tracks its items."""
     return kind.__module__.partition(".")[0] in ("keras", "tensorflow")
 
 

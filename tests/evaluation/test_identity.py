@@ -125,6 +125,7 @@ MAKERS = {
         {v: 0, 7.5: 0} if v < 3 else {7.5: 0, v: 0}
     ),
     "set": lambda v: closure({1, v}),
+    "kind of set": lambda v: closure(type("S", (set,), {})({1, v})),
     "array": lambda v: closure(np.array([v])),
     "dtype": lambda v: closure(np.array([1], f"float{int(16 * v)}")),
     "tensor": lambda v: closure(tf.constant(v)),
