@@ -681,5 +681,36 @@ def _can_start(attack):
     return "start" in inspect.signature(call).parameters
 
 
+def cold(entries, norms, epsilon, bounds):
+    """Returns the names of attacks that cannot start from an image.
+
+    Args:
+        entries: a list of `Entry`.
+        norms: "linf", "l2" or both; an attack is named if it can start in none
+            of those in which it can be made.
+        epsilon: the budget to make the attacks with.
+        bounds: (lowest, highest) pixel value, or None.
+
+    Returns:
+        A list. An attack that cannot be made is not in it: its row has an
+        error.
+    """
+
+    def starts(entry, norm):
+        try:
+            attack = entry.make(epsilon=epsilon, norm=norm, bounds=bounds)
+            return _can_start(attack)
+        except Exception:
+            # Whatever a factory raises, the attack's own row reports it.
+            return None
+
+    found = {e.name: [starts(e, norm) for norm in norms] for e in entries}
+    return [
+        name
+        for name, facts in found.items()
+        if False in facts and True not in facts
+    ]
+
+
 def _numpy(tensor):
     return tf.convert_to_tensor(tensor).numpy()

@@ -13,6 +13,7 @@ that were cut off can share the work, and the answer stays the same to the bit.
 import hashlib
 import numbers
 import re
+import warnings
 from collections.abc import Iterable
 from collections.abc import Mapping
 
@@ -97,8 +98,8 @@ def evaluate(
         surrogate: a model, as of `model`, that is attacked in its place: a
             transfer attack. The verdicts are those of `model`.
         warm_start: at each epsilon start from the image of the smaller one, for
-            attacks that can (`pgd`); weaker starts make stronger attacks
-            incomparable, so it is off.
+            attacks that can (`pgd`); a warning names the others. Weaker starts
+            make stronger attacks incomparable, so it is off.
         name: of the model, by which `workdir` knows it in place of its
             configuration, code and weights; any text.
         surrogate_name: the same for the surrogate.
@@ -123,9 +124,10 @@ def evaluate(
         failed.
 
     Raises:
-        ValueError: if the model, the data or an argument is bad, or `workdir`
-            holds another evaluation or is given with a model or an attack that
-            needs a name: nothing is attacked then.
+        ValueError: if the model, the data or an argument is bad, `warm_start`
+            is given to attacks none of which can start from an image, or
+            `workdir` holds another evaluation or is given with a model or an
+            attack that needs a name: nothing is attacked then.
     """
     geometry.check_norm(norm)
     given = [
@@ -142,6 +144,14 @@ def evaluate(
             "save_adversarial needs a workdir to save to. Received: none"
         )
     entries = _entries(attacks)
+    if warm_start and given:
+        cold = _cold(entries, [norm], given[0], bounds)
+        if cold:
+            warnings.warn(
+                f"{', '.join(cold)} cannot start from an image: warm_start is "
+                "for the other attacks.",
+                stacklevel=2,
+            )
     data = load_data(data, bounds)
     size = min(batch_size, len(data.x))
     check_shard(shard, len(data.x), size)
@@ -206,6 +216,32 @@ def evaluate(
 
         attacking.spread(workers, work, chunks)
     return accuracies.result(record, chunks, errors)
+
+
+def check_warm_start(attacks, norms, epsilon, bounds):
+    """Checks that one attack at least can start from a given image.
+
+    Args:
+        attacks: as of `evaluate`.
+        norms: a list of "linf" and "l2".
+        epsilon: the budget to make the attacks with.
+        bounds: (lowest, highest) pixel value, or None.
+
+    Raises:
+        ValueError: if none can.
+    """
+    _cold(_entries(attacks), norms, epsilon, bounds)
+
+
+def _cold(entries, norms, epsilon, bounds):
+    """Returns the names of the attacks that take no warm start."""
+    cold = attacking.cold(entries, norms, epsilon, bounds)
+    if cold and len(cold) == len({entry.name for entry in entries}):
+        raise ValueError(
+            "warm_start needs an attack that can start from an image, such as "
+            f"pgd. Received: warm_start=True, attacks={', '.join(cold)}"
+        )
+    return cold
 
 
 def merge(folders):

@@ -63,6 +63,7 @@ def prepare(config):
             "workdir of its own, without TF_CONFIG. "
             f"Received: evaluate={config['evaluate']}"
         )
+    _check_warm_start(config)
     strategy = devices.make_strategy(config["devices"], config["strategy"])
     images = data.load(
         config["dataset"],
@@ -84,6 +85,26 @@ def prepare(config):
     else:
         training.check(config, images, strategy)
     return Inputs(strategy, images, logits, surrogate)
+
+
+def _check_warm_start(config):
+    """Refuses a warm start that no attack of the run can use."""
+    budgets = {
+        norm: config[f"{norm}_epsilons"]
+        for norm in ("linf", "l2")
+        if config[f"{norm}_epsilons"]
+    }
+    if config["warm_start"] and budgets:
+        (epsilon, *_), *_ = budgets.values()
+        evaluation.check_warm_start(
+            [
+                (name, _attack_options(name, config))
+                for name in config["attacks"]
+            ],
+            list(budgets),
+            epsilon,
+            (0.0, 1.0),
+        )
 
 
 def _cache_dir(config):
