@@ -1,6 +1,9 @@
 """Folders of images are decoded once."""
 
+import json
 import os
+import shutil
+import time
 import warnings
 
 import numpy as np
@@ -45,6 +48,11 @@ def decoded(monkeypatch):
 
     monkeypatch.setattr(folders, "decode", counted)
     return counts
+
+
+def kept(cache):
+    """The files of decoded images, without the records of their folders."""
+    return list(cache.glob("*.npy"))
 
 
 def load(images, cache, **options):
@@ -115,7 +123,7 @@ def test_what_changed_is_decoded_again(images, cache, decoded, change):
     found = load(images, cache)
     assert len(decoded) == 2
     assert_same(found, load(images, None))
-    assert len(list(cache.iterdir())) == 1  # The old images are gone.
+    assert len(kept(cache)) == 1  # The old images are gone.
 
 
 def test_folders_share_a_cache(images, cache, tmp_path, decoded):
@@ -124,7 +132,59 @@ def test_folders_share_a_cache(images, cache, tmp_path, decoded):
     images.rename(other)
     load(other, cache)
     assert decoded == [12, 12]
-    assert len(list(cache.iterdir())) == 2
+    assert len(kept(cache)) == 2
+
+
+def test_images_of_a_folder_that_is_gone_are_removed_in_time(
+    images, cache, tmp_path, decoded
+):
+    """After 30 days without use; a folder that is there keeps its images."""
+    there, old = tmp_path / "there", tmp_path / "old"
+    for folder in (there, old):
+        shutil.copytree(images, folder)
+        load(folder, cache)
+    before = kept(cache)
+    (cache / "of-others.npy").write_text("not tfsam's")
+    (gone,) = [
+        path
+        for path in before
+        if json.loads((cache / f"{path.name[:16]}.json").read_text())
+        == {"folder": str(old)}
+    ]
+    shutil.rmtree(old)
+
+    def days_later(days, name):
+        for path in before:
+            if path.exists():
+                past = time.time() - days * 24 * 3600
+                os.utime(path, (past, past))
+        shutil.copytree(there, tmp_path / name)
+        load(tmp_path / name, cache)
+
+    days_later(29, "new")
+    assert gone.exists()
+    days_later(31, "newer")
+    assert not gone.exists()
+    assert not (cache / f"{gone.name[:16]}.json").exists()
+    assert (cache / "of-others.npy").exists()
+    decoded.clear()
+    load(there, cache)
+    assert decoded == []
+
+
+def test_use_keeps_images_that_an_older_tfsam_did_not_record(
+    images, cache, decoded
+):
+    load(images, cache)
+    (path,) = kept(cache)
+    record = cache / f"{path.name[:16]}.json"
+    record.unlink()
+    past = time.time() - 31 * 24 * 3600
+    os.utime(path, (past, past))
+    load(images, cache)
+    assert decoded == [12]
+    assert time.time() - path.stat().st_mtime < 3600
+    assert record.exists()
 
 
 def test_writing_into_the_images_does_not_reach_the_file(images, cache):
@@ -138,7 +198,7 @@ def test_writing_into_the_images_does_not_reach_the_file(images, cache):
 def test_a_cut_off_file_is_not_believed(images, cache, size):
     without = load(images, None)
     load(images, cache)
-    (path,) = cache.iterdir()
+    (path,) = kept(cache)
     os.truncate(path, size)
     with pytest.warns(UserWarning, match="cannot be read .* decoding again"):
         assert_same(load(images, cache), without)
@@ -148,7 +208,7 @@ def test_a_cut_off_file_is_not_believed(images, cache, size):
 def test_no_broken_header_is_believed(images, cache):
     without = load(images, None)
     load(images, cache)
-    (path,) = cache.iterdir()
+    (path,) = kept(cache)
     content = path.read_bytes()
     header = content.index(b"\n")
     for place in range(0, header, 3):
@@ -182,7 +242,7 @@ def test_what_a_killed_process_left_is_removed(images, cache):
     half = cache / f".99999999_{files._host()}-half.npy"
     half.write_text("half")
     load(images, cache)
-    assert [path.suffix for path in cache.iterdir()] == [".npy"]
+    assert len(kept(cache)) == 1
     assert not half.exists()
 
 

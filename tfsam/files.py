@@ -10,12 +10,19 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import socket
+import time
+import zlib
 
 import numpy as np
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# Of `replacing`: the process, a random number, and where the process runs.
+_TEMPORARY = re.compile(r"^\.(\d+)(?:\.[0-9a-f]+)?_([^-]*)-")
+_ABANDONED = 7 * 24 * 3600.0  # Seconds.
 
 # How messages of Keras and TensorFlow are built; see `reason`.
 _TERMINAL_CODES = re.compile(r"\x1b\[[\d;]*m")
@@ -165,7 +172,8 @@ def replacing(path):
         DiskFull: if there is no room for it; what stood there still stands.
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{os.getpid()}_{_host()}-{path.name}")
+    mine = f"{os.getpid()}.{secrets.token_hex(4)}_{_host()}"
+    temporary = path.with_name(f".{mine}-{path.name}")
     try:
         with writing(path):
             yield temporary
@@ -177,34 +185,59 @@ def replacing(path):
 
 
 def leftovers(folder):
-    """The temporary paths in a folder that dead processes left there.
+    """Returns the temporary paths in a folder that dead processes left there.
 
-    Those of this host alone: whether another's process is dead, nobody knows.
+    A process of another host or container cannot be looked up; its files count
+    as left once they have not changed for a week.
 
     Args:
-        folder: of what `replacing` replaced; it need not exist.
+        folder: the folder of the paths given to `replacing`; it need not exist.
+    """
+    return [
+        path
+        for path in temporaries(folder)
+        if _is_orphan(path, *_TEMPORARY.findall(path.name)[0])
+    ]
+
+
+def temporaries(folder):
+    """Returns all temporary paths in a folder, whoever writes them.
+
+    Args:
+        folder: the folder of the paths given to `replacing`; it need not exist.
     """
     found = pathlib.Path(folder).glob(".*-*")
-    return [path for path in found if _is_orphan(path.name)]
+    return [path for path in found if _TEMPORARY.match(path.name)]
 
 
 def _host():
-    """The name of this host, or container: they may share folders."""
-    return re.sub(r"[^\w.]", "_", socket.gethostname())
+    """Returns a name for where this process's number is the only one.
+
+    Containers may share a folder and a host name, and in each of them the
+    first process has number 1: so it is the host's name with the start of the
+    machine and the namespace of the numbers, where the system tells them.
+    """
+    place = ""
+    with contextlib.suppress(OSError):
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text()
+        place = f"{boot}{os.stat('/proc/self/ns/pid').st_ino}"
+    name = re.sub(r"[^\w.]", "_", socket.gethostname())
+    return f"{name}.{zlib.crc32(place.encode()):08x}"
 
 
-def _is_orphan(name):
-    """Whether a temporary file's process, on this host, is gone."""
-    match = re.match(r"\.(\d+)_([^-]*)-", name)
-    if not match or match[2] != _host():
+def _is_orphan(path, pid, host):
+    """Returns whether a temporary path's process is gone."""
+    if host != _host():
+        with contextlib.suppress(OSError):
+            return time.time() - path.lstat().st_mtime > _ABANDONED
         return False
     try:
-        os.kill(int(match[1]), 0)
+        os.kill(int(pid), 0)
     except (OverflowError, ProcessLookupError):
         return True
     except PermissionError:
         return False
-    return int(match[1]) == os.getpid()
+    return int(pid) == os.getpid()
 
 
 def remove(path):

@@ -1,12 +1,16 @@
 """Folders of images, one folder a class, decoded once.
 
 Decoding takes minutes for a large data set. What it gives is kept as one file,
-which later runs map into their memory, until an image or a name changes.
+which later runs map into their memory, until an image or a name changes, or the
+folder is gone and no run has used the file for 30 days.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
+import re
+import time
 import warnings
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -21,7 +25,11 @@ from tfsam.decoding import is_decoded
 from tfsam.decoding import pixels_of
 from tfsam.decoding import refusal
 
+# Of a file of decoded images; see `_digests`.
+_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}\.npy")
+
 _SUFFIXES = (".jpg", ".jpeg", ".png")
+_GONE_FOR = 30 * 24 * 3600.0  # Seconds.
 # What file managers leave in folders.
 _DROPPINGS = ("Thumbs.db", "desktop.ini")
 
@@ -139,10 +147,13 @@ def _decoded(
     cache = cache_dir / f"{folder}-{content}.npy"
     images = _read(cache, len(names))
     if images is not None:
+        with contextlib.suppress(OSError):  # Of a cache that cannot be written.
+            os.utime(cache)  # See `_unused`.
+            _record(cache, path)
         return images if is_all else images[chosen]
     images = decode(names[chosen], names[chosen], tf.io.read_file)
     if is_all:
-        _keep(cache, images, cache_dir.glob(f"{folder}-*.npy"))
+        _keep(cache, images, path)
     return images
 
 
@@ -180,20 +191,58 @@ def _fills(images: np.memmap, cache: pathlib.Path) -> bool:
     return images.offset + images.nbytes == cache.stat().st_size
 
 
-def _keep(cache: pathlib.Path, images: np.ndarray, older: Any) -> None:
-    older = list(older)
+def _keep(cache: pathlib.Path, images: np.ndarray, path: pathlib.Path) -> None:
+    """Keeps the images of a folder, and removes what nobody needs any more."""
+    folder = _folder_of(cache)
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        for path in [*older, *files.leftovers(cache.parent)]:
-            files.remove(path)
+        older = [
+            *cache.parent.glob(f"{folder}-*.npy"),
+            *files.leftovers(cache.parent),
+            *_unused(cache.parent),
+        ]
+        for other in older:
+            files.remove(other)
         with files.replacing(cache) as temporary:
             np.save(temporary, images)
+        _record(cache, path)
     except OSError as error:
         # The images are in memory: the run can go on.
         warnings.warn(
             f"Decoded images are not kept in {cache.parent}: {error}",
             stacklevel=2,
         )
+
+
+def _folder_of(cache: pathlib.Path) -> str:
+    return cache.name.partition("-")[0]
+
+
+def _record(cache: pathlib.Path, path: pathlib.Path) -> None:
+    """Writes down whose images a file holds, if nobody has."""
+    record = cache.parent / f"{_folder_of(cache)}.json"
+    if not record.exists():
+        files.write_json(record, {"folder": str(path.resolve())})
+
+
+def _unused(cache_dir: pathlib.Path) -> list[pathlib.Path]:
+    """Lists decoded images whose folder is gone, and the records of folders.
+
+    A folder may be on a disk that is not mounted now, and tfsam 0.1.0 did not
+    record folders: so images that a run has used within 30 days stay.
+    """
+    found = []
+    for cache in cache_dir.glob("*-*.npy"):
+        if not _NAME.fullmatch(cache.name):
+            continue
+        record = cache_dir / f"{_folder_of(cache)}.json"
+        folder = (files.read_json(record) or {}).get("folder")
+        if folder is not None and os.path.isdir(folder):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # Another run was faster.
+            if time.time() - cache.stat().st_mtime > _GONE_FOR:
+                found += [cache, record]
+    return found
 
 
 def _class_folders(folder: pathlib.Path) -> list[str]:

@@ -64,7 +64,7 @@ def finished(workdir, config):
     if workdir.exists() and not (
         workdir.is_dir()
         and set(workdir.iterdir())
-        <= {workdir / "lock", *files.leftovers(workdir)}
+        <= {workdir / "lock", *files.temporaries(workdir)}
     ):
         raise ValueError(
             "workdir must be an empty folder or hold a run of this command. "
