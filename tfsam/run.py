@@ -101,6 +101,16 @@ _TRAINING = (
 # Of the pixels, whatever the data set.
 _BOUNDS = (0.0, 1.0)
 
+# The most that these flags may ask for. A step of training and an attack on a
+# chunk of images are done as a whole, and the ascent's steps are traced one by
+# one: with more, the work would never end, or never begin.
+LIMITS = {
+    "epochs": 10**6,
+    "steps": 10**6,
+    "attack_steps": 10**6,
+    "ascent_steps": 100,
+}
+
 # The largest number that TensorFlow computes with in most places: float32's,
 # and int32's.
 _LARGEST = 3.4e38
@@ -435,6 +445,12 @@ def configuration(argv):
             f"{reason} does not use --{unused[0]}. "
             f"Received: --{unused[0]}={given[unused[0]]}"
         )
+    for flag, most in LIMITS.items():
+        if config[flag] is not None and config[flag] > most:
+            raise ValueError(
+                f"{flag} must be at most {most}. "
+                f"Received: {flag}={config[flag]}"
+            )
     workdir = given.pop("workdir", None) or f"runs/{_name(config, given)}"
     return config, files.expanded(workdir)
 
