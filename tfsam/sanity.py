@@ -25,7 +25,7 @@ _UNITS = {
 }
 _OLD_TOLERANCE = 1e-4
 
-_NAN_CAUSE = (
+NAN_CAUSE = (
     "Likely cause: a square root, norm, division or logarithm at 0, or an "
     "overflow of float16. Add a small constant inside of it, such as "
     "sqrt(x**2 + 1e-12), then evaluate again."
@@ -270,7 +270,7 @@ def of_model(found):
                 _warning(
                     "nan_gradients",
                     f"{count} of {probed} images have an input gradient that "
-                    f"is NaN or infinite{where}. {_NAN_CAUSE}",
+                    f"is NaN or infinite{where}. {NAN_CAUSE}",
                 )
             )
             break
@@ -425,7 +425,7 @@ def of_rows(rows):
             f"{met[0]['attack']}, {met[0]['norm']} {texts}: up to {count} of "
             "the attack's input gradients were NaN or infinite, and zero was "
             "taken in their place: the accuracy under attack means nothing. "
-            f"{_NAN_CAUSE}",
+            f"{NAN_CAUSE}",
         )
     ]
 

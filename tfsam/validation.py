@@ -13,6 +13,7 @@ results or save its state, so that those have what was measured.
 
 import json
 import pathlib
+import warnings
 
 import keras
 import numpy as np
@@ -23,6 +24,7 @@ from tfsam import classifiers
 from tfsam import devices
 from tfsam import evaluation
 from tfsam import files
+from tfsam import sanity
 from tfsam.arguments import check_count
 from tfsam.arguments import check_number
 from tfsam.attacks.base import check_scale
@@ -45,6 +47,7 @@ class _Accuracies:
         checks.check_classes(data.y, data.labels, classes)
         checks.check_logits(logits(tf.constant(data.x[:32])).numpy())
         logits = classifiers.for_evaluation(logits, classes, data.x.shape[1:])
+        logits.count_passes()
 
         def run(x, y, seeds, active):
             return attack(logits.only(active), x, y, seeds)
@@ -52,6 +55,7 @@ class _Accuracies:
         in_graph = getattr(attack, "in_graph", False)
         self.run = tf.function(run, autograph=False) if in_graph else run
         self.predict = tf.function(logits.predict, autograph=False)
+        self.logits = logits
         self.data = data
         self.attack = attack
         self.size = min(batch_size, len(data.x))
@@ -60,7 +64,15 @@ class _Accuracies:
     def __call__(self):
         """The fractions that are right, and that stay right under attack."""
         clean = self._right(np.arange(len(self.data.x)), self._given)
+        self.logits.count_passes()
         robust = self._right(np.flatnonzero(clean), self._attacked)
+        if int(self.logits.nonfinite):
+            warnings.warn(
+                "the accuracy under attack means nothing: "
+                f"{int(self.logits.nonfinite)} of the attack's input gradients "
+                f"were NaN or infinite. {sanity.NAN_CAUSE}",
+                stacklevel=2,
+            )
         return float(clean.mean()), float(robust.mean())
 
     def _right(self, indices, images):

@@ -1,5 +1,6 @@
 """Gradients that are NaN make no number that looks like robustness."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -167,3 +168,23 @@ def test_a_resumed_evaluation_remembers(tmp_path):
     again = evaluate(*arguments, workdir=tmp_path)
     assert nan_messages(again) == nan_messages(first)
     assert again["robust"] == first["robust"]
+
+
+@pytest.mark.parametrize(
+    "attack", [tfsam.PGD(0.05, steps=2), Own(0.05, "linf", (0, 1))]
+)
+def test_validation_warns_of_them_too(attack):
+    inputs = keras.Input((4, 4, 1))
+    pixels = keras.ops.sqrt(keras.ops.square(inputs))
+    logits = keras.layers.Dense(3)(keras.layers.Flatten()(pixels))
+    network = keras.Model(inputs, logits)
+    for x, warns in ((with_black(X), True), (X, False)):
+        y = np.argmax(network(x), axis=1)
+        validation = tfsam.validation.RobustValidation((x, y), attack)
+        validation.set_model(network)
+        validation.on_train_begin()
+        if warns:
+            with pytest.warns(UserWarning, match="NaN or infinite. Likely"):
+                validation.on_epoch_end(0, {})
+        else:
+            validation.on_epoch_end(0, {})
