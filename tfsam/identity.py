@@ -322,7 +322,12 @@ class _Describer:
             }
         if isinstance(value, keras.KerasTensor):
             raise Unknown("a tensor of a graph")
-        if _is_library(kind.__module__) and hasattr(value, "__wrapped__"):
+        if isinstance(value, keras.random.SeedGenerator):
+            # Drawn anew each time a layer is made. Where a seed matters in
+            # inference, the model's sketch has other numbers.
+            return {"library": self._name(kind)}
+        wraps = _is_library(kind.__module__) and hasattr(value, "__wrapped__")
+        if wraps and not hasattr(value, "python_function"):
             return {"class": self(kind), "wraps": self(value.__wrapped__)}
         if hasattr(kind, "__identity__"):
             return self(value.__identity__())

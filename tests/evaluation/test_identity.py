@@ -240,7 +240,30 @@ class Defended(keras.Model):
         return self.inner(x)
 
 
-def subclass(defended=False, text="x"):
+class Everything(keras.Model):
+    """A model with attributes of many kinds, all of which `call` reads."""
+
+    def __init__(self, factor):
+        super().__init__()
+        keras.utils.set_random_seed(0)
+        self.blocks = [keras.layers.Flatten(), keras.layers.Dense(4)]
+        self.settings = {"factors": [factor], "kinds": {"a", "b"}}
+        self.mean, self.activation = tf.constant([1.0, 2.0]), tf.nn.relu
+        self.noise = keras.random.SeedGenerator(3)
+        self.dropout = keras.layers.Dropout(0.3)
+
+    def call(self, x, training=None):
+        for block in self.blocks:
+            x = block(x)
+        x = self.dropout(self.activation(x), training=training)
+        if training:
+            x += keras.random.normal(x.shape, seed=self.noise)
+        if "a" in self.settings["kinds"]:
+            x *= self.mean[0] * self.settings["factors"][0]
+        return x
+
+
+def subclass(text="x"):
     keras.utils.set_random_seed(0)
     made = compiled(
         "class made(keras.layers.Layer):\n"
@@ -291,6 +314,7 @@ NETWORKS = {
     ],
     "call": [lambda: subclass(text="x"), lambda: subclass(text="x * 2")],
     "wrapped": [lambda: wrapped(2), lambda: wrapped(3)],
+    "setting": [lambda: Everything(2.0), lambda: Everything(3.0)],
     "constant": [lambda: functional(2.0), lambda: functional(3.0)],
     "graph": [lambda: functional(2.0), lambda: functional(2.0, True)],
     "policy": [
