@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import devices
+from tfsam import examples
 from tfsam import files
 from tfsam import recalibration
 from tfsam.arguments import check_count
@@ -47,14 +48,16 @@ class WeightAverage(keras.callbacks.Callback):
     with a later epoch (`initial_epoch=`) goes on from the file in `folder`.
 
     Args:
-        data: to measure BatchNorm statistics on, as of
+        data: to measure BatchNorm statistics on, see
             `recalibration.recalibrate`; None leaves those of the last weights.
             Best a part of the training data in a fixed order: then a resumed
-            run measures the same.
+            run measures the same. Batches of a generator are kept in memory.
         attack: perturbs `data`; for networks that are trained on perturbed
             inputs. It sees the averaged weights with the training's statistics.
         folder: of this average alone; after each epoch its state is written
             there, average-0001.npz and so on, and the two newest are kept.
+        steps: how many elements of `data` to read, where that is a dataset or a
+            generator; None is all.
 
     Attributes:
         average: tensors, in the order of the network's trainable variables.
@@ -66,7 +69,7 @@ class WeightAverage(keras.callbacks.Callback):
             if a second average wants the network during the validation.
     """
 
-    def __init__(self, data=None, attack=None, folder=None):
+    def __init__(self, data=None, attack=None, folder=None, steps=None):
         super().__init__()
         if attack is not None and (data is None or not callable(attack)):
             raise ValueError(
@@ -74,7 +77,8 @@ class WeightAverage(keras.callbacks.Callback):
                 "needs data. "
                 f"Received: attack={attack}, data={data}"
             )
-        self.data, self.attack = recalibration.check_finite(data), attack
+        self.data = None if data is None else examples.repeatable(data, steps)
+        self.attack, self.steps = attack, steps
         self.folder = folder and pathlib.Path(folder)
         self.average, self.count = [], 0
         self._training = False
@@ -196,7 +200,9 @@ class WeightAverage(keras.callbacks.Callback):
         if self.data is None:
             return
         if self._statistics is None:
-            self._statistics = self._recalibration.measure(self.data)
+            self._statistics = self._recalibration.measure(
+                self.data, steps=self.steps
+            )
         recalibration.assign(self._recalibration.variables, self._statistics)
 
     def _swap_out(self):
@@ -282,9 +288,10 @@ class EMA(WeightAverage):
         momentum: m, in [0, 1]; about 1 / (1 - m) steps are remembered.
         warmup: whether m is min(momentum, (1 + t) / (10 + t)) after t steps, so
             that in a short training the random start is forgotten.
-        data: as of `WeightAverage`.
-        attack: as of `WeightAverage`.
-        folder: as of `WeightAverage`.
+        data: see `WeightAverage`.
+        attack: see `WeightAverage`.
+        folder: see `WeightAverage`.
+        steps: see `WeightAverage`.
 
     Raises:
         ValueError: if momentum is out of range; in `fit` also if the model was
@@ -299,8 +306,9 @@ class EMA(WeightAverage):
         data=None,
         attack=None,
         folder=None,
+        steps=None,
     ):
-        super().__init__(data, attack, folder)
+        super().__init__(data, attack, folder, steps)
         self.momentum = check_number("momentum", momentum, 0, 1)
         self.warmup = warmup
 
@@ -337,18 +345,26 @@ class SWA(WeightAverage):
     Args:
         start_epoch: the first epoch with a snapshot, counted from 0.
         every: epochs from a snapshot to the next, >= 1.
-        data: as of `WeightAverage`.
-        attack: as of `WeightAverage`.
-        folder: as of `WeightAverage`.
+        data: see `WeightAverage`.
+        attack: see `WeightAverage`.
+        folder: see `WeightAverage`.
+        steps: see `WeightAverage`.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
     def __init__(
-        self, start_epoch, *, every=1, data=None, attack=None, folder=None
+        self,
+        start_epoch,
+        *,
+        every=1,
+        data=None,
+        attack=None,
+        folder=None,
+        steps=None,
     ):
-        super().__init__(data, attack, folder)
+        super().__init__(data, attack, folder, steps)
         self.start_epoch = check_count("start_epoch", start_epoch)
         self.every = check_count("every", every, 1)
 

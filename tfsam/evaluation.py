@@ -17,9 +17,7 @@ import warnings
 from collections.abc import Iterable
 from collections.abc import Mapping
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from tfsam import accuracies
 from tfsam import arguments
@@ -27,6 +25,7 @@ from tfsam import attacking
 from tfsam import attacks as registry
 from tfsam import checks
 from tfsam import classifiers
+from tfsam import examples
 from tfsam import geometry
 from tfsam import identity
 from tfsam import verdicts
@@ -54,6 +53,7 @@ def evaluate(
     warm_start=False,
     name=None,
     surrogate_name=None,
+    steps=None,
 ):
     """Measures natural accuracy and accuracy under each attack.
 
@@ -61,9 +61,10 @@ def evaluate(
         model: a Keras model, the path of a `.keras` file or of a SavedModel, or
             a callable from pixels to logits. A SavedModel is a program: load
             those of people you trust.
-        data: (x, y) or a batched `tf.data.Dataset` of them; x float
-            (n, ...) inside `bounds`, y class numbers (n,) or one-hot
-            (n, classes).
+        data: arrays (x, y), a `tf.data.Dataset`, batched or not, a
+            `keras.utils.PyDataset` or a generator of them (see
+            `tfsam.examples`); x float (n, ...) inside `bounds`, y class numbers
+            (n,) or one-hot (n, classes). A sample_weight is left out.
         attacks: a list; an entry is a name of `tfsam.attacks.names()`, a pair
             (name, options), a factory, a pair (factory, options), or a factory
             with a name of yours: (name, factory) or (name, factory, options).
@@ -103,6 +104,8 @@ def evaluate(
         name: of the model, by which `workdir` knows it in place of its
             configuration, code and weights; any text.
         surrogate_name: the same for the surrogate.
+        steps: how many elements of a dataset or a generator to read, batches
+            as a rule; None reads all, and refuses data that does not end.
 
     Returns:
         A dict: `natural` {`accuracy`, `n`, `interval`}; `robust`, a list,
@@ -152,7 +155,7 @@ def evaluate(
                 "for the other attacks.",
                 stacklevel=2,
             )
-    data = load_data(data, bounds)
+    data = load_data(data, bounds, steps, model)
     size = min(batch_size, len(data.x))
     check_shard(shard, len(data.x), size)
     devices = attacking.known_devices(devices)
@@ -292,47 +295,26 @@ def merge(folders):
     return result
 
 
-def load_data(data, bounds):
-    """The arrays (x, y) of a data set, checked.
+def load_data(data, bounds, steps=None, network=None):
+    """Reads images and their labels, and checks them.
 
     Args:
-        data: (x, y) or a batched `tf.data.Dataset` of them.
+        data: see `tfsam.examples`.
         bounds: (lowest, highest) value of x, or None.
+        steps: see `examples.load`.
+        network: see `examples.load`.
+
+    Returns:
+        An `attacking.Data`.
 
     Raises:
         ValueError: if they are no examples and labels, or x is out of bounds.
     """
-    if isinstance(data, tf.data.Dataset):
-        batches = [
-            keras.utils.unpack_x_y_sample_weight(b)
-            for b in data.as_numpy_iterator()
-        ]
-        if not batches:
-            raise ValueError("data must hold examples. Received: none")
-        data = (
-            np.concatenate([b[0] for b in batches]),
-            np.concatenate([b[1] for b in batches]),
-        )
-    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
-        raise ValueError(
-            "data must be (x, y) or a batched tf.data.Dataset of them. "
-            f"Received: {type(data).__name__}"
-        )
-    x, y = (np.asarray(part) for part in data[:2])
-    if x.ndim < 2 or y.ndim < 1:
-        raise ValueError(
-            "x must be of shape (n, ...) and y of (n,) or (n, classes); a "
-            f"Dataset must be batched. Received: {x.shape} and {y.shape}"
-        )
+    x, y = examples.load(data, steps=steps, network=network)
     if not np.issubdtype(x.dtype, np.floating):
         raise ValueError(
             f"x must be float with values in {bounds}; divide images of 0 to "
             f"255 by 255. Received: x.dtype={x.dtype}"
-        )
-    if len(x) == 0 or len(x) != len(y):
-        raise ValueError(
-            "x and y must have the same number of examples, at least one. "
-            f"Received: {len(x)} and {len(y)}"
         )
     if not np.isfinite(x).all():
         raise ValueError("x must be finite. Received: x with NaN or infinity")

@@ -8,14 +8,14 @@ import keras
 import tensorflow as tf
 
 from tfsam import checks
+from tfsam import examples
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
+from tfsam.attacks.logits import traced
 from tfsam.classifiers import use_xla
 
-_ARRAY_BATCH = 128
 
-
-def recalibrate(network, data, attack=None, seed=0):
+def recalibrate(network, data, attack=None, seed=0, *, steps=None):
     """Measures the statistics of a network's BatchNorm layers anew.
 
     One pass over the data in training mode gives every layer's moving mean and
@@ -32,18 +32,22 @@ def recalibrate(network, data, attack=None, seed=0):
 
     Args:
         network: a built `keras.Model` that calls each of its layers once.
-        data: a finite `tf.data.Dataset` of batches x, (x, y) or (x, y, weight),
-            or an array x or a tuple of arrays (x, y), in batches of 128.
-            Weights of examples are not used.
+        data: x, (x, y) or (x, y, sample_weight): arrays, a `tf.data.Dataset`,
+            a `keras.utils.PyDataset` or a generator of them (see
+            `tfsam.examples`), which is not read into memory; x of several
+            inputs as the network takes it. Arrays and single examples go in
+            batches of 128. Weights of examples are not used.
         attack: an attack, such as `tfsam.PGD(8 / 255)`; needs y.
         seed: of the attack, an int; an example's noise is keyed by its place.
+        steps: how many elements of a dataset or a generator to read, batches
+            as a rule; None reads all, and refuses data that does not end.
 
     Raises:
-        ValueError: if the data is empty or infinite, or without the labels that
+        ValueError: if the data is empty or endless, or without the labels that
             the attack needs, or if a layer has batch renormalisation.
     """
     recalibration = Recalibration(network, attack)
-    values = recalibration.measure(check_finite(data), seed)
+    values = recalibration.measure(data, seed, steps)
     assign(recalibration.variables, values)
 
 
@@ -76,25 +80,29 @@ class Recalibration:
             for variable in network.non_trainable_variables
             if id(variable) not in measured and variable.dtype != "string"
         ]
-        self._add = tf.function(self._added, autograph=False)
+        self._add = traced(self._added)
         self._perturb = self._perturbed
         if getattr(attack, "in_graph", True):
-            self._perturb = tf.function(self._perturbed, autograph=False)
+            self._perturb = traced(self._perturbed)
 
-    def measure(self, data, seed=0):
-        """The variables' new values; nothing is assigned.
+    def measure(self, data, seed=0, steps=None):
+        """Returns the variables' new values; assigns nothing.
 
         Args:
-            data: as of `recalibrate`.
-            seed: as of `recalibrate`.
+            data: see `recalibrate`.
+            seed: see `recalibrate`.
+            steps: see `recalibrate`.
         """
+        examples.check_finite(data, steps)
         if not self.variables:
             return []
         seen = 0
         totals = [tf.zeros(v.shape, tf.float64) for v in self.variables]
         state = [tf.convert_to_tensor(v.value) for v in self._others]
-        for batch in _batches(data):
-            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        for x, y, _ in examples.batches(
+            data, steps=steps, network=self.network
+        ):
+            x = tf.nest.map_structure(_tensor, x)
             size = tf.nest.flatten(x)[0].shape[0]
             if self.attack is not None:
                 if y is None:
@@ -103,7 +111,7 @@ class Recalibration:
                         f"Received: attack={self.attack}"
                     )
                 seeds = example_seeds(seed, seen + size)[seen:]
-                x = self._perturb(x, y, seeds)
+                x = self._perturb(x, _tensor(y), seeds)
             totals, state = self._add(x, totals, state)
             seen += size
         if not seen:
@@ -157,29 +165,8 @@ def _normalizations(network):
     return found
 
 
-def _batches(data):
-    """Yields the batches of a dataset, or of arrays."""
-    if isinstance(data, tf.data.Dataset):
-        yield from data
-        return
-    for start in range(0, len(tf.nest.flatten(data)[0]), _ARRAY_BATCH):
-        rows = slice(start, start + _ARRAY_BATCH)
-        yield tf.nest.map_structure(
-            lambda array, rows=rows: tf.convert_to_tensor(array[rows]), data
-        )
-
-
-def check_finite(data):
-    """Returns `data`; raises a ValueError if it is an infinite dataset."""
-    endless = (
-        isinstance(data, tf.data.Dataset)
-        and data.cardinality() == tf.data.INFINITE_CARDINALITY
-    )
-    if endless:
-        raise ValueError(
-            f"data must be finite, without repeat(). Received: data={data}"
-        )
-    return data
+def _tensor(part):
+    return part if tf.is_tensor(part) else tf.convert_to_tensor(part)
 
 
 def assign(variables, values):

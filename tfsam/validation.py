@@ -122,9 +122,10 @@ class _Measuring(keras.callbacks.Callback):
         attack: of the contract of `attacks/base.py`.
         batch_size: examples attacked at once.
         seed: of the attack.
+        steps: see `RobustValidation`.
     """
 
-    def __init__(self, data, attack, batch_size, seed):
+    def __init__(self, data, attack, batch_size, seed, steps):
         super().__init__()
         if not callable(attack):
             raise ValueError(
@@ -133,7 +134,9 @@ class _Measuring(keras.callbacks.Callback):
             )
         check_scale(attack)
         self.attack = attack
-        self.data = evaluation.load_data(data, getattr(attack, "bounds", None))
+        self.data = evaluation.load_data(
+            data, getattr(attack, "bounds", None), steps
+        )
         self.batch_size = check_count("batch_size", batch_size, 1)
         self.seed = check_count("seed", seed)
 
@@ -174,7 +177,9 @@ class RobustValidation(_Measuring):
     and this callback stands before the one that saves checkpoints.
 
     Args:
-        data: (x, y), the same in all epochs; x float (n, ...) inside the
+        data: arrays (x, y), or a `tf.data.Dataset`, `keras.utils.PyDataset` or
+            generator of them (see `tfsam.examples`), which is read once: the
+            examples are the same in all epochs. x float (n, ...) inside the
             attack's bounds, y class numbers (n,) or one-hot (n, classes).
         attack: such as `tfsam.PGD(8 / 255)`; one that cannot run in a graph
             is called eagerly.
@@ -189,6 +194,8 @@ class RobustValidation(_Measuring):
             is a better one; beside it stands a record, `path` + ".json", with
             `best` and the file's checksum. Training from the start forgets
             what they held; a resumed one goes on from it. None is no file.
+        steps: how many elements of a dataset or a generator to read; None reads
+            all, and refuses data that does not end.
 
     Attributes:
         best: {"epoch" (from 1), "clean", "robust"} of the best network, or
@@ -210,8 +217,9 @@ class RobustValidation(_Measuring):
         seed=0,
         keep=None,
         path=None,
+        steps=None,
     ):
-        super().__init__(data, attack, batch_size, seed)
+        super().__init__(data, attack, batch_size, seed, steps)
         self.every = check_count("every", every, 1)
         if keep not in (None, "clean", "robust"):
             raise ValueError(
@@ -356,9 +364,7 @@ class StopAtCollapse(_Measuring):
     was resumed, with.
 
     Args:
-        data: (x, y), the same in all epochs; a batch of training images will
-            do. x float (n, ...) inside the attack's bounds, y class numbers
-            (n,) or one-hot (n, classes).
+        data: see `RobustValidation`; a batch of training images will do.
         attack: one with several steps, for a single step is what the network
             learns to fool; `tfsam.PGD(epsilon, steps=5)` will do.
         drop: in [0, 1]; training stops where the accuracy is more than this
@@ -366,6 +372,7 @@ class StopAtCollapse(_Measuring):
         average: the `tfsam.EMA` or `tfsam.SWA` of this training, or None.
         batch_size: examples attacked at once, >= 1.
         seed: >= 0; with an example's index, the key of its randomness.
+        steps: see `RobustValidation`.
 
     Attributes:
         stopped_epoch: the epoch of the collapse (from 1), or None.
@@ -383,8 +390,9 @@ class StopAtCollapse(_Measuring):
         average=None,
         batch_size=128,
         seed=0,
+        steps=None,
     ):
-        super().__init__(data, attack, batch_size, seed)
+        super().__init__(data, attack, batch_size, seed, steps)
         self.drop = check_number("drop", drop, 0, 1)
         self.average = average
         self.stopped_epoch = None
