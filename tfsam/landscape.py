@@ -1,7 +1,8 @@
 """How flat a network's loss is, around its weights and around its inputs.
 
 Everything is measured in inference mode and nothing is assigned: other weights
-are tensors that the network reads in the variables' place.
+are tensors that the network reads in the variables' place, and what its layers
+write when they are called is dropped.
 """
 
 import keras
@@ -10,7 +11,11 @@ import scipy.sparse.linalg
 import tensorflow as tf
 
 from tfsam import checks
+from tfsam import examples
+from tfsam import files
 from tfsam.arguments import check_count
+from tfsam.arguments import check_number
+from tfsam.attacks.logits import traced
 from tfsam.attacks.losses import cross_entropy
 from tfsam.attacks.losses import margin
 from tfsam.geometry import TINY
@@ -23,23 +28,35 @@ from tfsam.weights.base import kind
 class Landscape:
     """The mean cross-entropy of a network on some data, as a function.
 
+    A network with one logit, of class 1 against class 0, is measured by the
+    binary cross-entropy.
+
     Args:
-        network: a built `keras.Model` that returns logits.
-        data: (x, y): x float (n, ...), y class numbers (n,).
+        network: a built `keras.Model` with one input, whole numbers or floats,
+            which returns logits (batch, classes) or (batch, 1).
+        data: arrays (x, y), or a `tf.data.Dataset`, `keras.utils.PyDataset` or
+            generator of them (see `tfsam.examples`); y class numbers (n,) or
+            one-hot (n, classes). A sample_weight is left out.
         batch_size: examples that go through the network at once, >= 1.
+        steps: how many elements of a dataset or a generator to read; None reads
+            all, and refuses data that does not end.
 
     Raises:
-        ValueError: if the network has no weights to train, x and y are not
-            equally many or none, or batch_size is less than 1.
+        ValueError: if the network is another kind of model, has no weights to
+            train, does not take x or does not return logits of the classes that
+            y names; if the data cannot be read, or batch_size is less than 1.
     """
 
-    def __init__(self, network, data, *, batch_size=250):
-        x, y = (tf.convert_to_tensor(part) for part in data)
-        if not 0 < len(x) == len(y):
+    def __init__(self, network, data, *, batch_size=250, steps=None):
+        if not isinstance(network, keras.Model):
+            kind = f"{type(network).__module__}.{type(network).__name__}"
             raise ValueError(
-                "data must be (x, y), as many labels as examples. "
-                f"Received: {len(x)} examples and {len(y)} labels"
+                "network must be a keras.Model of Keras 3, of which the "
+                "weights can be replaced (one of tf_keras must be saved and "
+                f"loaded by Keras 3). Received: network of type {kind}"
             )
+        x, y = examples.load(data, steps=steps, network=network)
+        y, labels = checks.class_labels(y)
         self.network = network
         self.variables = network.trainable_variables
         if not self.variables:
@@ -48,12 +65,13 @@ class Landscape:
                 f"Received: network={network.name}"
             )
         checks.warn_of_unsafe_gradients(network)
-        self.x, self.y = x, y
         self.batch_size = check_count("batch_size", batch_size, 1)
-        self._sum = tf.function(self._sum_at, autograph=False)
-        self._gradients = tf.function(self._gradients_at, autograph=False)
-        self._products = tf.function(self._products_at, autograph=False)
-        self._pixels = tf.function(self._pixels_at, autograph=False)
+        self.x, self.y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
+        checks.check_classes(y, labels, self._count_classes())
+        self._sum = traced(self._sum_at)
+        self._gradients = traced(self._gradients_at)
+        self._products = traced(self._products_at)
+        self._pixels = traced(self._pixels_at)
 
     @property
     def weights(self):
@@ -95,32 +113,38 @@ class Landscape:
             slice(None),
         )
 
-    def largest_eigenvalue(self, *, tolerance=1e-3, seed=0):
-        """The Hessian's largest eigenvalue, by Lanczos's method (ARPACK).
+    def largest_eigenvalue(self, *, tolerance=1e-3, seed=0, iterations=None):
+        """Computes the Hessian's largest eigenvalue, by Lanczos's method.
 
         Args:
-            tolerance: relative accuracy, > 0.
+            tolerance: relative accuracy, >= 0; 0 is that of float64.
             seed: of the vector that it starts from.
+            iterations: how many restarts of ARPACK to allow, >= 1; None is ten
+                times the number of weights.
+
+        Raises:
+            ValueError: if it does not converge in so many iterations, if the
+                Hessian is not finite, or if an argument is out of its range.
         """
+        check_number("tolerance", tolerance)
+        if iterations is not None:
+            check_count("iterations", iterations, 1)
         like = self.weights
         size = sum(int(tf.size(w)) for w in like)
 
         def product(vector):
-            moved = self.curvature(_split(vector, like))
-            return np.concatenate([np.ravel(m) for m in moved]).astype(float)
+            moved = self.curvature(_split(np.ravel(vector), like))
+            found = np.concatenate([np.ravel(m) for m in moved]).astype(float)
+            if not np.isfinite(found).all():
+                raise ValueError(
+                    "the Hessian must be finite: the network's weights, or its "
+                    f"loss, are not. Received: network={self.network.name}"
+                )
+            return found
 
-        operator = scipy.sparse.linalg.LinearOperator(
-            (size, size), matvec=product, dtype=float
-        )
-        (value,) = scipy.sparse.linalg.eigsh(
-            operator,
-            k=1,
-            which="LA",
-            tol=tolerance,
-            v0=np.random.default_rng(seed).normal(size=size),
-            return_eigenvectors=False,
-        )
-        return float(value)
+        if size == 1:  # A number, for which ARPACK has no method.
+            return float(product(np.ones(1))[0])
+        return _largest_eigenvalue(product, size, tolerance, seed, iterations)
 
     def sharpness(self, perturbation, *, examples=None):
         """How much the loss rises where a perturbation of the weights goes.
@@ -211,6 +235,11 @@ class Landscape:
             logit and the largest other (Etmann et al., 2019, definition 3,
             divided by the input's norm).
         """
+        if not self.x.dtype.is_floating:
+            raise ValueError(
+                "input_gradients needs inputs that are floats, not numbers of "
+                f"tokens. Received: x.dtype={self.x.dtype.name}"
+            )
         weights, found = self.weights, []
         for start in range(0, len(self.x), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -220,10 +249,47 @@ class Landscape:
         ]
         return dict(zip(("l1", "l2", "alignment"), columns, strict=True))
 
-    def _logits(self, weights, x):
+    def _count_classes(self):
+        """The number of classes, of what the network returns for one example.
+
+        Raises:
+            ValueError: if that is no logits, or it does not take the example.
+        """
+        try:
+            output = self._outputs(self.weights, self.x[:1])
+        except (TypeError, ValueError, tf.errors.OpError) as error:
+            raise ValueError(
+                f"network must take the data's inputs ({files.reason(error)}). "
+                f"Received: x of dtype {self.x.dtype.name} and shape "
+                f"{tuple(self.x.shape)}"
+            ) from error
+        if isinstance(output, (dict, list, tuple)):
+            raise ValueError(
+                "network must return one tensor of logits: of several outputs "
+                "make a keras.Model of one. "
+                f"Received: a {type(output).__name__} of {len(output)}"
+            )
+        output = tf.convert_to_tensor(output)
+        if output.shape.rank != 2 or not output.dtype.is_floating:
+            raise ValueError(
+                "network must return logits (batch, classes), or (batch, 1) of "
+                "two classes. Received: "
+                f"{output.dtype.name} of shape {tuple(output.shape)} for one "
+                "example"
+            )
+        return max(output.shape[1], 2)
+
+    def _outputs(self, weights, x):
         mapping = list(zip(self.variables, weights, strict=True))
         with keras.StatelessScope(mapping):
             return self.network(x, training=False)
+
+    def _logits(self, weights, x):
+        logits = self._outputs(weights, x)
+        if logits.shape[1] > 1:
+            return logits
+        # The softmax of (0, z) is the sigmoid of z.
+        return tf.concat([tf.zeros_like(logits), logits], axis=1)
 
     def _sum_at(self, weights, x, y):
         return tf.reduce_sum(cross_entropy(self._logits(weights, x), y))
@@ -232,15 +298,13 @@ class Landscape:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             total = self._sum_at(weights, x, y)
-        zero = tf.UnconnectedGradients.ZERO
-        return tape.gradient(total, weights, unconnected_gradients=zero)
+        return _dense_gradient(tape, total, weights)
 
     def _products_at(self, weights, directions, x, y):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             slope = inner(self._gradients_at(weights, x, y), directions)
-        zero = tf.UnconnectedGradients.ZERO
-        return tape.gradient(slope, weights, unconnected_gradients=zero)
+        return _dense_gradient(tape, slope, weights)
 
     def _pixels_at(self, weights, x, y):
         with tf.GradientTape(True, watch_accessed_variables=False) as tape:
@@ -272,6 +336,40 @@ class Landscape:
                 for t, f in zip(totals or [0] * len(found), found, strict=True)
             ]
         return [t / tf.cast(count, t.dtype) for t in totals]
+
+
+def _largest_eigenvalue(product, size, tolerance, seed, iterations):
+    """The largest eigenvalue of a symmetric matrix, by its products."""
+    start = np.random.default_rng(seed).normal(size=size)
+    operator = scipy.sparse.linalg.LinearOperator(
+        (size, size), matvec=product, dtype=float
+    )
+    try:
+        (value,) = scipy.sparse.linalg.eigsh(
+            operator,
+            k=1,
+            which="LA",
+            tol=tolerance,
+            maxiter=iterations,
+            v0=start,
+            return_eigenvectors=False,
+        )
+    except scipy.sparse.linalg.ArpackError as error:
+        if not product(start).any():
+            return 0.0  # The matrix is zero, of which ARPACK has no vectors.
+        raise ValueError(
+            "the largest eigenvalue was not found: raise tolerance or "
+            f"iterations ({files.reason(error)}). Received: "
+            f"tolerance={tolerance}, iterations={iterations}"
+        ) from error
+    return float(value)
+
+
+def _dense_gradient(tape, target, weights):
+    """Gradients as tensors: of an embedding they are sparse, or none."""
+    zero = tf.UnconnectedGradients.ZERO
+    found = tape.gradient(target, weights, unconnected_gradients=zero)
+    return [tf.convert_to_tensor(gradient) for gradient in found]
 
 
 def _split(vector, like):

@@ -322,7 +322,7 @@ def test_pixels_are_read_for_evaluation_and_callbacks(kind):
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_statistics_are_those_of_the_arrays(kind, network):
+def test_statistics_and_landscapes_are_those_of_the_arrays(kind, network):
     statistics = network.layers[0].non_trainable_variables
     recalibrate(network, slices((X, Y)).batch(64))
     batches_of_64 = [v.numpy() for v in statistics]
@@ -334,6 +334,9 @@ def test_statistics_are_those_of_the_arrays(kind, network):
     expected = batches_of_128 if kind in whole else batches_of_64
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+    landscape = tfsam.Landscape(network, CONTAINERS[kind](Y))
+    np.testing.assert_array_equal(landscape.x, X)
+    np.testing.assert_array_equal(landscape.y, Y)
 
 
 def test_images_of_whole_numbers_are_refused_from_every_container():
