@@ -4,6 +4,8 @@
 nothing of the training: they go with every optimizer and every `RobustModel`.
 """
 
+import contextlib
+import enum
 import pathlib
 import re
 import warnings
@@ -19,9 +21,67 @@ from tfsam import files
 from tfsam import recalibration
 from tfsam.arguments import check_count
 from tfsam.arguments import check_number
+from tfsam.attacks.logits import traced
 
-# Networks that hold an average in the place of the weights in training.
-_HOLDING: weakref.WeakSet = weakref.WeakSet()
+# The callback, as a weak reference, whose average a network holds in the place
+# of the weights in training.
+_HOLDERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+# The origin of the weights that a network got at the end of the current fit.
+_ENDINGS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+class Ending(enum.IntEnum):
+    """Where the weights at the end of a fit come from; the largest wins."""
+
+    BEFORE_COLLAPSE = 1
+    AVERAGE = 2
+    BEST_EPOCH = 3
+
+
+def begin(network):
+    """Forgets how the fit before ended; for `on_train_begin`.
+
+    Args:
+        network: the network that is trained.
+    """
+    _ENDINGS.pop(network, None)
+
+
+def may_end(network, ending):
+    """Whether a callback may give the network its weights at a fit's end.
+
+    Several callbacks may want to, in any order. If it may, that is recorded.
+
+    Args:
+        network: the network that was trained.
+        ending: the `Ending` that the callback would give it.
+    """
+    if ending < _ENDINGS.get(network, 0):
+        return False
+    _ENDINGS[network] = ending
+    return True
+
+
+@contextlib.contextmanager
+def training_weights(network):
+    """A context in which a network holds the weights in training.
+
+    From the beginning of the validation to an average's end of the epoch it
+    holds that average otherwise; it does so again after the context.
+
+    Args:
+        network: the network that is trained.
+    """
+    holder = _HOLDERS.get(network, lambda: None)()
+    if holder is None:
+        yield
+        return
+    holder._swap_out()
+    try:
+        yield
+    finally:
+        holder._swap_in()
 
 
 class WeightAverage(keras.callbacks.Callback):
@@ -33,15 +93,21 @@ class WeightAverage(keras.callbacks.Callback):
     - From the beginning of the validation in `fit` to this callback's own end
       of the epoch, the network holds the averaged weights, with BatchNorm
       statistics measured on `data` (see `recalibration.recalibrate`). So the
-      validation, and callbacks that stand before this one in `callbacks=`, see
-      the averaged network. In epochs without validation nobody does.
+      validation, and Keras's callbacks that stand before this one in
+      `callbacks=`, see the averaged network. In epochs without validation they
+      do not.
     - At its own end of the epoch it puts back the weights and the statistics of
-      the training, to the bit. Callbacks that stand after this one, such as the
-      training's checkpoints, see those.
+      the training, to the bit. Callbacks that stand after this one see those.
+    - The callbacks of tfsam see the same weights wherever they stand, with and
+      without validation: `RobustValidation` and `StopAtCollapse` those in
+      training, and `RobustValidation(average=)` this average; checkpoints are
+      of the weights in training.
     - At the end of the training the network gets the averaged weights for good,
-      with statistics measured on `data`. `model.evaluate` afterwards is of that
-      network, with this callback or without it. (What a callback that stands
-      before this one restored at the end of the training is overwritten.)
+      with statistics measured on `data`; but where `RobustValidation(keep=)`
+      has a best epoch, it gets those of that epoch. `model.evaluate` afterwards
+      is of that network, with this callback or without it. (Weights that a
+      callback of Keras which stands before this one restored at the end of the
+      training are overwritten.)
 
     Where there is no average yet the network stays as it is. A new `fit` starts
     a new average, from the weights of the network then; but a `fit` that begins
@@ -68,6 +134,9 @@ class WeightAverage(keras.callbacks.Callback):
             is not built, if `folder` does not hold the file to go on from, or
             if a second average wants the network during the validation.
     """
+
+    # Whether the epoch is to give something to the average at its end.
+    _due = False
 
     def __init__(self, data=None, attack=None, folder=None, steps=None):
         super().__init__()
@@ -101,9 +170,10 @@ class WeightAverage(keras.callbacks.Callback):
                 f"{type(self).__name__} data= to measure their own.",
                 stacklevel=2,
             )
-        self._move = tf.function(self._moved, autograph=False)
+        self._move = traced(self._moved)
         self.average, self.count = self._weights(), 0
-        _HOLDING.discard(self._network)
+        _HOLDERS.pop(self._network, None)
+        begin(self._network)
         self._training, self._first_epoch = True, True
         self._kept = self._statistics = None
 
@@ -123,8 +193,7 @@ class WeightAverage(keras.callbacks.Callback):
         """Puts the weights of the training back, and saves the average."""
         self._collect()
         self._swap_out()
-        if self.folder and devices.is_chief(self.model.distribute_strategy):
-            self._save(epoch + 1)
+        self._save(epoch + 1)
 
     def get_state(self):
         """The average, as arrays."""
@@ -142,13 +211,57 @@ class WeightAverage(keras.callbacks.Callback):
             tf.constant(state[f"weight_{i}"]) for i in range(len(self.average))
         ]
 
+    def put_back(self, state, epoch):
+        """Goes back to an average from before an epoch, in the folder as well.
+
+        Args:
+            state: of `get_state`, at the beginning of the epoch.
+            epoch: the epoch's number, from 0. It gives nothing to the average.
+        """
+        self.set_state(state)
+        self._due = False
+        self._save(epoch + 1)
+
+    def check_averages(self, network):
+        """Checks that this callback averages a network in the current fit.
+
+        Args:
+            network: the network that is trained.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        if not self._training or self._network is not network:
+            raise ValueError(
+                "average must be among the callbacks of the same fit. "
+                f"Received: average={type(self).__name__}, which is not"
+            )
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """A context in which the network holds the average, as at the end.
+
+        Before there is an average, it holds the weights in training.
+        """
+        self._collect()
+        if self._kept is not None:
+            yield
+            return
+        with training_weights(self._network):
+            self._swap_in()
+            try:
+                yield
+            finally:
+                self._swap_out()
+
     def on_train_end(self, logs=None):
         """Gives the network its averaged weights for good."""
         if self._first_epoch and self.folder is not None:
             self._load_newest()  # It was resumed after its last epoch.
-        self._swap_in()
+        if self.count and may_end(self._network, Ending.AVERAGE):
+            self._swap_in()
         self._training, self._kept = False, None
-        _HOLDING.discard(self._network)
+        _HOLDERS.pop(self._network, None)
 
     @property
     def _network(self):
@@ -188,13 +301,13 @@ class WeightAverage(keras.callbacks.Callback):
     def _swap_in(self):
         if self.count == 0 or self._kept is not None:
             return
-        if self._network in _HOLDING:
+        if self._network in _HOLDERS:
             raise ValueError(
                 "A fit with validation takes one average: this one would take "
                 "the other's for the weights in training. "
                 f"Received: a second one, {self}"
             )
-        _HOLDING.add(self._network)
+        _HOLDERS[self._network] = weakref.ref(self)
         self._kept = [tf.identity(part) for part in self._parts()]
         recalibration.assign(self._network.trainable_variables, self.average)
         if self.data is None:
@@ -210,7 +323,7 @@ class WeightAverage(keras.callbacks.Callback):
             for part, value in zip(self._parts(), self._kept, strict=True):
                 part.assign(value)
             self._kept = None
-            _HOLDING.discard(self._network)
+            _HOLDERS.pop(self._network, None)
 
     def _parts(self):
         """All that a swap changes, each replica's own copy.
@@ -228,7 +341,10 @@ class WeightAverage(keras.callbacks.Callback):
         ]
 
     def _save(self, epochs):
-        """Writes the state, forgets all but it and the one before."""
+        """Writes the state, if it is this process that does; keeps two."""
+        chief = devices.is_chief(self.model.distribute_strategy)
+        if self.folder is None or not chief:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_arrays(self._path(epochs), self.get_state())
         kept = {self._path(epochs), self._path(epochs - 1)}

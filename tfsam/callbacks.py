@@ -47,6 +47,15 @@ def _step(model):
     return int(model.optimizer.iterations.numpy())
 
 
+def _measured(logs):
+    """The numbers of an epoch's logs; NaN is one that was not measured.
+
+    (A loss that is NaN has stopped the training before.)
+    """
+    found = {key: float(value) for key, value in (logs or {}).items()}
+    return {key: value for key, value in found.items() if value == value}
+
+
 class History(keras.callbacks.Callback):
     """Keeps a CSV file, one row an epoch, rewritten whole after each.
 
@@ -83,10 +92,9 @@ class History(keras.callbacks.Callback):
                 "seconds": sum(self._steps),
                 "step_seconds_median": statistics.median(self._steps),
                 "learning_rate": self._learning_rate,
-                **{key: float(value) for key, value in (logs or {}).items()},
+                **_measured(logs),
             }
         )
-        # Robust validation adds its columns in some epochs only.
         columns = dict.fromkeys(key for row in self.rows for key in row)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(columns), restval="")
@@ -185,7 +193,7 @@ class Progress(keras.callbacks.Callback):
         pace = (self._said - self._started) / self._done
         left = self.epochs * self.steps - self._before - self._done
         numbers = ", ".join(
-            f"{key} {float(value):.4f}" for key, value in (logs or {}).items()
+            f"{key} {value:.4f}" for key, value in _measured(logs).items()
         )
         self.log(
             f"epoch {self._epoch + 1}/{self.epochs} {where}: {numbers}, "

@@ -9,6 +9,7 @@ import zipfile
 import keras
 import numpy as np
 
+from tfsam import averages
 from tfsam import callbacks
 from tfsam import devices
 from tfsam import files
@@ -115,7 +116,11 @@ class Checkpoint(keras.callbacks.Callback):
         if not devices.is_chief(self.model.distribute_strategy):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with files.replacing(self.folder / name) as temporary:
+        network = getattr(self.model, "network", self.model)
+        with (
+            averages.training_weights(network),
+            files.replacing(self.folder / name) as temporary,
+        ):
             self.model.save(temporary)
             state |= _parts_state(parts) | _seeds_state(self.model)
             _add_state(temporary, state)

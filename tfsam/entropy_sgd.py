@@ -4,6 +4,7 @@ It is an optimizer, so it combines with every RobustModel: the walk takes the
 gradient that it is given, of SAM, of adversarial training or of both.
 """
 
+import contextlib
 import math
 
 import keras
@@ -15,6 +16,25 @@ from tfsam.optimizers import SGD
 
 # How much of the walk's mean stays at each of its steps, in the authors' code.
 KEPT = 0.75
+
+
+@contextlib.contextmanager
+def settled_weights(optimizer):
+    """Puts the weights that an optimizer stands for in the variables.
+
+    A context, for optimizers with a method `settled`, such as `EntropySGD`,
+    which walks around w. Others, `use_ema` among them, are left as they are,
+    see Keras's own validation.
+
+    Args:
+        optimizer: a Keras optimizer; one that holds others is searched.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    with contextlib.ExitStack() as stack:
+        for part in getattr(optimizer, "optimizers", [optimizer]):
+            if hasattr(part, "settled"):
+                stack.enter_context(part.settled())
+        yield
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
@@ -44,8 +64,9 @@ class EntropySGD(SGD):
     well, and clipping is of the gradients at x'.
 
     The model's variables hold x' amid a walk, and w after it and at the end of
-    `fit`. So validation and checkpoints after an epoch see w only if the
-    epoch's steps are a multiple of `inner_steps`.
+    `fit`. So Keras's validation and checkpoints after an epoch see w only if
+    the epoch's steps are a multiple of `inner_steps`. `RobustValidation` and
+    `StopAtCollapse` always measure and keep w.
 
     Args:
         learning_rate: of w; a number, a schedule, or a callable.
@@ -158,6 +179,32 @@ class EntropySGD(SGD):
                 variable.assign(tf.where(unfinished > 0, center, variable))
                 clock.assign_sub(unfinished)
         super().finalize_variable_values(var_list)
+
+    @contextlib.contextmanager
+    def settled(self):
+        """Puts w in the variables for a while, and x' back after it.
+
+        The walk goes on as if nothing had been.
+        """
+        walking = []
+        if self.built and self.inner_steps:
+            walking = [
+                (variable, center, tf.convert_to_tensor(variable))
+                for variable, center, clock in zip(
+                    self._trainable_variables,
+                    self.centers,
+                    self.clocks,
+                    strict=True,
+                )
+                if int(tf.convert_to_tensor(clock)) % self.inner_steps
+            ]
+        for variable, center, _ in walking:
+            variable.assign(center)
+        try:
+            yield
+        finally:
+            for variable, _, moved in walking:
+                variable.assign(moved)
 
     def get_config(self):
         """The constructor's arguments."""

@@ -215,7 +215,7 @@ def _split(config, images):
     return data.hold_out(images, count, config["seed"])
 
 
-def _validation(config, held_out, path):
+def _validation(config, held_out, average, path):
     """The callback that attacks the held-out images."""
     epsilon, norm = config["epsilon"], config["norm"]
     if epsilon is None:  # A method without an attack of its own.
@@ -229,6 +229,7 @@ def _validation(config, held_out, path):
         seed=config["seed"],
         keep=keep,
         path=path if keep else None,
+        average=average,
     )
 
 
@@ -294,11 +295,13 @@ def train(config, images, workdir, strategy, log, stop):
         FloatingPointError: if the loss or a weight is not finite any more.
         tfsam.signals.Stopped: if `stop` was asked.
     """
-    validation = None
+    held_out = validation = None
     if _validates(config):
         images, held_out = _split(config, images)
-        validation = _validation(config, held_out, workdir / "best.keras")
     average = _average(config, images, workdir / "average")
+    if held_out is not None:
+        best = workdir / "best.keras"
+        validation = _validation(config, held_out, average, best)
     model, (done, step), state = _restore(
         workdir / "checkpoints", average, strategy, log
     )
@@ -328,7 +331,6 @@ def train(config, images, workdir, strategy, log, stop):
     if step:  # The metrics are there before their state is put back.
         with _scope(strategy):
             model.build_for(train_data.element_spec)
-    # Validation sees the averaged weights, the checkpoint those in training.
     chief = devices.is_chief(strategy)
     watching = [
         checkpoints.Resume(state, parts, steps - step if step else None),
@@ -367,8 +369,6 @@ def train(config, images, workdir, strategy, log, stop):
         )
     if not chief:
         return model.network, None
-    if validation and validation.keep:
-        validation.restore()  # Its average may have come after it.
     summary = _summary(config, workdir, images, validation)
     some = data.sample(len(images.x_train), _FITTED, config["seed"])
     fitted = evaluation.evaluate(

@@ -8,10 +8,13 @@ robustness against more of them (Wong et al., 2020). Both are seen by attacking
 a few images after each epoch, which is what these callbacks do.
 
 In `fit`'s list they stand before the callbacks that write down an epoch's
-results or save its state, so that those have what was measured.
+results or save its state, so that those have what was measured. Beside `EMA`,
+`SWA` and each other they may stand in any order.
 """
 
+import contextlib
 import json
+import math
 import pathlib
 import warnings
 
@@ -19,9 +22,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam import averages
 from tfsam import checks
 from tfsam import classifiers
 from tfsam import devices
+from tfsam import entropy_sgd
 from tfsam import evaluation
 from tfsam import files
 from tfsam import sanity
@@ -30,6 +35,7 @@ from tfsam.arguments import check_number
 from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.check import contract
+from tfsam.attacks.logits import traced
 
 # Accuracies are multiples of 1/n; this is rounding.
 _ROUNDING = 1e-9
@@ -53,8 +59,8 @@ class _Accuracies:
             return attack(logits.only(active), x, y, seeds)
 
         in_graph = getattr(attack, "in_graph", False)
-        self.run = tf.function(run, autograph=False) if in_graph else run
-        self.predict = tf.function(logits.predict, autograph=False)
+        self.run = traced(run) if in_graph else run
+        self.predict = traced(logits.predict)
         self.logits = logits
         self.data = data
         self.attack = attack
@@ -115,17 +121,18 @@ class _Accuracies:
 
 
 class _Measuring(keras.callbacks.Callback):
-    """A callback with data and an attack, which knows the network's accuracies.
+    """A callback that measures the network's accuracies on data of its own.
 
     Args:
-        data: (x, y).
+        data: see `RobustValidation`.
         attack: of the contract of `attacks/base.py`.
         batch_size: examples attacked at once.
         seed: of the attack.
+        average: an `EMA` or `SWA` of the same training, or None.
         steps: see `RobustValidation`.
     """
 
-    def __init__(self, data, attack, batch_size, seed, steps):
+    def __init__(self, data, attack, batch_size, seed, average, steps):
         super().__init__()
         if not callable(attack):
             raise ValueError(
@@ -133,7 +140,13 @@ class _Measuring(keras.callbacks.Callback):
                 f"Received: attack={attack}"
             )
         check_scale(attack)
+        if not isinstance(average, (averages.WeightAverage, type(None))):
+            raise ValueError(
+                "average must be a tfsam.EMA or tfsam.SWA, among the callbacks "
+                f"of the same fit, or None. Received: average={average}"
+            )
         self.attack = attack
+        self.average = average
         self.data = evaluation.load_data(
             data, getattr(attack, "bounds", None), steps
         )
@@ -147,9 +160,28 @@ class _Measuring(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Gets ready for this network; it is traced when first measured."""
+        averages.begin(self.network)
         self._accuracies = _Accuracies(
             self.network, self.data, self.attack, self.batch_size, self.seed
         )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Checks that the average is one of this training."""
+        if self.average is not None:
+            self.average.check_averages(self.network)
+
+    @contextlib.contextmanager
+    def _in_training(self):
+        """A context in which the network holds the weights in training.
+
+        No average, and Entropy-SGD's w in the midst of its walk.
+        """
+        optimizer = getattr(self.model, "optimizer", None)
+        with (
+            averages.training_weights(self.network),
+            entropy_sgd.settled_weights(optimizer),
+        ):
+            yield
 
 
 class RobustValidation(_Measuring):
@@ -169,8 +201,20 @@ class RobustValidation(_Measuring):
 
     An epoch's `logs` get `val_clean_accuracy` and `val_robust_accuracy`, the
     fractions of the examples that are classified correctly, and that are so
-    both before and after the attack. The network is in inference mode, and
-    nothing of it or of the training changes.
+    both before and after the attack; both are NaN in epochs without a
+    measurement. The network is in inference mode, and nothing of it or of the
+    training changes.
+
+    The weights that are measured, and kept, are those in training, whether
+    `fit` validates or not and wherever an `EMA` or `SWA` stands in its list of
+    callbacks; or the averaged ones of `average`. In the midst of a walk of
+    `EntropySGD` they are its w. The average of a Keras optimizer with `use_ema`
+    is not measured, nor does Keras's own validation see it.
+
+    A callback of Keras that monitors one of the accuracies takes the first
+    value that it gets for the best, and no number is greater than NaN. So with
+    `every` > 1 give `EarlyStopping` start_from_epoch=every - 1, and
+    `ModelCheckpoint` initial_value_threshold=0.0.
 
     A run that is resumed from a checkpoint of the epoch before ends with the
     same best network as one that was never interrupted, if there is a `path`
@@ -189,11 +233,15 @@ class RobustValidation(_Measuring):
         seed: >= 0; with an example's index, the key of its randomness.
         keep: "clean" or "robust", the accuracy that the best network has the
             most of, or None. At the end of training the network gets the
-            weights of its best epoch, the earliest of equals.
+            weights of its best epoch, the earliest of equals, also where an
+            `EMA` or `SWA` would give it its average.
         path: of a `.keras` file, which holds the best network whenever there
             is a better one; beside it stands a record, `path` + ".json", with
             `best` and the file's checksum. Training from the start forgets
             what they held; a resumed one goes on from it. None is no file.
+        average: the `EMA` or `SWA`, among the callbacks of the same `fit`, that
+            is measured and kept; before its first snapshot it is the weights in
+            training. None is the weights in training.
         steps: how many elements of a dataset or a generator to read; None reads
             all, and refuses data that does not end.
 
@@ -217,9 +265,10 @@ class RobustValidation(_Measuring):
         seed=0,
         keep=None,
         path=None,
+        average=None,
         steps=None,
     ):
-        super().__init__(data, attack, batch_size, seed, steps)
+        super().__init__(data, attack, batch_size, seed, average, steps)
         self.every = check_count("every", every, 1)
         if keep not in (None, "clean", "robust"):
             raise ValueError(
@@ -244,6 +293,7 @@ class RobustValidation(_Measuring):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Goes on from the best network so far, if training is resumed."""
+        super().on_epoch_begin(epoch, logs)
         if self._begun:
             return
         self._begun = True
@@ -254,25 +304,43 @@ class RobustValidation(_Measuring):
 
     def on_epoch_end(self, epoch, logs=None):
         """Measures if it is time to, and keeps a network that is better."""
-        if (epoch + 1) % self.every:
-            return
-        clean, robust = self._accuracies()
+        clean = robust = math.nan
+        if (epoch + 1) % self.every == 0:
+            with self._measured():
+                clean, robust = self._accuracies()
+                self._keep(
+                    {"epoch": epoch + 1, "clean": clean, "robust": robust}
+                )
+        # In all epochs: CSVLogger takes the columns of the first.
         logs["val_clean_accuracy"] = clean
         logs["val_robust_accuracy"] = robust
-        found = {"epoch": epoch + 1, "clean": clean, "robust": robust}
-        if self.keep and (
-            self.best is None or found[self.keep] > self.best[self.keep]
+
+    def _measured(self):
+        """A context in which the network holds the weights to measure."""
+        if self.average is None:
+            return self._in_training()
+        return self.average.averaged()
+
+    def _keep(self, found):
+        """Keeps the network as it is now, if it is the best so far."""
+        if self.keep is None or (
+            self.best is not None and found[self.keep] <= self.best[self.keep]
         ):
-            self.best = found
-            self._best_weights = self.network.get_weights()
-            if self._writes():
-                _write_best(self.path, self.network, found)
+            return
+        self.best = found
+        self._best_weights = self.network.get_weights()
+        if self._writes():
+            _write_best(self.path, self.network, found)
 
     def on_train_end(self, logs=None):
         """Gives the network the weights of its best epoch."""
         if not self._begun:  # It was resumed after its last epoch.
             self._load(over=True)
-        self.restore()
+        best = averages.Ending.BEST_EPOCH
+        if self._best_weights is not None and averages.may_end(
+            self.network, best
+        ):
+            self.restore()
 
     def restore(self):
         """Gives the network the weights of its best epoch, if there is one."""
@@ -355,9 +423,10 @@ class StopAtCollapse(_Measuring):
             (x_train[:256], y_train[:256]), tfsam.PGD(8 / 255, steps=5)
         )
 
-    An average of the weights takes the collapsed epoch's, too: name it here,
-    and put it before this callback in `fit`'s list. What it was before the
-    epoch is put back with the weights.
+    An average of the weights takes the collapsed epoch's, too: name it here.
+    What it was before the epoch is put back with the weights. The accuracy is
+    of the weights in training, wherever an average stands in `fit`'s list of
+    callbacks, and in the midst of a walk of `EntropySGD` of its w.
 
     An epoch's `logs` get `train_robust_accuracy`, of the weights that it ended
     with. The first epoch is compared with the weights that training began, or
@@ -378,7 +447,7 @@ class StopAtCollapse(_Measuring):
         stopped_epoch: the epoch of the collapse (from 1), or None.
 
     Raises:
-        ValueError: as of `RobustValidation`.
+        ValueError: see `RobustValidation`.
     """
 
     def __init__(
@@ -392,36 +461,54 @@ class StopAtCollapse(_Measuring):
         seed=0,
         steps=None,
     ):
-        super().__init__(data, attack, batch_size, seed, steps)
+        super().__init__(data, attack, batch_size, seed, average, steps)
         self.drop = check_number("drop", drop, 0, 1)
-        self.average = average
         self.stopped_epoch = None
         self._weights_before: list = []
         self._average_before: dict = {}
 
     def on_train_begin(self, logs=None):
-        """Measures what the first epoch is compared with."""
+        """Measures the weights that the first epoch is compared with."""
         super().on_train_begin(logs)
         self.stopped_epoch = None
-        self._remember(self._robust_accuracy())
+        with self._in_training():
+            self._remember(self._robust_accuracy())
 
     def on_epoch_begin(self, epoch, logs=None):
         """Remembers the average, which a resumed run has only now."""
+        super().on_epoch_begin(epoch, logs)
         if self.average is not None:
             self._average_before = self.average.get_state()
 
     def on_epoch_end(self, epoch, logs=None):
         """Compares with the epoch before."""
-        accuracy = logs["train_robust_accuracy"] = self._robust_accuracy()
-        if self._before - accuracy > self.drop + _ROUNDING:
+        with self._in_training():
+            accuracy = logs["train_robust_accuracy"] = self._robust_accuracy()
+            collapsed = self._before - accuracy > self.drop + _ROUNDING
+            if not collapsed:
+                self._remember(accuracy)
+        if collapsed:
+            self._go_back(epoch)
+
+    def _go_back(self, epoch):
+        """Puts the weights of the epoch before back, and stops training."""
+        with averages.training_weights(self.network):
+            # An optimizer that walks around the weights ends its walk, or it
+            # would put the end of the collapsed epoch in their place.
+            self.model.optimizer.finalize_variable_values(
+                self.model.trainable_variables
+            )
             self.network.set_weights(self._weights_before)
             if self.average is not None:
-                self.average.set_state(self._average_before)
-                self.average.on_epoch_end(epoch)  # Writes its file anew.
-            self.stopped_epoch = epoch + 1
-            self.model.stop_training = True
-        else:
-            self._remember(accuracy)
+                self.average.put_back(self._average_before, epoch)
+        self.stopped_epoch = epoch + 1
+        self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        """Puts them back once more, if the optimizer put others there."""
+        ending = averages.Ending.BEFORE_COLLAPSE
+        if self.stopped_epoch and averages.may_end(self.network, ending):
+            self.network.set_weights(self._weights_before)
 
     def get_state(self):
         """What the epoch will be compared with, as arrays."""
