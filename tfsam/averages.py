@@ -362,13 +362,17 @@ class WeightAverage(keras.callbacks.Callback):
             self._load(max(found))
 
     def read_state(self, epochs):
-        """What `folder` holds of the average, as of `get_state`.
+        """Reads an average from `folder`.
 
         Args:
-            epochs: after how many.
+            epochs: the number of epochs after which it was written.
+
+        Returns:
+            A state as `get_state` returns it.
 
         Raises:
-            tfsam.files.Unusable: if its file is missing or damaged.
+            tfsam.files.Unusable: if the file is missing or damaged, or holds
+                something else.
         """
         path = self._path(epochs)
         if not path.exists():
@@ -381,13 +385,35 @@ class WeightAverage(keras.callbacks.Callback):
             open(path, "rb") as file,
             np.load(file) as arrays,
         ):
-            return dict(arrays)
+            state = dict(arrays)
+        names = [f"weight_{i}" for i in range(len(state) - 1)]
+        if set(state) != {"count", *names} or state["count"].ndim:
+            raise files.Unusable(
+                f"{path} must hold an average, which tfsam wrote: move the "
+                "file away. "
+                f"Received: an archive of {', '.join(sorted(state)) or 'none'}"
+            )
+        return state
 
     def _load(self, epochs):
-        self.set_state(self.read_state(epochs))
+        state = self.read_state(epochs)
+        found = [state[name].shape for name in state if name != "count"]
+        expected = [tuple(weight.shape) for weight in self.average]
+        if found != expected:
+            raise files.Unusable(
+                f"{self._path(epochs)} must hold an average of this network, "
+                f"{len(expected)} weights of shapes {_listed(expected)}. "
+                f"Received: {len(found)} weights of shapes {_listed(found)}"
+            )
+        self.set_state(state)
 
     def _path(self, epochs):
         return self.folder / f"average-{epochs:04d}.npz"
+
+
+def _listed(shapes):
+    """The first of some shapes, as text."""
+    return ", ".join(map(str, shapes[:3])) + ", ..." * (len(shapes) > 3)
 
 
 class EMA(WeightAverage):
