@@ -49,11 +49,11 @@ class Landscape:
 
     def __init__(self, network, data, *, batch_size=250, steps=None):
         if not isinstance(network, keras.Model):
-            kind = f"{type(network).__module__}.{type(network).__name__}"
+            name = f"{type(network).__module__}.{type(network).__name__}"
             raise ValueError(
                 "network must be a keras.Model of Keras 3, of which the "
                 "weights can be replaced (one of tf_keras must be saved and "
-                f"loaded by Keras 3). Received: network of type {kind}"
+                f"loaded by Keras 3). Received: network of type {name}"
             )
         x, y = examples.load(data, steps=steps, network=network)
         y, labels = checks.class_labels(y)
