@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 
 import numpy as np
+import tensorflow as tf
 
 from tfsam import accuracies
 from tfsam import arguments
