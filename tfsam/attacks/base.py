@@ -90,7 +90,8 @@ class Attack(Configurable):
 
         Args:
             logits_fn: function from pixels to logits.
-            x: float array or tensor (batch, ...).
+            x: float array or tensor (batch, ...), inside `bounds` but for a few
+                units in the last place, which are clipped.
             y: labels, array or tensor.
             seed: an int, int32 (2,) or int32 (batch, 2).
             start: where to start instead of at x or at random, for attacks
@@ -102,11 +103,12 @@ class Attack(Configurable):
 
         Raises:
             ValueError: if x is not of a floating-point dtype, or epsilon is
-                larger than the width of the bounds in l-inf.
+                larger than the width of the bounds in l-inf, or x lies outside
+                the bounds; in a graph the last is an InvalidArgumentError when
+                it runs, and XLA, which drops assertions, clips.
         """
-        x = tf.convert_to_tensor(x)
-        checks.floating(x, self.bounds)
         check_scale(self)
+        x = self._checked(tf.convert_to_tensor(x))
         # float16 near 1 has steps of 4.9e-4: half of a 0.25/255 attack step.
         precise = x if x.dtype.size >= 4 else tf.cast(x, tf.float32)
         if start is not None:
@@ -120,6 +122,15 @@ class Attack(Configurable):
         )
         x_adv = tf.ensure_shape(tf.cast(x_adv, x.dtype), x.shape)
         return tf.stop_gradient(x_adv)
+
+    def _checked(self, x):
+        """Refuses pixels that the attack could only clip, far from x."""
+        if tf.inside_function():
+            return checks.inside(x, self.bounds)
+        checks.floating(x, self.bounds)
+        return tf.convert_to_tensor(
+            checks.inside_bounds(x.numpy(), self.bounds)
+        )
 
     def perturb(self, logits_fn, x, y, seeds):
         """Returns x_adv; `seeds` is int32 (batch, 2)."""
