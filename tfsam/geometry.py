@@ -16,6 +16,9 @@ from tfsam.arguments import check_choice
 
 NORMS = ("linf", "l2")
 
+# Units in the last place of float32 by which a length may miss the radius.
+_FEW_UNITS = 4 * 2.0**-23
+
 # The one constant in denominators: of the attacks' losses, and of every weight
 # perturbation, so that the methods' identities (GSAM(0) = SAM, ...) are exact.
 TINY = 1e-12
@@ -126,6 +129,41 @@ def project(perturbations, radius, norm):
     return perturbations * scale
 
 
+def shrink(x, moved, radius):
+    """Brings points that rounding took out of an l2 ball back into it.
+
+    In a large image the roundings of x + perturbation add up: where all pixels
+    are alike, to sqrt(pixels) / 2 units in their last place. Here the length is
+    measured in float64 and each pixel of the shorter perturbation is rounded
+    towards x.
+
+    Args:
+        x: float tensor (batch, ...), the centres.
+        moved: float tensor of x's shape and dtype.
+        radius: radius of the ball, a number or a scalar tensor.
+
+    Returns:
+        A tensor of x's shape: each example of `moved` that is at most `radius`
+        away from x, but for a few units in the last place of float32, keeps
+        every bit; the others are at most `radius` away.
+    """
+    if not tf.is_tensor(radius):
+        radius = tf.constant(radius, tf.float64)
+    radius = tf.cast(radius, tf.float64)
+    centres = tf.cast(x, tf.float64)
+    norms = example_norms(tf.cast(moved, tf.float64) - centres, "l2")
+    outside = norms > radius * (1 + _FEW_UNITS)
+
+    def shortened():
+        offsets = (tf.cast(moved, tf.float64) - centres) * (radius / norms)
+        points = tf.cast(centres + offsets, x.dtype)
+        beyond = tf.abs(tf.cast(points, tf.float64) - centres)
+        points = tf.where(beyond > tf.abs(offsets), _towards(points, x), points)
+        return tf.where(outside, points, moved)
+
+    return tf.cond(tf.reduce_any(outside), shortened, lambda: moved)
+
+
 def random_point(seeds, shape, radius, norm, dtype=tf.float32):
     """A point for each example, uniform in the ball.
 
@@ -192,6 +230,23 @@ def _points(seeds, shape, norm, dtype):
 
     draw = cube if norm == "linf" else sphere_and_radius
     return tf.map_fn(draw, seeds, fn_output_signature=dtype)
+
+
+def _towards(points, x):
+    """The next number of their dtype from each point in the direction of x.
+
+    The bits of a positive number, read as an integer, are in the order of the
+    numbers; those of a negative one in the opposite order.
+    """
+    size = points.dtype.size
+    integer = {2: tf.int16, 4: tf.int32, 8: tf.int64}[size]
+    wide = tf.int64 if size == 8 else tf.int32
+    bits = tf.cast(tf.bitcast(points, integer), wide)
+    up, down = tf.ones([], wide), -tf.ones([], wide)
+    grow = (x > points) == (points > 0)
+    bits += tf.where(grow, up, down)
+    moved = tf.bitcast(tf.cast(bits, integer), points.dtype)
+    return tf.where((points == 0) | (points == x), points, moved)
 
 
 def _precise(tensor):

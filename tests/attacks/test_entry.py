@@ -1,4 +1,4 @@
-"""What an attack refuses before it starts: pixels, and a budget, out of scale."""
+"""What an attack refuses before it starts: pixels or a budget out of scale."""
 
 import numpy as np
 import pytest
@@ -42,9 +42,8 @@ def linear(x):
 def test_pixels_outside_the_bounds_are_refused(name):
     """An attack would clip them, by 254 for pixels in [0, 255]."""
     attack = attacks.get(name, epsilon=8 / 255)
-    for x in (255 * X, X - 0.5, np.where(X < X.min(keepdims=True), np.nan, X)):
-        if np.isfinite(x).all() and x.min() >= 0 and x.max() <= 1:
-            continue
+    nan = np.where(X == X.min(), np.nan, X).astype("float32")
+    for x in (255 * X, X - 0.5, nan):
         with pytest.raises(ValueError, match=r"bounds=\(0.0, 1.0\).*Received"):
             attack(linear, x, Y)
 
@@ -60,14 +59,12 @@ def test_pixels_outside_the_bounds_are_refused_in_a_graph(name):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_rounding_beyond_the_bounds_is_clipped(dtype):
-    x = np.array(tf.cast(X, dtype))
+    x = X.astype(tf.as_dtype(dtype).as_numpy_dtype)
     unit = np.spacing(np.ones([], x.dtype))
     x[0, 0] = np.asarray(1, x.dtype) + 2 * unit
-    attack = tfsam.PGD(0.1)
-    for call in (attack, tf.function(attack, autograph=False)):
-        x_adv = np.asarray(call(linear, tf.constant(x), Y))
-        assert x_adv.dtype == x.dtype
-        assert x_adv.max() <= 1 and x_adv.min() >= 0
+    x_adv = np.asarray(tfsam.PGD(0.1)(linear, x, Y))
+    assert x_adv.dtype == x.dtype
+    assert x_adv.max() <= 1 and x_adv.min() >= 0
 
 
 def test_other_bounds_and_none_take_what_they_say():

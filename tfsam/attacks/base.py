@@ -25,6 +25,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfsam import checks
+from tfsam import geometry
 from tfsam.arguments import check_budget
 from tfsam.arguments import check_interval
 from tfsam.arguments import check_number
@@ -98,8 +99,9 @@ class Attack(Configurable):
                 whose `perturb` can; a tensor of x's shape.
 
         Returns:
-            A tensor of x's shape and dtype, through which no gradient flows;
-            within epsilon of x to the rounding of that dtype.
+            A tensor of x's shape and dtype, through which no gradient flows.
+            In l2 it is within epsilon of x but for a few units in the last
+            place of float32; in l-inf each pixel is, to its own rounding.
 
         Raises:
             ValueError: if x is not of a floating-point dtype, or epsilon is
@@ -121,6 +123,9 @@ class Attack(Configurable):
             **(start or {}),
         )
         x_adv = tf.ensure_shape(tf.cast(x_adv, x.dtype), x.shape)
+        if self.norm == "l2":
+            x_adv = geometry.shrink(x, x_adv, self.epsilon)
+            x_adv = tf.ensure_shape(x_adv, x.shape)
         return tf.stop_gradient(x_adv)
 
     def _checked(self, x):

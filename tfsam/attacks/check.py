@@ -14,9 +14,15 @@ import tensorflow as tf
 from tfsam import attacks as registry
 from tfsam import geometry
 
-# Rounding in float32 of x + perturbation, and of its norm over an image,
-# relative to the largest pixel.
+# The relative rounding error of a norm that is computed in float32.
 TOLERANCE = 1e-6
+
+# Units in the last place of the largest pixel by which any perturbation may
+# miss the ball or the image range.
+_UNITS = 8
+# What roundings may add to a perturbation's length in a large image, relative
+# to epsilon.
+_OF_EPSILON = 5e-5
 
 # What is the same but for the order of float32 sums.
 _CLOSE = 1e-4
@@ -42,7 +48,9 @@ def contract(x, x_adv, epsilon, norm, bounds):
 
     Raises:
         ValueError: if `x_adv` has another shape or dtype than x, is not finite,
-            or left the bounds or the ball, more than float32 rounds.
+            or left the bounds or the ball by more than rounding: by some units
+            in the last place of float32, or of x's type if that is coarser; in
+            l2 they add up over the pixels.
     """
     x_adv = _tensor(x_adv)
     if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
@@ -52,7 +60,7 @@ def contract(x, x_adv, epsilon, norm, bounds):
         )
     # In float64: the check must not add rounding of its own.
     found = x_adv.numpy().astype(np.float64)
-    tolerance = TOLERANCE * max(1.0, float(np.abs(x).max()))
+    tolerance, unit = _rounding(x)
     if not np.isfinite(found).all():
         raise ValueError(
             "the attack must return finite pixels. Received: NaN or infinity"
@@ -67,12 +75,28 @@ def contract(x, x_adv, epsilon, norm, bounds):
     perturbation = (found - x.astype(np.float64)).reshape(len(x), -1)
     order = np.inf if norm == "linf" else 2
     largest = float(np.linalg.norm(perturbation, order, axis=1).max())
+    if norm == "l2":
+        added = unit / 2 * np.sqrt(perturbation.shape[1])
+        tolerance = max(tolerance, min(added, _OF_EPSILON * epsilon))
     if largest > epsilon * (1 + TOLERANCE) + tolerance:
         raise ValueError(
             f"the attack left its ball of radius {epsilon:g} in {norm}. "
             f"Received: a perturbation of {largest:g}"
         )
     return largest
+
+
+def _rounding(x):
+    """How far rounding may move a pixel, and its unit in the last place.
+
+    Attacks compute in float32 at least, and round what they return to x's type.
+    """
+    size = max(1.0, float(np.abs(x).max(initial=0.0)))
+    computed = float(np.spacing(np.float32(size)))
+    unit = float(np.spacing(np.asarray(size).astype(x.dtype)))
+    if unit <= computed:
+        return _UNITS * computed, computed
+    return _UNITS * computed + unit / 2, unit
 
 
 def check(attack, **options):
