@@ -143,11 +143,15 @@ def _seeded(seeds):
     """Global generators that depend on `seeds` inside, and are untouched after.
 
     TensorFlow's cannot be read. It goes on from a number that it drew before:
-    as random, or as reproducible, as it was.
+    as random, or as reproducible, as it was. Deterministic ops draw nothing
+    without a seed; there it is left without one.
     """
     seed = zlib.crc32(seeds.numpy().tobytes())
     python, numpy = random.getstate(), np.random.get_state()
-    following = tf.random.uniform([], maxval=2**31 - 1, dtype=tf.int32)
+    following = None
+    with contextlib.suppress(RuntimeError):
+        drawn = tf.random.uniform([], maxval=2**31 - 1, dtype=tf.int32)
+        following = int(drawn)
     random.seed(seed)
     np.random.seed(seed)
     tf.random.set_seed(seed)
@@ -156,4 +160,4 @@ def _seeded(seeds):
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        tf.random.set_seed(int(following))
+        tf.random.set_seed(following)

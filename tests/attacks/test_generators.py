@@ -1,0 +1,41 @@
+"""Other libraries' attacks need no seed where ops are deterministic."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework import config
+
+from tfsam import attacks
+
+RNG = np.random.default_rng(0)
+W = RNG.normal(size=(16, 3)).astype("float32")
+X = RNG.uniform(0.2, 0.8, (4, 4, 4, 1)).astype("float32")
+Y = RNG.integers(0, 3, 4)
+
+
+def linear(x):
+    return tf.matmul(tf.reshape(x, [-1, 16]), W)
+
+
+@pytest.fixture
+def deterministic():
+    """Deterministic ops, and no seed, in a process that has none of them."""
+    tf.random.set_seed(None)
+    tf.config.experimental.enable_op_determinism()
+    yield
+    config.disable_op_determinism()
+
+
+@pytest.mark.parametrize("name", ["foolbox:LinfPGD", "art"])
+def test_deterministic_ops_need_no_seed(name, deterministic):
+    attack = attacks.get(name, epsilon=0.1)
+    found = attack(linear, X, Y, 3)
+    np.testing.assert_array_equal(attack(linear, X, Y, 3), found)
+    with pytest.raises(RuntimeError, match="seed"):
+        tf.random.uniform([])  # It is left without one.
+    later = set()
+    for _ in range(2):  # With a seed it goes on from a draw of that.
+        tf.random.set_seed(7)
+        attack(linear, X, Y, 3)
+        later.add(float(tf.random.uniform([])))
+    assert len(later) == 1
