@@ -154,7 +154,7 @@ def kinds_of(devices):
     return ", ".join(sorted(kinds))
 
 
-def make_worker(device, logits, source, classes, example):
+def make_worker(device, logits, source, classes, example, most=None):
     """Puts the models on a device.
 
     Args:
@@ -163,14 +163,16 @@ def make_worker(device, logits, source, classes, example):
         source: the `Logits` that is attacked.
         classes: number of logits.
         example: float array (1, ...), one example.
+        most: how many examples the networks may see at once.
     """
     with tf.device(device):
         shape = example.shape[1:]
         judge = classifiers.for_evaluation(logits, classes, shape, device)
-        if source is logits:
-            source = judge
-        else:
+        transferred = source is not logits
+        if transferred:
             source = classifiers.for_evaluation(source, classes, shape, device)
+        else:
+            source = judge
         traceable = classifiers.traceable(judge, example)
         if traceable:
             predict = traced(judge.predict)
@@ -182,6 +184,9 @@ def make_worker(device, logits, source, classes, example):
         attackable = classifiers.traceable(source, example)
         if not attackable:  # In no blocks: they are traced.
             source = Logits(source.function, classes=classes)
+        if transferred:
+            source = source.as_surrogate()
+        source.most = most
         source.count_passes()
     return Worker(device, judge, source, predict, traceable, attackable, {})
 
@@ -311,7 +316,7 @@ def attack_chunk(turn, record, chunk, errors, strict, tell):
                 attack = turn.entry.make(
                     epsilon=epsilon, norm=plan.norm, bounds=plan.bounds
                 )
-                if getattr(attack, "minimum_norm", False):
+                if _serves_all(turn, attack):
                     kind = _kind(attack, epsilon)
                     reach = reaches.get(kind)
                     if reach is None:
@@ -411,6 +416,16 @@ def _reach(turn, attack, kind, indices, verdict):
     return _Reach(
         distances, images, len(standing), passes, nonfinite, facts, seconds
     )
+
+
+def _serves_all(turn, attack):
+    """Returns whether one run of an attack serves every epsilon.
+
+    The run of a minimum-norm attack does, except on a surrogate: its nearest
+    points measure how robust the surrogate is.
+    """
+    nearest = getattr(attack, "minimum_norm", False)
+    return nearest and not turn.worker.source.surrogate
 
 
 def _within(turn, attack, epsilon, indices, verdict, reach):
@@ -529,8 +544,10 @@ def _run(turn, attack, trace, indices, epsilon=None, start=None):
     x = plan.data.x[batch]
     seeds = np.stack([np.full_like(batch, plan.seed), batch], axis=1)
     active = tf.constant(np.arange(size) < len(indices))
-    # A plain function, where nothing may be traced.
-    logits = worker.source if worker.traceable else worker.source.__call__
+    logits: Any = worker.source
+    if not worker.traceable:  # A plain function: nothing may be traced.
+        logits = functools.partial(worker.source)
+        logits.surrogate = worker.source.surrogate
 
     def run(x, y, seeds, active, radius, *start):
         made = attack.with_epsilon(radius) if any_epsilon else attack

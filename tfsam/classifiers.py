@@ -19,6 +19,8 @@ from tfsam.checks import flattened
 _BLOCK_ROWS, _BLOCK_ROWS_OF_SMALL = 32, 128
 _SMALL = 1024
 
+_HALVES = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+
 
 class _Stateless:
     """A function of pixels whose calls leave every Keras variable as it was.
@@ -186,7 +188,18 @@ def for_evaluation(logits, classes, shape, device=None):
         small = math.prod(shape) <= _SMALL
         rows = logits.rows or (_BLOCK_ROWS_OF_SMALL if small else _BLOCK_ROWS)
         jit_loops = False
-    return Logits(function, logits.jit_compile, rows, jit_loops, classes)
+    made = Logits(function, logits.jit_compile, rows, jit_loops, classes)
+    made.rounding = max(made.rounding, _coarsest(function))
+    return made
+
+
+def _coarsest(function):
+    """Returns the relative rounding error of a network of halves, else 0."""
+    network = getattr(function, "model", None)
+    layers = flattened(network) if isinstance(network, keras.Model) else []
+    return max(
+        (_HALVES.get(layer.compute_dtype, 0.0) for layer in layers), default=0.0
+    )
 
 
 def use_xla(jit_compile="auto"):

@@ -98,7 +98,11 @@ def evaluate(
         shard: (i, n): evaluate every n-th chunk only, from the i-th; `merge`
             puts the shards together.
         surrogate: a model, as of `model`, that is attacked in its place: a
-            transfer attack. The verdicts are those of `model`.
+            transfer attack. The verdicts are those of `model`. Native attacks
+            then make all of their steps and spend the whole budget, and do not
+            stop at the first point that the surrogate misclassifies. Other
+            people's attacks can do the same where `logits_fn.surrogate` is
+            true.
         warm_start: at each epsilon start from the image of the smaller one, for
             attacks that can (`pgd`); a warning names the others. Weaker starts
             make stronger attacks incomparable, so it is off.
@@ -205,7 +209,9 @@ def evaluate(
     record = verdicts.Record(header, workdir)
     chunks = range(shard[0], verdicts.chunk_count(record.header), shard[1])
     workers = [
-        attacking.make_worker(device, logits, source, classes, data.x[:1])
+        attacking.make_worker(
+            *(device, logits, source, classes, data.x[:1], plan.size)
+        )
         for device in devices
     ]
     attacking.measure_natural(plan, workers, record, chunks)

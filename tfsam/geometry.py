@@ -233,7 +233,7 @@ def _points(seeds, shape, norm, dtype):
 
 
 def _towards(points, x):
-    """The next number of their dtype from each point in the direction of x.
+    """Returns the next number of the dtype from each point towards x.
 
     The bits of a positive number, read as an integer, are in the order of the
     numbers; those of a negative one in the opposite order.

@@ -285,7 +285,9 @@ def draw(config, model, inputs, results, workdir, log):
         attack = attacks.get(
             name, epsilon=row["epsilon"], norm=row["norm"], **row["options"]
         )
-        source = inputs.surrogate or model
+        source = model
+        if inputs.surrogate is not None:
+            source = inputs.surrogate.as_surrogate()
 
         def attacked():
             return attack(

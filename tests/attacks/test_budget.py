@@ -130,9 +130,15 @@ def test_attacks_on_images_of_128_pixels_stay_in_the_ball(name, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "bounds", [(0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), None]
+    ("kind", "bounds"),
+    [
+        ("noise", (0.0, 1.0)),
+        ("flat", (0.0, 1.0)),
+        ("saturated", (0.0, 255.0)),
+        ("flat", (-1.0, 1.0)),
+        ("noise", None),
+    ],
 )
-@pytest.mark.parametrize("kind", ["noise", "flat", "saturated"])
 @pytest.mark.parametrize("name", NATIVE)
 def test_attacks_on_images_of_224_pixels_stay_in_the_ball(name, kind, bounds):
     x = images(np.random.default_rng(1), (2, 224, 224, 3), kind, bounds)

@@ -26,9 +26,15 @@ def deterministic():
     config.disable_op_determinism()
 
 
-@pytest.mark.parametrize("name", ["foolbox:LinfPGD", "art"])
-def test_deterministic_ops_need_no_seed(name, deterministic):
-    attack = attacks.get(name, epsilon=0.1)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("foolbox:LinfPGD", {"steps": 2}),
+        pytest.param("art", {"max_iter": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_deterministic_ops_need_no_seed(name, options, deterministic):
+    attack = attacks.get(name, epsilon=0.1, **options)
     found = attack(linear, X, Y, 3)
     np.testing.assert_array_equal(attack(linear, X, Y, 3), found)
     with pytest.raises(RuntimeError, match="seed"):

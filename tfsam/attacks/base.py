@@ -29,6 +29,7 @@ from tfsam import geometry
 from tfsam.arguments import check_budget
 from tfsam.arguments import check_interval
 from tfsam.arguments import check_number
+from tfsam.attacks.logits import is_surrogate
 from tfsam.configurable import Configurable
 from tfsam.geometry import check_norm
 
@@ -221,7 +222,7 @@ def per_example(values, x):
     return tf.reshape(values, [-1, *ones])
 
 
-def repeat(attempt, runs, x, active):
+def repeat(attempt, runs, x, active, score=None):
     """Attempts in turn, each at those whom the ones before left standing.
 
     Args:
@@ -230,12 +231,17 @@ def repeat(attempt, runs, x, active):
         runs: number of attempts, >= 1.
         x: float tensor (batch, ...), returned where no example is active.
         active: bool tensor (batch,).
+        score: None, or a function from points to numbers (batch,). Then all
+            attempts are made, and the point of the highest score counts.
 
     Returns:
         x_adv: the last attempt's where none succeeded.
     """
     if runs == 1:
         return where(active, attempt(tf.constant(0), active)[0], x)
+    if score is not None:
+        best = strongest(lambda run: attempt(run, active)[0], runs, x, score)
+        return where(active, best, x)
 
     def body(run, x_adv, active):
         found, broken = attempt(run, active)
@@ -249,7 +255,35 @@ def repeat(attempt, runs, x, active):
     )[1]
 
 
-def side_by_side(attempts, x):
+def strongest(attempt, runs, x, score):
+    """Returns each example's point of the highest score of several attempts.
+
+    Args:
+        attempt: function of a scalar int32 tensor to x_adv.
+        runs: number of attempts, >= 1.
+        x: float tensor (batch, ...).
+        score: function from points to numbers (batch,).
+    """
+
+    def body(run, x_adv, best):
+        found = attempt(run)
+        reached = tf.cast(score(found), x.dtype)
+        better = reached > best
+        return (
+            run + 1,
+            where(better, found, x_adv),
+            tf.where(better, reached, best),
+        )
+
+    return tf.while_loop(
+        lambda run, _, best: run < runs,
+        body,
+        (0, x, tf.fill(tf.shape(x)[:1], x.dtype.min)),
+        parallel_iterations=1,
+    )[1]
+
+
+def side_by_side(attempts, x, logits_fn):
     """How many independent attempts to make at once, a divisor of them.
 
     A small network spends its time on calls, not on examples.
@@ -257,8 +291,10 @@ def side_by_side(attempts, x):
     Args:
         attempts: how many there are.
         x: float tensor (batch, ...).
+        logits_fn: function from pixels to logits. Attempts at a surrogate are
+            compared with each other, and so made in turn.
     """
-    if not x.shape.is_fully_defined():
+    if is_surrogate(logits_fn) or not x.shape.is_fully_defined():
         return 1
     most = max(_MOST_PIXELS // max(x.shape.num_elements(), 1), 1)
     return max(

@@ -87,7 +87,7 @@ def contract(x, x_adv, epsilon, norm, bounds):
 
 
 def _rounding(x):
-    """How far rounding may move a pixel, and its unit in the last place.
+    """Returns how far rounding may move a pixel, and the pixels' largest unit.
 
     Attacks compute in float32 at least, and round what they return to x's type.
     """

@@ -21,7 +21,10 @@ from tfsam.attacks.base import where
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
+from tfsam.attacks.logits import is_surrogate
+from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import predict
+from tfsam.attacks.logits import score
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
@@ -41,7 +44,8 @@ class PGD(Attack):
             "normal": at x plus normal noise of 0.001, brought into the ball.
         bounds: (lowest, highest) value of x, or None.
         early_stop: leave an example at its first misclassified iterate; the
-            accuracy left is never higher than with the last iterate.
+            accuracy left is never higher than with the last iterate. An attack
+            on a surrogate does not stop early.
         loss: None is the compiled loss while a `RobustModel` trains, and
             cross-entropy elsewhere. "cross_entropy"; "margin", Carlini and
             Wagner's; "dlr"; or "kl", the divergence from the predictions at x
@@ -139,12 +143,12 @@ class PGD(Attack):
             x_adv, broken = self._climb(
                 logits_fn, x, y, first, active, loss=loss, labels=goal
             )
-            if runs > 1:
+            if runs > 1 and not is_surrogate(logits_fn):
                 logits = predict(logits_fn, x_adv, active & ~broken)
                 broken |= active & losses.misclassified(logits, y)
             return x_adv, broken
 
-        return repeat(attempt, runs, x, active)
+        return repeat(attempt, runs, x, active, score(logits_fn, y, active))
 
     def _start(self, x, seeds):
         if self.random_start == "normal":
@@ -171,7 +175,7 @@ class PGD(Attack):
                 offset = geometry.project(offset, self.epsilon, self.norm)
                 moved = self.clip(x + offset)
                 if self.early_stop:
-                    broken |= active & losses.misclassified(logits, y)
+                    broken |= active & may_stop(logits_fn, logits, y)
                     moved = where(broken, x_adv, moved)
                 return index + 1, moved, broken
 

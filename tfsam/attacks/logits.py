@@ -17,6 +17,9 @@ from tfsam.attacks import losses
 # were as fast as four, in half the memory.
 _PARALLEL_BLOCKS = 2
 
+# Relative to the largest logit; the order of float32 sums changed it by 1e-6.
+_ROUNDING = 1e-5
+
 
 class Logits:
     """A function from pixels to float32 logits that attacks may compile.
@@ -51,6 +54,14 @@ class Logits:
         active: bool tensor (batch,), the examples to attack; None is all.
         passes: int64 variable [forward, gradient], how many examples went
             through the network; None unless `count_passes` was called.
+        surrogate: whether the images found will be shown to another network.
+            An attack must not stop at this one's boundary then; see `may_stop`.
+        most: how many examples the network may see at once where it is not run
+            in blocks; None is as many as are attacked.
+        parts: number of parts in which a batch goes through the network where
+            it is not run in blocks; see `in_turn`.
+        rounding: the relative difference that the size of the batch may make
+            to a logit; see `crossed`.
         nonfinite: int64 variable, how many examples had a gradient with an
             entry that is NaN or infinite, counted anew at every gradient; None
             unless `count_passes` was called.
@@ -78,6 +89,10 @@ class Logits:
         self.loss = loss
         self.identity = None
         self.active = None
+        self.surrogate = False
+        self.most = None
+        self.parts = 1
+        self.rounding = _ROUNDING
         self.passes: Any = None
         self.nonfinite: Any = None
         self.taken: Any = None
@@ -129,6 +144,12 @@ class Logits:
         other.active = active
         return other
 
+    def as_surrogate(self):
+        """Returns the same logits, attacked in another network's place."""
+        other = copy.copy(self)
+        other.surrogate = True
+        return other
+
     def count_passes(self):
         """Counts from now on, from zero."""
         if self.passes is None:
@@ -174,14 +195,16 @@ class Logits:
             self.passes.assign_add(tf.constant(kind, tf.int64) * count)
 
     def _run(self, key, function, active, *tensors):
-        if not (self.rows or self.jit_compile or tf.inside_function()):
-            return function(*tensors)
-        if key not in self._traced:
-            self._traced[key] = traced(function, self.jit_compile)
+        if self.rows or self.jit_compile or tf.inside_function():
+            if key not in self._traced:
+                self._traced[key] = traced(function, self.jit_compile)
+            function = self._traced[key]
         batch = tensors[0].shape[0]
-        if not self.rows or (batch is not None and batch <= self.rows):
-            return self._traced[key](*tensors)
-        return _in_blocks(self._traced[key], self.rows, active, *tensors)
+        if self.rows and (batch is None or batch > self.rows):
+            return _in_blocks(function, self.rows, active, *tensors)
+        if self.parts > 1:
+            return _in_parts(function, self.parts, *tensors)
+        return function(*tensors)
 
 
 def traced(function, jit_compile=None):
@@ -248,6 +271,89 @@ def examples(logits_fn, x):
     return tf.ones(tf.shape(x)[:1], tf.bool) if active is None else active
 
 
+def may_stop(logits_fn, logits, labels):
+    """Returns which examples an attack may leave as they are, bool (batch,).
+
+    An attack may stop at an example's first misclassified point. On a surrogate
+    it may not: a point that only just fools the surrogate seldom fools another
+    network, so the attack makes all of its steps, and the point of the highest
+    loss counts.
+
+    Args:
+        logits_fn: function from pixels to logits.
+        logits: float tensor (batch, classes), its logits.
+        labels: labels.
+    """
+    found = losses.misclassified(logits, labels)
+    return tf.zeros_like(found) if is_surrogate(logits_fn) else found
+
+
+def is_surrogate(logits_fn):
+    """Returns whether the images found will be shown to another network.
+
+    Args:
+        logits_fn: function from pixels to logits.
+    """
+    return getattr(logits_fn, "surrogate", False)
+
+
+def score(logits_fn, y, active):
+    """Returns a function that ranks several points found on a surrogate.
+
+    Args:
+        logits_fn: function from pixels to logits.
+        y: labels.
+        active: bool tensor (batch,).
+
+    Returns:
+        For a surrogate a function from points to their margins (batch,); else
+        None, for the first misclassified point counts.
+    """
+    if not is_surrogate(logits_fn):
+        return None
+    return lambda x: losses.margin(predict(logits_fn, x, active), y)
+
+
+def crossed(logits_fn, logits, labels):
+    """Returns where points are misclassified beyond rounding, bool (batch,).
+
+    Attacks that look for the nearest point end next to the boundary, where the
+    logits of a batch of another size may be rounded to the other side.
+
+    Args:
+        logits_fn: function from pixels to logits.
+        logits: float tensor (batch, classes), its logits.
+        labels: labels.
+    """
+    rounding = getattr(logits_fn, "rounding", _ROUNDING)
+    largest = tf.reduce_max(tf.abs(logits), axis=-1)
+    return losses.margin(logits, labels) > rounding * largest
+
+
+def in_turn(logits_fn, copies, x):
+    """Returns the same function, with copies of a batch sent through in turn.
+
+    Without blocks the network would see all copies at once, and use more memory
+    than the batch size was chosen for.
+
+    Args:
+        logits_fn: function from pixels to logits.
+        copies: of how many copies of a batch it will be called.
+        x: float tensor (batch, ...), of a known shape if there are several.
+    """
+    if copies == 1 or getattr(logits_fn, "rows", None):
+        return logits_fn
+    known = isinstance(logits_fn, Logits)
+    other = copy.copy(logits_fn) if known else Logits(logits_fn)
+    most = max(other.most or 0, x.shape[0])
+    other.parts = next(
+        parts
+        for parts in range(1, copies + 1)
+        if copies % parts == 0 and copies // parts * x.shape[0] <= most
+    )
+    return other
+
+
 def compiled(logits_fn, function):
     """A loop over tensors, compiled by XLA where `logits_fn` asks for that.
 
@@ -306,6 +412,36 @@ def _in_blocks(function, rows, active, *tensors):
         tf.ensure_shape(place(f), [tensors[0].shape[0], *spec.shape[1:]])
         for f, spec in zip(found, outputs, strict=True)
     )
+
+
+def _in_parts(function, parts, *tensors):
+    """Calls a function on equal parts of a batch, one after the other."""
+
+    def apart(tensor):
+        size = tensor.shape[0] // parts
+        return tf.reshape(tensor, [parts, size, *tensor.shape[1:]])
+
+    pieces = tf.nest.map_structure(apart, tensors)
+
+    def call(part):
+        return function(*tf.nest.map_structure(lambda t: t[part], pieces))
+
+    if not tf.inside_function():
+        found = zip(*map(call, range(parts)), strict=True)
+        return tuple(tf.concat(results, 0) for results in found)
+    specs = tf.nest.map_structure(
+        lambda t: tf.TensorSpec(t.shape[1:], t.dtype), pieces
+    )
+    outputs = function.get_concrete_function(*specs).structured_outputs
+    found = tf.map_fn(
+        call,
+        tf.range(parts),
+        parallel_iterations=1,
+        fn_output_signature=tf.nest.map_structure(
+            lambda t: tf.TensorSpec(t.shape, t.dtype), tuple(outputs)
+        ),
+    )
+    return tuple(tf.reshape(f, [-1, *f.shape[2:]]) for f in found)
 
 
 def _finite_part(slopes):

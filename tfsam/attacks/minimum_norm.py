@@ -20,8 +20,10 @@ from tfsam.attacks.base import Attack
 from tfsam.attacks.base import per_example
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import compiled
+from tfsam.attacks.logits import crossed
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
+from tfsam.attacks.logits import is_surrogate
 from tfsam.geometry import example_norms
 from tfsam.geometry import example_sums
 from tfsam.geometry import over_largest
@@ -84,9 +86,12 @@ class FMN(Attack):
             raise ValueError(f"gamma must be < 1. Received: gamma={gamma}")
 
     def perturb(self, logits_fn, x, y, seeds):
-        """Returns the nearest misclassified point if within epsilon, else x."""
+        """Returns the nearest misclassified point if within epsilon, else x.
+
+        Of a surrogate it is the point at epsilon in its direction.
+        """
         nearest, distance = self._search(logits_fn, x, y)
-        return where(distance <= tf.cast(self.epsilon, x.dtype), nearest, x)
+        return reached(self, logits_fn, x, nearest, distance)
 
     def closest(self, logits_fn, x, y, seeds):
         """The nearest misclassified point that was met, whatever epsilon.
@@ -114,7 +119,7 @@ class FMN(Attack):
                 # An image that is misclassified itself is done, at distance 0.
                 running = distance > 0
                 slope, logits = gradient(point, y, running)
-                broken = running & losses.misclassified(logits, y)
+                broken = running & crossed(logits_fn, logits, y)
                 length = example_norms(point - x, self.norm, keepdims=False)
                 nearer = broken & (length < distance)
                 nearest = where(nearer, point, nearest)
@@ -160,6 +165,29 @@ class FMN(Attack):
         low, high = self.bounds or (-math.inf, math.inf)
         room = tf.maximum(high - x, x - low)
         return example_norms(room, self.norm, keepdims=False)
+
+
+def reached(attack, logits_fn, x, nearest, distance):
+    """Returns the image for an epsilon, given the nearest misclassified one.
+
+    Args:
+        attack: the `Attack`.
+        logits_fn: function from pixels to logits.
+        x: float tensor (batch, ...).
+        nearest: float tensor (batch, ...), the points that were found.
+        distance: float tensor (batch,), theirs from x, infinite where none was.
+
+    Returns:
+        A tensor of x's shape: the nearest point where it is within epsilon,
+        else x. A point on a surrogate's boundary seldom fools another network,
+        so for a surrogate it is the point at epsilon in the same direction.
+    """
+    epsilon = tf.cast(attack.epsilon, x.dtype)
+    if not is_surrogate(logits_fn):
+        return where(distance <= epsilon, nearest, x)
+    lengths = example_norms(nearest - x, attack.norm)
+    directions = tf.math.divide_no_nan(nearest - x, lengths)
+    return attack.clip(x + epsilon * directions)
 
 
 def _distance(gap, slope, norm):

@@ -14,7 +14,9 @@ from tfsam.attacks.base import Attack
 from tfsam.attacks.base import next_seeds
 from tfsam.attacks.base import repeat
 from tfsam.attacks.logits import examples
+from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import predict
+from tfsam.attacks.logits import score
 
 
 class _Noise(Attack):
@@ -50,12 +52,14 @@ class _Noise(Attack):
         def attempt(run, active):
             noise = self._noise(next_seeds(seeds, run), tf.shape(x), x.dtype)
             x_adv = self.clip(x + tf.cast(self.epsilon, x.dtype) * noise)
-            if self.samples == 1:
+            if self.samples == 1 or is_surrogate(logits_fn):
                 return x_adv, active
             logits = predict(logits_fn, x_adv, active)
             return x_adv, active & losses.misclassified(logits, y)
 
-        return repeat(attempt, self.samples, x, examples(logits_fn, x))
+        active = examples(logits_fn, x)
+        best = score(logits_fn, y, active)
+        return repeat(attempt, self.samples, x, active, best)
 
     def _noise(self, seeds, shape, dtype):
         """Returns noise of size 1 in `norm`."""

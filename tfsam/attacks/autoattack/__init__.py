@@ -9,6 +9,7 @@ before. A file each: `apgd.py`, `fab.py`, `square.py`.
 from collections.abc import Callable
 
 import keras
+import tensorflow as tf
 
 from tfsam.attacks import losses
 from tfsam.attacks.autoattack.apgd import apgd_ce
@@ -16,10 +17,12 @@ from tfsam.attacks.autoattack.apgd import apgd_t
 from tfsam.attacks.autoattack.fab import FABT
 from tfsam.attacks.autoattack.square import Square
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import strongest
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import predict
+from tfsam.attacks.logits import score
 
 # Their defaults are the standard's: 100 steps, 9 targets, 5000 queries.
 _STAGES: dict[str, Callable] = {
@@ -64,10 +67,20 @@ class AutoAttack(Attack):
         ]
 
     def perturb(self, logits_fn, x, y, seeds):
-        """Returns what the first stage that succeeded found, else x."""
+        """Returns what the first stage that succeeded found, else x.
+
+        Of a surrogate it is the point of the largest margin of all stages.
+        """
         if not isinstance(logits_fn, Logits):
             logits_fn = Logits(logits_fn)
         active, x_adv = examples(logits_fn, x), x
+        best = score(logits_fn, y, active)
+        if best is not None:
+            found = tf.stack(
+                [attack(logits_fn, x, y, seeds) for _, attack in self.stages]
+            )
+            strong = strongest(lambda run: found[run], found.shape[0], x, best)
+            return where(active, strong, x)
         for _, attack in self.stages:
             found = attack(logits_fn.only(active), x, y, seeds)
             logits = predict(logits_fn, found, active)

@@ -32,8 +32,11 @@ from tfsam.attacks.base import turn
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
+from tfsam.attacks.logits import in_turn
 from tfsam.attacks.logits import input_gradient
+from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import predict
+from tfsam.attacks.logits import score
 
 # alpha of equation (1): what a step keeps of its own direction; the rest is
 # momentum.
@@ -100,7 +103,11 @@ class APGD(Attack):
         self.rho = check_number("rho", rho, 0, 1)
 
     def perturb(self, logits_fn, x, y, seeds):
-        """Returns the first misclassified point, else that of the best loss."""
+        """Returns the first misclassified point, else that of the best loss.
+
+        Of a surrogate it is that of the best loss, and of several attempts that
+        of the largest margin.
+        """
         active = examples(logits_fn, x)
         loss, targeted_loss = losses.LOSSES[self.loss]
         runs, targets = self.restarts, None
@@ -111,7 +118,7 @@ class APGD(Attack):
             )
             runs *= targets.shape[1]
 
-        beside = side_by_side(runs, x)
+        beside = side_by_side(runs, x, logits_fn)
 
         def attempt(round, active):
             turns = [round * beside + number for number in range(beside)]
@@ -125,7 +132,8 @@ class APGD(Attack):
                 *(active, loss, labels, beside),
             )
 
-        return repeat(attempt, runs // beside, x, active)
+        best = score(logits_fn, y, active)
+        return repeat(attempt, runs // beside, x, active, best)
 
 
 def apgd_ce(epsilon, norm="linf", steps=100, restarts=1, bounds=(0.0, 1.0)):
@@ -205,7 +213,8 @@ def _search(attack, logits_fn, x, y, starts, active, loss, labels, beside):
 
     An example is done when one of its copies is broken.
     """
-    gradient = input_gradient(logits_fn, loss)
+    asked = in_turn(logits_fn, beside, x)
+    gradient = input_gradient(asked, loss)
     truth = copies(y, beside)
     windows = _windows(attack.steps)
 
@@ -219,7 +228,7 @@ def _search(attack, logits_fn, x, y, starts, active, loss, labels, beside):
             left = standing(state.broken)
             slope, logits = gradient(state.x, labels, left)
             window = tf.constant(windows)[index]
-            broken = left & losses.misclassified(logits, truth)
+            broken = left & may_stop(logits_fn, logits, truth)
             state = _judged(state, broken, loss(logits, labels), slope)
             state, slope = tf.cond(
                 window > 0,
@@ -240,8 +249,8 @@ def _search(attack, logits_fn, x, y, starts, active, loss, labels, beside):
         )
         # The last step's point has not been looked at.
         left = standing(state.broken)
-        logits = predict(logits_fn, state.x, left)
-        broken = state.broken | (left & losses.misclassified(logits, truth))
+        logits = predict(asked, state.x, left)
+        broken = state.broken | (left & may_stop(logits_fn, logits, truth))
         last = tf.cast(loss(logits, labels), state.best_loss.dtype)
         better = left & (last > state.best_loss)
         x_adv = where(broken | better, state.x, state.best)

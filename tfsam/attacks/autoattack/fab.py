@@ -24,9 +24,13 @@ from tfsam.attacks.base import side_by_side
 from tfsam.attacks.base import turn
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import compiled
+from tfsam.attacks.logits import crossed
 from tfsam.attacks.logits import examples
+from tfsam.attacks.logits import in_turn
 from tfsam.attacks.logits import input_gradient
+from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import predict
+from tfsam.attacks.minimum_norm import reached
 from tfsam.geometry import example_norms
 from tfsam.geometry import example_sums
 from tfsam.geometry import over_largest
@@ -92,9 +96,14 @@ class FABT(Attack):
         self.beta = check_number("beta", beta, 0, 1)
 
     def perturb(self, logits_fn, x, y, seeds):
-        """Returns a misclassified point within epsilon, or x."""
-        nearest, distance = self._search(logits_fn, x, y, self.epsilon)
-        return where(distance <= tf.cast(self.epsilon, x.dtype), nearest, x)
+        """Returns a misclassified point within epsilon, or x.
+
+        Of a surrogate it is the point at epsilon in the direction of the
+        nearest misclassified one.
+        """
+        enough = 0.0 if is_surrogate(logits_fn) else self.epsilon
+        nearest, distance = self._search(logits_fn, x, y, enough)
+        return reached(self, logits_fn, x, nearest, distance)
 
     def closest(self, logits_fn, x, y, seeds):
         """The nearest misclassified point that was met, whatever epsilon.
@@ -115,10 +124,11 @@ class FABT(Attack):
         """The nearest point, and its distance; stops at one near `enough`."""
         active = examples(logits_fn, x)
         logits = predict(logits_fn, x, active)
-        standing = active & ~losses.misclassified(logits, y)
+        standing = active & ~crossed(logits_fn, logits, y)
         targets = losses.targets(logits, y, self.targets)
-        beside = side_by_side(targets.shape[1], x)
-        gradient = input_gradient(logits_fn, losses.difference)
+        beside = side_by_side(targets.shape[1], x, logits_fn)
+        asked = in_turn(logits_fn, beside, x)
+        gradient = input_gradient(asked, losses.difference)
         enough = tf.cast(enough, x.dtype)
         classes = losses.classes(copies(y, beside))
 
@@ -139,8 +149,8 @@ class FABT(Attack):
                 slope, logits = gradient(point, labels, left)
                 value = tf.cast(losses.difference(logits, labels), x.dtype)
                 point = self._advance(x, point, slope, value)
-                logits = predict(logits_fn, point, left)
-                broken = left & (tf.argmax(logits, axis=-1) != classes)
+                logits = predict(asked, point, left)
+                broken = left & crossed(logits_fn, logits, classes)
                 length = example_norms(point - x, self.norm, keepdims=False)
                 nearer = broken & (length < distance)
                 return (

@@ -25,6 +25,7 @@ from tfsam.attacks.base import first_copy
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
+from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import predict
 from tfsam.geometry import TINY
 from tfsam.geometry import example_norms
@@ -81,7 +82,10 @@ class Square(Attack):
         self.p_init = check_fraction("p_init", p_init)
 
     def perturb(self, logits_fn, x, y, seeds):
-        """Returns the candidate of the smallest margin, or the first broken."""
+        """Returns the candidate of the smallest margin, or the first broken.
+
+        Of a surrogate it is the candidate of the smallest margin.
+        """
         active = examples(logits_fn, x)
         image = x
         if x.shape.rank != 4:
@@ -89,7 +93,7 @@ class Square(Attack):
         prepare = _squares if self.norm == "linf" else _bumps
         start, moves, propose = prepare(self, image, seeds)
 
-        ahead = _queries_ahead(x)
+        ahead = _queries_ahead(x, logits_fn)
         last = self.queries - 1
 
         def loop(image, start, moves, active):
@@ -101,7 +105,7 @@ class Square(Attack):
             def query(candidate, standing, y):
                 candidate = tf.reshape(candidate, [-1, *x.shape[1:]])
                 logits = predict(logits_fn, candidate, standing)
-                broken = losses.misclassified(logits, y)
+                broken = may_stop(logits_fn, logits, y)
                 return losses.margin(logits, y), broken
 
             def step(index, best, margin, standing):
@@ -142,13 +146,17 @@ class Square(Attack):
         return where(active, tf.reshape(best, tf.shape(x)), x)
 
 
-def _queries_ahead(x):
+def _queries_ahead(x, logits_fn):
     """How many candidates to ask about at once.
 
-    A query of a few small images takes as long as four.
+    A query of a few small images takes as long as four, where the network may
+    see so many.
     """
-    small = x.shape.is_fully_defined() and x.shape.num_elements() <= _SMALL
-    return 4 if small else 1
+    if not x.shape.is_fully_defined() or x.shape.num_elements() > _SMALL:
+        return 1
+    most = getattr(logits_fn, "most", None) or 0
+    blocks = getattr(logits_fn, "rows", None)
+    return 4 if blocks or 4 * x.shape[0] <= most else 1
 
 
 def _of_examples(values, turns, batch):
