@@ -197,6 +197,8 @@ def evaluate(
         "seed": seed,
         "adversarial": save_adversarial,
         "warm_start": warm_start,
+        # With `workdir` it is described; that there is one counts without, too.
+        "surrogate": None if surrogate is None else "not described",
         "attacks": [
             {"name": e.name, "options": _plain(e.options)} for e in entries
         ],
