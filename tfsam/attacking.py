@@ -463,7 +463,7 @@ def _columns(facts):
 
 
 def _kind(attack, epsilon):
-    """What attacks at different epsilons share whose run or trace may be one.
+    """Returns a key, equal for attacks that may share a trace or a run.
 
     An attack that computes with a tensor for epsilon (`tensor_epsilon`), or
     whose run serves every epsilon (`minimum_norm`), is of the same kind at
@@ -485,8 +485,9 @@ def _kind(attack, epsilon):
 
 
 def _at(attack, epsilon):
-    """Whether an attack has the evaluation's epsilon, not one of its own."""
-    return getattr(attack, "epsilon", None) == epsilon
+    """Returns whether an attack has no epsilon but the evaluation's."""
+    own = getattr(attack, "epsilon", None)
+    return own is None or own == epsilon
 
 
 def describe(attack, epsilon):

@@ -387,7 +387,7 @@ def _entry(attack):
 
 
 def _recognised(header, plan, models, devices):
-    """Adds to a record's header by what it is recognised.
+    """Adds to a header by what the evaluation is recognised.
 
     Args:
         header: a dict, which is not changed.
@@ -430,7 +430,7 @@ def _recognised(header, plan, models, devices):
 
 
 def _described(role, given, logits, name):
-    """The parts of a model that its identity has."""
+    """Describes a model; an error asks for a name."""
     try:
         return classifiers.describe(logits, name)
     except identity.Unknown as error:
@@ -443,7 +443,7 @@ def _described(role, given, logits, name):
 
 
 def _attack_identity(entry, plan):
-    """The parts of an attack at each epsilon; once where they are the same."""
+    """Describes an attack at each epsilon, or once for all of them."""
     if entry.source == "named":
         return [{"named": entry.name}]
     found = [_made_identity(entry, plan, epsilon) for epsilon in plan.epsilons]
@@ -451,7 +451,7 @@ def _attack_identity(entry, plan):
 
 
 def _made_identity(entry, plan, epsilon):
-    """The parts of the attack at an epsilon; None where it cannot be made."""
+    """Describes the attack at an epsilon; None where making it fails."""
     try:
         attack = entry.make(epsilon=epsilon, norm=plan.norm, bounds=plan.bounds)
     except Exception:

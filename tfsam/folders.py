@@ -125,7 +125,7 @@ def entries(path: pathlib.Path) -> list[tuple[str, os.stat_result]]:
 
 
 def _is_image(entry: os.DirEntry) -> bool:
-    """Whether a file is none that a file manager has left."""
+    """Returns whether a file is none that a file manager has left."""
     return (
         entry.is_file()
         and not entry.name.startswith(".")

@@ -90,7 +90,7 @@ _BUILTIN = (
 
 
 class Unknown(ValueError):
-    """An object has no description: nobody but the user knows what it does."""
+    """Raised for an object that has no description, and needs a name."""
 
 
 def describe(value, without=()):
@@ -161,7 +161,7 @@ def version_of(package):
 
 
 def has_foreign_code(layer):
-    """Whether a layer runs code that is not Keras's or tfsam's.
+    """Returns whether a layer runs code that is not Keras's or tfsam's.
 
     Args:
         layer: a `keras.layers.Layer`.
@@ -194,7 +194,7 @@ def sketch(function, x):
 
 
 def alike(sketch, other):
-    """Whether two sketches are of the same model, but for rounding.
+    """Returns whether two sketches are of the same model, but for rounding.
 
     Another processor, or another number of threads, rounds differently, and a
     quantised network may amplify that: most of the examples decide. `None`
@@ -216,7 +216,7 @@ def alike(sketch, other):
 
 
 def is_of_library(cls):
-    """Whether a class is a library's, known by the version of its package.
+    """Returns whether a class is a library's, and known by its version.
 
     Args:
         cls: a class.
@@ -368,14 +368,14 @@ class _Describer:
     # Code.
 
     def _name(self, value):
-        """What a library calls something, with the library's version."""
+        """Returns the name that a library gives something, and its version."""
         module = getattr(value, "__module__", None) or "builtins"
         name = getattr(value, "__qualname__", None) or value.__name__
         version = _version(module.partition(".")[0])
         return f"{module}.{name}" + (f" {version}" if version else "")
 
     def _module(self, module, names=None):
-        """A module; of the user's own ones the members of these names."""
+        """Describes a module; a user's by its members of these names."""
         name = module.__name__
         if _is_library(name):
             return {"library": name, "version": _version(name.split(".")[0])}
@@ -461,7 +461,7 @@ class _Describer:
             raise Unknown(f"{name}: {error}") from error
 
     def _globals(self, function):
-        """The globals that a function's code reads, and what it imports."""
+        """Describes the globals that a function reads, and its imports."""
         names, imported, attributes = _read(function.__code__)
         found = {}
         for name in names:
@@ -513,7 +513,7 @@ class _Describer:
         return {"method": function.__name__, "of": self(owner)}
 
     def _importable(self, value):
-        """Whether a library has this very object under its name."""
+        """Returns whether a library has this very object under its name."""
         name = getattr(value, "__module__", None)
         qualname = getattr(value, "__qualname__", None)
         if not _is_library(name) or not isinstance(qualname, str):
@@ -555,7 +555,7 @@ class _Describer:
         return self._reduced(value, reduced, without)
 
     def _other_model(self, model):
-        """A model of another Keras, such as tf_keras."""
+        """Describes a model of another Keras, such as tf_keras."""
         return {
             "class": self(type(model)),
             "config": digest(self._config(model.get_config())),
@@ -611,7 +611,7 @@ class _Describer:
         return described
 
     def _keras_attributes(self, value, plain):
-        """What a configuration may leave out, of the user's above all."""
+        """Describes what a configuration may leave out."""
         user, read = _read_by_users(type(value))
         found = {}
         for name, part in sorted(vars(value).items()):
@@ -642,7 +642,7 @@ class _Describer:
         return found
 
     def _config(self, config):
-        """A configuration without what goes by the order of making."""
+        """Describes a configuration without numbered names and seeds."""
         if isinstance(config, dict):
             if config.get("class_name") == "__lambda__":
                 return "lambda"  # The layer has it as an attribute.
@@ -660,7 +660,7 @@ class _Describer:
         return self(config)
 
     def _graph(self, model):
-        """The operations of a functional model, and what each is called on."""
+        """Describes the operations of a functional model and their inputs."""
         numbers = {id(op): n for n, op in enumerate(model.operations)}
 
         def place(tensor):
@@ -732,17 +732,17 @@ def _is_pair_of_dicts(state):
 
 
 def _is_wrapper(kind):
-    """Whether a container is only how a framework tracks its items."""
+    """Returns whether a container is only how a framework tracks its items."""
     return kind.__module__.partition(".")[0] in ("keras", "tensorflow")
 
 
 def _unnumbered(name):
-    """A name without the number that Keras gives by the order of making."""
+    """Removes the number that Keras adds to the names of layers."""
     return re.sub(r"_\d+$", "", name)
 
 
 def _is_foreign(value):
-    """Whether a layer of Keras holds code that is not Keras's here."""
+    """Returns whether a layer of Keras holds code that is not Keras's here."""
     if isinstance(value, (list, tuple, set)):
         return any(_is_foreign(item) for item in value)
     if isinstance(value, dict):
@@ -770,7 +770,7 @@ def _is_foreign(value):
 
 
 def _real_config(value):
-    """An object's configuration; None where it has none of its own."""
+    """Returns an object's configuration, None where it has none."""
     owners = (c for c in type(value).__mro__ if "get_config" in vars(c))
     owner = next(owners, None)
     if owner is None or owner in _bases_of_layers():
@@ -787,7 +787,7 @@ def _real_config(value):
 
 @functools.cache
 def _bases_of_layers():
-    """The classes that all layers and models have in common."""
+    """Returns the classes that layers and models have in common."""
     # Names, so that Keras does not count these among the user's.
     x = keras.Input((1,), name="x")
     y = keras.layers.Identity(name="y")(x)
@@ -798,7 +798,7 @@ def _bases_of_layers():
 
 @functools.cache
 def _bookkeeping():
-    """The attributes that those classes assign for themselves."""
+    """Returns the attributes that those classes assign."""
     return frozenset(
         name
         for cls in _bases_of_layers()
@@ -809,7 +809,7 @@ def _bookkeeping():
 
 @functools.cache
 def _not_called():
-    """The names of what a model has for training and saving alone."""
+    """Returns the names of what serves training and saving alone."""
     names = set(dir(keras.Model)) - set(dir(keras.layers.Layer))
     trainers = [c for c in keras.Model.__mro__ if "trainer" in c.__module__]
     return frozenset(names).union(
@@ -821,7 +821,7 @@ def _not_called():
 
 
 def _read_by_users(cls):
-    """Whether a class is somebody's own, and the names that it reads."""
+    """Returns whether a class is a user's, and the names that it reads."""
     codes = [
         code
         for owner in cls.__mro__
@@ -833,7 +833,7 @@ def _read_by_users(cls):
 
 
 def _codes(cls, skip=frozenset()):
-    """The code of a class's methods."""
+    """Yields the code of a class's methods."""
     for name, member in vars(cls).items():
         if name in skip:
             continue
@@ -854,7 +854,7 @@ def _assigned(code):
 
 @functools.cache
 def _read(code):
-    """The globals, the imports and the attributes that code reads, sorted."""
+    """Returns the globals, imports and attributes that code reads."""
     names, imported, attributes = set(), set(), set()
     for each in _nested(code):
         for instruction in dis.get_instructions(each):
@@ -878,7 +878,7 @@ def _nested(code):
 
 
 def _is_library(module):
-    """Whether a module of this name is somebody's package, not the user's."""
+    """Returns whether a module is a package's, not the user's."""
     if not isinstance(module, str):
         return False
     top = module.partition(".")[0]
@@ -898,7 +898,7 @@ def _attacks_code():
 
 @functools.cache
 def _version(package):
-    """The version of an installed package, by the name it is imported by."""
+    """Returns the version of a package, by the name of its import."""
     if package == "builtins" or package in sys.stdlib_module_names:
         return None
     try:
@@ -914,7 +914,7 @@ def _distributions():
 
 
 def _imported(name):
-    """A module that code imports when it runs."""
+    """Describes a module that code imports when it runs."""
     top = name.partition(".")[0]
     if _is_library(top):
         return {"library": name, "version": _version(top)}
@@ -930,7 +930,7 @@ def _imported(name):
 
 
 def _file(spec):
-    """The checksum of a module's source."""
+    """Computes the checksum of a module's source."""
     try:
         with open(spec.origin, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -939,7 +939,7 @@ def _file(spec):
 
 
 def _of_tracking(value, name):
-    """Whether an attribute is TensorFlow's own, of objects that it tracks."""
+    """Returns whether TensorFlow keeps an attribute for its tracking."""
     return isinstance(value, tf.Module) and str(name).startswith(
         ("_self_", "_name", "_tf_api", "_scope_name")
     )

@@ -276,7 +276,7 @@ def _check_same(held, header, folder, allowed=()):
 
 
 def _not_comparable(key, held, header):
-    """Whether a difference follows from that of the examples."""
+    """Returns whether a difference follows from that of the examples."""
     return key.endswith("_sketch") and held.get("data") != header.get("data")
 
 
@@ -289,7 +289,7 @@ def _same(key, new, old):
 
 
 def _same_attack(new, old):
-    """Whether two attacks are the same, as far as both could be made."""
+    """Returns whether two attacks are equal where both could be made."""
     parts, others = new.get("identity"), old.get("identity")
     if parts and others:  # None without epsilons.
         count = max(len(parts), len(others))
@@ -308,7 +308,7 @@ def _repeated(parts, count):
 
 
 def _completed(held, header):
-    """The held header with the attacks that could not be made before."""
+    """Adds to the held header the attacks that could not be made before."""
     attacks = []
     for old, new in zip(held["attacks"], header["attacks"], strict=True):
         parts, others = old.get("identity") or [], new.get("identity") or []
@@ -318,7 +318,7 @@ def _completed(held, header):
 
 
 def _differing(new, old):
-    """The parts of two values that are not the same, as text by name."""
+    """Returns the parts of two values that differ, by name."""
     new, old = _by_name(new), _by_name(old)
     if not isinstance(new, dict) or not isinstance(old, dict):
         return {"": new}, {"": old}
@@ -335,7 +335,7 @@ def _differing(new, old):
 
 
 def _by_name(values):
-    """A list of dicts as a dict, by their names or numbers."""
+    """Turns a list of dicts into a dict, by their names or numbers."""
     if not isinstance(values, list) or not values:
         return values
     if not all(isinstance(part, dict) for part in values):
