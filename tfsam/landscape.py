@@ -43,8 +43,9 @@ class Landscape:
 
     Raises:
         ValueError: if the network is another kind of model, has no weights to
-            train, does not take x or does not return logits of the classes that
-            y names; if the data cannot be read, or batch_size is less than 1.
+            train, does not take x, returns probabilities or does not return
+            logits of the classes that y names; if the data cannot be read, or
+            batch_size is less than 1.
     """
 
     def __init__(self, network, data, *, batch_size=250, steps=None):
@@ -68,6 +69,8 @@ class Landscape:
         self.batch_size = check_count("batch_size", batch_size, 1)
         self.x, self.y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
         checks.check_classes(y, labels, self._count_classes())
+        outputs = self._outputs(self.weights, self.x[:32])
+        checks.check_logits(tf.cast(outputs, tf.float32).numpy(), network)
         self._sum = traced(self._sum_at)
         self._gradients = traced(self._gradients_at)
         self._products = traced(self._products_at)

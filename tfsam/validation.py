@@ -51,7 +51,8 @@ class _Accuracies:
         logits = classifiers.load_logits(network)
         classes = classifiers.count_classes(logits, data.x[:1])
         checks.check_classes(data.y, data.labels, classes)
-        checks.check_logits(logits(tf.constant(data.x[:32])).numpy())
+        outputs = logits(tf.constant(data.x[:32])).numpy()
+        checks.check_logits(outputs, network)
         logits = classifiers.for_evaluation(logits, classes, data.x.shape[1:])
         logits.count_passes()
 

@@ -74,11 +74,20 @@ def stopped(network):
     model.fit(X, Y, callbacks=[callback], verbose=0)
 
 
-@pytest.mark.parametrize("door", [evaluated, transferred, validated, stopped])
+def drawn(network):
+    """The landscape of its loss."""
+    tfsam.Landscape(network, (X, Y))
+
+
+@pytest.mark.parametrize(
+    "door", [evaluated, transferred, validated, stopped, drawn]
+)
 @pytest.mark.parametrize("made", MODELS)
 def test_probabilities_are_refused(door, made):
+    network = made()
+    network(X)
     with pytest.raises(ValueError, match="return logits, not prob") as caught:
-        door(made())
+        door(network)
     assert "take the softmax or sigmoid off" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -90,3 +99,13 @@ def test_logits_of_a_subclass_are_fine():
 
     for network in (Plain(), functional(keras.layers.Identity())):
         evaluated(network)
+        drawn(network)
+
+
+def test_the_landscape_of_a_sigmoid_is_refused():
+    for activation in ("sigmoid", lambda z: 1 / (1 + tf.exp(-z))):
+        network = keras.Sequential(
+            [keras.Input((6,)), keras.layers.Dense(1, activation)]
+        )
+        with pytest.raises(ValueError, match="return logits, not prob"):
+            tfsam.Landscape(network, (np.tile(X, (2, 1)), np.tile(Y // 2, 2)))
