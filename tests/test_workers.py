@@ -193,7 +193,7 @@ def test_workers_may_differ_where_their_results_do_not(tmp_path, monkeypatch):
     monkeypatch.setattr(
         devices, "check_agreement", lambda strategy, what: agreed.update(what)
     )
-    ownership.agree(tmp_path, config, None)
+    ownership.agree(tmp_path, config, None, signals.Stop())
     bound = config.keys() - {*ownership.UNBOUND}
     assert agreed.keys() == bound | {"checkpoint"}
 

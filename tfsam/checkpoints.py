@@ -1,7 +1,6 @@
 """Checkpoints: a run can be killed, and resumed where it was."""
 
 import io
-import itertools
 import pathlib
 import re
 import zipfile
@@ -105,11 +104,8 @@ class Checkpoint(keras.callbacks.Callback):
         """
         if self.stop is None:
             return None
-        found = devices.anywhere(
-            self.model.distribute_strategy,
-            [self.stop.asked == signum for signum in signals.SIGNALS],
-        )
-        return max(itertools.compress(signals.SIGNALS, found), default=None)
+        strategy = self.model.distribute_strategy
+        return devices.asked_to_stop(strategy, self.stop)
 
     def _save(self, name, position, state, parts):
         """Saves, then forgets all but this checkpoint and the one before."""

@@ -7,6 +7,7 @@ of them it is; the first one is the chief.
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -312,6 +313,21 @@ def anywhere(strategy, facts):
     counts = _counter(strategy)(np.array(facts, "float32"))
     count = strategy.experimental_local_results(counts)[0].numpy()
     return (count > 0).tolist()
+
+
+def asked_to_stop(strategy, stop):
+    """Returns the signal that any worker was sent, or None.
+
+    All workers must call this at the same place.
+
+    Args:
+        strategy: a `tf.distribute` strategy or None.
+        stop: this worker's `tfsam.signals.Stop`.
+    """
+    found = anywhere(
+        strategy, [stop.asked == signum for signum in signals.SIGNALS]
+    )
+    return max(itertools.compress(signals.SIGNALS, found), default=None)
 
 
 @functools.cache

@@ -344,6 +344,7 @@ def run(config, inputs, workdir, log, stop):
             network, trained = training.train(
                 config, inputs.images, workdir, inputs.strategy, log, stop
             )
+        stop.release()  # Where training had nothing left to do.
         if not devices.is_chief(inputs.strategy):
             log("done; the chief goes on alone")
             return None

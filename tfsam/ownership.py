@@ -18,6 +18,7 @@ from tfsam import data
 from tfsam import devices
 from tfsam import files
 from tfsam import reports
+from tfsam import signals
 
 # What runs did before there was a flag for it: those of an older tfsam go on.
 _BEFORE = {"precision": "float32", "strategy": "auto"}
@@ -73,23 +74,33 @@ def finished(workdir, config):
     return None
 
 
-def agree(workdir, config, strategy):
+def agree(workdir, config, strategy, stop):
     """Waits for all workers, and finds whether they want the same run.
+
+    A signal that one of them was sent until now stops all of them; a signal
+    that comes later does so in training, after a step.
 
     Args:
         workdir: the folder, seen by `finished`.
         config: settings, as of `tfsam.run.configuration`.
         strategy: a `tf.distribute` strategy or None.
+        stop: a `tfsam.signals.Stop`.
 
     Raises:
         ConnectionError: if another worker was lost.
         ValueError: if the workers do not all want the same run of one folder.
+        tfsam.signals.Stopped: if a worker was asked to stop.
     """
     found = checkpoints.newest_first(workdir / "checkpoints")
     newest = {"checkpoint": [position for position, _ in found[:1]]}
     bound = {k: v for k, v in config.items() if k not in UNBOUND}
     with devices.losing_workers(strategy):
         devices.check_agreement(strategy, bound | newest)
+        signum = devices.asked_to_stop(strategy, stop)
+    if signum:
+        raise signals.Stopped(signum)
+    if devices.workers(strategy) == 1:
+        stop.release()
 
 
 @contextlib.contextmanager

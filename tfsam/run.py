@@ -658,8 +658,10 @@ def _main(argv, stop, held):
             return 0
         # Everything that can be wrong with the input is found before a file is
         # written; what goes wrong later is no fault of the input.
+        if devices.cluster_size() > 1:
+            stop.hold()  # Until training ends: see `ownership.agree`.
         inputs = job.prepare(config)
-        ownership.agree(workdir, config, inputs.strategy)
+        ownership.agree(workdir, config, inputs.strategy, stop)
         if devices.is_chief(inputs.strategy):
             held.enter_context(ownership.locked(workdir))
             # Another process may have been at work here until now.

@@ -45,12 +45,25 @@ class Stop:
 
     @contextlib.contextmanager
     def deferred(self):
-        """Within, a signal waits for `check`."""
-        self._deferring = True
+        """Within, a signal waits for `check`; afterwards, none does."""
+        self.hold()
         try:
             yield
         finally:
             self._deferring = False
+        self.check()
+
+    def hold(self):
+        """Lets signals wait for `check` from now on, until `release`.
+
+        A worker of several holds them: one that left by itself would leave the
+        others waiting for it.
+        """
+        self._deferring = True
+
+    def release(self):
+        """Ends `hold`, and raises `Stopped` if a signal has waited."""
+        self._deferring = False
         self.check()
 
     def check(self):
