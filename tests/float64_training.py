@@ -72,9 +72,9 @@ def trained(
 ):
     """The weights after some steps; if asked, predictions and a loss."""
     with strategy.scope():
-        model = tfsam.RobustModel(
-            network(), sharpness=sharpness, seed=0, **perturbations
-        )
+        if "perturb_weights" in perturbations:
+            perturbations["sharpness"] = sharpness
+        model = tfsam.RobustModel(network(), seed=0, **perturbations)
         model.compile(
             tfsam.SGD(0.2, momentum=0.9, weight_decay=5e-4),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
