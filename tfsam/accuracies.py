@@ -74,7 +74,11 @@ def result(record, chunks, errors):
     warnings += of_rows
     warnings += sanity.of_classes(header["classes"], targets)
     # What attacks on a surrogate miss says nothing about these gradients.
-    if header.get("surrogate") is None:
+    # Records of an older tfsam have it in their header.
+    transfer = header.get("surrogate") or any(
+        n.get("transfer") for n in natural
+    )
+    if not transfer:
         for epsilon, column in zip(ascending, columns, strict=True):
             text = f"{header['norm']} {epsilon_text(epsilon)}"
             warnings += sanity.of_verdicts(column, stages, text)

@@ -66,6 +66,7 @@ class Plan(NamedTuple):
     size: int  # Examples attacked at once.
     warm_start: bool
     keep_images: bool  # In the record.
+    transfer: bool = False  # A surrogate is attacked.
 
 
 class Worker(NamedTuple):
@@ -251,7 +252,11 @@ def measure_natural(plan, workers, record, chunks):
                 "model must return finite logits. Received: NaN or infinity"
             )
         correct = outputs.argmax(axis=1) == plan.data.labels[indices]
-        found = {"correct": correct, "logits": outputs}
+        found = {
+            "correct": correct,
+            "logits": outputs,
+            "transfer": np.array(plan.transfer),
+        }
         if chunk == 0:  # The same chunk, whoever has it.
             right = np.zeros(plan.size, bool)
             right[: len(indices)] = correct

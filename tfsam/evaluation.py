@@ -185,6 +185,7 @@ def evaluate(
         size=size,
         warm_start=warm_start,
         keep_images=save_adversarial,
+        transfer=surrogate is not None,
     )
     header = {
         "schema": verdicts.SCHEMA,

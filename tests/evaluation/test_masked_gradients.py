@@ -122,8 +122,8 @@ FOLLOWING = {
     "apgd_ce": ("apgd_ce", {"steps": 4}),
     "fab_t": ("fab_t", {"steps": 3, "targets": 2}),
     "fmn": ("fmn", {"steps": 4}),
-    "cleverhans_mim": ("cleverhans_mim", {"steps": 3}),
-    "cleverhans_bim": ("cleverhans_bim", {"steps": 3}),
+    "cleverhans_mim": ("cleverhans_mim", {"steps": 4}),
+    "cleverhans_bim": ("cleverhans_bim", {"steps": 4}),
     "foolbox": ("foolbox:LinfPGD", {"steps": 3}),
     "art": ("art:ProjectedGradientDescent", {"max_iter": 3}),
 }
@@ -234,3 +234,35 @@ def test_facts_of_an_attack_that_was_not_run():
     assert not any(sanity.facts_of(Own(0.1, "linf", (0, 1))))
     assert sanity.facts_of(PGD(0.1)).follows_gradient
     assert not sanity.facts_of(tfsam.FGSM(0.1)).follows_gradient
+
+
+@pytest.mark.parametrize(
+    ("attack", "follows"),
+    [
+        (PGD(0.1), True),
+        (PGD(0.1, "l2"), True),
+        (PGD(0.1, steps=3), False),
+        (PGD(0.1, "l2", steps=7), False),
+        (PGD(0.1, steps=2, step_size=0.05), True),
+        (PGD(0.1, steps=10, step_size=0.001), False),
+        (PGD(0.1, steps=1, step_size=0.1), False),
+        (tfsam.attacks.get("cleverhans_bim", epsilon=0.1, steps=3), False),
+        (tfsam.attacks.get("cleverhans_bim", epsilon=0.1, steps=4), True),
+    ],
+)
+def test_steps_that_cannot_cross_the_ball_are_no_measure(attack, follows):
+    assert sanity.facts_of(attack).follows_gradient == follows
+
+
+@pytest.mark.parametrize(("missed", "warns"), [(0, 0), (1, 0), (2, 1), (9, 1)])
+def test_one_example_more_is_no_alarm(missed, warns):
+    verdicts = {
+        "pgd": np.ones(100, np.int8),
+        "square": np.ones(100, np.int8),
+    }
+    verdicts["pgd"][:missed] = -1
+    stages = {
+        "pgd": [("pgd", sanity.Facts(False, True, 0))],
+        "square": [("square", sanity.Facts(True, False, 0))],
+    }
+    assert len(sanity.of_verdicts(verdicts, stages, "linf 0.1")) == warns

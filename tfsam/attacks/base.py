@@ -56,8 +56,9 @@ class Attack(Configurable):
             evaluation sees whether it takes one.
         follows_gradient: whether the attack follows the gradient for several
             steps, so that a gradient-free attack that breaks more is a sign of
-            masked gradients. False for a single step, and for an attack that
-            is weak within a given epsilon. None, the default, also of attacks
+            masked gradients. False for a single step, for steps that together
+            are shorter than epsilon, and for an attack that is weak within a
+            given epsilon. None, the default, also of attacks
             without the attribute: an evaluation counts the gradients that it
             takes; where it cannot, an attack that is not `gradient_free` counts
             as one that follows them.
@@ -70,7 +71,7 @@ class Attack(Configurable):
 
     in_graph = False
     gradient_free: bool | None = False
-    follows_gradient: bool | None = None
+    follows_gradient: Any = None
     targets = 0
     # Whether the labels must name classes, as for a loss of the attack's own:
     # a `RobustModel` then refuses regressions, several tags and segmentations.

@@ -37,6 +37,7 @@ from tfsam.arguments import check_count
 from tfsam.arguments import check_number
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.gradient import crosses
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
 
@@ -105,7 +106,6 @@ class _Iterative(_CleverhansAttack):
     def __init__(self, epsilon, norm, steps, step_size, bounds):
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps)
-        self.follows_gradient = self.steps > 1
         if step_size is not None:
             step_size = check_number("step_size", step_size)
             if self._step_within_epsilon and step_size > self.epsilon:
@@ -115,13 +115,20 @@ class _Iterative(_CleverhansAttack):
                 )
         self.step_size = step_size
 
+    @property
+    def follows_gradient(self):
+        """Whether its steps, several of them, together cross the ball."""
+        return crosses(self.epsilon, self.steps, self._length())
+
+    def _length(self):
+        if self.step_size is not None:
+            return self.step_size
+        return self.epsilon / (4 if self.norm == "linf" else 8)
+
     def _loop(self):
-        step_size = self.step_size
-        if step_size is None:
-            step_size = self.epsilon / (4 if self.norm == "linf" else 8)
         return {
             "eps": self.epsilon,
-            "eps_iter": step_size,
+            "eps_iter": self._length(),
             "nb_iter": self.steps,
             **self._order_and_bounds(),
         }

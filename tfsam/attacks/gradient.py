@@ -80,7 +80,6 @@ class PGD(Attack):
     ):
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps)
-        self.follows_gradient = self.steps > 1
         if step_size is not None:
             step_size = check_number("step_size", step_size)
         if loss == "kl" and targets:
@@ -100,6 +99,14 @@ class PGD(Attack):
         self.loss = loss
         self.restarts = check_count("restarts", restarts, 1)
         self.targets = check_count("targets", targets)
+
+    @property
+    def follows_gradient(self):
+        """Whether its steps, several of them, together cross the ball."""
+        length = self.step_size
+        if length is None:
+            length = self._default_step_size()
+        return crosses(self.epsilon, self.steps, length)
 
     @property
     def needs_classes(self):
@@ -231,6 +238,17 @@ class FGSM(PGD):
 
     def _default_step_size(self):
         return self.epsilon * (1.25 if self.random_start else 1.0)
+
+
+def crosses(epsilon, steps, step_size):
+    """Whether several steps together are as long as the ball's radius.
+
+    Args:
+        epsilon: the ball's radius, >= 0.
+        steps: number of steps, >= 0.
+        step_size: length of each.
+    """
+    return steps > 1 and steps * step_size >= epsilon * (1 - 1e-6)
 
 
 def random_start(attack, x, seeds):
