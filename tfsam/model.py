@@ -19,6 +19,7 @@ collectives outside it. BatchNorm statistics and dropout seeds come from the
 pass at w; both passes start from the same ones.
 """
 
+import random
 import re
 import warnings
 
@@ -35,12 +36,16 @@ from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import Logits
+from tfsam.parts import mean_of_parts
+from tfsam.parts import rows_of
 from tfsam.pure import Batch
 from tfsam.pure import PureModel
+from tfsam.pure import augmentation_layers
 from tfsam.pure import dense
 from tfsam.pure import replicas
 from tfsam.pure import symbolic
 from tfsam.pure import tensor
+from tfsam.scope import Draws
 from tfsam.weights.base import Step
 
 SHARPNESS = ("per_replica", "global")
@@ -79,8 +84,10 @@ class RobustModel(PureModel):
             gradients. >= 1; for perturbations that keep no state, and losses
             that are a mean over the batch.
         attack_mode: "inference", or "training" to attack with BatchNorm's
-            statistics of the batch, and dropout. An attack never moves the
-            running statistics.
+            statistics of the batch, dropout and random augmentation, drawn as
+            in the pass at w. An attack never moves the running statistics.
+            A network with layers of random augmentation needs "training": an
+            attack that does not see them is weak, and a warning says so.
         epsilon_warmup_steps: training steps over which the attack's epsilon
             grows linearly from nothing, >= 0.
         exclude: regular expressions, or one; weights whose path one of them
@@ -126,6 +133,8 @@ class RobustModel(PureModel):
         check_choice("sharpness", sharpness, SHARPNESS)
         check_choice("attack_mode", attack_mode, MODES)
         _warn_of_ignored_methods(network)
+        if perturb_inputs is not None and attack_mode == "inference":
+            _warn_of_augmentation(network)
         kwargs.setdefault("dtype", network.dtype_policy)
         # Pixels stay in float32 under mixed precision: near 1 float16 has steps
         # of 4.9e-4, half of an attack's step. The network's layers cast them.
@@ -134,6 +143,11 @@ class RobustModel(PureModel):
         self.perturb_inputs = perturb_inputs
         self.perturb_weights = perturb_weights
         self.objective = objective
+        # Keras would take these for the model's own, and save them.
+        object.__setattr__(self, "_unlisted", [])
+        object.__setattr__(self, "_without_gradient", set())
+        object.__setattr__(self, "_draws", None)
+        self._inspected = False
         self.sharpness = sharpness
         self.sub_batches = check_count("sub_batches", sub_batches, 1)
         self.attack_mode = attack_mode
@@ -203,10 +217,11 @@ class RobustModel(PureModel):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self.build_for(data)
         x, y = self._checked_batch(x, y)
-        variables, others = self.trainable_variables, self._other_variables()
+        variables = self.trainable_variables
         weights = [tf.convert_to_tensor(v.value) for v in variables]
-        state = [tf.convert_to_tensor(v.value) for v in others]
+        state = [tf.convert_to_tensor(v.value) for v in self._state_variables()]
         count, seed = self._next_step()
+        object.__setattr__(self, "_draws", Draws())
 
         x_adv = self._perturbed_inputs(weights, state, x, y, count, seed)
         batch = Batch(x, x_adv, y, sample_weight)
@@ -219,9 +234,13 @@ class RobustModel(PureModel):
         # The loss and all else are those at w, the gradients are not.
         first = self._sharpened_by_parts(weights, state, batch, step)
         first = self._checked_pass(first)
+        random.setstate(self._draws.after)
 
+        others = self._state_variables()
         for position, value in first.updates.items():
             others[int(position)].assign(value)
+        for position, values in first.versions.items():
+            variables[int(position)].assign(values[-1])
         if variables:
             self.optimizer.apply_gradients(
                 zip(first.gradients, variables, strict=True)
@@ -278,64 +297,50 @@ class RobustModel(PureModel):
             loss=compiled_losses.example_loss(self._outputs[0]),
         )
         labels, ignored = self._without_ignored(y)
-        x_adv = attack(attacked, x, labels, seeds)
+        if replicas() > 1:  # One may have no share of a last batch.
+            x_adv = tf.cond(
+                batch > 0,
+                lambda: attack(attacked, x, labels, seeds),
+                lambda: x,
+            )
+        else:
+            x_adv = attack(attacked, x, labels, seeds)
         if ignored is not None:
             x_adv = where(ignored, x, x_adv)
         return tf.stop_gradient(x_adv)
 
     def _sharpened_by_parts(self, weights, state, batch, step):
-        """m-sharpness: `_sharpened` of each part of the batch, and the mean.
-
-        The parts are one after the other, so each moves BatchNorm's statistics.
-        """
+        """m-sharpness: `_sharpened` of each part of the batch, and the mean."""
         if self.sub_batches == 1:
             return self._sharpened(weights, state, batch, step)
-        size = tf.shape(tf.nest.flatten(batch.x)[0])[0]
-        tf.debugging.assert_greater_equal(
-            size,
+        return mean_of_parts(
+            self._sharpened,
+            self._weight_of_part,
+            weights,
+            state,
+            batch,
+            step,
             self.sub_batches,
-            "sub_batches must be at most the size of each batch.",
+            unroll=self.sharpness == "global" and replicas() > 1,
         )
-        state, parts, shares = list(state), [], []
-        for index in range(self.sub_batches):
-            start = size * index // self.sub_batches
-            end = size * (index + 1) // self.sub_batches
-            rows = slice(start, end)
-            seed = tf.random.experimental.stateless_fold_in(step.seed, index)
-            part = self._sharpened(
-                weights,
-                state,
-                _rows(batch, lambda t, rows=rows: t[rows]),
-                step._replace(seed=seed),
+
+    def _weight_of_part(self, batch, found):
+        """What a mean over this part of a batch is divided by."""
+        size = tf.shape(tf.nest.flatten(batch.x)[0])[0]
+        if self.objective is not None or len(found.masks) != 1:
+            return size
+        (mask,) = found.masks
+        weight = next(iter(tf.nest.flatten(batch.sample_weight)), None)
+        if weight is None or not self._is_mean_by_weight():
+            return size if mask is None else tf.math.count_nonzero(mask)
+        weight = tf.cast(weight, tf.float32)
+        if mask is not None:
+            mask = tf.cast(mask, weight.dtype)
+            missing = mask.shape.rank - weight.shape.rank
+            weight = mask * tf.reshape(
+                weight, tf.concat([tf.shape(weight), [1] * missing], 0)
             )
-            for position, value in part.updates.items():
-                state[int(position)] = value
-            parts.append(part)
-            shares.append(tf.cast(end - start, tf.float32))
-        shares = [share / tf.cast(size, tf.float32) for share in shares]
-
-        def mean(*values):
-            if values[0] is None:
-                return None
-            return tf.add_n(
-                [
-                    value * tf.cast(share, value.dtype)
-                    for value, share in zip(values, shares, strict=True)
-                ]
-            )
-
-        def joined(*values):
-            return None if values[0] is None else tf.concat(values, 0)
-
-        one, *others = parts
-        return parts[-1]._replace(
-            loss=mean(*[part.loss for part in parts]),
-            y_pred=tf.nest.map_structure(
-                joined, one.y_pred, *[part.y_pred for part in others]
-            ),
-            masks=list(map(joined, *[part.masks for part in parts])),
-            gradients=list(map(mean, *[part.gradients for part in parts])),
-        )
+        return tf.reduce_sum(weight)
 
     def _sharpened(self, weights, state, batch, step):
         """The pass at w, with the gradients of the pass at w + e."""
@@ -346,6 +351,9 @@ class RobustModel(PureModel):
         method = self.perturb_weights
         if method is None or not weights:
             return first
+        # e is added to what the layers have assigned, and no later pass
+        # assigns anything else.
+        weights, versions = first.ended(weights), first.versions or None
         chosen = self._perturbed_positions()
         memory = [tf.convert_to_tensor(v) for v in self.perturbation_state]
         # What the optimizer is to get, over what the method is to see: the loss
@@ -376,7 +384,9 @@ class RobustModel(PureModel):
 
         step = step._replace(
             gradient=lambda some: seen(
-                gradient(moved_to(some), state, batch, scale).gradients
+                gradient(
+                    moved_to(some), state, batch, scale, versions
+                ).gradients
             ),
             squared_gradients=squared_gradients,
         )
@@ -389,7 +399,7 @@ class RobustModel(PureModel):
             )
             moved = moved_to(some)
             part = self._selected(first, moved, state, batch, memory, step)
-            second = gradient(moved, state, part, scale)
+            second = gradient(moved, state, part, scale, versions)
             return dense(second.gradients, weights), list(kept)
 
         due = True if method.due is None else method.due(memory, step)
@@ -411,8 +421,12 @@ class RobustModel(PureModel):
             variable.assign(tf.where(sound, value, old))
         return first._replace(
             gradients=[
-                None if g is None else s
-                for g, s in zip(first.gradients, second, strict=True)
+                # A gradient that becomes the value, as a float8 scale's does,
+                # is that of the pass at w.
+                g if g is None or overwrites else s
+                for g, s, overwrites in zip(
+                    first.gradients, second, self._overwriting(), strict=True
+                )
             ]
         )
 
@@ -428,9 +442,11 @@ class RobustModel(PureModel):
                 "own each example's loss as its third result. "
                 f"Received: objective={self.objective}"
             )
-        losses = self._compiled(self._example_losses)(moved, state, batch)
+        losses = self._compiled(self._example_losses)(
+            moved, state, batch, first.versions or None
+        )
         positions = method.select(first.losses, losses, memory, step)
-        return _rows(batch, lambda t: tf.gather(t, positions))
+        return rows_of(batch, lambda t: tf.gather(t, positions))
 
     def _reduced(self, gradients):
         """Mean gradients of the global batch, if that is whose are wanted."""
@@ -458,6 +474,8 @@ class RobustModel(PureModel):
         # builds layers, metrics, losses and the optimizer, and runs nothing.
         self._symbolic_build(data_batch=data)
         self._check_loss(data)
+        self._check_parts()
+        self._inspect(data)
         found = [v.path for v in self._perturbed_variables()]
         if self.perturbation_state and found != self._state_of:
             raise ValueError(
@@ -475,6 +493,24 @@ class RobustModel(PureModel):
                 "must be a mean over the batch, not its sum. Received: "
                 f"reduction=sum, sub_batches={self.sub_batches}"
             )
+
+    def _check_parts(self):
+        """Refuses losses whose parts of a batch count in several ways."""
+        several = len(self._outputs) > 1 or self.objective is not None
+        if self.sub_batches > 1 and self._is_mean_by_weight() and several:
+            raise ValueError(
+                "sub_batches takes a loss that is a mean by sample weights for "
+                "one output alone, without an objective. Received: "
+                "reduction=mean_with_sample_weight, "
+                f"loss={self.loss}, objective={self.objective}"
+            )
+
+    def _is_mean_by_weight(self):
+        """Whether a compiled loss is divided by the sum of sample weights."""
+        return any(
+            getattr(output.loss, "reduction", None) == "mean_with_sample_weight"
+            for output in self._outputs
+        )
 
     def _check_combination(self):
         """Says what does not combine."""
@@ -562,6 +598,21 @@ def _warn_of_ignored_methods(network):
         )
 
 
+def _warn_of_augmentation(network):
+    """Warns of random augmentation that an attack in inference mode misses."""
+    layers = augmentation_layers(network)
+    if layers:
+        names = ", ".join(layer.name for layer in layers)
+        warnings.warn(
+            f"network augments its inputs at random ({names}), and in "
+            "inference mode an attack finds images for the network without "
+            "that: they are weak against the one that is trained. Give "
+            "attack_mode='training', in which the attack sees the same draw "
+            "of the augmentation as the pass, or augment the data instead.",
+            stacklevel=3,
+        )
+
+
 def _check_perturbations(perturb_inputs, perturb_weights):
     """Says what is no perturbation, or none that can train."""
     if perturb_inputs is not None and not callable(perturb_inputs):
@@ -596,13 +647,6 @@ def _patterns(exclude):
             f"Received: exclude={exclude}"
         ) from None
     return list(patterns)
-
-
-def _rows(batch, take):
-    """Part of a batch; what it does not have stays None."""
-    return tf.nest.map_structure(
-        lambda t: None if t is None else take(t), batch
-    )
 
 
 def _all_finite(tensors):

@@ -124,4 +124,8 @@ def _mean(values, sample_weight):
     if sample_weight is not None:
         weights = tf.cast(tf.reshape(sample_weight, [-1]), values.dtype)
         values = values * weights
-    return tf.reduce_mean(values) / replicas()
+    if replicas() == 1:
+        return tf.reduce_mean(values)
+    # A replica's share of a last batch may be empty, whose mean is not 0.
+    size = tf.cast(tf.size(values), values.dtype)
+    return tf.math.divide_no_nan(tf.reduce_sum(values), size) / replicas()

@@ -8,6 +8,7 @@ besides.
 
 import contextlib
 import functools
+import itertools
 import re
 import warnings
 from typing import Any
@@ -23,7 +24,17 @@ from tfsam import compiled_losses
 from tfsam import devices
 from tfsam.attacks.base import Attack
 from tfsam.attacks.losses import cross_entropy
+from tfsam.scope import PureScope
+from tfsam.scope import current
 from tfsam.weights.base import kind
+
+_UNSEEN = (
+    "network must read its weights as Keras variables, where TensorFlow "
+    "records gradients. A layer holds the tf.Variable behind one, or reads it "
+    "in a graph that was loaded or traced before, or in keras.remat (use "
+    "keras.RematScope): it cannot be perturbed. Change that layer, or freeze "
+    "it. Received: variable="
+)
 
 
 class Batch(NamedTuple):
@@ -46,6 +57,8 @@ class Pass(NamedTuple):
         gradients: by position in `trainable_variables`, None where the loss
             does not depend on a weight.
         updates: new values of other variables, by position.
+        versions: of the trainable variables that a layer assigned, by
+            position, the values in the pass: the first, and each assigned.
     """
 
     loss: Any
@@ -54,6 +67,14 @@ class Pass(NamedTuple):
     masks: Any
     gradients: Any
     updates: Any
+    versions: Any
+
+    def ended(self, weights):
+        """These weights, and in their place those that the pass assigned."""
+        return [
+            self.versions[str(place)][-1] if str(place) in self.versions else w
+            for place, w in enumerate(weights)
+        ]
 
 
 def compiled_loss(model, batch):
@@ -124,39 +145,66 @@ class PureModel(keras.Model):
         """A scope in which calls of the model leave its state as it is.
 
         For an objective's second call: BatchNorm's statistics are those of the
-        predictions that it returns.
+        predictions that it returns. Layers of random augmentation draw as they
+        did in the first call, and weights that a layer has assigned stay.
         """
+        scope = current()
+        if scope is not None:
+            seeds = [
+                variable
+                for layer in augmentation_layers(self.network)
+                for variable in layer.variables
+            ]
+            return scope.again(seeds)
         seen = [*self.trainable_variables, *self._other_variables()]
         return keras.StatelessScope([(v, v.value) for v in seen])
 
-    def _pass(self, weights, state, batch, scale):
-        """A pure function: the `Pass` of a batch at these weights."""
-        others = self._other_variables()
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+    def _pass(self, weights, state, batch, scale, versions=None):
+        """A pure function: the `Pass` of a batch at these weights.
+
+        Args:
+            weights: values of the trainable variables.
+            state: values of the other variables.
+            batch: a `Batch`.
+            scale: the loss scale, a scalar.
+            versions: see `_scope`; None is a pass of its own.
+        """
+        with tf.GradientTape() as tape:
             tape.watch(weights)
-            with self._scope(weights, state) as scope:
+            with self._scope(weights, state, tape, versions) as scope:
                 loss, y_pred, losses = self._objective(batch)
             scaled = loss * tf.cast(scale, loss.dtype)
+        self._check_reads(tape)
         gradients = [
-            tf.convert_to_tensor(g) if g is not None else None
-            for g in tape.gradient(scaled, weights)
+            _total(found) for found in tape.gradient(scaled, scope.versions)
         ]
+        lost = [i for i in scope.read if gradients[i] is None]
+        if lost:
+            self._check_lost(lost, batch)
+        listed = self._state_variables()[: len(state)]
         updates = {}
         for position, (variable, old) in enumerate(
-            zip(others, state, strict=True)
+            itertools.zip_longest([*listed, *scope.unknown], state)
         ):
             new = scope.get_current_value(variable)
             if new is not old:
                 updates[str(position)] = tf.convert_to_tensor(new)
+        found = {id(v) for v in self._unlisted}
+        self._unlisted.extend(v for v in scope.unknown if id(v) not in found)
         masks = [
             getattr(part, "_keras_mask", None)
             for part in tf.nest.flatten(y_pred)
         ]
-        return Pass(loss, losses, y_pred, masks, gradients, updates)
+        versions = {
+            str(place): values
+            for place, values in enumerate(scope.versions)
+            if len(values) > 1
+        }
+        return Pass(loss, losses, y_pred, masks, gradients, updates, versions)
 
-    def _example_losses(self, weights, state, batch):
+    def _example_losses(self, weights, state, batch, versions=None):
         """A pure function: the loss of each example, state discarded."""
-        with self._scope(weights, state):
+        with self._scope(weights, state, versions=versions):
             return self._objective(batch)[2]
 
     def _squared_gradients(self, weights, state, batch, scale):
@@ -204,14 +252,106 @@ class PureModel(keras.Model):
         logits = checks.class_logits(y_pred, batch.y)
         return loss, y_pred, cross_entropy(logits, batch.y)
 
-    def _scope(self, weights, state):
-        """Reads these tensors in the variables' place, keeps all writes."""
-        mapping = [
-            *zip(self.trainable_variables, weights, strict=True),
-            *zip(self._other_variables(), state, strict=True),
-        ]
-        # Without collect_losses a scope drops what layers add as losses.
-        return keras.StatelessScope(mapping, collect_losses=True)
+    def _scope(self, weights, state, tape=None, versions=None):
+        """A `PureScope` of these tensors.
+
+        Args:
+            weights: values of the trainable variables.
+            state: values of the other variables.
+            tape: the `tf.GradientTape` that records the pass, or None.
+            versions: those of another `Pass`, whose assignments this one
+                repeats, as far away as `weights` are from the last of them.
+        """
+        if versions is not None:
+            versions = {
+                place: _moved(values, weights[int(place)])
+                for place, values in versions.items()
+            }
+            if tape is not None:
+                tape.watch([values[0] for values in versions.values()])
+        return PureScope(
+            zip(self.trainable_variables, weights, strict=True),
+            # Those that a pass has just found have no value yet.
+            zip(self._state_variables(), state, strict=False),
+            tape,
+            versions,
+            self._draws,
+        )
+
+    def _check_reads(self, tape):
+        """Refuses a network that reads its weights where no scope can be."""
+        past = {v.ref() for v in tape.watched_variables()}
+        if not past:
+            return
+        for variable in self.trainable_variables:
+            local = self.distribute_strategy.experimental_local_results
+            if any(part.ref() in past for part in local(variable._value)):
+                raise ValueError(_UNSEEN + variable.path)
+
+    def _check_lost(self, positions, batch):
+        """Refuses a network whose gradients a scope loses and Keras has.
+
+        Args:
+            positions: of trainable variables that were read, and have none.
+            batch: a `Batch`.
+        """
+        lost = [self.trainable_variables[i] for i in positions]
+        seen = {v.path for v in lost}
+        if seen <= self._without_gradient:
+            return
+
+        def plain(batch):
+            with tf.GradientTape() as tape:
+                with keras.StatelessScope(collect_losses=True):
+                    loss, *_ = self._objective(batch)
+            return tape.gradient(loss, [v.value for v in lost])
+
+        if tf.executing_eagerly():
+            found = plain(batch)
+        else:
+            found = _traced(plain, batch).structured_outputs
+        for variable, gradient in zip(lost, found, strict=True):
+            if gradient is not None:
+                raise ValueError(_UNSEEN + variable.path)
+        self._without_gradient.update(seen)
+
+    def _inspect(self, data):
+        """Finds what code of others than Keras does with variables.
+
+        A pass may assign variables that the model does not list, such as the
+        state of Keras's global seed; they are listed in `_unlisted` from now
+        on. For networks of Keras's own layers there is nothing to find, and a
+        step that runs eagerly finds it as it goes.
+        """
+        parts = [*self.network._flatten_layers()]
+        parts += [] if self.objective is None else [self.objective]
+        known = all(map(_is_known, parts))
+        if known or self._inspected or tf.executing_eagerly():
+            return
+        scopes = []
+
+        def forward(data):
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            weights = [
+                tf.convert_to_tensor(v) for v in self.trainable_variables
+            ]
+            state = [tf.convert_to_tensor(v) for v in self._state_variables()]
+            with self._scope(weights, state) as scope:
+                scopes.append(scope)
+                scope.inspecting = True
+                self._objective(Batch(x, x, y, sample_weight))
+
+        graph = _traced(forward, data).graph
+        for name in _assigned(graph):
+            raise ValueError(
+                "network must keep its state in Keras variables, such as "
+                "add_weight(trainable=False) makes: a tf.Variable would change "
+                f"in every pass of a step. Received: variable={name}"
+            )
+        for place in scopes[-1].unrecorded:
+            raise ValueError(_UNSEEN + self.trainable_variables[place].path)
+        self._unlisted.extend(scopes[-1].unknown)
+        self._inspected = True
 
     def _own_variables(self):
         """Variables of the training step itself, which no pass may see."""
@@ -227,14 +367,22 @@ class PureModel(keras.Model):
             if id(v) not in own and v.dtype != "string"
         ]
 
+    def _state_variables(self):
+        """All variables, but the trainable, that a pass may read or write."""
+        return [*self._other_variables(), *self._unlisted]
+
     def _perturbed_positions(self):
         """Positions in trainable_variables of what may be perturbed."""
         return [
             position
             for position, variable in enumerate(self.trainable_variables)
             if not any(re.search(p, variable.path) for p in self.exclude)
-            and not getattr(variable, "overwrite_with_gradient", False)
+            and not variable.overwrite_with_gradient
         ]
+
+    def _overwriting(self):
+        """Which trainable variables take their gradient as their value."""
+        return [v.overwrite_with_gradient for v in self.trainable_variables]
 
     def _perturbed_variables(self):
         variables = self.trainable_variables
@@ -516,6 +664,67 @@ class PureModel(keras.Model):
 def _name(part):
     """The name of a perturbation or an objective, for messages."""
     return getattr(part, "__name__", type(part).__name__)
+
+
+def _traced(function, structure):
+    """A function of tensors like these, as a graph that is never run."""
+
+    def spec(value):
+        if value is None or isinstance(value, tf.TypeSpec):
+            return value
+        return tf.type_spec_from_value(value)
+
+    specs = tf.nest.map_structure(spec, structure)
+    made = tf.function(function, autograph=False)
+    return made.get_concrete_function(specs)
+
+
+def _is_known(part):
+    """Whether a layer or objective is made of nothing but Keras's own code."""
+    package, *_ = type(part).__module__.partition(".")
+    return package in ("keras", "tfsam") and not isinstance(
+        part, keras.layers.Lambda
+    )
+
+
+def _assigned(graph):
+    """Names of the TensorFlow variables that a graph assigns."""
+    names = {
+        id(inner): v.name
+        for outer, inner in graph.captures
+        for v in graph.variables
+        if v.handle is outer
+    }
+    return [
+        names.get(id(op.inputs[0]), op.inputs[0].name)
+        for op in graph.get_operations()
+        if re.fullmatch("Assign.*VariableOp|ResourceScatter.*", op.type)
+    ]
+
+
+def _total(gradients):
+    """The sum of some gradients, None where there is none."""
+    found = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+    return tf.add_n(found) if len(found) > 1 else next(iter(found), None)
+
+
+def _moved(values, last):
+    """Values, all as far away as `last` is from the last of them."""
+    distance = tf.stop_gradient(last - values[-1])
+    return [*[value + distance for value in values[:-1]], last]
+
+
+def augmentation_layers(network):
+    """The layers of a network that change its inputs at random in training.
+
+    Args:
+        network: a `keras.Model`.
+    """
+    return [
+        layer
+        for layer in network._flatten_layers()
+        if hasattr(layer, "get_random_transformation") and layer.variables
+    ]
 
 
 def tensor(value):

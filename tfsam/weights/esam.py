@@ -56,9 +56,11 @@ class ESAM(WeightPerturbation):
         """The positions of the examples whose losses rose most."""
         batch = losses.shape[0]
         if batch is None:
-            size = tf.cast(tf.shape(losses)[0], tf.float32)
-            count = tf.cast(tf.round(self.sample_fraction * size), tf.int32)
-            count = tf.maximum(count, 1)
+            size = tf.shape(losses)[0]
+            part = self.sample_fraction * tf.cast(size, tf.float32)
+            count = tf.maximum(tf.cast(tf.round(part), tf.int32), 1)
+            # A replica's share of a last batch may be empty.
+            count = tf.minimum(count, size)
         else:
             count = max(round(self.sample_fraction * batch), 1)
         return tf.math.top_k(perturbed_losses - losses, count).indices
