@@ -158,8 +158,8 @@ def _looped(part, parts, weights, state, batch):
         parallel_iterations=1,
     )
     loss, *gradients = filled(s / tf.cast(total, s.dtype) for s in sums)
-    joined = iter(array.concat() for array in arrays)
-    joined = [None if s is None else next(joined) for s in rows(spec)]
+    whole = iter([array.concat() for array in arrays])
+    joined = [None if s is None else next(whole) for s in rows(spec)]
     outputs = len(tf.nest.flatten(spec.y_pred))
     return spec._replace(
         loss=loss,

@@ -351,7 +351,7 @@ class PureModel(keras.Model):
         for place in scopes[-1].unrecorded:
             raise ValueError(_UNSEEN + self.trainable_variables[place].path)
         self._unlisted.extend(scopes[-1].unknown)
-        self._inspected = True
+        object.__setattr__(self, "_inspected", True)
 
     def _own_variables(self):
         """Variables of the training step itself, which no pass may see."""

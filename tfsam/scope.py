@@ -9,6 +9,7 @@ mends the first two and names the third.
 
 import random
 import threading
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,7 +17,7 @@ import tensorflow as tf
 _FUNCTION = type(tf.function(lambda: None))
 _lock = threading.Lock()
 _local = threading.local()
-_plain = {}
+_plain: dict[str, Any] = {}
 _entered = 0
 
 
