@@ -532,6 +532,7 @@ CHANGES = SPECIFICATIONS.flatmap(
 )
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot start from an image")
 @hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
 @hypothesis.given(SPECIFICATIONS, CHANGES)
 def test_a_change_is_recognised_or_changes_no_verdict(specification, change):
@@ -540,6 +541,7 @@ def test_a_change_is_recognised_or_changes_no_verdict(specification, change):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore:.*cannot start from an image")
 @hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(SPECIFICATIONS, CHANGES)
 def test_many_changes_are_recognised_or_change_no_verdict(
