@@ -90,7 +90,7 @@ def result(record, chunks, errors):
 
 
 def _facts(held, others):
-    """The `Facts` of an attack's stages: what holds in any chunk holds.
+    """Returns the `Facts` of an attack's stages: true in any chunk is true.
 
     Args:
         held: what the files of the chunks have of one epsilon.
@@ -112,7 +112,7 @@ def _facts(held, others):
 
 
 def _failed(standing, inherited, error):
-    """The rest of a row of an attack that failed."""
+    """Returns the rest of a row of an attack that failed."""
     unknown = (
         *("accuracy", "interval", "max_perturbation", "attacked"),
         *("forward_passes", "gradient_passes", "nan_gradients"),

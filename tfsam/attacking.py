@@ -458,7 +458,7 @@ def _within(turn, attack, epsilon, indices, verdict, reach):
 
 
 def _columns(facts):
-    """Facts about stages as a record has them, an array a fact."""
+    """Returns the facts about stages as arrays, one a fact, for a record."""
     return {
         name: np.array(column)
         for name, column in zip(

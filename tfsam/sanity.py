@@ -104,13 +104,13 @@ def _with_other_neighbours(x):
 
 
 def _difference(outputs, other):
-    """The largest difference; infinite where one is no number."""
+    """Returns the largest difference, infinity where there is a NaN."""
     difference = np.abs(outputs.astype(np.float64) - other.astype(np.float64))
     return float(np.nan_to_num(difference, nan=np.inf).max())
 
 
 def _tolerance(outputs, unit):
-    """The largest difference of logits that may be rounding.
+    """Returns the largest difference of logits that may be rounding.
 
     It is relative to how far an example's logits lie apart, which decides what
     a difference means, and to their size, by which they are rounded.
@@ -125,7 +125,7 @@ def _tolerance(outputs, unit):
 
 
 def _unit(function, outputs):
-    """The relative rounding error of a model's coarsest arithmetic."""
+    """Returns the rounding unit of a model's coarsest arithmetic."""
     network = getattr(function, "model", None)
     layers = [] if network is None else checks.flattened(network)
     names = {layer.compute_dtype for layer in layers} | {outputs.dtype.name}
@@ -133,15 +133,15 @@ def _unit(function, outputs):
 
 
 def seen_range(function, x):
-    """How far apart the pixels lie that the first layer with weights sees.
+    """Returns the range of the pixels at the first layer with weights.
 
     Args:
         function: a `classifiers.load_logits` function, from pixels to logits.
         x: float array (n, ...), the images.
 
     Returns:
-        The range of x behind the network's leading `Rescaling` layers, a float;
-        infinite where it has none, or is no Keras model.
+        A float, the range of x behind the network's leading `Rescaling` layers;
+        infinity where it has none, or is no Keras model.
     """
     network = getattr(function, "model", None)
     scale, rescaled = 1.0, False
@@ -199,7 +199,7 @@ def probe_gradients(logits, x, y, right, traceable, pushed):
 
 
 def look_at_slopes(logits, x, y):
-    """Counts the gradients that are not finite, where nobody else does.
+    """Counts non-finite gradients for an attack that does not count its own.
 
     Args:
         logits: a `Logits` that counts.
@@ -210,7 +210,7 @@ def look_at_slopes(logits, x, y):
 
 
 def pushed_to_bounds(x, bounds, reach):
-    """Images whose pixels near a bound lie exactly on it, as attacks push them.
+    """Returns images whose pixels near a bound lie on it, as attacks push them.
 
     Args:
         x: float array (batch, ...).
@@ -292,7 +292,7 @@ def of_model(found):
 
 
 def _of_outputs(found):
-    """Warnings about outputs that depend on more than the example's pixels."""
+    """Returns warnings about outputs that depend on more than the pixels."""
     warnings = []
     for f in found:
         tolerance = f.get("tolerance", _OLD_TOLERANCE)
@@ -325,7 +325,7 @@ def _of_outputs(found):
 
 
 class Facts(NamedTuple):
-    """What warnings depend on, of an attack or of a stage of one.
+    """The facts about an attack, or a stage of one, that warnings depend on.
 
     Attributes:
         gradient_free: whether it takes no gradient of the network.
@@ -345,7 +345,7 @@ def facts_of(attack, gradients=None):
         attack: a callable, which may have the attributes `gradient_free`,
             `follows_gradient` and `targets` of `tfsam.attacks.Attack`.
         gradients: how many gradients of an example it took on average, infinity
-            where they could not be counted, None where it was not run.
+            if they could not be counted, None if it was not run.
     """
     free = getattr(attack, "gradient_free", False)
     if free is None:
@@ -383,7 +383,7 @@ def of_classes(classes, targets):
 
 
 def of_accuracy(correct, classes):
-    """Warnings about natural accuracy.
+    """Returns warnings about natural accuracy.
 
     Args:
         correct: bool array (n,), which examples are classified correctly.
@@ -411,7 +411,7 @@ def of_accuracy(correct, classes):
 
 
 def of_rows(rows):
-    """Warnings about rows of attacks that met gradients that are not finite.
+    """Returns warnings about rows with gradients that were not finite.
 
     Args:
         rows: of one attack, its `robust` rows.
