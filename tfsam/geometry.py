@@ -238,13 +238,11 @@ def _towards(points, x):
     The bits of a positive number, read as an integer, are in the order of the
     numbers; those of a negative one in the opposite order.
     """
-    size = points.dtype.size
-    integer = {2: tf.int16, 4: tf.int32, 8: tf.int64}[size]
-    wide = tf.int64 if size == 8 else tf.int32
-    bits = tf.cast(tf.bitcast(points, integer), wide)
-    up, down = tf.ones([], wide), -tf.ones([], wide)
-    grow = (x > points) == (points > 0)
-    bits += tf.where(grow, up, down)
+    integer = {2: tf.int16, 4: tf.int32, 8: tf.int64}[points.dtype.size]
+    # GPUs compute with int64; int32 is left to the CPU.
+    bits = tf.cast(tf.bitcast(points, integer), tf.int64)
+    one = tf.ones([], tf.int64)
+    bits += tf.where((x > points) == (points > 0), one, -one)
     moved = tf.bitcast(tf.cast(bits, integer), points.dtype)
     return tf.where((points == 0) | (points == x), points, moved)
 

@@ -128,6 +128,21 @@ def test_attacks_on_images_of_128_pixels_stay_in_the_ball(name, kind):
     check_budget(name, "l2", 0.05, x, (0.0, 1.0), pooled(128))
 
 
+@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.given(
+    name=st.sampled_from(list(NATIVE)),
+    norm=st.sampled_from(["linf", "l2"]),
+    exponent=st.floats(-3, 1),
+    side=st.sampled_from([8, 24, 40]),
+    kind=st.sampled_from(["noise", "flat", "saturated"]),
+    bounds=st.sampled_from([(0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), None]),
+)
+def test_attacks_stay_in_the_ball(name, norm, exponent, side, kind, bounds):
+    x = images(np.random.default_rng(1), (2, side, side, 3), kind, bounds)
+    epsilon = min(10**exponent, 1.0) if norm == "linf" else 10**exponent
+    check_budget(name, norm, epsilon, x, bounds, pooled(side))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "bounds"),
