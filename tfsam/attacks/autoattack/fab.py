@@ -150,9 +150,12 @@ class FABT(Attack):
                 value = tf.cast(losses.difference(logits, labels), x.dtype)
                 point = self._advance(x, point, slope, value)
                 logits = predict(asked, point, left)
-                broken = left & crossed(logits_fn, logits, classes)
+                # Within rounding of the boundary it turns back, too: its steps
+                # would only become smaller there.
+                broken = left & losses.misclassified(logits, classes)
                 length = example_norms(point - x, self.norm, keepdims=False)
-                nearer = broken & (length < distance)
+                found = broken & crossed(logits_fn, logits, classes)
+                nearer = found & (length < distance)
                 return (
                     index + 1,
                     where(broken, x + self.beta * (point - x), point),
