@@ -161,7 +161,7 @@ class WeightAverage(keras.callbacks.Callback):
                 f"Received: network={self._network.name}"
             )
         self._recalibration = recalibration.Recalibration(
-            self._network, self.attack
+            self._network, self.attack, self.model
         )
         if self.data is None and self._recalibration.variables:
             warnings.warn(

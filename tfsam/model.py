@@ -28,13 +28,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import checks
-from tfsam import compiled_losses
 from tfsam import devices
 from tfsam.arguments import check_choice
 from tfsam.arguments import check_count
 from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
-from tfsam.attacks.base import where
 from tfsam.attacks.logits import Logits
 from tfsam.parts import mean_of_parts
 from tfsam.parts import rows_of
@@ -290,23 +288,20 @@ class RobustModel(PureModel):
         replica = tf.distribute.get_replica_context()
         ahead = 0 if replica is None else replica.replica_id_in_sync_group
         seeds = example_seeds(seed, (ahead + 1) * batch)[ahead * batch :]
-        attacked = Logits(
+        logits = Logits(
             logits_fn,
             jit_compile=self._use_xla(),
             independent=self.attack_mode == "inference",
-            loss=compiled_losses.example_loss(self._outputs[0]),
+            loss=self.example_loss(),
         )
-        labels, ignored = self._without_ignored(y)
+
+        def attacked_all():
+            return self.attacked(attack, logits, x, y, seeds)
+
         if replicas() > 1:  # One may have no share of a last batch.
-            x_adv = tf.cond(
-                batch > 0,
-                lambda: attack(attacked, x, labels, seeds),
-                lambda: x,
-            )
+            x_adv = tf.cond(batch > 0, attacked_all, lambda: x)
         else:
-            x_adv = attack(attacked, x, labels, seeds)
-        if ignored is not None:
-            x_adv = where(ignored, x, x_adv)
+            x_adv = attacked_all()
         return tf.stop_gradient(x_adv)
 
     def _sharpened_by_parts(self, weights, state, batch, step):

@@ -23,6 +23,7 @@ from tfsam import checks
 from tfsam import compiled_losses
 from tfsam import devices
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import where
 from tfsam.attacks.losses import cross_entropy
 from tfsam.scope import PureScope
 from tfsam.scope import current
@@ -539,10 +540,12 @@ class PureModel(keras.Model):
                     found.append(checks.probabilities(part))
         if not found:
             return first
-        gradients, updates = assertions.behind(
-            found, (first.gradients, first.updates)
+        gradients, updates, versions = assertions.behind(
+            found, (first.gradients, first.updates, first.versions)
         )
-        return first._replace(gradients=gradients, updates=updates)
+        return first._replace(
+            gradients=gradients, updates=updates, versions=versions
+        )
 
     def _note_pixels(self, x):
         """Keeps the type of an array of halves, which Keras makes float32."""
@@ -552,24 +555,40 @@ class PureModel(keras.Model):
             self._pixels = kind
             self.train_function = None  # What was traced has another slack.
 
-    def _without_ignored(self, y):
-        """The labels for an attack, and which examples it leaves alone.
-
-        Args:
-            y: tensor of labels.
+    def example_loss(self):
+        """Returns the compiled loss as attacks climb it.
 
         Returns:
-            (labels, ignored): labels of some class in the ignored ones' place,
-            where each example has one, and a bool tensor (batch,), or None.
+            A function of (outputs, labels) to one number an example, or None,
+            which is cross-entropy; see `compiled_losses.example_loss`.
         """
-        number = self._outputs[0].ignored
+        return (
+            compiled_losses.example_loss(self._outputs[0])
+            if self._outputs
+            else None
+        )
+
+    def attacked(self, attack, logits, x, y, seeds):
+        """Attacks a batch, but for the examples that the loss ignores.
+
+        Args:
+            attack: of the contract of `attacks/base.py`.
+            logits: the `Logits`.
+            x: float tensor (batch, ...).
+            y: tensor of labels.
+            seeds: int32 tensor (batch, 2).
+
+        Returns:
+            A tensor of x's shape.
+        """
+        number = self._outputs[0].ignored if self._outputs else None
         if number is None:
-            return y, None
+            return attack(logits, x, y, seeds)
         left_out = y == tf.cast(number, y.dtype)
         ignored = tf.reduce_all(tf.reshape(left_out, [tf.shape(y)[0], -1]), 1)
-        if len(y.shape) > 2:
-            return y, ignored
-        return tf.where(left_out, tf.zeros_like(y), y), ignored
+        if len(y.shape) < 3:  # Labels of some class in the ignored ones' place.
+            y = tf.where(left_out, tf.zeros_like(y), y)
+        return where(ignored, x, attack(logits, x, y, seeds))
 
     def _track_loss(self, loss, x):
         tracker = next(m for m in self.metrics if m.name == "loss")

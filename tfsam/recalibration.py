@@ -5,6 +5,7 @@ measured: `recalibrate` does.
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfsam import checks
@@ -13,6 +14,7 @@ from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import traced
 from tfsam.classifiers import use_xla
+from tfsam.pure import PureModel
 
 
 def recalibrate(network, data, attack=None, seed=0, *, steps=None):
@@ -37,7 +39,8 @@ def recalibrate(network, data, attack=None, seed=0, *, steps=None):
             `tfsam.examples`), which is not read into memory; x of several
             inputs as the network takes it. Arrays and single examples go in
             batches of 128. Weights of examples are not used.
-        attack: an attack, such as `tfsam.PGD(8 / 255)`; needs y.
+        attack: an attack, such as `tfsam.PGD(8 / 255)`; needs y, labels of
+            classes. Without a loss of its own it climbs the cross-entropy.
         seed: of the attack, an int; an example's noise is keyed by its place.
         steps: how many elements of a dataset or a generator to read, batches
             as a rule; None reads all, and refuses data that does not end.
@@ -57,13 +60,16 @@ class Recalibration:
     Args:
         network: as of `recalibrate`.
         attack: as of `recalibrate`.
+        model: the `RobustModel` that trains the network, whose compiled loss
+            the attack climbs, as it does in training; None is another model.
 
     Attributes:
         variables: the moving means and variances that are measured.
     """
 
-    def __init__(self, network, attack=None):
+    def __init__(self, network, attack=None, model=None):
         self.network, self.attack = network, attack
+        self._model = model if isinstance(model, PureModel) else None
         layers = _normalizations(network)
         self.variables = [
             variable
@@ -110,6 +116,8 @@ class Recalibration:
                         "data must hold labels, (x, y), for the attack. "
                         f"Received: attack={self.attack}"
                     )
+                if self._model is None and np.ndim(y) == 2:
+                    checks.class_labels(np.asarray(y))
                 seeds = example_seeds(seed, seen + size)[seen:]
                 x = self._perturb(x, _tensor(y), seeds)
             totals, state = self._add(x, totals, state)
@@ -144,7 +152,10 @@ class Recalibration:
                 return self.network(pixels, training=False)
 
         x = checks.inside(x, getattr(self.attack, "bounds", None))
-        return self.attack(Logits(predict, use_xla()), x, y, seeds)
+        if self._model is None:
+            return self.attack(Logits(predict, use_xla()), x, y, seeds)
+        logits = Logits(predict, use_xla(), loss=self._model.example_loss())
+        return self._model.attacked(self.attack, logits, x, y, seeds)
 
 
 def _normalizations(network):

@@ -1,11 +1,14 @@
 """The training attack climbs the compiled loss, example by example."""
 
+import typing
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfsam
+from tfsam import recalibration
 from tfsam.attacks import losses
 
 RNG = np.random.default_rng(0)
@@ -245,3 +248,65 @@ def test_elsewhere_the_default_is_cross_entropy(networks):
             networks[3], lambda y, p: losses.cross_entropy(p, y), Y
         )
         np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def batch_normalized():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(5),
+            keras.layers.BatchNormalization(),
+            keras.layers.Activation("tanh"),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+class Recorder(tfsam.attacks.Attack):
+    """Keeps the loss and the labels that it is given."""
+
+    needs_classes = False
+    seen: typing.ClassVar[list] = []
+
+    def perturb(self, logits_fn, x, y, seeds):
+        """Returns brighter images."""
+        self.seen.append((logits_fn.loss, y))
+        return self.clip(x + self.epsilon)
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "plain"),
+    [
+        (L.BinaryCrossentropy(from_logits=True), TAGS, False),
+        (LOGITS, Y, True),
+    ],
+)
+def test_an_average_s_statistics_are_of_the_same_attack(loss, y, plain):
+    Recorder.seen.clear()
+    average = tfsam.EMA(0.9, data=(X, y), attack=Recorder(0.1))
+    model = tfsam.RobustModel(batch_normalized(), STEP, seed=0)
+    model.compile("sgd", loss)
+    model.fit(X, y, verbose=0, callbacks=[average])
+    ((found, _),) = Recorder.seen
+    assert (found is None) == plain
+
+
+def test_an_average_leaves_ignored_examples_alone():
+    Recorder.seen.clear()
+    some = np.where(np.arange(8) == 3, -1, Y)
+    average = tfsam.EMA(0.9, data=(X, some), attack=Recorder(0.1))
+    loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    model = tfsam.RobustModel(batch_normalized(), STEP, seed=0)
+    model.compile("sgd", loss)
+    model.fit(X, some, verbose=0, callbacks=[average])
+    ((_, labels),) = Recorder.seen
+    assert labels.numpy().min() == 0
+    for weight in model.network.get_weights():
+        assert np.isfinite(weight).all()
+
+
+def test_statistics_under_attack_need_classes():
+    with pytest.raises(ValueError, match="distribution over the classes"):
+        recalibration.recalibrate(batch_normalized(), (X, TAGS), STEP)
