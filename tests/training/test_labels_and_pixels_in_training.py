@@ -64,7 +64,9 @@ def test_ignored_examples_are_left_alone(labels):
     np.testing.assert_array_equal(moved, SOME >= 0)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_ignored_examples_change_nothing(jit_compile):
     """Training is that on the others, each of the size of its batch."""
     found = []
@@ -148,7 +150,9 @@ def test_rows_that_are_no_distribution_are_refused(parts, y):
 ABOVE = np.nextafter(np.float32(1), np.float32(2))
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_rounding_beyond_the_bounds_is_clipped_in_a_step(jit_compile):
     found = []
     for white in (np.float32(1), ABOVE + 2 * np.spacing(np.float32(1))):
@@ -160,6 +164,7 @@ def test_rounding_beyond_the_bounds_is_clipped_in_a_step(jit_compile):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_the_unit_is_that_of_the_data_s_own_type():
     """Keras makes arrays of halves float32 before a step sees them."""
     above = np.nextafter(np.float16(1), np.float16(2))

@@ -190,7 +190,15 @@ def test_a_softmax_is_refused_where_logits_are_needed(parts, loss):
 
 @pytest.mark.parametrize(
     ("parts", "jit_compile"),
-    [*((parts, False) for parts in PARTS), (PARTS[0], True)],
+    [
+        (PARTS[0], False),
+        (PARTS[3], False),
+        *(
+            pytest.param(parts, jit_compile, marks=pytest.mark.slow)
+            for parts in PARTS
+            for jit_compile in (False, True)
+        ),
+    ],
 )
 def test_a_softmax_that_no_layer_tells_is_found_by_its_values(
     parts, jit_compile
