@@ -264,12 +264,14 @@ def merge(folders):
         folders: the `workdir`s of the shards.
 
     Returns:
-        What `evaluate` returns.
+        What `evaluate` returns; with the warning `mixed_shards` where shards
+        ran on other kinds of devices, with other versions of TensorFlow, Keras
+        or Python, or with another `jit_compile`.
 
     Raises:
-        ValueError: if a folder holds another evaluation, or a chunk was not
-            measured by any. An attack that failed in one gives rows with
-            `error`.
+        ValueError: if a folder holds another evaluation, one of another version
+            of tfsam included, or a chunk was not measured by any. An attack
+            that failed in one gives rows with `error`.
     """
     record, mixed = verdicts.merged(folders)
     header = record.header
