@@ -19,7 +19,6 @@ collectives outside it. BatchNorm statistics and dropout seeds come from the
 pass at w; both passes start from the same ones.
 """
 
-import random
 import re
 import warnings
 
@@ -232,7 +231,7 @@ class RobustModel(PureModel):
         # The loss and all else are those at w, the gradients are not.
         first = self._sharpened_by_parts(weights, state, batch, step)
         first = self._checked_pass(first)
-        random.setstate(self._draws.after)
+        self._draws.finish()
 
         others = self._state_variables()
         for position, value in first.updates.items():

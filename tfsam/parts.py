@@ -33,12 +33,16 @@ def mean_of_parts(sharpened, weigh, weights, state, batch, step, count, unroll):
     parts = tf.clip_by_value(size, 1, count)
 
     def part(weights, state, index, batch):
-        start, end = size * index // parts, size * (index + 1) // parts
+        # Without a loop there may be more turns than parts: the last part
+        # again, for nothing.
+        turn = tf.minimum(index, parts - 1)
+        start, end = size * turn // parts, size * (turn + 1) // parts
         rows = rows_of(batch, lambda t: t[start:end])
         seed = tf.random.experimental.stateless_fold_in(step.seed, index)
         found = sharpened(weights, state, rows, step._replace(seed=seed))
         weight = tf.cast(weigh(rows, found), tf.float32)
-        weight = tf.where(tf.equal(weight, 0), _NOTHING, weight)
+        nothing = tf.equal(weight, 0) | (index >= parts)
+        weight = tf.where(nothing, _NOTHING, weight)
         return found._replace(losses=None), weight
 
     if tf.executing_eagerly() or unroll:

@@ -25,25 +25,27 @@ class Draws:
     """The state of Python's `random` that all passes of a step begin with.
 
     Some of Keras's layers of random augmentation choose by it what to do.
-
-    Attributes:
-        after: the state after the first pass, where there was one.
     """
 
     def __init__(self):
-        self.before = self.after = random.getstate()
+        self._before = self._after = random.getstate()
         self._entered = []
 
     def enter(self):
         """Begins a pass."""
         self._entered.append(random.getstate())
-        random.setstate(self.before)
+        random.setstate(self._before)
 
     def exit(self, recorded):
         """Ends a pass, whose draws count if it is the first recorded one."""
-        if recorded and self.after is self.before:
-            self.after = random.getstate()
+        if recorded and self._after is self._before:
+            self._after = random.getstate()
         random.setstate(self._entered.pop())
+
+    def finish(self):
+        """Ends the step: what the first recorded pass drew has been drawn."""
+        if self._after != self._before:
+            random.setstate(self._after)
 
 
 class PureScope(keras.StatelessScope):
