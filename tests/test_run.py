@@ -1042,7 +1042,7 @@ def few_outputs(path):
 
 def softmax(path):
     small_model(activation="softmax").save(path.with_suffix(".keras"))
-    return path.with_suffix(".keras"), ["logits", "[0, 1]"]
+    return path.with_suffix(".keras"), ["logits", "softmax"]
 
 
 def softmax_exported(path):

@@ -323,7 +323,7 @@ def load_data(data, bounds, steps=None, network=None):
         ValueError: if they are no examples and labels, or x is out of bounds.
     """
     x, y = examples.load(data, steps=steps, network=network)
-    if not np.issubdtype(x.dtype, np.floating):
+    if not tf.as_dtype(x.dtype).is_floating:
         raise ValueError(
             f"x must be float with values in {bounds}; divide images of 0 to "
             f"255 by 255. Received: x.dtype={x.dtype}"

@@ -448,9 +448,8 @@ def _array(name, value):
             f"{name} must have one shape for all examples "
             f"({files.reason(error)}). Received: {type(value).__name__}"
         ) from error
-    if array.dtype.name == "bfloat16":
-        return array.astype(np.float32)
-    if array.dtype.kind not in "biuf":
+    # NumPy has no kind of its own for bfloat16.
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise ValueError(
             f"{name} must be numbers, of one shape for all examples. "
             f"Received: {type(value).__name__} of dtype {array.dtype}"

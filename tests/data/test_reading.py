@@ -155,10 +155,25 @@ def test_the_network_tells_a_batch_from_an_example():
     assert len(examples.load(single, network=whole)[0]) == 200
 
 
-def test_halves_of_tensorflow_become_floats():
-    x, _ = examples.load((tf.cast(X, "bfloat16"), Y))
-    assert x.dtype == np.float32
-    np.testing.assert_allclose(x, X, atol=4e-3)
+def test_rounding_is_judged_in_the_type_of_the_data():
+    """One unit of bfloat16 above white is 1.0078, and is clipped."""
+    white = tf.cast(X, "bfloat16").numpy()
+    white.flat[0] = 1.0078125
+    x, _ = examples.load((tf.constant(white), Y))
+    assert x.dtype == white.dtype
+    network = keras.Sequential(
+        [
+            keras.Input((4, 2, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    data = evaluation.load_data((white, Y), (0.0, 1.0), network=network)
+    assert data.x.dtype == np.float32 and data.x.flat[0] == 1.0
+    np.testing.assert_allclose(data.x.flat[1:], X.flat[1:], atol=4e-3)
+    with pytest.raises(ValueError, match="Received: x in .*1.0078"):
+        evaluation.load_data((white.astype("float32"), Y), (0.0, 1.0))
+    tfsam.Landscape(network, (white, Y)).loss()
 
 
 @pytest.mark.parametrize(
