@@ -270,6 +270,10 @@ def defaults(parts, settings):
                     None if default is inspect.Parameter.empty else default
                 )
         found |= _OF_THE_MODEL.get(part, {})
+    if "attack_loss" in found and found["attack_loss"] is None:
+        # The loss that a run compiles, by the name that runs of 0.1.0 have in
+        # their config.json.
+        found["attack_loss"] = "cross_entropy"
     if parts["perturb_inputs"] in ("fgsm", "fgsm_rs"):
         found["collapse_drop"] = 0.2
     found |= {k: v for k, v in settings.items() if k in found}
