@@ -171,7 +171,7 @@ def test_rounding_is_judged_in_the_type_of_the_data():
     data = evaluation.load_data((white, Y), (0.0, 1.0), network=network)
     assert data.x.dtype == np.float32 and data.x.flat[0] == 1.0
     np.testing.assert_allclose(data.x.flat[1:], X.flat[1:], atol=4e-3)
-    with pytest.raises(ValueError, match="Received: x in .*1.0078"):
+    with pytest.raises(ValueError, match=r"Received: x in .*1\.0078"):
         evaluation.load_data((white.astype("float32"), Y), (0.0, 1.0))
     tfsam.Landscape(network, (white, Y)).loss()
 
