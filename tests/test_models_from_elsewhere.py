@@ -149,7 +149,7 @@ def test_probabilities_are_noticed():
         tfsam.evaluate(network, (x, y), ["fgsm"])
     model = tfsam.RobustModel(network, perturb_inputs=tfsam.FGSM(0.01))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
-    with pytest.raises(ValueError, match="take the softmax off"):
+    with pytest.raises(ValueError, match="take the softmax or sigmoid off"):
         model.fit(x, y, verbose=0)
 
 
@@ -167,7 +167,7 @@ def test_named_outputs_are_refused_where_one_tensor_of_logits_is_needed():
         tfsam.evaluate(network, (x, y), ["fgsm"])
     model = tfsam.RobustModel(network, perturb_inputs=tfsam.FGSM(0.01))
     model.compile("sgd", {"class": LOSS, "box": None})
-    with pytest.raises(ValueError, match="one tensor of labels"):
+    with pytest.raises(ValueError, match="one tensor of logits"):
         model.fit(x, {"class": y, "box": np.zeros((6, 4))}, verbose=0)
     # The one that classifies is a network of its own.
     alone = keras.Model(network.input, network.output["class"])

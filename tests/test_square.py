@@ -233,6 +233,8 @@ def test_mass_moves_as_in_algorithm_3():
 def test_budget_and_bounds_hold(
     epsilon, norm, queries, p_init, seed, bounds, dtype, shape
 ):
+    # In l-inf a ball that is wider than the bounds is refused.
+    hypothesis.assume(norm == "l2" or bounds is None or epsilon <= 1)
     x = X.reshape(12, *shape).astype(dtype)
     attack = Square(epsilon, norm, queries, p_init, bounds)
     found = attack(quadratic, x, Y, seed).numpy()

@@ -147,9 +147,8 @@ def shrink(x, moved, radius):
         away from x, but for a few units in the last place of float32, keeps
         every bit; the others are at most `radius` away.
     """
-    if not tf.is_tensor(radius):
-        radius = tf.constant(radius, tf.float64)
-    radius = tf.cast(radius, tf.float64)
+    # A number is rounded as the tensor is that an evaluation has in its place.
+    radius = tf.cast(tf.cast(radius, x.dtype), tf.float64)
     centres = tf.cast(x, tf.float64)
     norms = example_norms(tf.cast(moved, tf.float64) - centres, "l2")
     outside = norms > radius * (1 + _FEW_UNITS)
