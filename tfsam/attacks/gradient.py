@@ -25,6 +25,7 @@ from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import score
+from tfsam.attacks.logits import told
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
@@ -136,7 +137,7 @@ class PGD(Attack):
             )
             runs *= choices.shape[1]
         elif self.loss is None:
-            loss = getattr(logits_fn, "loss", None) or losses.cross_entropy
+            loss = told(logits_fn, "loss") or losses.cross_entropy
         else:
             loss = losses.LOSSES[self.loss][0]
 

@@ -260,6 +260,19 @@ def predict(logits_fn, x, active=None):
     return tf.convert_to_tensor(logits_fn(x))
 
 
+def told(logits_fn, name):
+    """Returns an attribute of a `Logits`, and None of any other function.
+
+    Other callables have attributes of the same names and another meaning: the
+    `loss` of a compiled Keras model takes (y_true, y_pred), for instance.
+
+    Args:
+        logits_fn: function from pixels to logits.
+        name: name of an attribute of `Logits`.
+    """
+    return getattr(logits_fn, name) if isinstance(logits_fn, Logits) else None
+
+
 def examples(logits_fn, x):
     """Which examples are to be attacked, bool (batch,).
 
@@ -267,7 +280,7 @@ def examples(logits_fn, x):
         logits_fn: function from pixels to logits.
         x: float tensor (batch, ...).
     """
-    active = getattr(logits_fn, "active", None)
+    active = told(logits_fn, "active")
     return tf.ones(tf.shape(x)[:1], tf.bool) if active is None else active
 
 
@@ -294,7 +307,7 @@ def is_surrogate(logits_fn):
     Args:
         logits_fn: function from pixels to logits.
     """
-    return getattr(logits_fn, "surrogate", False)
+    return bool(told(logits_fn, "surrogate"))
 
 
 def score(logits_fn, y, active):
@@ -325,7 +338,8 @@ def crossed(logits_fn, logits, labels):
         logits: float tensor (batch, classes), its logits.
         labels: labels.
     """
-    rounding = getattr(logits_fn, "rounding", _ROUNDING)
+    rounding = told(logits_fn, "rounding")
+    rounding = _ROUNDING if rounding is None else rounding
     largest = tf.reduce_max(tf.abs(logits), axis=-1)
     return losses.margin(logits, labels) > rounding * largest
 
@@ -341,7 +355,7 @@ def in_turn(logits_fn, copies, x):
         copies: of how many copies of a batch it will be called.
         x: float tensor (batch, ...), of a known shape if there are several.
     """
-    if copies == 1 or getattr(logits_fn, "rows", None):
+    if copies == 1 or told(logits_fn, "rows"):
         return logits_fn
     known = isinstance(logits_fn, Logits)
     other = copy.copy(logits_fn) if known else Logits(logits_fn)
@@ -362,7 +376,7 @@ def compiled(logits_fn, function):
         function: a pure function from tensors to tensors; random numbers are
             drawn outside, for XLA draws others.
     """
-    if not getattr(logits_fn, "jit_loops", False):
+    if not told(logits_fn, "jit_loops"):
         return function
     return tf.function(function, jit_compile=True, autograph=False)
 
