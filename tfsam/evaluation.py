@@ -324,9 +324,12 @@ def load_data(data, bounds, steps=None, network=None):
     """
     x, y = examples.load(data, steps=steps, network=network)
     if not tf.as_dtype(x.dtype).is_floating:
+        advice = "convert it to floats on that scale"
+        if bounds == (0, 1):
+            advice = "divide images of 0 to 255 by 255"
         raise ValueError(
-            f"x must be float with values in {bounds}; divide images of 0 to "
-            f"255 by 255. Received: x.dtype={x.dtype}"
+            f"x must be float with values in {bounds}; {advice}. Received: "
+            f"x.dtype={x.dtype}"
         )
     if not np.isfinite(x).all():
         raise ValueError("x must be finite. Received: x with NaN or infinity")

@@ -361,6 +361,12 @@ def test_images_of_whole_numbers_are_refused_from_every_container():
             tfsam.RobustValidation(data, tfsam.PGD(0.1))
 
 
+def test_whole_numbers_within_other_bounds_are_not_to_be_divided():
+    attack = tfsam.PGD(8, bounds=(0, 255))
+    with pytest.raises(ValueError, match="to floats on that scale"):
+        tfsam.RobustValidation(((X * 255).astype("uint8"), Y), attack)
+
+
 @pytest.mark.parametrize("average", [tfsam.EMA, tfsam.SWA])
 @pytest.mark.parametrize("kind", ["PyDataset", "generator"])
 def test_averages_read_their_data_each_time(kind, average):
