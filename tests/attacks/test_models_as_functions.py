@@ -69,3 +69,17 @@ def test_attributes_of_a_model_do_not_steer_an_attack(name, options, network):
     attack = attacks.get(name, epsilon=0.1, **options)
     expected = attack(lambda x: network(x), X, Y)
     np.testing.assert_array_equal(attack(network, X, Y), expected)
+
+
+@pytest.mark.parametrize("name", ["pgd", "square", "cleverhans_pgd", "art"])
+def test_a_model_that_ends_in_a_softmax_is_refused(name):
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3, activation="softmax"),
+            keras.layers.Identity(),
+        ]
+    )
+    with pytest.raises(ValueError, match="must return logits"):
+        attacks.get(name, epsilon=0.1)(model, X, Y)

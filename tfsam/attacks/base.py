@@ -109,9 +109,11 @@ class Attack(Configurable):
             ValueError: if x is not of a floating-point dtype, or epsilon is
                 larger than the width of the bounds in l-inf, or x lies outside
                 the bounds; in a graph the last is an InvalidArgumentError when
-                it runs, and XLA, which drops assertions, clips.
+                it runs, and XLA, which drops assertions, clips. Also if
+                logits_fn is a Keras model that ends in a softmax or a sigmoid.
         """
         check_scale(self)
+        checks.check_ending(logits_fn)
         x = self._checked(tf.convert_to_tensor(x))
         # float16 near 1 has steps of 4.9e-4: half of a 0.25/255 attack step.
         precise = x if x.dtype.size >= 4 else tf.cast(x, tf.float32)
