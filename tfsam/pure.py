@@ -487,8 +487,9 @@ class PureModel(keras.Model):
         elif output.takes == "probabilities":
             if output.probabilities is False:
                 raise ValueError(
-                    "The network returns logits, so the loss must be told: "
-                    f"from_logits=True. Received: loss={output.loss.name}"
+                    "The network returns logits and the loss takes "
+                    "probabilities: give it from_logits=True, or take a loss "
+                    f"that has this option. Received: loss={output.loss.name}"
                 )
             if attacked or part is not None:
                 raise ValueError(
