@@ -25,6 +25,7 @@ from tfsam import devices
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import where
 from tfsam.attacks.losses import cross_entropy
+from tfsam.scope import AssigningScope
 from tfsam.scope import PureScope
 from tfsam.scope import current
 from tfsam.weights.base import kind
@@ -303,9 +304,10 @@ class PureModel(keras.Model):
 
         def plain(batch):
             with tf.GradientTape() as tape:
-                with keras.StatelessScope(collect_losses=True):
+                with AssigningScope(tape) as scope:
                     loss, *_ = self._objective(batch)
-            return tape.gradient(loss, [v.value for v in lost])
+            versions = [[v.value, *scope.assigned(v)] for v in lost]
+            return list(map(_total, tape.gradient(loss, versions)))
 
         if tf.executing_eagerly():
             found = plain(batch)

@@ -157,6 +157,36 @@ class PureScope(keras.StatelessScope):
         return scope
 
 
+class AssigningScope(keras.StatelessScope):
+    """Reads the variables themselves, and keeps what is written.
+
+    As for Keras's tape outside of any scope, no gradient flows through an
+    assignment, from the new value of a variable into what it was made of.
+
+    Args:
+        tape: the `tf.GradientTape` that records the pass.
+    """
+
+    def __init__(self, tape):
+        super().__init__(collect_losses=True)
+        self._tape = tape
+        self._assigned = {}
+
+    def add_update(self, update):
+        """Keeps a new value of a variable, for later reads."""
+        variable, value = update
+        value = tf.convert_to_tensor(value)
+        if value.dtype.is_floating:
+            value = tf.stop_gradient(value)
+            self._tape.watch(value)
+        self._assigned.setdefault(id(variable), []).append(value)
+        super().add_update((variable, value))
+
+    def assigned(self, variable):
+        """Returns the values that a variable was assigned, first to last."""
+        return self._assigned.get(id(variable), [])
+
+
 def current():
     """The `PureScope` of this thread, None outside of any."""
     scopes = getattr(_local, "scopes", ())

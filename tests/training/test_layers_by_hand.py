@@ -76,6 +76,20 @@ class Assigning(Own):
         return first * second + inputs @ self.kernel
 
 
+class Normalising(Own):
+    """Assigns its kernel from a weight that so has no gradient, as in Keras."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(4,), name="scale")
+        super().build(input_shape)
+
+    def call(self, inputs):
+        self.kernel.assign(
+            self.scale * tf.math.l2_normalize(self.kernel, axis=0)
+        )
+        return inputs @ self.kernel
+
+
 class GlobalSeed(Own):
     """Draws by Keras's global seed, a variable of no layer."""
 
@@ -195,6 +209,7 @@ TRAINED = {
     "helper": Helper,
     "attribute": Attribute,
     "assigning": Assigning,
+    "normalising": Normalising,
     "global_seed": GlobalSeed,
     "rematerialised": rematerialised,
     "lora": with_lora,
@@ -215,6 +230,7 @@ TRAINED = {
     ],
     ids=["graph", "xla", "eager"],
 )
+@pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
 def test_a_layer_trains_as_in_keras(name, options):
     make = TRAINED[name]
     if name == "global_seed" and "jit_compile" in options:
