@@ -120,7 +120,13 @@ def _looped(part, parts, weights, state, batch):
     def rows(found):
         return [*tf.nest.flatten(found.y_pred), *found.masks]
 
-    sums = [tf.zeros(s.shape, s.dtype) for s in flat(spec) if s is not None]
+    # What is traced may know less of a gradient's shape than its weight.
+    shapes = [spec.loss.shape, *[weight.shape for weight in weights]]
+    sums = [
+        tf.zeros(shape, s.dtype)
+        for shape, s in zip(shapes, flat(spec), strict=True)
+        if s is not None
+    ]
     arrays = [
         tf.TensorArray(
             s.dtype,
@@ -147,12 +153,18 @@ def _looped(part, parts, weights, state, batch):
             index + 1,
             total + share,
             [
-                s + v * tf.cast(share, v.dtype)
+                s + tf.ensure_shape(v, s.shape) * tf.cast(share, v.dtype)
                 for s, v in zip(sums, values, strict=True)
             ],
             [a.write(index, v) for a, v in zip(arrays, parts, strict=True)],
-            {int(p): value for p, value in found.updates.items()},
-            {int(p): values[-1] for p, values in found.versions.items()},
+            {
+                int(p): tf.ensure_shape(value, state[int(p)].shape)
+                for p, value in found.updates.items()
+            },
+            {
+                int(p): tf.ensure_shape(values[-1], weights[int(p)].shape)
+                for p, values in found.versions.items()
+            },
         )
 
     _, total, sums, arrays, moving, ended = tf.while_loop(

@@ -28,9 +28,9 @@ def network(activity=None):
     )
 
 
-def loss(reduction="sum_over_batch_size"):
+def loss(reduction="sum_over_batch_size", ignored=None):
     return keras.losses.SparseCategoricalCrossentropy(
-        from_logits=True, reduction=reduction
+        from_logits=True, reduction=reduction, ignore_class=ignored
     )
 
 
@@ -83,6 +83,24 @@ def test_masked_positions_count_in_no_part(reduction):
     y = RNG.integers(0, 3, (10, 5))
     options = {"x": x, "y": y, "loss": loss(reduction)}
     assert_same(trained(3, made(), **options), trained(1, made(), **options))
+
+
+def test_weights_of_gradients_whose_shape_is_not_traced_have_parts():
+    """A matrix product of a sequence makes its gradient by a reshape."""
+
+    def made():
+        keras.utils.set_random_seed(0)
+        return keras.Sequential(
+            [
+                keras.Input((5,)),
+                keras.layers.Embedding(7, 4, mask_zero=True),
+                keras.layers.Dense(3),
+            ]
+        )
+
+    x, y = RNG.integers(0, 7, (10, 5)), RNG.integers(0, 3, (10, 5))
+    found, expected = (trained(n, made(), x=x, y=y) for n in (3, 1))
+    assert_same(found, expected)
 
 
 def test_a_mean_by_weight_beside_another_loss_is_refused():
