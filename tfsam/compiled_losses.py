@@ -143,6 +143,23 @@ def example_loss(output):
     return each
 
 
+def mask_of(output, y, y_pred):
+    """Returns which of its values a loss counts in its mean, None for all.
+
+    A loss says so by Keras's mask of them, as one with an `ignore_class` does.
+
+    Args:
+        output: an `Output`.
+        y: tensor of labels.
+        y_pred: tensor of predictions.
+    """
+    loss = output.loss
+    if loss is None:
+        return None
+    found = loss.call(tf.cast(y, loss.dtype), tf.cast(y_pred, loss.dtype))
+    return getattr(found, "_keras_mask", None)
+
+
 def _is_plain(output):
     """Whether a loss is cross-entropy of logits, and nothing else."""
     options = output.options

@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import checks
+from tfsam import compiled_losses
 from tfsam import devices
 from tfsam.arguments import check_choice
 from tfsam.arguments import check_count
@@ -321,9 +322,18 @@ class RobustModel(PureModel):
     def _weight_of_part(self, batch, found):
         """What a mean over this part of a batch is divided by."""
         size = tf.shape(tf.nest.flatten(batch.x)[0])[0]
-        if self.objective is not None or len(found.masks) != 1:
+        if self.objective is not None:
             return size
-        (mask,) = found.masks
+        masks = self._masks_of_losses(batch, found)
+        if len(masks) != 1:
+            if any(mask is not None for mask in masks):
+                raise ValueError(
+                    "sub_batches takes masks for one output alone. "
+                    f"Received: sub_batches={self.sub_batches}, masks of "
+                    f"{len(masks)} outputs"
+                )
+            return size
+        (mask,) = masks
         weight = next(iter(tf.nest.flatten(batch.sample_weight)), None)
         if weight is None or not self._is_mean_by_weight():
             return size if mask is None else tf.math.count_nonzero(mask)
@@ -332,9 +342,31 @@ class RobustModel(PureModel):
             mask = tf.cast(mask, weight.dtype)
             missing = mask.shape.rank - weight.shape.rank
             weight = mask * tf.reshape(
-                weight, tf.concat([tf.shape(weight), [1] * missing], 0)
+                weight,
+                tf.concat(
+                    [tf.shape(weight)[: mask.shape.rank], [1] * missing], 0
+                ),
             )
         return tf.reduce_sum(weight)
+
+    def _masks_of_losses(self, batch, found):
+        """Which positions of each output its loss counts, None for all.
+
+        Keras's mask of the predictions and that of the loss, which a loss with
+        an `ignore_class` has.
+        """
+        predictions = tf.nest.flatten(found.y_pred)
+        labels = self._labels(batch.y)
+        if labels is None:
+            return found.masks
+        masks = []
+        for output, y, y_pred, mask in zip(
+            self._outputs, labels, predictions, found.masks, strict=True
+        ):
+            own = compiled_losses.mask_of(output, y, y_pred)
+            both = mask is not None and own is not None
+            masks.append(mask & own if both else own if mask is None else mask)
+        return masks
 
     def _sharpened(self, weights, state, batch, step):
         """The pass at w, with the gradients of the pass at w + e."""
@@ -497,6 +529,14 @@ class RobustModel(PureModel):
                 "one output alone, without an objective. Received: "
                 "reduction=mean_with_sample_weight, "
                 f"loss={self.loss}, objective={self.objective}"
+            )
+        ignored = [output.ignored for output in self._outputs]
+        ignores = any(number is not None for number in ignored)
+        if self.sub_batches > 1 and ignores and several:
+            raise ValueError(
+                "sub_batches takes a loss that ignores a class for one output "
+                "alone, without an objective. Received: "
+                f"ignore_class={ignored}, objective={self.objective}"
             )
 
     def _is_mean_by_weight(self):

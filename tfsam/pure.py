@@ -508,10 +508,8 @@ class PureModel(keras.Model):
         They stand outside of what XLA compiles, which drops assertions and
         turns a label of no class into NaN.
         """
-        labels = keras.tree.flatten(y)
-        if isinstance(y, dict) and set(y) == set(self.output_names or ()):
-            labels = [y[name] for name in self.output_names]
-        if len(labels) != len(self._outputs):
+        labels = self._labels(y)
+        if labels is None:
             return x, y
         of_classes = self._part_of_classes() is not None
         found = []
@@ -525,6 +523,13 @@ class PureModel(keras.Model):
                     checks.class_numbers(label, classes, output.ignored)
                 )
         return assertions.behind(found, (x, y))
+
+    def _labels(self, y):
+        """The labels of each of the outputs, None if it cannot be told."""
+        labels = keras.tree.flatten(y)
+        if isinstance(y, dict) and set(y) == set(self.output_names or ()):
+            labels = [y[name] for name in self.output_names]
+        return labels if len(labels) == len(self._outputs) else None
 
     def _checked_pass(self, first):
         """A pass, behind assertions that its predictions suit their losses."""

@@ -85,6 +85,35 @@ def test_masked_positions_count_in_no_part(reduction):
     assert_same(trained(3, made(), **options), trained(1, made(), **options))
 
 
+@pytest.mark.parametrize(
+    ("reduction", "given"),
+    [
+        ("sum_over_batch_size", None),
+        pytest.param("mean_with_sample_weight", WEIGHT, marks=pytest.mark.slow),
+        pytest.param("sum_over_batch_size", WEIGHT, marks=pytest.mark.slow),
+    ],
+)
+def test_ignored_examples_count_in_no_part(reduction, given):
+    """Of three parts, the first has nothing else, and the second some."""
+    options = {
+        "y": np.where(np.arange(10) < 4, -1, Y),
+        "loss": loss(reduction, ignored=-1),
+        "given": given,
+    }
+    assert_same(trained(3, **options), trained(1, **options))
+
+
+@pytest.mark.slow
+def test_what_a_function_ignores_counts_in_no_part():
+    def ignoring(y, y_pred):
+        return keras.losses.sparse_categorical_crossentropy(
+            y, y_pred, from_logits=True, ignore_class=-1
+        )
+
+    options = {"y": np.where(np.arange(10) < 4, -1, Y), "loss": ignoring}
+    assert_same(trained(3, **options), trained(1, **options))
+
+
 def test_weights_of_gradients_whose_shape_is_not_traced_have_parts():
     """A matrix product of a sequence makes its gradient by a reshape."""
 
@@ -101,6 +130,23 @@ def test_weights_of_gradients_whose_shape_is_not_traced_have_parts():
     x, y = RNG.integers(0, 7, (10, 5)), RNG.integers(0, 3, (10, 5))
     found, expected = (trained(n, made(), x=x, y=y) for n in (3, 1))
     assert_same(found, expected)
+
+
+def test_ignored_examples_of_several_outputs_are_refused():
+    inputs = keras.Input((6,))
+    made = keras.Model(inputs, [keras.layers.Dense(3)(inputs) for _ in "ab"])
+    with pytest.raises(ValueError, match="ignores a class for one output"):
+        trained(2, made, loss=[loss(ignored=-1), loss()], y=[Y, Y])
+
+
+@pytest.mark.slow
+def test_masks_of_several_outputs_are_refused():
+    inputs = keras.Input((5,))
+    masked = keras.layers.Embedding(7, 4, mask_zero=True)(inputs)
+    made = keras.Model(inputs, [keras.layers.Dense(3)(masked) for _ in "ab"])
+    x, y = RNG.integers(0, 7, (10, 5)), RNG.integers(0, 3, (10, 5))
+    with pytest.raises(ValueError, match="takes masks for one output alone"):
+        trained(2, made, loss=[loss(), loss()], x=x, y=[y, y])
 
 
 def test_a_mean_by_weight_beside_another_loss_is_refused():
