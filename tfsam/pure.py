@@ -490,15 +490,17 @@ class PureModel(keras.Model):
             if output.probabilities is False:
                 raise ValueError(
                     "The network returns logits and the loss takes "
-                    "probabilities: give it from_logits=True, or take a loss "
-                    f"that has this option. Received: loss={output.loss.name}"
+                    "probabilities: give it from_logits=True, or take another "
+                    "loss where it has no such option. "
+                    f"Received: loss={output.loss.name}"
                 )
             if attacked or part is not None:
                 raise ValueError(
                     f"{user} needs a network that returns "
                     "logits, and a loss that takes them: take a softmax or "
                     "sigmoid off the end of the network, if it has one, and "
-                    "give the loss from_logits=True. "
+                    "give the loss from_logits=True; take another loss where "
+                    "it has no such option. "
                     f"Received: loss={output.loss.name}"
                 )
 

@@ -91,6 +91,15 @@ def test_a_loss_of_probabilities_is_refused_on_logits(loss, y):
 
 
 @pytest.mark.parametrize(
+    ("ending", "arguments"),
+    [((), {}), ((K.Lambda(abs),), {"perturb_inputs": PGD})],
+)
+def test_a_loss_without_from_logits_is_not_told_of_it_alone(ending, arguments):
+    with pytest.raises(ValueError, match="take another"):
+        step(network(*ending), "kl_divergence", ONE_HOT, **arguments)
+
+
+@pytest.mark.parametrize(
     ("loss", "y"),
     [
         (LOGITS, Y),
