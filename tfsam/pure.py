@@ -159,7 +159,7 @@ class PureModel(keras.Model):
             ]
             return scope.again(seeds)
         seen = [*self.trainable_variables, *self._other_variables()]
-        return keras.StatelessScope([(v, v.value) for v in seen])
+        return AssigningScope(None, [(v, v.value) for v in seen])
 
     def _pass(self, weights, state, batch, scale, versions=None):
         """A pure function: the `Pass` of a batch at these weights.

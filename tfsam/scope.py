@@ -164,11 +164,12 @@ class AssigningScope(keras.StatelessScope):
     assignment, from the new value of a variable into what it was made of.
 
     Args:
-        tape: the `tf.GradientTape` that records the pass.
+        tape: the `tf.GradientTape` that records the pass, or None.
+        values: pairs of a `keras.Variable` and a value to read in its place.
     """
 
-    def __init__(self, tape):
-        super().__init__(collect_losses=True)
+    def __init__(self, tape, values=()):
+        super().__init__(values, collect_losses=tape is not None)
         self._tape = tape
         self._assigned = {}
 
@@ -178,7 +179,8 @@ class AssigningScope(keras.StatelessScope):
         value = tf.convert_to_tensor(value)
         if value.dtype.is_floating:
             value = tf.stop_gradient(value)
-            self._tape.watch(value)
+            if self._tape is not None:
+                self._tape.watch(value)
         self._assigned.setdefault(id(variable), []).append(value)
         super().add_update((variable, value))
 

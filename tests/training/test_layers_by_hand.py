@@ -244,6 +244,25 @@ def test_a_layer_trains_as_in_keras(name, options):
     assert max(map(np.ptp, np.subtract(found[-2], expected[0][-2]))) > 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
+def test_a_layer_that_assigns_trains_where_an_objective_calls_twice():
+    def twice(model, batch):
+        loss, y_pred = tfsam.pure.compiled_loss(model, batch)
+        with model.unrecorded():
+            again = model(batch.x, training=True)
+        return loss + tf.reduce_mean(again**2), y_pred
+
+    results = []
+    for options in ({"jit_compile": False}, {"run_eagerly": True}):
+        model = tfsam.RobustModel(
+            network(Normalising),
+            perturb_weights=tfsam.SAM(0.1),
+            objective=twice,
+        )
+        results.append(trained(model, **options))
+    assert_same(*results)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
