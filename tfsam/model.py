@@ -495,6 +495,8 @@ class RobustModel(PureModel):
         Args:
             data: a batch, as of `fit`'s data, or its `tf.TensorSpec`s.
         """
+        if keras.utils.unpack_x_y_sample_weight(data)[1] is None:
+            self._check_unlabelled()
         # Not within a stateless scope: there no variable can be made.
         # Keras's own way, which it takes by itself under a strategy only: it
         # builds layers, metrics, losses and the optimizer, and runs nothing.

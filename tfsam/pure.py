@@ -467,6 +467,14 @@ class PureModel(keras.Model):
                 f"Received: ignore_class={ignored}"
             )
 
+    def _check_unlabelled(self):
+        """Refuses data without labels, but where layers have all the losses."""
+        if self.loss is not None or self.perturb_inputs is not None:
+            raise ValueError(
+                "data must hold labels y beside x, for the compiled loss and "
+                f"the attack. Received: y=None, loss={self.loss}"
+            )
+
     def _check_output(self, output, part):
         """Refuses a loss that takes an output for what it is not."""
         attacked = self.perturb_inputs is not None
@@ -516,6 +524,8 @@ class PureModel(keras.Model):
         of_classes = self._part_of_classes() is not None
         found = []
         for output, label in zip(self._outputs, labels, strict=True):
+            if label is None:
+                continue
             classes = output.shape[-1] if output.shape else None
             rows = len(label.shape) == 2 and label.shape[-1] != 1
             if of_classes and rows:

@@ -194,3 +194,32 @@ def test_one_line_is_the_error_that_it_was_too():
     model = compiled(LOGITS, perturb_inputs=PGD)
     with pytest.raises(tf.errors.InvalidArgumentError, match="bounds"):
         model.train_on_batch(255 * X, Y)
+
+
+class ActivityLoss(keras.layers.Layer):
+    """Adds a loss, the only one of its network."""
+
+    def call(self, inputs):
+        self.add_loss(tf.reduce_mean(inputs**2))
+        return inputs
+
+
+@pytest.mark.parametrize("parts", [{}, {"perturb_weights": tfsam.SAM(0.0)}])
+def test_a_network_trains_without_labels_by_losses_of_its_layers(parts):
+    results = []
+    for robust in (False, True):
+        keras.utils.set_random_seed(0)
+        net = keras.Sequential(
+            [keras.Input((6,)), keras.layers.Dense(3), ActivityLoss()]
+        )
+        model = compiled(None, net=net, **parts) if robust else net
+        model.compile("sgd", jit_compile=False)
+        model.fit(X, batch_size=16, verbose=0)
+        results.append(net.get_weights())
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-7)
+
+
+@pytest.mark.parametrize("parts", [{}, {"perturb_inputs": PGD}])
+def test_data_without_labels_is_refused_where_a_loss_needs_them(parts):
+    refused(compiled(LOGITS, **parts), X, None, "data must hold labels y")
