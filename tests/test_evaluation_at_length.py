@@ -375,7 +375,9 @@ def test_transfer(cnn, data, whole):
     ):
         assert direct["accuracy"] < row["accuracy"]
     assert transferred["robust"][2]["accuracy"] < 0.9
-    with pytest.raises(ValueError, match="surrogate must have the model's 10"):
+    with pytest.raises(
+        ValueError, match="surrogate: it must have the model's 10"
+    ):
         evaluate(cnn, data, surrogate=lambda x: cnn(x)[:, :9])
 
 

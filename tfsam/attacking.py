@@ -277,7 +277,8 @@ def measure_natural(plan, workers, record, chunks):
 
     spread(workers, work, chunks)
     outputs = [record.load(NATURAL, c)["logits"] for c in chunks]
-    checks.check_logits(np.concatenate(outputs))
+    network = getattr(workers[0].judge.function, "model", None)
+    checks.check_logits(np.concatenate(outputs), network)
     checks.check_classes(plan.data.y, plan.data.labels, outputs[0].shape[1])
 
 

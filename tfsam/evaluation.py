@@ -168,13 +168,7 @@ def evaluate(
     classes = classifiers.count_classes(logits, data.x[:1])
     source = logits
     if surrogate is not None:
-        source = classifiers.load_logits(surrogate, jit_compile)
-        if classifiers.count_classes(source, data.x[:1]) != classes:
-            raise ValueError(
-                f"surrogate must have the model's {classes} outputs. Received: "
-                f"{classifiers.count_classes(source, data.x[:1])} outputs"
-            )
-        checks.check_logits(source(tf.constant(data.x[:32])).numpy())
+        source = _load_surrogate(surrogate, jit_compile, classes, data.x)
     plan = attacking.Plan(
         data=data,
         entries=entries,
@@ -229,6 +223,36 @@ def evaluate(
 
         attacking.spread(workers, work, chunks)
     return accuracies.result(record, chunks, errors)
+
+
+def _load_surrogate(surrogate, jit_compile, classes, x):
+    """Returns the `Logits` of a surrogate, checked to have the model's outputs.
+
+    Args:
+        surrogate: see `evaluate`.
+        jit_compile: see `evaluate`.
+        classes: the model's number of logits.
+        x: float array (n, ...), the images.
+
+    Raises:
+        ValueError: if it is no model for the images that returns as many
+            logits; the message begins with its role.
+    """
+    try:
+        source = classifiers.load_logits(surrogate, jit_compile)
+        found = classifiers.count_classes(source, x[:1])
+        if found != classes:
+            raise ValueError(
+                f"it must have the model's {classes} outputs. "
+                f"Received: {found} outputs"
+            )
+        checks.check_logits(
+            source(tf.constant(x[:32])).numpy(),
+            getattr(source.function, "model", None),
+        )
+    except ValueError as error:
+        raise ValueError(f"surrogate: {error}") from error
+    return source
 
 
 def check_warm_start(attacks, norms, epsilon, bounds):

@@ -133,6 +133,8 @@ class RobustModel(PureModel):
         _warn_of_ignored_methods(network)
         if perturb_inputs is not None and attack_mode == "inference":
             _warn_of_augmentation(network)
+        bounds = getattr(perturb_inputs, "bounds", None)
+        checks.warn_of_rescaling(network, bounds)
         kwargs.setdefault("dtype", network.dtype_policy)
         # Pixels stay in float32 under mixed precision: near 1 float16 has steps
         # of 4.9e-4, half of an attack's step. The network's layers cast them.

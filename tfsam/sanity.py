@@ -6,7 +6,6 @@ say when not to believe one.
 
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import scipy.stats
 import tensorflow as tf
@@ -30,9 +29,6 @@ NAN_CAUSE = (
     "overflow of float16. Add a small constant inside of it, such as "
     "sqrt(x**2 + 1e-12), then evaluate again."
 )
-
-# Pixels that lie closer together behind a Rescaling were in another range.
-_LEAST_RANGE = 0.02
 
 # Of all examples: what a weaker attack may find that stronger ones missed.
 _MISSED = 0.002
@@ -144,16 +140,7 @@ def seen_range(function, x):
         infinity where it has none, or is no Keras model.
     """
     network = getattr(function, "model", None)
-    scale, rescaled = 1.0, False
-    for layer in () if network is None else checks.flattened(network):
-        if getattr(layer, "layers", ()):
-            continue  # Its parts come next.
-        if isinstance(layer, keras.layers.Rescaling):
-            scale *= float(np.mean(layer.scale))
-            rescaled = True
-        elif layer.weights or isinstance(layer, keras.layers.Normalization):
-            break
-    return abs(scale) * float(x.max() - x.min()) if rescaled else np.inf
+    return checks.rescaled(network, float(x.max() - x.min()))
 
 
 def probe_gradients(logits, x, y, right, traceable, pushed):
@@ -239,7 +226,7 @@ def of_model(found):
     """
     warnings = _of_outputs(found)
     seen = min((float(f.get("seen_range", np.inf)) for f in found), default=1)
-    if seen < _LEAST_RANGE:
+    if seen < checks.LEAST_RANGE:
         warnings.append(
             _warning(
                 "rescaled_pixels",

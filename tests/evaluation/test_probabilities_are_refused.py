@@ -109,3 +109,15 @@ def test_the_landscape_of_a_sigmoid_is_refused():
         )
         with pytest.raises(ValueError, match="return logits, not prob"):
             tfsam.Landscape(network, (np.tile(X, (2, 1)), np.tile(Y // 2, 2)))
+
+
+def test_a_surrogate_of_probabilities_is_named_as_the_surrogate():
+    logits = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, name="theirs")]
+    )
+    softmax = keras.Sequential([logits, keras.layers.Softmax()])
+    data = np.random.default_rng(0).random((6, 4), "float32"), np.arange(6) % 3
+    with pytest.raises(
+        ValueError, match=r"^surrogate: model must return logits"
+    ):
+        tfsam.evaluate(logits, data, ["fgsm"], surrogate=softmax)
