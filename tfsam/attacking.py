@@ -574,19 +574,19 @@ def _run(turn, attack, trace, indices, epsilon=None, start=None):
         tf.constant(epsilon or 0.0, x.dtype),
         *([] if start is None else [tf.constant(np.resize(start, x.shape))]),
     )
-    passes = worker.source.passes.numpy()
-    taken = int(worker.source.taken)
+    passes, nonfinite, taken = worker.source.counted()
     steps = max(passes[1] / (len(indices) if selective else size), taken / size)
     uncounted = in_graph and not passes.any()
     if uncounted and not sanity.facts_of(attack).gradient_free:
         # Gradients by tapes of its own cannot be counted in a graph.
         steps = np.inf
         sanity.look_at_slopes(worker.source, x, plan.data.y[batch])
+        nonfinite = worker.source.counted().nonfinite
     allowed = np.inf if epsilon is None else epsilon
     try:
         largest = contract(x, x_adv, allowed, plan.norm, plan.bounds)
     except ValueError as error:
-        if not int(worker.source.nonfinite):
+        if not nonfinite:
             raise
         raise ValueError(
             "the network's input gradients are NaN or infinite, which the "
@@ -604,7 +604,7 @@ def _run(turn, attack, trace, indices, epsilon=None, start=None):
         outputs[:count],
         largest,
         passes,
-        int(worker.source.nonfinite),
+        nonfinite,
         sanity.facts_of(attack, steps),
     )
 

@@ -170,7 +170,7 @@ def probe_gradients(logits, x, y, right, traceable, pushed):
         for images in (pushed, x):
             logits.count_passes()
             slopes = gradient(tf.constant(images), labels, active)[0].numpy()
-            counts.append(int(logits.nonfinite))
+            counts.append(logits.counted().nonfinite)
     except Exception:  # Whatever a model of somebody else's raises.
         zeros, counts = -1, [0, 0]
     else:

@@ -73,10 +73,11 @@ class _Accuracies:
         clean = self._right(np.arange(len(self.data.x)), self._given)
         self.logits.count_passes()
         robust = self._right(np.flatnonzero(clean), self._attacked)
-        if int(self.logits.nonfinite):
+        nonfinite = self.logits.counted().nonfinite
+        if nonfinite:
             warnings.warn(
                 "the accuracy under attack means nothing: "
-                f"{int(self.logits.nonfinite)} of the attack's input gradients "
+                f"{nonfinite} of the attack's input gradients "
                 f"were NaN or infinite. {sanity.NAN_CAUSE}",
                 stacklevel=2,
             )

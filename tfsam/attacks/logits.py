@@ -8,7 +8,9 @@ examples go through the network.
 import copy
 import functools
 from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfsam.attacks import losses
@@ -19,6 +21,14 @@ _PARALLEL_BLOCKS = 2
 
 # Relative to the largest logit; the order of float32 sums changed it by 1e-6.
 _ROUNDING = 1e-5
+
+
+class Counts(NamedTuple):
+    """The numbers that a `Logits` counted; see its attributes."""
+
+    passes: np.ndarray
+    nonfinite: int
+    taken: int
 
 
 class Logits:
@@ -159,6 +169,15 @@ class Logits:
         else:  # What is traced counts in these variables.
             for counts in (self.passes, self.nonfinite, self.taken):
                 counts.assign(tf.zeros_like(counts))
+
+    def counted(self):
+        """Returns the `Counts` since `count_passes` was called last."""
+        # In the scope of a strategy they are variables of each replica.
+        passes, nonfinite, taken = (
+            tf.convert_to_tensor(counts).numpy()
+            for counts in (self.passes, self.nonfinite, self.taken)
+        )
+        return Counts(passes, int(nonfinite), int(taken))
 
     def predict(self, x, active=None):
         """Logits of the active examples, zeros for the others."""
