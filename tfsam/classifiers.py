@@ -1,8 +1,10 @@
 """A model of any kind as a function from pixels to logits."""
 
+import hashlib
 import math
 import os
 import warnings
+import zipfile
 
 import keras
 import numpy as np
@@ -143,7 +145,29 @@ def from_file(path, format):
         path: of the file or the folder.
         format: "keras" or "saved_model", how it was loaded.
     """
-    return {"files": files.digest(path), "loading": {"format": format}}
+    checksum = files.digest(path)
+    if zipfile.is_zipfile(path):
+        checksum = _digest_of_archive(path)
+    return {"files": checksum, "loading": {"format": format}}
+
+
+def _digest_of_archive(path):
+    """Computes a checksum of a `.keras` file that saving again does not change.
+
+    The archive has the time of the day in its directory and in metadata.json,
+    whose versions a record has of its own.
+
+    Args:
+        path: of the archive.
+    """
+    total = hashlib.sha256()
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            if name == "metadata.json":
+                continue
+            part = hashlib.sha256(archive.read(name))
+            total.update(name.encode() + b"\0" + part.digest())
+    return total.hexdigest()
 
 
 def _stateless(logits):
