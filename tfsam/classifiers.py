@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 import warnings
 import zipfile
 
@@ -20,6 +21,9 @@ from tfsam.checks import flattened
 # and of few. The same whatever the batch, so that an example's logits are.
 _BLOCK_ROWS, _BLOCK_ROWS_OF_SMALL = 32, 128
 _SMALL = 1024
+
+# How a `.keras` file marks an object that several layers share.
+_SHARED = re.compile(rb'("shared_object_id": )(\d+)')
 
 _HALVES = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
@@ -155,17 +159,26 @@ def _digest_of_archive(path):
     """Computes a checksum of a `.keras` file that saving again does not change.
 
     The archive has the time of the day in its directory and in metadata.json,
-    whose versions a record has of its own.
+    whose versions a record has of its own, and addresses of shared objects in
+    the configuration; their order of appearance stands for them.
 
     Args:
         path: of the archive.
     """
     total = hashlib.sha256()
+    seen: dict[bytes, int] = {}
+
+    def numbered(match):
+        return match[1] + b"%d" % seen.setdefault(match[2], len(seen))
+
     with zipfile.ZipFile(path) as archive:
         for name in sorted(archive.namelist()):
             if name == "metadata.json":
                 continue
-            part = hashlib.sha256(archive.read(name))
+            content = archive.read(name)
+            if name == "config.json":
+                content = _SHARED.sub(numbered, content)
+            part = hashlib.sha256(content)
             total.update(name.encode() + b"\0" + part.digest())
     return total.hexdigest()
 

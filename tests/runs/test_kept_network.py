@@ -84,9 +84,13 @@ def _stop(*arguments):
 
 
 def test_a_network_that_is_saved_again_is_the_same_model(tmp_path):
-    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    found = []
+    found, networks = [], []
     for name in ("one", "two"):
+        # Two objects, at different addresses.
+        keras.utils.set_random_seed(0)
+        keras.backend.clear_session()
+        network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        networks.append(network)
         path = tmp_path / f"{name}.keras"
         network.save(path)
         # The archive's directory holds seconds, its metadata the time of day.
