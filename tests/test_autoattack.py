@@ -106,6 +106,7 @@ def test_a_cell_of_the_reference(model, norm, epsilon, digits, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Four sweeps of the whole ensemble.
 def test_all_cells_of_the_reference(digits, tmp_path):
     """As sweeps; no cell 1 point weaker, on average none 0.25 points."""
     weaker = []
