@@ -214,7 +214,7 @@ def _py_dataset_length(data):
     """Like `_length`: Keras reads one without a length for ever."""
     try:
         count = data.num_batches
-    except NotImplementedError:
+    except NotImplementedError:  # Raised by Keras where __len__ is missing.
         count = None
     return math.inf if count is None else count
 

@@ -84,7 +84,7 @@ def test_a_perturbation_is_shrunk_into_the_ball(
     assert (after <= radius * (1 + FEW_UNITS)).all()
     inside = before <= radius
     np.testing.assert_array_equal(found[inside], moved[inside])
-    # Not shorter than rounding each pixel once asks for.
+    # Rounding each pixel once shortens it by no more than this.
     unit = np.spacing(np.abs(moved).max(initial=size).astype(dtype))
     lost = np.sqrt(x[0].size) * float(unit)
     assert (after >= np.minimum(before, radius) - lost - 1e-9).all()

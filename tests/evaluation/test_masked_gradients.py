@@ -91,7 +91,7 @@ class Declared(SingleStep):
 
 
 class Passive(Own):
-    """It asks for logits alone, and does not say so."""
+    """An attack that uses logits only, without `gradient_free`."""
 
     def __call__(self, logits_fn, x, y, seed):
         logits_fn(x)

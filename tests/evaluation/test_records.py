@@ -467,7 +467,7 @@ SPECIFICATIONS = st.fixed_dictionaries(
 
 
 def arguments(specification):
-    """The arguments of `evaluate`, all of them made anew."""
+    """Returns new objects for all arguments of `evaluate`."""
     kwargs = dict(specification)
     kind, value = kwargs.pop("model")
     model = MODELS[kind](float(value))
