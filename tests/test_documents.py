@@ -1,0 +1,121 @@
+"""The documents: their links, their numbers and their lengths."""
+
+import pathlib
+import re
+
+import pytest
+
+from experiments import command
+from experiments import costs
+from experiments import scaling
+from experiments import sweep
+from experiments import tables
+from experiments import why_robust
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "BUILD_NOTES.md", "experiments/RESULTS.md")
+DATA = (".md", ".csv", ".tex", ".json")
+
+_LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
+_NUMBER = re.compile(r"\d+\.\d+|\d+e-\d+")
+
+
+def links(text):
+    """The local targets of a text's links and figures."""
+    return [link for link in _LINK.findall(text) if "://" not in link]
+
+
+def quoted_numbers(text):
+    """Numbers with decimals in prose: outside of code and link targets."""
+    return _NUMBER.findall(re.sub(r"`[^`]*`|\]\([^)]*\)", "", text))
+
+
+def occurs(number, data):
+    return re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", data)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_to_a_file(document):
+    path = ROOT / document
+    found = links(path.read_text())
+    assert found
+    missing = [f for f in found if not (path.parent / f).exists()]
+    assert not missing
+
+
+def sections(text):
+    """A document's second-level sections, by title."""
+    parts = re.split(r"^## ", text, flags=re.M)[1:]
+    return {part.partition("\n")[0]: part for part in parts}
+
+
+RESULTS = ROOT / "experiments/RESULTS.md"
+FOUND = sections(RESULTS.read_text())
+
+
+@pytest.mark.parametrize("title", FOUND)
+def test_the_results_quote_numbers_of_the_files_that_they_link(title):
+    files = [RESULTS.parent / link for link in links(FOUND[title])]
+    data = "\n".join(f.read_text() for f in files if f.suffix in DATA)
+    for paragraph in re.split(r"\n\n|\n(?=- )", FOUND[title]):
+        text, mark, not_kept = paragraph.partition("*Not kept*")
+        wrong = [n for n in quoted_numbers(text) if not occurs(n, data)]
+        assert not wrong, text
+        assert not mark or "python -m experiments." in not_kept, paragraph
+
+
+def test_no_result_is_left_out_of_the_page():
+    found = {(RESULTS.parent / link).resolve() for link in links(_text(FOUND))}
+    tables = set((ROOT / "experiments/results").rglob("*.md"))
+    figures = set((ROOT / "experiments/results").rglob("*.svg"))
+    assert tables and figures
+    assert tables | figures <= found
+
+
+def _text(parts):
+    return "\n".join(parts.values())
+
+
+def test_the_numbers_of_a_document_are_found_by_this_test():
+    text = "`rho=0.25` gives +12.5 points ([a](1.5.md)), 3e-06 at rho 0.4."
+    assert quoted_numbers(text) == ["12.5", "3e-06", "0.4"]
+    assert occurs("12.5", "| +12.5 |") and not occurs("12.5", "112.5 12.51")
+
+
+SMALL = ROOT / "experiments/results/table1/small"
+FITTED = [
+    row
+    for row in sweep.PRESETS["small"].rows
+    if row not in ("looksam:rho=0.2", "esam:rho=0.2")
+]
+
+
+@pytest.mark.parametrize("name", ["small", "augmented"])
+def test_the_tables_of_a_sweep_are_made_again(name):
+    preset, folder = sweep.PRESETS[name], SMALL.parent / name
+    cells, missing = sweep.collect(preset, preset.rows, preset.seeds, folder)
+    assert not missing
+    found = tables.by_suffix(cells, sweep.paper_figures(preset, folder))
+    for suffix, text in found.items():
+        assert (folder / f"table.{suffix}").read_text() == f"{text}\n"
+
+
+@pytest.mark.parametrize(
+    "module, arguments, file",
+    [
+        (scaling, ["--rounds=0"], "scaling.md"),
+        (costs, [f"--workdir={SMALL}"], "table1/small/costs.md"),
+        (why_robust, [f"--workdir={SMALL}"], "table1/small/why_robust.md"),
+        (
+            why_robust,
+            [f"--workdir={SMALL}", f"--rows={','.join(FITTED)}"],
+            "table1/small/why_robust_fitted.md",
+        ),
+    ],
+)
+def test_a_command_prints_its_table_again(module, arguments, file, capsys):
+    assert command.run(module.main, module.FLAGS, arguments) == 0
+    printed = capsys.readouterr().out
+    kept = (ROOT / "experiments/results" / file).read_text()
+    assert len(printed.splitlines()) > 10
+    assert kept.endswith(printed)  # Before it, what is measured each time.
