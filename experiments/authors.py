@@ -74,15 +74,15 @@ from absl import flags
 
 import tfsam
 from experiments import command
-from tfsam import checks
-from tfsam import files
 from tfsam import geometry
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.gradient import random_start
 from tfsam.attacks.losses import cross_entropy
-from tfsam.batches import training_batches
-from tfsam.pure import dense
-from tfsam.pure import replicas
+from tfsam.data.batches import training_batches
+from tfsam.support import checks
+from tfsam.support import files
+from tfsam.training.stateless import dense
+from tfsam.training.stateless import replicas
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(

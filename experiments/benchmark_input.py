@@ -3,7 +3,7 @@
   python -m experiments.benchmark_input
   python -m experiments.benchmark_input --images=cifar10
 
-prints Markdown. First the batches of `tfsam.batches`, beside the
+prints Markdown. First the batches of `tfsam.data.batches`, beside the
 same shifts and flips as tutorials write them: image by image, by `tf.image`.
 `images a core-second` counts the time of all cores, so that other work on the
 machine changes it less; `TFLOP/s` is what a GPU would have to sustain in
@@ -24,9 +24,9 @@ import tensorflow as tf
 from absl import flags
 
 from experiments import command
-from tfsam import batches
 from tfsam import data
 from tfsam import networks
+from tfsam.data import batches
 
 FLAGS = flags.FlagValues()
 _ROUNDS = flags.DEFINE_integer(

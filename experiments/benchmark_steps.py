@@ -31,7 +31,7 @@ from absl import flags
 import tfsam
 from experiments import command
 from tfsam.attacks.losses import cross_entropy
-from tfsam.pure import Batch
+from tfsam.training.stateless import Batch
 from tfsam.weights.base import Step
 
 

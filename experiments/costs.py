@@ -21,9 +21,9 @@ from experiments import command
 from experiments import figures
 from experiments import sweep
 from experiments import tables
-from tfsam import files
-from tfsam import methods
 from tfsam import run
+from tfsam.runs import methods
+from tfsam.support import files
 
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(

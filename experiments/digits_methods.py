@@ -17,8 +17,8 @@ import sys
 from absl import flags
 
 from experiments import command
-from tfsam import methods
 from tfsam import run
+from tfsam.runs import methods
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(

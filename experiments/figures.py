@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator
 from matplotlib.ticker import NullLocator
 from matplotlib.ticker import StrMethodFormatter
 
-from tfsam import files
+from tfsam.support import files
 
 _STYLE = {
     "font.size": 9,

@@ -12,7 +12,7 @@ import sys
 from absl import flags
 
 from experiments import command
-from tfsam import page
+from tfsam.reports import page
 
 FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The page.", FLAGS)

@@ -27,7 +27,7 @@ import tfsam
 from experiments import benchmark_steps
 from experiments import command
 from experiments import workers
-from tfsam import devices
+from tfsam.support import devices
 
 FLAGS = flags.FlagValues()
 _ROUNDS = flags.DEFINE_integer(

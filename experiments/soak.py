@@ -34,10 +34,10 @@ import tensorflow as tf
 from absl import flags
 
 from experiments import command
-from tfsam import callbacks
-from tfsam import checkpoints
-from tfsam import files
-from tfsam.arguments import check_count
+from tfsam.support import files
+from tfsam.support.validators import check_count
+from tfsam.training import checkpoints
+from tfsam.training import monitoring
 
 CASES = {
     "sam": ("--method=sam",),
@@ -244,7 +244,7 @@ def _exported(path):
 
 
 _READERS: dict[str, Any] = {
-    ".csv": lambda path: without_times(callbacks.read_history(path)),
+    ".csv": lambda path: without_times(monitoring.read_history(path)),
     ".index": _exported,
     ".json": lambda path: without_times(files.read_json(path)),
     ".keras": _weights,

@@ -13,13 +13,13 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from tfsam import callbacks
-from tfsam import files
-from tfsam import methods
-from tfsam import ownership
 from tfsam import run
-from tfsam import signals
-from tfsam.arguments import check_choice
+from tfsam.runs import methods
+from tfsam.runs import workdirs
+from tfsam.support import files
+from tfsam.support import signals
+from tfsam.support.validators import check_choice
+from tfsam.training import monitoring
 
 PAPER = {
     "st": (76.9, 13.6, 1.7, 44.5, 21.2),
@@ -296,7 +296,7 @@ def epoch_seconds(folder):
     Args:
         folder: of the run.
     """
-    history = callbacks.read_history(folder / "history.csv")
+    history = monitoring.read_history(folder / "history.csv")
     return [epoch["seconds"] for epoch in history]
 
 
@@ -432,7 +432,7 @@ def run_cells(preset, cells, workdir, extra=(), kept=None):
         )
         for run_folder, arguments in runs:
             # A sweep that was killed may have left a run behind, at work.
-            ownership.wait_until_free(run_folder, _say)
+            workdirs.wait_until_free(run_folder, _say)
             if finished(run_folder, arguments):
                 continue
             command = [*arguments, f"--workdir={run_folder}"]

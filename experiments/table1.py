@@ -27,8 +27,8 @@ from absl import flags
 from experiments import command
 from experiments import sweep
 from experiments import tables
-from tfsam import files
 from tfsam import run
+from tfsam.support import files
 
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(

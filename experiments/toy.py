@@ -57,8 +57,8 @@ from experiments.toy_model import published_excess
 from experiments.toy_model import sharpened
 from experiments.toy_model import worst_case
 from experiments.toy_model import zero_one
-from tfsam import files
-from tfsam.arguments import check_count
+from tfsam.support import files
+from tfsam.support.validators import check_count
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/toy", "Folder.", FLAGS)

@@ -30,11 +30,11 @@ from experiments import tables
 from tfsam import ASAM
 from tfsam import SAM
 from tfsam import Landscape
-from tfsam import callbacks
 from tfsam import data
-from tfsam import files
-from tfsam import folders
-from tfsam import training
+from tfsam.data import folders
+from tfsam.runs import fit
+from tfsam.support import files
+from tfsam.training import monitoring
 
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(
@@ -123,7 +123,7 @@ def measure_cell(folder, count):
         seed=config["seed"],
         cache_dir=folders.default_cache(),
     )
-    images = training.trained_on(config, images)
+    images = fit.trained_on(config, images)
     train = data.sample(len(images.x_train), count, config["seed"])
     test = data.sample(len(images.x_test), count, config["seed"])
     found = measure(
@@ -302,7 +302,7 @@ def trajectories(rows, workdir):
     for row in rows:
         folders = [sweep.cell_folder(workdir, row, s) for s in seeds(row)]
         histories = [
-            callbacks.read_history(folder / "history.csv")
+            monitoring.read_history(folder / "history.csv")
             for folder in folders
             if sweep.read(folder)
         ]

@@ -9,9 +9,9 @@ import matplotlib
 import pytest
 import sklearn.datasets
 import tensorflow as tf
-from tiny import tiny
+from helpers import tiny
 
-from tfsam import training
+from tfsam.runs import fit
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -76,4 +76,4 @@ def write_run():
 @pytest.fixture
 def tiny_network(monkeypatch):
     """The command's small network is a tiny one."""
-    monkeypatch.setitem(training.NETWORKS, "preact_resnet8", tiny)
+    monkeypatch.setitem(fit.NETWORKS, "preact_resnet8", tiny)

@@ -34,7 +34,7 @@ def test_importing_is_light():
     done = run_python(
         "import sys, tfsam, tensorflow as tf\n"
         "for name in ('cleverhans', 'tensorflow_datasets', 'tfsam.run',\n"
-        "             'tfsam.attacks.cleverhans'):\n"
+        "             'tfsam.attacks.adapters.cleverhans'):\n"
         "    assert name not in sys.modules, name\n"
         "cpu = tf.config.list_physical_devices('CPU')[0]\n"
         "parts = [tf.config.LogicalDeviceConfiguration()] * 2\n"

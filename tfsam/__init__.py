@@ -34,22 +34,23 @@ from tfsam import attacks
 from tfsam import data
 from tfsam import networks
 from tfsam import reports
-from tfsam import verdicts
 from tfsam import weights
 from tfsam.attacks import FGSM
 from tfsam.attacks import PGD
-from tfsam.averages import EMA
-from tfsam.averages import SWA
-from tfsam.entropy_sgd import EntropySGD
-from tfsam.evaluation import evaluate
-from tfsam.evaluation import merge
-from tfsam.landscape import Landscape
-from tfsam.model import RobustModel
-from tfsam.objectives import MART
-from tfsam.objectives import TRADES
-from tfsam.optimizers import SGD
-from tfsam.validation import RobustValidation
-from tfsam.validation import StopAtCollapse
+from tfsam.evaluation import verdicts
+from tfsam.evaluation.landscape import Landscape
+from tfsam.evaluation.measure import evaluate
+from tfsam.evaluation.measure import merge
+from tfsam.reports import page
+from tfsam.training.averages import EMA
+from tfsam.training.averages import SWA
+from tfsam.training.entropy_sgd import EntropySGD
+from tfsam.training.model import RobustModel
+from tfsam.training.objectives import MART
+from tfsam.training.objectives import TRADES
+from tfsam.training.optimizers import SGD
+from tfsam.training.robust_validation import RobustValidation
+from tfsam.training.robust_validation import StopAtCollapse
 from tfsam.weights import ASAM
 from tfsam.weights import AWP
 from tfsam.weights import ESAM
@@ -89,6 +90,7 @@ __all__ = [
     "evaluate",
     "merge",
     "networks",
+    "page",
     "reports",
     "verdicts",
     "weights",

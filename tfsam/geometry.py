@@ -12,7 +12,7 @@ XLA, and in float32 or float64.
 
 import tensorflow as tf
 
-from tfsam.arguments import check_choice
+from tfsam.support.validators import check_choice
 
 NORMS = ("linf", "l2")
 

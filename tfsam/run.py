@@ -29,20 +29,20 @@ from absl import flags
 
 from tfsam import attacks
 from tfsam import data
-from tfsam import devices
-from tfsam import files
-from tfsam import job
-from tfsam import methods
-from tfsam import ownership
 from tfsam import reports
-from tfsam import signals
-from tfsam import training
 from tfsam import weights
-from tfsam.arguments import check_budget
-from tfsam.arguments import check_choice
-from tfsam.arguments import check_count
-from tfsam.arguments import check_number
 from tfsam.attacks.base import check_scale
+from tfsam.runs import fit
+from tfsam.runs import methods
+from tfsam.runs import stages
+from tfsam.runs import workdirs
+from tfsam.support import devices
+from tfsam.support import files
+from tfsam.support import signals
+from tfsam.support.validators import check_budget
+from tfsam.support.validators import check_choice
+from tfsam.support.validators import check_count
+from tfsam.support.validators import check_number
 
 _PAPER = {
     "method": "sam",
@@ -295,7 +295,7 @@ def define_flags():
         "Keep the decoded images of folder:PATH here, for later runs; none: "
         "nowhere. Default: ~/.cache/tfsam, or tfsam in XDG_CACHE_HOME.",
     )
-    choice("network", training.NETWORKS, "Network")
+    choice("network", fit.NETWORKS, "Network")
     integer("epochs", "Epochs of training.")
     integer("batch_size", "Batch size over all devices.")
     number(
@@ -384,7 +384,7 @@ def define_flags():
         ("auto", "true", "false"),
         "XLA for gradients; auto: on GPUs",
     )
-    choice("precision", training.PRECISIONS, "Arithmetic inside the network")
+    choice("precision", fit.PRECISIONS, "Arithmetic inside the network")
     choice(
         "sharpness",
         ("per_replica", "global"),
@@ -490,9 +490,9 @@ def share(name, text):
 def _check_choices(config):
     check_choice("method", config["method"], methods.methods())
     check_choice("select", config["select"], SELECT)
-    check_choice("network", config["network"], training.NETWORKS)
+    check_choice("network", config["network"], fit.NETWORKS)
     check_choice("jit_compile", config["jit_compile"], JIT_COMPILE)
-    check_choice("precision", config["precision"], training.PRECISIONS)
+    check_choice("precision", config["precision"], fit.PRECISIONS)
     check_choice("sharpness", config["sharpness"], ("per_replica", "global"))
     if not config["attacks"]:
         raise ValueError("attacks must name one at least. Received: none")
@@ -569,9 +569,9 @@ def _fill_parts(config, given):
 
 def _name(config, given):
     """A name for a configuration: one of its own, even where it is cut."""
-    config = {k: v for k, v in config.items() if k not in ownership.UNBOUND}
+    config = {k: v for k, v in config.items() if k not in workdirs.UNBOUND}
     full = name = config["preset"]
-    for flag in sorted(set(given) - {"preset", *ownership.UNBOUND}):
+    for flag in sorted(set(given) - {"preset", *workdirs.UNBOUND}):
         value = given[flag]
         text = ",".join(map(str, value)) if type(value) is list else str(value)
         full += f"-{flag}={text}"
@@ -637,7 +637,7 @@ def _warnings_in_one_line():
 
 def _is_finished(workdir, config):
     """Whether the folder holds this run, finished: then prints its table."""
-    results = ownership.finished(workdir, config)
+    results = workdirs.finished(workdir, config)
     if results:
         print(f"{workdir} holds this run, finished:")
         print(reports.table(results))
@@ -652,7 +652,7 @@ def _main(argv, stop, held):
             print(f"{__doc__}\n{define_flags().get_help()}")
             return 0
         if "merge" in config:
-            print(reports.table(job.merge(config["merge"], workdir)))
+            print(reports.table(stages.merge(config["merge"], workdir)))
             return 0
         if _is_finished(workdir, config):
             return 0
@@ -660,25 +660,25 @@ def _main(argv, stop, held):
         # written; what goes wrong later is no fault of the input.
         if devices.cluster_size() > 1:
             stop.hold()  # Until training ends: see `ownership.agree`.
-        inputs = job.prepare(config)
-        ownership.agree(workdir, config, inputs.strategy, stop)
+        inputs = stages.prepare(config)
+        workdirs.agree(workdir, config, inputs.strategy, stop)
         if devices.is_chief(inputs.strategy):
-            held.enter_context(ownership.locked(workdir))
+            held.enter_context(workdirs.locked(workdir))
             # Another process may have been at work here until now.
             if _is_finished(workdir, config):
                 return 0
-            ownership.claim(workdir, config)
+            workdirs.claim(workdir, config)
     except (flags.Error, ImportError, OSError, ValueError) as error:
         if files.no_room(error):
             raise
         print(f"tfsam: {' '.join(str(error).split())}", file=sys.stderr)
         return 5 if isinstance(error, devices.WorkerLost) else 2
-    log = job.logger(workdir / "log.txt", inputs.strategy)
+    log = stages.logger(workdir / "log.txt", inputs.strategy)
     log(f"{workdir}: {' '.join(argv)}")
     try:
-        results = job.run(config, inputs, workdir, log, stop)
+        results = stages.run(config, inputs, workdir, log, stop)
     except FloatingPointError as error:
-        kept = training.epochs_done(workdir)
+        kept = fit.epochs_done(workdir)
         what = f"the checkpoint of epoch {kept} is kept" if kept else None
         log(f"stopped: {error}; {what or 'no epoch was finished'}")
         return 3

@@ -44,7 +44,7 @@ import tensorflow as tf
 from absl import app
 
 import tfsam
-from tfsam import classifiers
+from tfsam.models import classifiers
 
 # In units of the pixels.
 EPSILONS = [1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255]

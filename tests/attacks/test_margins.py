@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from tfsam import attacks
-from tfsam import classifiers
 from tfsam.attacks import losses
 from tfsam.attacks.logits import crossed
+from tfsam.models import classifiers
 
 RNG = np.random.default_rng(11)
 W = RNG.normal(size=(16, 4)).astype("float32")

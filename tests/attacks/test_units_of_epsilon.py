@@ -4,11 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny import tiny
+from helpers import tiny
 
 import tfsam
 from tfsam import run
-from tfsam.arguments import check_budget
+from tfsam.support.validators import check_budget
 
 X = np.random.default_rng(0).uniform(size=(6, 4, 4, 1)).astype("float32")
 Y = np.arange(6) % 3
@@ -25,11 +25,11 @@ def train(attack):
 
 
 def validate(attack):
-    tfsam.validation.RobustValidation((X, Y), attack)
+    tfsam.training.robust_validation.RobustValidation((X, Y), attack)
 
 
 def stop(attack):
-    tfsam.validation.StopAtCollapse((X, Y), attack)
+    tfsam.training.robust_validation.StopAtCollapse((X, Y), attack)
 
 
 def apply(attack):

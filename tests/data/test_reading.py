@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam import evaluation
-from tfsam import examples
-from tfsam.recalibration import recalibrate
+from tfsam.data import examples
+from tfsam.evaluation import measure
+from tfsam.training.recalibration import recalibrate
 
 RNG = np.random.default_rng(0)
 # 200 is a batch of 128 and one of 72; 3 classes, images of 4 rows.
@@ -168,11 +168,11 @@ def test_rounding_is_judged_in_the_type_of_the_data():
             keras.layers.Dense(3),
         ]
     )
-    data = evaluation.load_data((white, Y), (0.0, 1.0), network=network)
+    data = measure.load_data((white, Y), (0.0, 1.0), network=network)
     assert data.x.dtype == np.float32 and data.x.flat[0] == 1.0
     np.testing.assert_allclose(data.x.flat[1:], X.flat[1:], atol=4e-3)
     with pytest.raises(ValueError, match=r"Received: x in .*1\.0078"):
-        evaluation.load_data((white.astype("float32"), Y), (0.0, 1.0))
+        measure.load_data((white.astype("float32"), Y), (0.0, 1.0))
     tfsam.Landscape(network, (white, Y)).loss()
 
 
@@ -326,9 +326,9 @@ EVERY = ["single", "PyDataset", *SLOW]
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_pixels_are_read_for_evaluation_and_callbacks(kind):
-    expected = evaluation.load_data((X, Y), (0, 1))
+    expected = measure.load_data((X, Y), (0, 1))
     make = CONTAINERS[kind]
-    found = evaluation.load_data(make(Y), (0, 1))
+    found = measure.load_data(make(Y), (0, 1))
     validation = tfsam.RobustValidation(make(Y), tfsam.PGD(0.1))
     stop = tfsam.StopAtCollapse(make(Y), tfsam.PGD(0.1))
     for data in (found, validation.data, stop.data):

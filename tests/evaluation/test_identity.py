@@ -15,8 +15,8 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam import identity
-from tfsam.identity import describe
+from tfsam.support import identity
+from tfsam.support.identity import describe
 
 FACTOR = 2.0
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam import checks
+from tfsam.support import checks
 
 RNG = np.random.default_rng(0)
 X = RNG.random((12, 6)).astype("float32")

@@ -5,12 +5,12 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_reference import network
+from helpers import network
 
 import tfsam
-from tfsam import sanity
 from tfsam.attacks import PGD
 from tfsam.attacks import Attack
+from tfsam.evaluation import red_flags
 
 SQUARE = ("square", {"queries": 100})
 
@@ -231,9 +231,9 @@ def test_targets_are_a_fact_of_the_attack(cnn, data):
 
 
 def test_facts_of_an_attack_that_was_not_run():
-    assert not any(sanity.facts_of(Own(0.1, "linf", (0, 1))))
-    assert sanity.facts_of(PGD(0.1)).follows_gradient
-    assert not sanity.facts_of(tfsam.FGSM(0.1)).follows_gradient
+    assert not any(red_flags.facts_of(Own(0.1, "linf", (0, 1))))
+    assert red_flags.facts_of(PGD(0.1)).follows_gradient
+    assert not red_flags.facts_of(tfsam.FGSM(0.1)).follows_gradient
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_facts_of_an_attack_that_was_not_run():
     ],
 )
 def test_steps_that_cannot_cross_the_ball_are_no_measure(attack, follows):
-    assert sanity.facts_of(attack).follows_gradient == follows
+    assert red_flags.facts_of(attack).follows_gradient == follows
 
 
 @pytest.mark.parametrize(("missed", "warns"), [(0, 0), (1, 0), (2, 1), (9, 1)])
@@ -262,7 +262,7 @@ def test_one_example_more_is_no_alarm(missed, warns):
     }
     verdicts["pgd"][:missed] = -1
     stages = {
-        "pgd": [("pgd", sanity.Facts(False, True, 0))],
-        "square": [("square", sanity.Facts(True, False, 0))],
+        "pgd": [("pgd", red_flags.Facts(False, True, 0))],
+        "square": [("square", red_flags.Facts(True, False, 0))],
     }
-    assert len(sanity.of_verdicts(verdicts, stages, "linf 0.1")) == warns
+    assert len(red_flags.of_verdicts(verdicts, stages, "linf 0.1")) == warns

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import tfsam
-from tfsam import classifiers
-from tfsam.landscape import Landscape
+from tfsam.evaluation.landscape import Landscape
+from tfsam.models import classifiers
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(size=(8, 4, 4, 1)).astype("float32")
@@ -76,7 +76,9 @@ def evaluate_eagerly(network):
 
 
 def validate(network):
-    validation = tfsam.validation.RobustValidation((X, Y), tfsam.PGD(0.1))
+    validation = tfsam.training.robust_validation.RobustValidation(
+        (X, Y), tfsam.PGD(0.1)
+    )
     validation.set_model(network)
     validation.on_train_begin()
     validation.on_epoch_begin(0)

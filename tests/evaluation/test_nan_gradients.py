@@ -8,7 +8,7 @@ from test_masked_gradients import InGraph
 from test_masked_gradients import Own
 
 import tfsam
-from tfsam import sanity
+from tfsam.evaluation import red_flags
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(16, 3)).astype("float32")
@@ -136,7 +136,7 @@ def test_pixels_that_an_attack_pushes_to_the_bounds_are_looked_at():
     assert "once pixels are pushed to their bounds" in message
     assert not nan_messages(evaluate(rooted, X, epsilons=[0.01]))
     assert not nan_messages(evaluate(rooted, X, epsilons=[0.2], bounds=None))
-    pushed = sanity.pushed_to_bounds(X, (0, 1), 0.2)
+    pushed = red_flags.pushed_to_bounds(X, (0, 1), 0.2)
     np.testing.assert_array_equal(pushed[X <= 0.2], 0)
     np.testing.assert_array_equal(pushed[X >= 0.8], 1)
     between = (X > 0.2) & (X < 0.8)
@@ -180,7 +180,9 @@ def test_validation_warns_of_them_too(attack):
     network = keras.Model(inputs, logits)
     for x, warns in ((with_black(X), True), (X, False)):
         y = np.argmax(network(x), axis=1)
-        validation = tfsam.validation.RobustValidation((x, y), attack)
+        validation = tfsam.training.robust_validation.RobustValidation(
+            (x, y), attack
+        )
         validation.set_model(network)
         validation.on_train_begin()
         if warns:

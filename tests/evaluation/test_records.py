@@ -17,11 +17,11 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 import tfsam
-from tfsam import attacking
-from tfsam import evaluation
-from tfsam import files
-from tfsam import identity
-from tfsam import verdicts
+from tfsam.evaluation import chunks
+from tfsam.evaluation import measure
+from tfsam.evaluation import verdicts
+from tfsam.support import files
+from tfsam.support import identity
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.random((20, 4, 4, 1)).astype("float32")
@@ -177,7 +177,7 @@ def test_an_attack_that_failed_to_be_made_is_tried_again(tmp_path):
 
 
 def test_options_are_shown_alike_in_every_process():
-    options = evaluation._plain({"f": factory(1), "g": lambda x: x})
+    options = measure._plain({"f": factory(1), "g": lambda x: x})
     assert " at 0x" not in str(options)
 
 
@@ -307,7 +307,7 @@ def test_a_model_from_a_file_is_known_by_the_file_and_its_code(
     model = keras.Sequential([keras.Input((4, 4, 1)), *inner])
     path = tmp_path / "model.keras"
     model.save(path)
-    for given in (path, str(path), tfsam.classifiers.load_logits(path)):
+    for given in (path, str(path), tfsam.models.classifiers.load_logits(path)):
         evaluate(tmp_path / "a", given)
     header = json.loads((tmp_path / "a" / "record.json").read_text())
     assert header["model"] == files.digest(path)
@@ -489,13 +489,13 @@ class _Enough(Exception):
 
 
 def header(specification):
-    def stop(plan, workers, record, chunks):
+    def stop(plan, workers, record, part):
         found.append(record.header)
         raise _Enough
 
     found: list = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attacking, "measure_natural", stop)
+        patch.setattr(chunks, "measure_natural", stop)
         patch.setattr(verdicts.files, "write_json", lambda *arguments: None)
         with pytest.raises(_Enough):
             tfsam.evaluate(

@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from test_reference import network as trained
+from helpers import network as trained
 
 import tfsam
-from tfsam import classifiers
-from tfsam import sanity
+from tfsam.evaluation import red_flags
+from tfsam.models import classifiers
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,11 @@ def test_guessing_depends_on_the_classes_and_the_number(
     right, n, classes, warns
 ):
     correct = np.arange(n) < right
-    assert bool(sanity.of_accuracy(correct, classes)) == warns
+    assert bool(red_flags.of_accuracy(correct, classes)) == warns
 
 
 def seen(model, x):
-    return sanity.seen_range(classifiers.load_logits(model).function, x)
+    return red_flags.seen_range(classifiers.load_logits(model).function, x)
 
 
 def test_a_network_that_scales_pixels_of_0_to_1_is_warned_of(cnn, data):

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam import classifiers
-from tfsam import sanity
+from tfsam.evaluation import red_flags
+from tfsam.models import classifiers
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(64, 10)).astype("float32")
@@ -26,9 +26,9 @@ def linear(x):
 
 def warned(model, x):
     """The names of the warnings about a model's outputs."""
-    probed = sanity.probe_outputs(classifiers.load_logits(model).function, x)
+    probed = red_flags.probe_outputs(classifiers.load_logits(model).function, x)
     found = probed | {"zero_gradients": 0, "probed": len(x)}
-    return [w["warning"] for w in sanity.of_model([found])]
+    return [w["warning"] for w in red_flags.of_model([found])]
 
 
 def normalized(training, **options):

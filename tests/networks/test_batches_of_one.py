@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam import checks
 from tfsam import networks
+from tfsam.support import checks
 
 NETWORKS = pytest.mark.parametrize(
     "make",

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from tfsam import reports
+from tfsam.reports import results
 
 _NUMBERS = itertools.count()
 
@@ -25,7 +25,7 @@ def rows(name, accuracies, options=None, epsilons=(0.1, 0.2)):
 
 
 def curves(*parts):
-    found = reports._curves(row for part in parts for row in part)
+    found = results._curves(row for part in parts for row in part)
     return [(name, [point[:2] for point in curve]) for name, curve in found]
 
 
@@ -52,9 +52,9 @@ def test_an_epsilon_that_is_given_twice_is_one_point():
 
 
 def test_attacks_of_one_name_are_drawn(tmp_path):
-    results = {
+    found = {
         "natural": {"accuracy": 1.0, "interval": [0.5, 1.0]},
         "robust": rows("mine", [0.5, 0.25]) + rows("mine", [None, None]),
     }
-    reports.robustness_plot(results, tmp_path / "robustness.png")
+    results.robustness_plot(found, tmp_path / "robustness.png")
     assert (tmp_path / "robustness.png").stat().st_size

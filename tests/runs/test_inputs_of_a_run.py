@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from tfsam import files
-from tfsam import ownership
 from tfsam import run
+from tfsam.runs import workdirs
+from tfsam.support import files
 
 RESULTS = {
     "schema": 1,
@@ -50,9 +50,9 @@ def configured(source, **flags):
 
 
 def finish(workdir, config):
-    ownership.claim(workdir, config)
+    workdirs.claim(workdir, config)
     files.write_json(workdir / "results.json", RESULTS)
-    assert ownership.finished(workdir, config) == RESULTS
+    assert workdirs.finished(workdir, config) == RESULTS
 
 
 def delete(folder):
@@ -82,7 +82,7 @@ def test_a_folder_that_changed_is_another_run(images, tmp_path, edit):
     finish(tmp_path / "run", config)
     edit(images)
     with pytest.raises(ValueError, match=r"files of dataset=1[123] files, "):
-        ownership.finished(tmp_path / "run", config)
+        workdirs.finished(tmp_path / "run", config)
 
 
 def test_the_command_says_so_before_it_prints_a_table(images, tmp_path, capsys):
@@ -105,7 +105,7 @@ def test_what_is_no_image_of_the_data_changes_nothing(images, tmp_path):
     finish(tmp_path / "run", config)
     for name in ("notes.txt", "train/.hidden", "train/cat/Thumbs.db"):
         (images / name).write_text("")
-    assert ownership.finished(tmp_path / "run", config) == RESULTS
+    assert workdirs.finished(tmp_path / "run", config) == RESULTS
 
 
 def test_arrays_that_changed_are_another_run(arrays, tmp_path):
@@ -113,7 +113,7 @@ def test_arrays_that_changed_are_another_run(arrays, tmp_path):
     finish(tmp_path / "run", config)
     write_arrays(arrays, 1)
     with pytest.raises(ValueError, match="files of dataset="):
-        ownership.finished(tmp_path / "run", config)
+        workdirs.finished(tmp_path / "run", config)
 
 
 def test_a_saved_model_with_other_weights_is_another_run(arrays, tmp_path):
@@ -126,7 +126,7 @@ def test_a_saved_model_with_other_weights_is_another_run(arrays, tmp_path):
     (part,) = model.glob("variables/*.index")
     part.write_bytes(part.read_bytes() + b"x")
     with pytest.raises(ValueError, match="files of evaluate="):
-        ownership.finished(tmp_path / "run", config)
+        workdirs.finished(tmp_path / "run", config)
 
 
 def test_a_run_of_0_1_0_knows_no_more_than_it_kept(images, arrays, tmp_path):
@@ -134,29 +134,29 @@ def test_a_run_of_0_1_0_knows_no_more_than_it_kept(images, arrays, tmp_path):
         config = configured(source)
         folder = tmp_path / name
         finish(folder, config)
-        older = config | ownership._files(config)
+        older = config | workdirs._files(config)
         files.write_json(folder / "config.json", older)
-        assert ownership.finished(folder, config) == RESULTS
+        assert workdirs.finished(folder, config) == RESULTS
         # Going on with it, the run keeps what it works on.
         (folder / "results.json").unlink()
-        assert ownership.finished(folder, config) is None
-        ownership.claim(folder, config)
+        assert workdirs.finished(folder, config) is None
+        workdirs.claim(folder, config)
         held = json.loads((folder / "config.json").read_text())
         assert list(held["inputs"]) == ["dataset"]
     files.write_json(folder / "config.json", older)
     write_arrays(arrays, 1)
     with pytest.raises(ValueError, match="Received: files="):
-        ownership.finished(folder, config)
+        workdirs.finished(folder, config)
 
 
 def test_a_table_is_shown_where_the_data_is_gone(arrays, tmp_path):
     config = configured(f"npz:{arrays}")
     finish(tmp_path / "run", config)
     pathlib.Path(arrays).unlink()
-    assert ownership.finished(tmp_path / "run", config) == RESULTS
+    assert workdirs.finished(tmp_path / "run", config) == RESULTS
 
 
 def test_data_without_files_has_no_listing(tmp_path):
-    ownership.claim(tmp_path, configured("digits"))
+    workdirs.claim(tmp_path, configured("digits"))
     held = json.loads((tmp_path / "config.json").read_text())
     assert held["inputs"] == {}

@@ -6,12 +6,12 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from tiny import tiny
+from helpers import tiny
 
-from tfsam import classifiers
-from tfsam import job
-from tfsam import recalibration
 from tfsam import run
+from tfsam.models import classifiers
+from tfsam.runs import stages
+from tfsam.training import recalibration
 
 RUN = [
     *("--method=st", "--epochs=1", "--batch_size=64", "--limit_train=128"),
@@ -29,10 +29,10 @@ def test_a_network_of_the_same_weights_but_for_rounding_is_kept(
     network, tmp_path
 ):
     path = tmp_path / "model.keras"
-    job._keep(network, path)
+    stages._keep(network, path)
     content, weights = path.read_bytes(), network.get_weights()
     network.set_weights([w * np.float32(1 + 1e-6) for w in weights])
-    job._keep(network, path)
+    stages._keep(network, path)
     assert path.read_bytes() == content
     for kept, weight in zip(network.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(kept, weight)
@@ -41,12 +41,12 @@ def test_a_network_of_the_same_weights_but_for_rounding_is_kept(
 @pytest.mark.parametrize("damage", [False, True])
 def test_another_network_is_written(network, tmp_path, damage):
     path = tmp_path / "model.keras"
-    job._keep(network, path)
+    stages._keep(network, path)
     if damage:
         path.write_bytes(path.read_bytes()[:100])
     weights = [w + np.float32(1e-2) for w in network.get_weights()]
     network.set_weights(weights)
-    job._keep(network, path)
+    stages._keep(network, path)
     network.load_weights(path)
     for kept, weight in zip(network.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(kept, weight)
@@ -57,11 +57,11 @@ def test_an_averaged_run_is_resumed_where_statistics_round_differently(
     tmp_path, monkeypatch, tiny_network
 ):
     """On many threads BatchNorm's statistics are not the same to the bit."""
-    monkeypatch.setattr(job, "draw", _stop)
+    monkeypatch.setattr(stages, "draw", _stop)
     with pytest.raises(_Stopped):
         run.main([*RUN, f"--workdir={tmp_path}"])
     monkeypatch.undo()
-    monkeypatch.setitem(job.training.NETWORKS, "preact_resnet8", tiny)
+    monkeypatch.setitem(stages.training.NETWORKS, "preact_resnet8", tiny)
     measure = recalibration.Recalibration.measure
     monkeypatch.setattr(
         recalibration.Recalibration,

@@ -5,11 +5,11 @@ import signal
 
 import pytest
 
-from tfsam import devices
-from tfsam import job
-from tfsam import ownership
 from tfsam import run
-from tfsam import signals
+from tfsam.runs import stages
+from tfsam.runs import workdirs
+from tfsam.support import devices
+from tfsam.support import signals
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def prepared(monkeypatch):
     def during(function):
         def prepare(config):
             function()
-            return job.Inputs(None, None, None, None)
+            return stages.Inputs(None, None, None, None)
 
-        monkeypatch.setattr(job, "prepare", prepare)
+        monkeypatch.setattr(stages, "prepare", prepare)
 
     return during
 
@@ -69,7 +69,7 @@ def test_a_signal_to_another_worker_stops_this_one(
 def test_a_signal_between_agreement_and_training_waits_for_training(cluster):
     stop = signals.Stop()
     stop.hold()
-    ownership.agree(run.files.expanded("nowhere"), {}, None, stop)
+    workdirs.agree(run.files.expanded("nowhere"), {}, None, stop)
     stop.ask(signal.SIGTERM)  # Does not raise.
     with (
         pytest.raises(signals.Stopped, match="SIGTERM"),

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfsam import files
-from tfsam.classifiers import load_logits
+from tfsam.models.classifiers import load_logits
+from tfsam.support import files
 
 
 class Unregistered(keras.layers.Layer):

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from tfsam import files
-from tfsam import ownership
+from tfsam.runs import workdirs
+from tfsam.support import files
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_what_nobody_wrote_for_a_week_is_left(tmp_path, name):
 
 def test_a_folder_of_temporary_files_alone_is_empty(tmp_path):
     (tmp_path / ".1_elsewhere-config.json").write_text("half")
-    assert ownership.finished(tmp_path, {"evaluate": None}) is None
+    assert workdirs.finished(tmp_path, {"evaluate": None}) is None
     (tmp_path / ".hidden-file").write_text("somebody's")
     with pytest.raises(ValueError, match="must be an empty folder"):
-        ownership.finished(tmp_path, {"evaluate": None})
+        workdirs.finished(tmp_path, {"evaluate": None})

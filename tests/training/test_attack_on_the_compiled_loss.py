@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam import recalibration
 from tfsam.attacks import losses
+from tfsam.training import recalibration
 
 RNG = np.random.default_rng(0)
 X = RNG.random((8, 4, 4, 1)).astype("float32")

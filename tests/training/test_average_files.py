@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tfsam
-from tfsam import files
+from tfsam.support import files
 
 X = np.zeros((8, 2), "float32")
 Y = np.zeros(8, int)

@@ -247,7 +247,7 @@ def test_a_layer_trains_as_in_keras(name, options):
 @pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
 def test_a_layer_that_assigns_trains_where_an_objective_calls_twice():
     def twice(model, batch):
-        loss, y_pred = tfsam.pure.compiled_loss(model, batch)
+        loss, y_pred = tfsam.training.stateless.compiled_loss(model, batch)
         with model.unrecorded():
             again = model(batch.x, training=True)
         return loss + tf.reduce_mean(again**2), y_pred

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam import compiled_losses
-from tfsam import endings
+from tfsam.support import endings
+from tfsam.training import compiled_losses
 
 RNG = np.random.default_rng(0)
 X = RNG.random((8, 6)).astype("float32")

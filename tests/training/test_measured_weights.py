@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam import callbacks
-from tfsam import checkpoints
+from tfsam.training import checkpoints
+from tfsam.training import monitoring
 
 RNG = np.random.default_rng(0)
 X = RNG.random((48, 4)).astype("float32")
@@ -376,12 +376,12 @@ def test_amid_a_walk_the_center_is_measured_on_two_devices():
 
 def test_csv_logger_has_the_columns_from_the_first_epoch_on(tmp_path):
     path, said = tmp_path / "log.csv", []
-    history = callbacks.History(tmp_path / "history.csv")
+    history = monitoring.History(tmp_path / "history.csv")
     _, logs = trained(
         tfsam.RobustValidation((X, Y), ATTACK, every=2),
         keras.callbacks.CSVLogger(path),
         history,
-        callbacks.Progress(said.append, 3, 4),
+        monitoring.Progress(said.append, 3, 4),
         epochs=4,
     )
     with open(path, newline="") as file:
@@ -391,7 +391,7 @@ def test_csv_logger_has_the_columns_from_the_first_epoch_on(tmp_path):
         assert [math.isnan(f) for f in found] == [True, False, True, False]
         np.testing.assert_array_equal(found, logs[key])
     # The history and the lines of a run leave out an accuracy that is none.
-    for rows in (history.rows, callbacks.read_history(history.path)):
+    for rows in (history.rows, monitoring.read_history(history.path)):
         assert [KEYS[0] in row for row in rows] == [False, True, False, True]
     assert ["nan" in line for line in said] == [False] * 4
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfsam
-from tfsam import checks
+from tfsam.support import checks
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

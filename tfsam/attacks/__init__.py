@@ -27,9 +27,9 @@ from tfsam.attacks.logits import Logits
 from tfsam.attacks.minimum_norm import FMN
 from tfsam.attacks.noise import NoiseL2
 from tfsam.attacks.noise import NoiseLinf
-from tfsam.registry import Registry
-from tfsam.registry import make
-from tfsam.registry import option_names
+from tfsam.support.registry import Registry
+from tfsam.support.registry import make
+from tfsam.support.registry import option_names
 
 GROUP = "tfsam.attacks"
 

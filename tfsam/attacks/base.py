@@ -24,14 +24,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfsam import checks
 from tfsam import geometry
-from tfsam.arguments import check_budget
-from tfsam.arguments import check_interval
-from tfsam.arguments import check_number
 from tfsam.attacks.logits import is_surrogate
-from tfsam.configurable import Configurable
 from tfsam.geometry import check_norm
+from tfsam.support import checks
+from tfsam.support.configurable import Configurable
+from tfsam.support.validators import check_budget
+from tfsam.support.validators import check_interval
+from tfsam.support.validators import check_number
 
 # In the copies of a batch that are attacked side by side: 16 MB a tensor.
 _MOST_PIXELS = 2**22

@@ -9,9 +9,6 @@ import keras
 import tensorflow as tf
 
 from tfsam import geometry
-from tfsam.arguments import check_choice
-from tfsam.arguments import check_count
-from tfsam.arguments import check_number
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import next_seeds
@@ -26,6 +23,9 @@ from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import score
 from tfsam.attacks.logits import told
+from tfsam.support.validators import check_choice
+from tfsam.support.validators import check_count
+from tfsam.support.validators import check_number
 
 
 @keras.saving.register_keras_serializable(package="tfsam")

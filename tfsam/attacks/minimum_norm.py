@@ -13,8 +13,6 @@ import keras
 import tensorflow as tf
 
 from tfsam import geometry
-from tfsam.arguments import check_count
-from tfsam.arguments import check_number
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import per_example
@@ -27,6 +25,8 @@ from tfsam.attacks.logits import is_surrogate
 from tfsam.geometry import example_norms
 from tfsam.geometry import example_sums
 from tfsam.geometry import over_largest
+from tfsam.support.validators import check_count
+from tfsam.support.validators import check_number
 
 # What is left of step size and gamma at the end: the paper's 1/100 and, of
 # gamma 0.05, 0.001.

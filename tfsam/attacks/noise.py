@@ -8,7 +8,6 @@ import keras
 import tensorflow as tf
 
 from tfsam import geometry
-from tfsam.arguments import check_count
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import next_seeds
@@ -17,6 +16,7 @@ from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import score
+from tfsam.support.validators import check_count
 
 
 class _Noise(Attack):

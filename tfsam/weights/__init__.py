@@ -11,8 +11,8 @@ metadata, in the entry-point group `tfsam.weights`: it is a `--method` then.
 
 from collections.abc import Callable
 
-from tfsam.registry import Registry
-from tfsam.registry import make
+from tfsam.support.registry import Registry
+from tfsam.support.registry import make
 from tfsam.weights.base import Step
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import kind

@@ -30,9 +30,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfsam.configurable import Configurable
 from tfsam.geometry import TINY
 from tfsam.geometry import global_norm
+from tfsam.support.configurable import Configurable
 
 
 class Step(NamedTuple):

@@ -3,8 +3,8 @@
 import keras
 import tensorflow as tf
 
-from tfsam.arguments import check_interval
-from tfsam.arguments import check_number
+from tfsam.support.validators import check_interval
+from tfsam.support.validators import check_number
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import without
 from tfsam.weights.sam import steepest

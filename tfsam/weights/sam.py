@@ -7,11 +7,11 @@ the linearised loss is largest.
 import keras
 import tensorflow as tf
 
-from tfsam.arguments import check_choice
-from tfsam.arguments import check_count
-from tfsam.arguments import check_number
 from tfsam.geometry import TINY
 from tfsam.geometry import global_norm
+from tfsam.support.validators import check_choice
+from tfsam.support.validators import check_count
+from tfsam.support.validators import check_number
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
 from tfsam.weights.base import inner

@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam.arguments import check_choice
-from tfsam.arguments import check_count
-from tfsam.arguments import check_number
 from tfsam.geometry import TINY
 from tfsam.geometry import global_norm
+from tfsam.support.validators import check_choice
+from tfsam.support.validators import check_count
+from tfsam.support.validators import check_number
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
 

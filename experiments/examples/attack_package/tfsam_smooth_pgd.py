@@ -3,11 +3,11 @@
 import keras
 import tensorflow as tf
 
-from tfsam import arguments
 from tfsam import geometry
 from tfsam.attacks import Attack
 from tfsam.attacks.base import next_seeds
 from tfsam.attacks.logits import input_gradient
+from tfsam.support import validators
 
 
 # Registered, so that a model that is trained with it can be saved and loaded.
@@ -48,9 +48,9 @@ class SmoothPGD(Attack):
         bounds=(0.0, 1.0),
     ):
         super().__init__(epsilon, norm, bounds)
-        self.steps = arguments.check_count("steps", steps)
-        self.draws = arguments.check_count("draws", draws, 1)
-        self.noise = arguments.check_number("noise", noise)
+        self.steps = validators.check_count("steps", steps)
+        self.draws = validators.check_count("draws", draws, 1)
+        self.noise = validators.check_number("noise", noise)
 
     def perturb(self, logits_fn, x, y, seeds):
         """Returns the last iterate; `seeds` has a row for each example."""

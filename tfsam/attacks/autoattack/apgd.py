@@ -16,9 +16,6 @@ import keras
 import tensorflow as tf
 
 from tfsam import geometry
-from tfsam.arguments import check_choice
-from tfsam.arguments import check_count
-from tfsam.arguments import check_number
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import any_copy
@@ -37,6 +34,9 @@ from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import score
+from tfsam.support.validators import check_choice
+from tfsam.support.validators import check_count
+from tfsam.support.validators import check_number
 
 # alpha of equation (1): what a step keeps of its own direction; the rest is
 # momentum.

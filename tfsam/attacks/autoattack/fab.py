@@ -12,8 +12,6 @@ import math
 import keras
 import tensorflow as tf
 
-from tfsam.arguments import check_count
-from tfsam.arguments import check_number
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import any_copy
@@ -34,6 +32,8 @@ from tfsam.attacks.minimum_norm import reached
 from tfsam.geometry import example_norms
 from tfsam.geometry import example_sums
 from tfsam.geometry import over_largest
+from tfsam.support.validators import check_count
+from tfsam.support.validators import check_number
 
 # Newton steps of a projection: images took 3 to 18. A point that is still short
 # of its hyperplane would do no harm, the attack steps again.

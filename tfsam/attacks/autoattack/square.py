@@ -15,8 +15,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam.arguments import check_count
-from tfsam.arguments import check_fraction
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import any_copy
@@ -30,6 +28,8 @@ from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import told
 from tfsam.geometry import TINY
 from tfsam.geometry import example_norms
+from tfsam.support.validators import check_count
+from tfsam.support.validators import check_fraction
 
 # Section 3.2: p is halved after these of 10,000 iterations.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

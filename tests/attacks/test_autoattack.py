@@ -1,0 +1,126 @@
+"""AutoAttack: that it is the standard ensemble, and as strong."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import REFERENCE
+from helpers import network
+
+import tfsam
+from tfsam import attacks
+from tfsam.attacks import Logits
+from tfsam.evaluation import verdicts
+from tfsam.evaluation.verdicts import STANDS
+
+# Published epsilons of the reference, and how far tfsam may be weaker.
+EPSILONS = {"linf": (0.05, 0.1, 0.15, 0.2), "l2": (0.25, 0.5, 1.0)}
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """AutoAttack whose Square asks 60 times."""
+    defaults = ("linf", 60, 0.8, (0.0, 1.0))
+    monkeypatch.setattr(attacks.Square.__init__, "__defaults__", defaults)
+
+
+def test_it_is_the_standard_ensemble():
+    """Croce and Hein, 2020, section 5."""
+    attack = attacks.get("autoattack", epsilon=0.1, norm="l2")
+    names, stages = zip(*attack.stages, strict=True)
+    assert names == ("apgd_ce", "apgd_t", "fab_t", "square")
+    ce, t, fab, square = (stage.get_config() for stage in stages)
+    assert (ce["steps"], ce["restarts"], ce["loss"], ce["targets"]) == (
+        *(100, 1, "cross_entropy", 0),
+    )
+    assert (t["steps"], t["restarts"], t["loss"], t["targets"]) == (
+        *(100, 1, "dlr", 9),
+    )
+    assert (fab["steps"], fab["targets"]) == (100, 9)
+    assert (fab["alpha_max"], fab["eta"], fab["beta"]) == (0.1, 1.05, 0.9)
+    assert (square["queries"], square["p_init"]) == (5000, 0.8)
+    for stage in stages:
+        assert (stage.epsilon, stage.norm) == (0.1, "l2")
+    with pytest.raises(ValueError, match="Received: steps=10"):
+        attacks.get("autoattack", epsilon=0.1, steps=10)
+
+
+@pytest.mark.parametrize(
+    "norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)]
+)
+def test_called_as_a_function_it_gives_evaluation_s_verdicts(
+    norm, digits, short
+):
+    x, y = digits[0][1200:1220], digits[1][1200:1220]
+    model = network("adversarial")
+    epsilon = {"linf": 0.15, "l2": 0.5}[norm]
+    attack = attacks.get("autoattack", epsilon=epsilon, norm=norm)
+    logits = Logits(lambda x: model(x, training=False), rows=20)
+    traced = tf.function(lambda x, y: attack(logits, x, y, 0), autograph=False)
+    x_adv = traced(x, y).numpy()
+    moved = (x_adv - x).reshape(20, -1)
+    order = np.inf if norm == "linf" else 2
+    assert (np.linalg.norm(moved, order, axis=1) <= epsilon + 1e-6).all()
+    stands = (np.argmax(model(x_adv), axis=1) == y).mean()
+    (row,) = tfsam.evaluate(
+        model, (x, y), ["autoattack"], norm, [epsilon], strict=True
+    )["robust"]
+    assert row["accuracy"] == stands
+    assert 0 < stands < 1
+
+
+def measured(model, norm, epsilons, digits, workdir):
+    """Verdicts of AutoAttack, as many arrays as epsilons."""
+    data = digits[0][1200:1400], digits[1][1200:1400]
+    result = tfsam.evaluate(
+        network(model),
+        data,
+        ["autoattack"],
+        norm,
+        epsilons,
+        batch_size=200,
+        strict=True,
+        workdir=workdir,
+    )
+    assert all(row["standard"] for row in result["robust"])
+    found = verdicts.load(workdir)
+    return [found["autoattack", epsilon] == STANDS for epsilon in epsilons]
+
+
+def reference(model, norm, epsilon):
+    return REFERENCE[f"{model}/robust/{norm.capitalize()}/{epsilon}/standard"]
+
+
+@pytest.mark.parametrize(
+    ("model", "norm", "epsilon"),
+    [
+        ("standard", "linf", 0.15),
+        ("standard", "l2", 1.0),
+        pytest.param("adversarial", "linf", 0.2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_cell_of_the_reference(model, norm, epsilon, digits, tmp_path):
+    (stands,) = measured(model, norm, [epsilon], digits, tmp_path)
+    expected = reference(model, norm, epsilon)
+    assert stands.mean() <= expected.mean() + 0.01
+    assert (stands != expected).mean() <= 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # Four sweeps of the whole ensemble.
+def test_all_cells_of_the_reference(digits, tmp_path):
+    """As sweeps; no cell 1 point weaker, on average none 0.25 points."""
+    weaker = []
+    for model in ("standard", "adversarial"):
+        for norm, epsilons in EPSILONS.items():
+            folder = tmp_path / model / norm
+            for epsilon, stands in zip(
+                epsilons,
+                measured(model, norm, epsilons, digits, folder),
+                strict=True,
+            ):
+                expected = reference(model, norm, epsilon)
+                weaker.append(stands.mean() - expected.mean())
+                assert (stands != expected).mean() <= 0.02
+    assert len(weaker) == 14
+    assert max(weaker) <= 0.01
+    assert np.mean(weaker) <= 0.0025

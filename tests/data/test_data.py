@@ -1,0 +1,757 @@
+import dataclasses
+import hashlib
+import io
+import pathlib
+import socket
+import tarfile
+import time
+
+import hypothesis
+import hypothesis.extra.numpy
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfsam.data import batches
+from tfsam.data import sources
+from tfsam.data import tfds
+
+RNG = np.random.default_rng(0)
+
+
+def make_image(side=8, channels=3):
+    shape = (side, side) if isinstance(side, int) else side
+    return RNG.integers(0, 256, (*shape, channels), dtype=np.uint8)
+
+
+def write_image(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".png":
+        encoded = tf.io.encode_png(image)
+    else:
+        encoded = tf.io.encode_jpeg(image, quality=100)
+    path.write_bytes(encoded.numpy())
+
+
+def make_folder(root, per_class=3, channels=3):
+    """Writes train and test folders; returns the images by relative path."""
+    images = {}
+    for split in ("train", "test"):
+        for name in ("cat", "ant"):
+            for number in range(per_class):
+                path = f"{split}/{name}/{number}.png"
+                images[path] = make_image(channels=channels)
+                write_image(root / path, images[path])
+    return images
+
+
+def make_arrays(n_train=6, n_test=4, shape=(8, 8, 3)):
+    return {
+        "x_train": RNG.integers(0, 256, (n_train, *shape), dtype=np.uint8),
+        "y_train": np.arange(n_train) % 3,
+        "x_test": RNG.integers(0, 256, (n_test, *shape), dtype=np.uint8),
+        "y_test": np.arange(n_test) % 3,
+    }
+
+
+def assert_one_line_error(error, *parts):
+    message = str(error.value)
+    assert "\n" not in message
+    assert "Received: " in message
+    for part in parts:
+        assert part in message
+
+
+# Sources.
+
+
+def test_digits():
+    images = sources.load("digits")
+    assert images.name == "digits"
+    assert images.x_train.shape == (1437, 8, 8, 1)
+    assert images.x_test.shape == (360, 8, 8, 1)
+    assert images.x_train.dtype == np.float32
+    assert images.y_train.dtype == images.y_test.dtype == np.int64
+    assert images.class_names == tuple("0123456789")
+    assert 0 <= images.x_train.min() and images.x_train.max() == 1
+    shares = np.bincount(images.y_test) / (
+        np.bincount(images.y_train) + np.bincount(images.y_test)
+    )
+    np.testing.assert_allclose(shares, 0.2, atol=0.01)
+    other = sources.load("digits", seed=5)
+    np.testing.assert_array_equal(other.x_test, images.x_test)
+
+
+def test_folder(tmp_path):
+    files = make_folder(tmp_path)
+    (tmp_path / "train/cat/Thumbs.db").write_text("not an image")
+    (tmp_path / "train/cat/.hidden.png").write_text("not an image")
+    (tmp_path / "train/.cache").mkdir()
+    (tmp_path / "train/README.md").write_text("not a class")
+    images = sources.load(f"folder:{tmp_path}")
+    assert images.class_names == ("ant", "cat")
+    assert images.x_train.dtype == np.uint8
+    assert (
+        images.y_train.tolist() == images.y_test.tolist() == [0] * 3 + [1] * 3
+    )
+    expected = [
+        files[f"test/{name}/{number}.png"]
+        for name in ("ant", "cat")
+        for number in range(3)
+    ]
+    np.testing.assert_array_equal(images.x_test, expected)
+
+
+def test_a_file_that_is_no_image_is_refused(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "train/cat/notes.txt").write_text("not an image")
+    with pytest.raises(ValueError, match=r"Received: .*notes\.txt$"):
+        sources.load(f"folder:{tmp_path}")
+
+
+def test_folder_suffixes_and_jpeg(tmp_path):
+    make_folder(tmp_path)
+    smooth = np.linspace(0, 255, 8).astype(np.uint8)
+    smooth = np.broadcast_to(smooth[:, None, None], (8, 8, 3))
+    for name in ("a.JPG", "b.jpeg", "c.Png"):
+        write_image(tmp_path / "train/ant" / name, smooth)
+    images = sources.load(f"folder:{tmp_path}")
+    assert len(images.x_train) == 9
+    assert np.abs(images.x_train[3:6].astype(int) - smooth).max() <= 2
+
+
+def test_jpeg_is_decoded_accurately(tmp_path):
+    image_module = pytest.importorskip("PIL.Image")
+    make_folder(tmp_path)
+    path = tmp_path / "train/ant/0.jpg"
+    write_image(path, make_image())
+    images = sources.load(f"folder:{tmp_path}")
+    np.testing.assert_array_equal(
+        images.x_train[0], np.asarray(image_module.open(path))
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [(1, 1, 1), (2, 1, 1), (1, 3, 3), (4, 1, 3), (4, 3, 3)],
+)
+def test_folder_channels(tmp_path, first, second, expected):
+    files = make_folder(tmp_path, channels=first)
+    last = make_image(channels=second)
+    write_image(tmp_path / "test/cat/2.png", last)
+    images = sources.load(f"folder:{tmp_path}")
+    assert images.x_train.shape == (6, 8, 8, expected)
+    color = slice(0, 3) if first > 2 else slice(0, 1)
+    np.testing.assert_array_equal(
+        images.x_train[0],
+        np.broadcast_to(files["train/ant/0.png"][..., color], (8, 8, expected)),
+    )
+    np.testing.assert_array_equal(
+        images.x_test[-1], np.broadcast_to(last[..., :3], (8, 8, expected))
+    )
+
+
+def test_folder_test_may_lack_a_class(tmp_path):
+    make_folder(tmp_path)
+    for path in (tmp_path / "test/ant").iterdir():
+        path.unlink()
+    (tmp_path / "test/ant").rmdir()
+    assert sources.load(f"folder:{tmp_path}").y_test.tolist() == [1, 1, 1]
+
+
+def test_folder_limit_is_applied_before_decoding(tmp_path):
+    make_folder(tmp_path, per_class=10)
+    whole = sources.load(
+        f"folder:{tmp_path}", limit_train=6, limit_test=4, seed=3
+    )
+    assert sorted(whole.y_train) == [0] * 3 + [1] * 3
+    # Spoil the files that were not chosen: nobody may look at them.
+    chosen = {image.tobytes() for image in (*whole.x_train, *whole.x_test)}
+    for path in tmp_path.rglob("*.png"):
+        image = tf.io.decode_png(path.read_bytes()).numpy()
+        if image.tobytes() not in chosen:
+            path.write_bytes(b"spoiled")
+    again = sources.load(
+        f"folder:{tmp_path}", limit_train=6, limit_test=4, seed=3
+    )
+    np.testing.assert_array_equal(again.x_train, whole.x_train)
+    np.testing.assert_array_equal(again.y_test, whole.y_test)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float64])
+def test_npz(tmp_path, dtype):
+    arrays = make_arrays(shape=(8, 8))
+    arrays["y_train"] = arrays["y_train"][:, np.newaxis].astype(np.uint8)
+    if dtype != np.uint8:
+        for name in ("x_train", "x_test"):
+            arrays[name] = (arrays[name] / 255).astype(dtype)
+    np.savez(tmp_path / "a.npz", **arrays, more=np.zeros(1))
+    images = sources.load(f"npz:{tmp_path / 'a.npz'}")
+    assert images.x_train.shape == (6, 8, 8, 1)
+    assert images.x_train.dtype == (np.uint8 if dtype == np.uint8 else "f4")
+    np.testing.assert_array_equal(
+        images.x_test[..., 0], arrays["x_test"].astype(images.x_test.dtype)
+    )
+    assert images.y_train.tolist() == [0, 1, 2, 0, 1, 2]
+    assert images.y_train.dtype == np.int64
+    assert images.class_names == ("0", "1", "2")
+
+
+# Errors.
+
+
+def only_one_class(root):
+    make_folder(root)
+    for split in ("train", "test"):
+        for path in (root / split / "ant").iterdir():
+            path.unlink()
+        (root / split / "ant").rmdir()
+
+
+def empty_class(root):
+    make_folder(root)
+    (root / "train/dog").mkdir()
+
+
+def empty_test(root):
+    make_folder(root)
+    (root / "test").rename(root / "elsewhere")
+    (root / "test").mkdir()
+
+
+def unknown_class(root):
+    make_folder(root)
+    write_image(root / "test/zebra/0.png", make_image())
+
+
+def no_image(root):
+    make_folder(root)
+    (root / "test/cat/1.png").write_text("no image")
+
+
+def first_is_no_image(root):
+    make_folder(root)
+    (root / "train/ant/0.png").write_bytes(b"")
+
+
+def truncated(root):
+    make_folder(root)
+    write_image(root / "train/ant/5.jpg", make_image(64))
+    content = (root / "train/ant/5.jpg").read_bytes()
+    (root / "train/ant/5.jpg").write_bytes(content[:200])
+
+
+def not_square(root):
+    make_folder(root)
+    write_image(root / "train/cat/1.png", make_image((8, 6)))
+
+
+def all_not_square(root):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            write_image(root / split / name / "0.png", make_image((8, 6)))
+
+
+def other_size(root):
+    make_folder(root)
+    write_image(root / "test/ant/1.png", make_image(9))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "parts"),
+    [
+        (lambda root: None, ["train and test", "train"]),
+        (lambda root: (root / "train").mkdir(), ["train and test", "test"]),
+        (
+            lambda root: [(root / x).mkdir() for x in ("train", "test")],
+            ["two classes", "no folder"],
+        ),
+        (only_one_class, ["two classes", "Received: cat"]),
+        (empty_class, ["train/dog", "none"]),
+        (empty_test, ["test must hold"]),
+        (unknown_class, ["test must hold classes of train", "zebra"]),
+        (no_image, ["JPEG or PNG", "test/cat/1.png"]),
+        (first_is_no_image, ["JPEG or PNG", "train/ant/0.png"]),
+        (truncated, ["JPEG or PNG", "train/ant/5.jpg"]),
+        (not_square, ["square", "8 x 6", "train/cat/1.png"]),
+        (all_not_square, ["square", "8 x 6", "train/a/0.png"]),
+        (other_size, ["8 x 8", "9 x 9", "test/ant/1.png"]),
+    ],
+)
+def test_folder_errors(tmp_path, prepare, parts):
+    prepare(tmp_path)
+    with pytest.raises(ValueError) as error:
+        sources.load(f"folder:{tmp_path}")
+    assert_one_line_error(error, *parts)
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        ("folder:", "folder:PATH"),
+        ("npz:", "npz:PATH"),
+        ("folder:/no/such/folder", "no folder /no/such/folder"),
+        ("npz:/no/such/file.npz", "/no/such/file.npz"),
+        ("cifar11", "cifar10"),
+        ("digit", "digits"),
+        ("qwertyuiop", "folder:PATH"),
+        ("", "folder:PATH"),
+        ("../secret", "npz:PATH"),
+        ("cifar10/no_such_config", "no_such_config"),
+        ("titanic", "features image"),
+    ],
+)
+def test_source_errors(tmp_path, source, part):
+    with pytest.raises(ValueError) as error:
+        sources.load(source, data_dir=tmp_path)
+    assert_one_line_error(error, part)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"x_test": None, "y_test": None}, ["without x_test, y_test"]),
+        ({"x_train": np.zeros((6, 8))}, ["x_train", "(6, 8)"]),
+        ({"x_train": np.zeros((6, 8, 8, 2))}, ["1 or 3", "(6, 8, 8, 2)"]),
+        ({"x_train": np.zeros((6, 8, 7))}, ["square", "(6, 8, 7, 1)"]),
+        ({"x_train": np.zeros((0, 8, 8, 3))}, ["x_train", "(0, 8, 8, 3)"]),
+        ({"x_train": np.zeros((6, 8, 8, 3), int)}, ["uint8", "int64"]),
+        ({"x_test": np.full((4, 8, 8, 3), 1.5)}, ["[0, 1]", "1.5"]),
+        ({"x_test": np.full((4, 8, 8, 3), -0.5)}, ["[0, 1]", "-0.5"]),
+        ({"x_test": np.full((4, 8, 8, 3), np.nan)}, ["finite", "nan"]),
+        ({"x_test": np.full((4, 8, 8, 3), np.inf)}, ["finite", "inf"]),
+        ({"x_test": np.zeros((4, 9, 9, 3), np.uint8)}, ["(8, 8, 3)"]),
+        ({"x_test": np.zeros((4, 8, 8, 3))}, ["x_test must be uint8"]),
+        ({"y_train": np.zeros((6, 2), int)}, ["y_train", "(6, 2)"]),
+        ({"y_train": np.arange(5)}, ["6 labels", "Received: 5"]),
+        ({"y_train": np.arange(6.0)}, ["integers", "float64"]),
+        ({"y_train": np.ones(6, bool)}, ["integers", "bool"]),
+        ({"y_train": np.arange(6) - 1}, ["from 0", "-1"]),
+        ({"y_train": np.arange(6) * 10**12}, ["99999", "5000000000000"]),
+        ({"y_train": np.zeros(6, int)}, ["two classes"]),
+        ({"y_test": np.arange(4) + 2}, ["y_test", "largest label, 2"]),
+        ({"y_test": np.array([0, 1, None, 2])}, ["pickled", "Object"]),
+    ],
+)
+def test_npz_errors(tmp_path, changes, parts):
+    arrays = {**make_arrays(), **changes}
+    np.savez(
+        tmp_path / "a.npz",
+        **{name: x for name, x in arrays.items() if x is not None},
+    )
+    with pytest.raises(ValueError) as error:
+        sources.load(f"npz:{tmp_path / 'a.npz'}")
+    assert_one_line_error(error, *parts)
+
+
+@pytest.mark.parametrize("kind", ["text", "npy", "empty", "zip", "cut"])
+def test_npz_that_is_none(tmp_path, kind):
+    path = tmp_path / "a.npz"
+    np.savez(path, **make_arrays())
+    if kind == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif kind == "zip":  # A valid index, but spoiled content.
+        content = bytearray(path.read_bytes())
+        content[200:400] = bytes(200)
+        path.write_bytes(content)
+    else:
+        content = {"text": b"text", "empty": b""}.get(kind)
+        path.write_bytes(
+            path.read_bytes()[:500] if content is None else content
+        )
+    with pytest.raises(ValueError) as error:
+        sources.load(f"npz:{path}")
+    assert_one_line_error(error, str(path))
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5, "3", True, 9])
+@pytest.mark.parametrize("name", ["limit_train", "limit_test"])
+def test_limit_errors(name, limit):
+    with pytest.raises(ValueError) as error:
+        sources.load("digits", **{name: limit})
+    assert_one_line_error(error, f"Received: {name}={limit}")
+
+
+def test_seed_error():
+    with pytest.raises(ValueError, match=r"seed .* Received: seed=-1"):
+        sources.load("digits", seed=-1)
+
+
+# Limits.
+
+
+def test_limits():
+    whole = sources.load("digits")
+    some = sources.load("digits", limit_train=100, limit_test=10_000, seed=1)
+    assert some.x_train.shape == (100, 8, 8, 1)
+    assert np.bincount(some.y_train).tolist() == pytest.approx([10] * 10, abs=1)
+    assert len(some.x_test) == len(whole.x_test)
+    again = sources.load("digits", limit_train=100, seed=1)
+    np.testing.assert_array_equal(again.x_train, some.x_train)
+    other = sources.load("digits", limit_train=100, seed=2)
+    assert not np.array_equal(other.y_train, some.y_train)
+    assert np.any(np.diff(some.y_train) < 0)
+    # Images keep their labels.
+    labels = {
+        image.tobytes(): label
+        for image, label in zip(whole.x_train, whole.y_train, strict=True)
+    }
+    assert [labels[x.tobytes()] for x in some.x_train] == some.y_train.tolist()
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(
+    counts=st.lists(st.integers(1, 200), min_size=2, max_size=12),
+    extra=st.integers(0, 1000),
+    seed=st.integers(0, 5),
+)
+def test_subset_is_stratified(counts, extra, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    limit = len(counts) + extra
+    chosen = sources._subset(labels, limit, seed, "limit")
+    assert len(chosen) == len(set(chosen)) == min(limit, len(labels))
+    kept = np.bincount(labels[chosen], minlength=len(counts))
+    quotas = np.array(counts) * len(chosen) / len(labels)
+    assert np.all(np.abs(kept - quotas) < 1 + 1e-9)
+
+
+def test_subset_prefers_a_class_that_would_be_missing():
+    labels = np.repeat([0, 1, 2], [66, 33, 1])
+    chosen = sources._subset(labels, 50, 0, "limit")
+    assert np.bincount(labels[chosen]).tolist() == [33, 16, 1]
+
+
+# Pixels.
+
+
+def test_as_float():
+    pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+    result = sources.as_float(pixels)
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, pixels.astype("f4") / np.float32(255))
+    assert sources.as_float(result) is result
+    assert sources.as_float(result.astype(np.float64)).dtype == np.float32
+    with pytest.raises(ValueError, match="Received: int64"):
+        sources.as_float(np.zeros(3, np.int64))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_statistics(dtype, monkeypatch):
+    monkeypatch.setattr(sources, "_CHUNK", 7)
+    images = RNG.integers(0, 256, (25, 6, 6, 3), dtype=np.uint8)
+    images[..., 1] = 77
+    if dtype == np.float32:
+        images = sources.as_float(images)
+    mean, std = sources.statistics(images)
+    floats = sources.as_float(images).astype(np.float64)
+    np.testing.assert_allclose(mean, floats.mean((0, 1, 2)), rtol=1e-6)
+    expected = floats.std((0, 1, 2))
+    expected[1] = 1
+    np.testing.assert_allclose(std, expected, rtol=1e-6)
+    assert type(mean) is type(std) is tuple
+    assert all(type(value) is float for value in (*mean, *std))
+
+
+def test_statistics_error():
+    with pytest.raises(ValueError, match="Received: "):
+        sources.statistics(np.zeros((0, 8, 8, 3), np.uint8))
+
+
+def test_augment():
+    images = RNG.random((200, 12, 13, 2)).astype(np.float32)
+    result = batches.augment(images, [1, 2]).numpy()
+    assert result.shape == images.shape and result.dtype == np.float32
+    seen = set()
+    for image, output in zip(images, result, strict=True):
+        padded = np.pad(image, [(4, 4), (4, 4), (0, 0)], mode="reflect")
+        crops = {
+            crop[:, ::step].tobytes(): (row, column, step)
+            for row in range(9)
+            for column in range(9)
+            for crop in [padded[row : row + 12, column : column + 13]]
+            for step in (1, -1)
+        }
+        assert output.tobytes() in crops
+        seen.add(crops[output.tobytes()])
+    rows, columns, steps = (set(values) for values in zip(*seen, strict=True))
+    assert rows == columns == set(range(9)) and steps == {1, -1}
+    np.testing.assert_array_equal(batches.augment(images, [1, 2]), result)
+    assert not np.array_equal(batches.augment(images, [1, 3]), result)
+
+
+# Batches.
+
+
+def make_training_arrays(n=23):
+    """Each image is a ramp that starts at three times its label."""
+    labels = np.arange(n, dtype=np.int32)
+    ramps = 3 * labels.reshape(-1, 1, 1, 1) + np.arange(64).reshape(8, 8, 1)
+    return ramps.astype(np.uint8), labels
+
+
+def collect(**options):
+    images, labels = make_training_arrays()
+    dataset = batches.training_batches(
+        images, labels, **{"batch_size": 5, "epochs": 4, "seed": 7, **options}
+    )
+    found = list(dataset.as_numpy_iterator())
+    assert dataset.cardinality() == len(found)
+    return found
+
+
+def test_epochs_are_permutations():
+    found = collect()
+    assert [len(labels) for _, labels in found] == [5, 5, 5, 5, 3] * 4
+    orders = []
+    for epoch in range(4):
+        labels = [y for _, y in found[epoch * 5 : epoch * 5 + 5]]
+        orders.append(tuple(np.concatenate(labels)))
+        assert sorted(orders[-1]) == list(range(23))
+    assert len(set(orders)) == 4
+    images, labels = found[0]
+    assert images.dtype == np.float32 and labels.dtype == np.int64
+    np.testing.assert_array_equal(
+        images[:, 0, 0, 0], (labels * 3).astype("f4") / np.float32(255)
+    )
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("initial_epoch", [1, 3])
+def test_resuming_gives_the_same_batches(augment, initial_epoch):
+    whole = collect(augment=augment)
+    resumed = collect(augment=augment, initial_epoch=initial_epoch, epochs=4)
+    assert len(resumed) == (4 - initial_epoch) * 5
+    for expected, got in zip(whole[initial_epoch * 5 :], resumed, strict=True):
+        np.testing.assert_array_equal(got[0], expected[0])
+        np.testing.assert_array_equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("position", [(0, 1), (1, 4), (3, 2)])
+def test_resuming_amid_an_epoch_gives_the_same_batches(position):
+    epoch, step = position
+    whole = collect(augment=True)
+    resumed = collect(augment=True, initial_epoch=epoch, initial_step=step)
+    for expected, got in zip(whole[epoch * 5 + step :], resumed, strict=True):
+        np.testing.assert_array_equal(got[0], expected[0])
+        np.testing.assert_array_equal(got[1], expected[1])
+
+
+def test_batches_do_not_depend_on_the_number_of_epochs():
+    longer = collect(augment=True, epochs=6)
+    for expected, got in zip(collect(augment=True), longer, strict=False):
+        np.testing.assert_array_equal(got[0], expected[0])
+
+
+def test_batches_depend_on_the_seed():
+    first, second = collect(), collect(seed=8)
+    assert not np.array_equal(first[0][1], second[0][1])
+
+
+def test_augmentation_differs_between_batches_and_epochs():
+    plain, augmented = collect(), collect(augment=True)
+    for one, other in zip(plain, augmented, strict=True):
+        np.testing.assert_array_equal(one[1], other[1])
+        assert not np.array_equal(one[0], other[0])
+    # Five times the same image, four times: only the augmentation differs.
+    constant = np.repeat(make_training_arrays(1)[0], 10, axis=0)
+    found = batches.training_batches(
+        constant,
+        np.zeros(10, int),
+        batch_size=5,
+        epochs=2,
+        seed=0,
+        augment=True,
+    )
+    assert (
+        len({images.tobytes() for images, _ in found.as_numpy_iterator()}) == 4
+    )
+
+
+def test_drop_remainder():
+    found = collect(drop_remainder=True)
+    assert [len(labels) for _, labels in found] == [5] * 4 * 4
+    images, labels = make_training_arrays()
+    dataset = batches.training_batches(
+        images, labels, batch_size=5, epochs=1, seed=0, drop_remainder=True
+    )
+    assert dataset.element_spec[0].shape == (5, 8, 8, 1)
+
+
+def test_finished_training_has_no_batches():
+    assert collect(initial_epoch=4) == []
+
+
+def test_float_images_pass_through():
+    images = RNG.random((4, 8, 8, 3)).astype(np.float32)
+    dataset = batches.training_batches(
+        images, np.arange(4), batch_size=4, epochs=1, seed=0
+    )
+    batch, labels = next(iter(dataset))
+    np.testing.assert_array_equal(batch, images[labels.numpy()])
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"batch_size": 0}, ["batch_size"]),
+        ({"batch_size": 2.5}, ["batch_size"]),
+        ({"epochs": 2, "initial_epoch": 3}, ["epochs", ">= 3"]),
+        ({"initial_epoch": -1}, ["initial_epoch"]),
+        ({"initial_step": -1}, ["initial_step"]),
+        ({"seed": 0.5}, ["seed"]),
+        ({"labels": np.arange(22)}, ["labels", "(22,)"]),
+        ({"labels": np.arange(23.0)}, ["integers", "float64"]),
+        ({"images": np.zeros((23, 8))}, ["images", "(23, 8)"]),
+        ({"images": np.zeros((23, 8, 8, 1), int)}, ["uint8", "int64"]),
+        ({"images": np.zeros((23, 4, 4, 1)), "augment": True}, ["more than 4"]),
+        ({"batch_size": 24, "drop_remainder": True}, ["at most", "24"]),
+    ],
+)
+def test_batch_errors(options, parts):
+    images, labels = make_training_arrays()
+    arguments = {
+        "images": images,
+        "labels": labels,
+        "batch_size": 5,
+        "epochs": 2,
+        "seed": 0,
+    }
+    with pytest.raises(ValueError) as error:
+        batches.training_batches(**{**arguments, **options})
+    assert_one_line_error(error, *parts)
+
+
+# TensorFlow Datasets.
+
+ARCHIVE = "cifar-100-binary.tar.gz"
+
+
+def cifar100_archive(images, labels):
+    """An archive in the official binary format: coarse, fine, pixels."""
+
+    def records(chosen):
+        return b"".join(
+            bytes([labels[i] // 5, labels[i]])
+            + images[i].transpose(2, 0, 1).tobytes()
+            for i in chosen
+        )
+
+    half = len(images) // 2
+    members = {
+        "train.bin": records(range(half)),
+        "test.bin": records(range(half, len(images))),
+        "coarse_label_names.txt": "\n".join(f"coarse{i}" for i in range(20)),
+        "fine_label_names.txt": "\n".join(f"fine{i}" for i in range(100)),
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in members.items():
+            content = (
+                content if isinstance(content, bytes) else content.encode()
+            )
+            info = tarfile.TarInfo(f"cifar-100-binary/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def put_archive(data_dir, content):
+    path = pathlib.Path(data_dir) / "downloads/manual" / ARCHIVE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Sends every request to a port that nobody listens to."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_tfds_cifar100_from_a_manual_archive(tmp_path, monkeypatch, no_network):
+    import tensorflow_datasets as tfds
+
+    images = RNG.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    labels = np.array([7, 99, 7, 99, 7, 99, 99, 7, 99, 7, 99, 7])
+    content = cifar100_archive(images, labels)
+    put_archive(tmp_path, content)
+    # TFDS knows the checksum of the official archive: teach it this one's.
+    known = tfds.builder_cls("cifar100").url_infos
+    (url,) = known
+    checksum = hashlib.sha256(content).hexdigest()
+    info = dataclasses.replace(known[url], size=len(content), checksum=checksum)
+    monkeypatch.setitem(known, url, info)
+    loaded = sources.load("cifar100", data_dir=tmp_path)
+    assert loaded.x_train.shape == loaded.x_test.shape == (6, 32, 32, 3)
+    assert loaded.x_train.dtype == np.uint8 and loaded.y_test.dtype == np.int64
+    assert loaded.class_names == tuple(f"fine{i}" for i in range(100))
+    expected = {
+        image.tobytes(): label
+        for image, label in zip(images, labels, strict=True)
+    }
+    for x, y, half in (
+        (loaded.x_train, loaded.y_train, images[:6]),
+        (loaded.x_test, loaded.y_test, images[6:]),
+    ):
+        assert {image.tobytes() for image in x} == {i.tobytes() for i in half}
+        assert [expected[image.tobytes()] for image in x] == y.tolist()
+    # What is prepared needs no archive, and is always in the same order.
+    (tmp_path / "downloads/manual" / ARCHIVE).unlink()
+    again = sources.load("cifar100", data_dir=tmp_path, limit_train=2)
+    assert sorted(again.y_train) == [7, 99]
+    np.testing.assert_array_equal(again.x_test, loaded.x_test)
+    # A damaged record is found by its checksum.
+    (record,) = tmp_path.glob("cifar100/*/*-train.tfrecord-*")
+    content = bytearray(record.read_bytes())
+    content[len(content) // 2] ^= 1
+    record.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        sources.load("cifar100", data_dir=tmp_path)
+    assert_one_line_error(error, "cannot read", "Received: cifar100")
+
+
+def test_tfds_archive_with_a_wrong_checksum(tmp_path, no_network):
+    put_archive(tmp_path, b"not the official archive")
+    with pytest.raises(ValueError) as error:
+        sources.load("cifar100", data_dir=tmp_path)
+    assert_one_line_error(error, "checksum", "Received: cifar100")
+
+
+def test_tfds_offline(tmp_path, no_network):
+    start = time.monotonic()
+    with pytest.raises(ValueError) as error:
+        sources.load("cifar10", data_dir=tmp_path)
+    assert time.monotonic() - start < 20
+    assert_one_line_error(
+        error,
+        "cifar-10-binary.tar.gz",
+        str(tmp_path / "downloads/manual"),
+        "folder:PATH",
+        "npz:PATH",
+    )
+
+
+def test_probe_of_a_host_that_never_answers(monkeypatch):
+    monkeypatch.setattr(tfds, "_PROBE_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        start = time.monotonic()
+        port = server.getsockname()[1]
+        assert not tfds._is_reachable(f"http://127.0.0.1:{port}/archive")
+        assert time.monotonic() - start < 5
+
+
+def test_a_sample_is_of_all_and_the_seed_s():
+    found = sources.sample(1000, 100, seed=3)
+    assert len(set(found)) == 100 and found.max() < 1000
+    # Class by class, as folders are listed: none is left out.
+    assert set(np.repeat(np.arange(10), 100)[found]) == set(range(10))
+    np.testing.assert_array_equal(found, sources.sample(1000, 100, seed=3))
+    assert sorted(sources.sample(5, 100, seed=0)) == [0, 1, 2, 3, 4]

@@ -1,0 +1,392 @@
+"""The sweep of Table 1: rows, cells, tables, and a small real one."""
+
+import contextlib
+import csv
+import json
+import pathlib
+import re
+import signal
+import textwrap
+import threading
+
+import pytest
+import scipy.stats
+
+from experiments import command
+from experiments import sweep
+from experiments import table1
+from experiments import tables
+from tfsam import run
+from tfsam.runs import workdirs
+
+
+@pytest.mark.parametrize("preset", sweep.PRESETS)
+def test_every_row_of_a_preset_is_a_run(preset):
+    """The whole command line is checked, down to the attack's settings."""
+    found = sweep.PRESETS[preset]
+    for row in found.rows:
+        for folder, arguments in sweep.commands(
+            found, row, 0, sweep.cell_folder(pathlib.Path("w"), row, 0)
+        ):
+            config, _ = run.configuration([*arguments, f"--workdir={folder}"])
+            assert config["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    "row, epsilon, steps, step_size",
+    [
+        ("at-linf-1", 1, 5, 0.5),
+        ("at-linf-2", 2, 5, 1),
+        ("at-linf-4", 4, 10, 1),
+        ("at-linf-8", 8, 10, 2),
+        ("at-l2-16", 16, 5, 8),
+        ("at-l2-128", 128, 5, 64),
+    ],
+)
+def test_attacks_in_training_are_the_authors(row, epsilon, steps, step_size):
+    config, _ = run.configuration(sweep.row_flags(row))
+    assert config["method"] == "at"
+    assert config["norm"] == row.split("-")[1]
+    assert 255 * config["epsilon"] == pytest.approx(epsilon)
+    assert config["steps"] == steps
+    assert 255 * config["step_size"] == pytest.approx(step_size)
+
+
+def test_any_method_is_a_row_with_its_flags():
+    config, _ = run.configuration(sweep.row_flags("looksam:rho=0.3:every=2"))
+    assert (config["method"], config["rho"], config["every"]) == (
+        *("looksam", 0.3),
+        2,
+    )
+    assert sweep.row_flags("sam-0.4") == ("--method=sam", "--rho=0.4")
+    for row in ("sum-0.1", "sam-", "at-l1-3", "sam:rho"):
+        with pytest.raises(ValueError, match=f"Received: {row}"):
+            sweep.row_flags(row)
+
+
+def test_the_paper_s_table_is_the_grid_of_its_presets():
+    for preset in ("cifar10", "cifar100"):
+        assert list(sweep.PRESETS[preset].rows) == list(sweep.PAPER)
+        assert set(sweep.PRESETS[preset].rows.values()) == {3}
+    assert sweep.PRESETS["cifar100"].paper == sweep.PAPER
+    assert not sweep.PRESETS["cifar10"].paper  # Other images than the paper's.
+    assert all(len(f) == len(sweep.COLUMNS) for f in sweep.PAPER.values())
+
+
+@pytest.fixture
+def workdir(tmp_path, write_run):
+    """ST with two seeds, SAM with two, AutoAttack on one; nothing of AT."""
+    for row, seed, natural, robust in (
+        ("st", 0, 0.7, 0.2),
+        ("st", 1, 0.72, 0.24),
+        ("sam-0.1", 0, 0.71, 0.3),
+        ("sam-0.1", 1, 0.71, 0.32),
+    ):
+        folder = sweep.cell_folder(tmp_path, row, seed)
+        write_run(folder, natural, {("linf", "1/255"): robust})
+    write_run(
+        sweep.cell_folder(tmp_path, "st", 0) / "autoattack",
+        0.5,
+        {("linf", "1/255"): 0.125},
+        attack="autoattack",
+    )
+    return tmp_path
+
+
+PRESET = sweep.Preset(
+    "cifar100", {"st": 2, "sam-0.1": 2, "at-linf-1": 1}, attacked_seeds=1
+)
+
+
+def collected(workdir, rows=("st", "sam-0.1", "at-linf-1")):
+    return sweep.collect(PRESET, rows, PRESET.seeds, workdir)
+
+
+def test_what_is_missing_is_said(workdir):
+    _, missing = collected(workdir)
+    assert [str(m.relative_to(workdir)) for m in missing] == [
+        "sam-0.1/seed0/autoattack",
+        "at-linf-1/seed0",
+        "at-linf-1/seed0/autoattack",
+    ]
+
+
+def test_the_table_has_means_deviations_and_the_paper_s_figures(workdir):
+    cells, _ = collected(workdir)
+    found = tables.summaries(cells)
+    lines = tables.accuracies(found, sweep.PAPER).split("\n")
+    assert lines[0] == (
+        "| row | seeds | natural | PGD-10 l-inf 1/255 "
+        "| AutoAttack l-inf 1/255 | on training images | training, minutes |"
+    )
+    # Natural accuracy is that of the whole test part, not of AutoAttack's.
+    assert lines[2] == (
+        "| `st` | 2 | 71.0 ± 1.4 (76.9) | 22.0 ± 2.8 (13.6) | 12.5 "
+        "| 99.0 ± 0.0 | 2.0 |"  # Both epochs as fast as the first.
+    )
+    assert lines[3].startswith("| `sam-0.1` | 2 | 71.0 ± 0.0 (78.0) | 31.0 ± ")
+    assert len(lines) == 4  # Nothing is there of AT.
+
+
+def test_csv_and_latex_hold_the_same(workdir):
+    cells, _ = collected(workdir)
+    texts = tables.by_suffix(cells, sweep.PAPER)
+    rows = list(csv.DictReader(texts["csv"].splitlines()))
+    (found,) = [
+        r
+        for r in rows
+        if (r["row"], r["column"]) == ("st", "PGD-10 l-inf 1/255")
+    ]
+    assert float(found["mean"]) == pytest.approx(22)
+    assert float(found["standard_deviation"]) == pytest.approx(8**0.5, abs=1e-4)
+    assert (found["seeds"], found["paper"]) == ("2", "13.6")
+    assert "st & 2 & 71.0 $\\pm$ 1.4 (76.9) & " in texts["tex"]
+    assert texts["tex"].count("\\\\") == 3
+
+
+def test_differences_are_paired_by_seed(workdir):
+    cells, _ = collected(workdir)
+    # Natural: +1 and -1. Under attack: +10 and +8.
+    half = scipy.stats.t.ppf(0.975, 1)
+    natural, robust = re.findall(
+        r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)",
+        tables.differences(cells),
+    )
+    assert natural == ("+0.0", f"{-half:+.1f}", f"{half:+.1f}")
+    assert robust == ("+9.0", f"{9 - half:+.1f}", f"{9 + half:+.1f}")
+    assert tables.differences({"st": cells["st"]}) is None
+    assert "minus sam-0.1" in tables.differences(cells, "sam-0.1")
+
+
+def test_a_single_seed_has_the_interval_of_its_images():
+    cells = {
+        "st": {0: {sweep.NATURAL: sweep.Result(0.5, [0.47, 0.53], 1000)}},
+        "sam-0.4": {0: {sweep.NATURAL: sweep.Result(0.6, [0.56, 0.64], 1000)}},
+    }
+    # Of 3 and 4 points at right angles.
+    assert "| `sam-0.4` | 1 | +10.0 (+5.0 to +15.0) |" in tables.differences(
+        cells
+    )
+    assert "natural ±4.0 (1000)" in tables.test_images(cells)
+
+
+def test_a_line_says_what_a_seed_takes():
+    hour = sweep.Result(60.0)
+    trained = {sweep.MINUTES: hour, sweep.TOOK: sweep.Result(120.0)}
+    cells = {
+        "st": {
+            1: {**trained, sweep.ATTACKED: hour},
+            0: {**trained, sweep.ATTACKED: sweep.Result(90.0)},
+        },
+        "sam-0.1": {0: {**trained, sweep.ATTACKED: hour}},
+        "sam-0.2": {},
+    }
+    assert tables.computing(cells) == (
+        "One seed of 2 rows took 4.0 h of training (2.0 h by each run's "
+        "fastest epoch) and 2.5 h of attacks; all 3 cells 6.0 h of training "
+        "(3.0 h by each run's fastest epoch) and 3.5 h of attacks."
+    )
+    assert tables.computing({"st": {}}) is None
+
+
+def test_the_paper_s_figures_stand_beside_its_images_alone(workdir):
+    preset = sweep.Preset("cifar100", {"st": 2}, paper=sweep.PAPER)
+    assert sweep.paper_figures(preset, workdir) == sweep.PAPER
+    path = sweep.cell_folder(workdir, "st", 0) / "results.json"
+    results = json.loads(path.read_text())
+    for dataset, figures in (("cifar100", sweep.PAPER), ("folder:x", {})):
+        results["config"] = {"dataset": dataset}
+        path.write_text(json.dumps(results))
+        assert sweep.paper_figures(preset, workdir) == figures
+
+
+def test_a_failed_attack_is_missing(workdir):
+    path = sweep.cell_folder(workdir, "st", 0) / "results.json"
+    results = json.loads(path.read_text())
+    results["robust"][0] |= {"accuracy": None, "error": "OSError: away"}
+    path.write_text(json.dumps(results))
+    cells, missing = collected(workdir)
+    assert path.parent in missing
+    assert "| `st` | 1 | 72.0 " in tables.by_suffix(cells, {})["md"]
+
+
+def test_the_results_of_another_sweep_are_refused(workdir, capsys):
+    path = sweep.cell_folder(workdir, "st", 1) / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps(results | {"config": {"preset": "cifar10"}}))
+    code, printed = called(
+        capsys, "--preset=cifar100", "--table", f"--workdir={workdir}"
+    )
+    assert code == 2
+    assert printed.err.endswith("Received: preset=cifar10\n")
+
+
+def test_finished_cells_are_kept_small_in_the_same_layout(workdir, tmp_path):
+    kept = tmp_path / "kept"
+    sweep.keep(workdir, kept)
+    names = {p.name for p in kept.rglob("*") if p.is_file()}
+    assert names == {"results.json", "history.csv"}
+    assert collected(kept)[0] == collected(workdir)[0]
+
+
+def test_the_results_that_are_kept_make_tables(capsys):
+    """Those of the first try have no accuracy on training images."""
+    folder = pathlib.Path(sweep.__file__).parent / "results/table1/augmented"
+    preset = sweep.PRESETS["augmented"]
+    cells, missing = sweep.collect(preset, preset.rows, preset.seeds, folder)
+    assert not missing
+    table = tables.by_suffix(cells, preset.paper)["md"]
+    assert "| `st` | 1 | 72.7 | 45.6 | 21.7 | 62.9 | 53.6 |\n" in table
+    # Half the intervals of each, one on top of the other at right angles.
+    assert "| `at:epsilon=1/255` | 1 | -3.9 (-6.8 to -1.1) | +13.2 (" in table
+    assert "PGD-10 ±2.2 (2000)" in table
+
+
+def test_shares_are_all_cells_once():
+    cells = sweep.in_order(PRESET, ["a", "b"], lambda row: [4, 5, 6])
+    assert cells == [  # AutoAttack attacks the first seed asked for.
+        *[("a", 4, True), ("b", 4, True), ("a", 5, False), ("b", 5, False)],
+        *[("a", 6, False), ("b", 6, False)],
+    ]
+    shares = [cells[i::4] for i in range(4)]
+    assert sorted(c for share in shares for c in share) == sorted(cells)
+
+
+def called(capsys, *arguments):
+    code = command.run(table1.main, table1.FLAGS, arguments)
+    return code, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "arguments, received",
+    [
+        (["--preset=mnist"], "preset=mnist"),
+        (["--rows=st,foo"], "foo"),
+        (["--seeds=1,x"], "seeds=1,x"),
+        (["--cells=2/2"], "cells=2/2"),
+        (["--table", "--workdir=nowhere"], "workdir=nowhere"),
+        (["--table", "--workdir=.", "--base=foo"], "base=foo"),
+        (["--nonsense"], "nonsense"),
+        (["stray"], ""),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, received):
+    code, printed = called(capsys, *arguments)
+    assert code == 2
+    assert printed.err.startswith("table1: ")
+    assert received in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_help_shows_the_flags(capsys):
+    code, printed = called(capsys, "--help")
+    assert code == 0
+    assert "--cells" in printed.out and "Table 1" in printed.out
+
+
+def test_the_table_command_writes_three_files(workdir, capsys):
+    code, printed = called(
+        capsys, "--table", f"--workdir={workdir}", "--rows=st,at-linf-1"
+    )
+    assert code == 0
+    assert "| `st` | 2 |" in printed.out
+    assert f"missing: {workdir}/at-linf-1/seed0\n" in printed.out
+    for suffix in ("md", "csv", "tex"):
+        assert (workdir / f"table.{suffix}").stat().st_size > 100
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_resumes_and_keeps_on_after_a_failure(
+    tmp_path, capfd, monkeypatch
+):
+    tiny = sweep.Preset(
+        "digits",
+        {"st": 2, "sam:rho=1e30": 1},  # The loss of the second becomes NaN.
+        training=("--epochs=1", "--limit_train=100"),
+        testing=("--limit_test=20", "--attack_steps=1"),
+        autoattack=("--limit_test=10", "--l2_epsilons=", "--linf_epsilons=0.1"),
+        attacked_seeds=1,
+    )
+    monkeypatch.setitem(sweep.PRESETS, "small", tiny)
+    arguments = (f"--workdir={tmp_path / 'w'}", f"--keep={tmp_path / 'k'}")
+    assert command.run(table1.main, table1.FLAGS, arguments) == 1
+    printed = capfd.readouterr().out
+    assert (
+        f"failed with exit code 3: {tmp_path}/w/sam_rho=1e30/seed0" in printed
+    )
+    assert "| `st` | 2 |" in printed and "AutoAttack" in printed
+    kept = sorted(p.parent for p in (tmp_path / "k").rglob("results.json"))
+    assert [str(p.relative_to(tmp_path / "k")) for p in kept] == [
+        *("st/seed0", "st/seed0/autoattack"),
+        "st/seed1",
+    ]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "w/st").rglob("*")}
+    assert command.run(table1.main, table1.FLAGS, arguments) == 1
+    printed = capfd.readouterr().out
+    assert printed.count("python -m tfsam.run") == 1  # The failed one alone.
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "w/st").rglob("*")}
+    assert before == after
+
+
+def test_what_was_found_later_is_kept_too(workdir, tmp_path, capsys):
+    folder = sweep.cell_folder(workdir, "st", 1)
+    (folder / "flatness.json").write_text("{}")
+    kept = tmp_path / "kept"
+    arguments = ("--table", f"--workdir={workdir}", f"--keep={kept}")
+    assert called(capsys, *arguments)[0] == 0
+    assert (kept / "st/seed1/flatness.json").exists()
+
+
+def test_a_sweep_waits_for_a_run_that_a_killed_one_left(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(sweep, "_run", lambda command: order.append("run"))
+    held = contextlib.ExitStack()
+    folder = sweep.cell_folder(tmp_path, "st", 0)
+    held.enter_context(workdirs.locked(folder))
+    held.callback(order.append, "free")
+    release = threading.Timer(0.3, held.close)
+    release.start()
+    assert sweep.run_cells(PRESET, [("st", 0, False)], tmp_path) == []
+    release.join()
+    assert order == ["free", "run"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_run_and_ends_the_sweep(
+    number, tmp_path, monkeypatch
+):
+    """A run that saves its work for a second is given the second."""
+    script = tmp_path / "tfsam/run.py"
+    script.parent.mkdir()
+    (script.parent / "__init__.py").touch()
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, pathlib, signal, sys, time
+
+            def leave(number, frame):
+                time.sleep(1)
+                pathlib.Path("saved").touch()
+                sys.exit(128 + number)
+
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, leave)
+            os.kill(os.getppid(), int(os.environ["SIGNAL"]))
+            time.sleep(60)
+            """
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("SIGNAL", str(int(number)))
+    cells = [("st", 0, False), ("st", 1, False)]
+    # A job in the background of a shell ignores SIGINT, and so would its tests.
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            sweep.run_cells(PRESET, cells, tmp_path / "w")
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert stopped.value.code == 128 + number
+    assert (tmp_path / "saved").exists()

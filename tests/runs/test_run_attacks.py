@@ -1,0 +1,146 @@
+"""The command line's evaluations: ensembles, shards, transfer, images kept."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import network
+
+import tfsam
+from tfsam import run
+
+# TensorFlow has started: this process's devices are the command's.
+COMMON = (
+    "--dataset=digits",
+    "--devices=cpu:2",
+    "--limit_test=60",
+    "--l2_epsilons=",
+    "--attack_batch_size=16",
+)
+
+
+def main(*arguments):
+    return run.main([*COMMON, *map(str, arguments)])
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "model.keras"
+    network("standard").save(path)
+    return path
+
+
+def timeless(results):
+    rows = [{**row, "seconds": None} for row in results["robust"]]
+    return results["natural"], rows, results["warnings"]
+
+
+def test_shards_make_up_the_whole(model, tmp_path, capsys):
+    attack = (
+        f"--evaluate={model}",
+        "--attacks=pgd,apgd_ce",
+        "--attack_steps=6",
+        "--linf_epsilons=0.04,0.1",
+    )
+    assert main(*attack, f"--workdir={tmp_path / 'whole'}") == 0
+    shards = [tmp_path / f"shard{i}" for i in range(3)]
+    for number, folder in enumerate(shards):
+        assert main(*attack, f"--shard={number}/3", f"--workdir={folder}") == 0
+    merged = tmp_path / "merged"
+    merge = f"--merge={','.join(map(str, shards))}"
+    assert run.main([merge, f"--workdir={merged}"]) == 0
+    whole, found = results(tmp_path / "whole"), results(merged)
+    assert timeless(found) == timeless(whole)
+    assert found["natural"]["n"] == 60
+    assert found["config"]["shard"] is None
+    assert found["merged"] == [str(s) for s in shards]
+    assert results(shards[0])["natural"]["n"] == 28  # Chunks 0 and 3.
+    assert results(shards[0])["config"]["shard"] == [0, 3]
+    table = capsys.readouterr().out.rpartition("| attack |")[2]
+    assert "| apgd_ce (steps=6) | linf | 0.1 |" in table
+    # What does not fit together is refused.
+    for folders, message in (
+        (shards[:2], "run the missing shard"),
+        ([shards[0], tmp_path / "whole"], "finished runs with --shard"),
+        ([tmp_path], "finished runs with --shard"),
+    ):
+        merge = f"--merge={','.join(map(str, folders))}"
+        assert run.main([merge, f"--workdir={tmp_path / 'other'}"]) == 2
+        assert message in capsys.readouterr().err
+    merge = f"--merge={shards[0]}"
+    assert run.main([merge, f"--workdir={merged}"]) == 2
+    assert "must be an empty folder" in capsys.readouterr().err
+
+
+def test_autoattack_tells_how_far_it_is(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        tfsam.attacks.Square.__init__, "__defaults__", ("linf", 20, 0.8, (0, 1))
+    )
+    code = main(
+        f"--evaluate={model}",
+        "--attacks=autoattack",
+        "--linf_epsilons=0.15,0.2",
+        "--limit_test=20",
+        f"--workdir={tmp_path}",
+    )
+    assert code == 0
+    output = capsys.readouterr().out
+    assert "autoattack linf: robust accuracy so far 0.15 0." in output
+    assert " of 20, 0.2 0." in output and "0 s left" in output
+    small, large = results(tmp_path)["robust"]
+    assert small["standard"] and large["standard"]
+    assert sum(large["broken_by"].values()) >= sum(small["broken_by"].values())
+    assert large["accuracy"] <= small["accuracy"] < 0.5
+
+
+def test_transfer_and_images(model, tmp_path):
+    other = tmp_path / "other.keras"
+    network("adversarial").save(other)
+    arguments = (
+        f"--evaluate={model}",
+        "--attacks=pgd",
+        "--linf_epsilons=0.1",
+        "--save_adversarial",
+    )
+    direct, transferred = tmp_path / "direct", tmp_path / "transferred"
+    assert main(*arguments, f"--workdir={direct}") == 0
+    assert (
+        main(*arguments, f"--surrogate={other}", f"--workdir={transferred}")
+        == 0
+    )
+    rows = [results(f)["robust"][0] for f in (direct, transferred)]
+    assert rows[0]["accuracy"] < rows[1]["accuracy"]
+    assert results(transferred)["config"]["surrogate"] == str(other)
+    files = sorted((direct / "evaluation" / "linf").glob("00-pgd/*.npz"))
+    images = np.concatenate([np.load(f)["0/adversarial"] for f in files])
+    assert images.shape == (60, 8, 8, 1)
+    found = tfsam.verdicts.load(direct / "evaluation" / "linf")
+    stands = found["pgd", 0.1] == tfsam.verdicts.STANDS
+    assert rows[0]["accuracy"] == stands.mean()
+    assert tf.reduce_max(images) <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shard=0/2"], "--shard needs --evaluate"),
+        (["--evaluate=m.keras", "--shard=2/2"], "Received: shard=2/2"),
+        (["--evaluate=m.keras", "--shard=half"], "Received: shard=half"),
+        (["--merge=a,b"], "--merge needs --workdir"),
+        (["--merge=a,b", "--seed=3"], "Received: --seed"),
+        (["--attack_batch_size=0"], "Received: attack_batch_size=0"),
+        (["--attacks=foolbix:LinfPGD"], "Received: attack=foolbix"),
+        (["--surrogate=nowhere.keras"], "Received: model=nowhere.keras"),
+    ],
+)
+def test_bad_flags(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not list(tmp_path.iterdir())

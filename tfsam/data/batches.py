@@ -1,0 +1,172 @@
+"""Training batches, shuffled and augmented, that depend on the seed alone.
+
+And on the epoch and the position in it: so that an interrupted run can continue
+exactly where it stopped.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from tfsam.data.decoding import refusal
+from tfsam.data.sources import as_float
+from tfsam.support.validators import check_count
+
+_PADDING = 4
+
+
+def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Shifts each image by up to 4 pixels and flips every other one.
+
+    The images are padded by 4 reflected pixels on each side, cropped back at
+    a random place, and flipped left to right with probability 1/2.
+
+    Args:
+      images: (batch, height, width, channels), height and width at least 5.
+      seed: int32 or int64 (2,), which alone decides the shifts and the flips.
+
+    Returns:
+      A tensor of the shape and dtype of `images`.
+    """
+    images = tf.convert_to_tensor(images)
+    batch, height, width, channels = tf.unstack(tf.shape(images))
+    # One draw holds the three choices: a row and a column offset, a flip.
+    offsets = 2 * _PADDING + 1
+    draw = tf.random.stateless_uniform(
+        [batch, 1], seed, 0, offsets * offsets * 2, tf.int32
+    )
+    flip, row, column = draw % 2, draw // 2 % offsets, draw // 2 // offsets
+    positions = tf.range(width)
+    columns = column + tf.where(flip == 1, positions[::-1], positions)
+    rows = _reflected(row + tf.range(height) - _PADDING, height)
+    columns = _reflected(columns - _PADDING, width)
+    # One gather of single pixels: nothing is padded, and nothing is copied
+    # twice.
+    corners = tf.range(batch)[:, tf.newaxis, tf.newaxis] * height * width
+    pixels = corners + (rows * width)[:, :, tf.newaxis] + columns[:, tf.newaxis]
+    augmented = tf.gather(tf.reshape(images, [-1, channels]), pixels)
+    return tf.ensure_shape(augmented, images.shape)
+
+
+def _reflected(positions: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Positions beside an axis, mirrored at its ends, which do not repeat."""
+    positions = tf.abs(positions)
+    return tf.minimum(positions, 2 * (size - 1) - positions)
+
+
+def training_batches(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    initial_epoch: int = 0,
+    initial_step: int = 0,
+    augment: bool = False,
+    drop_remainder: bool = False,
+) -> tf.data.Dataset:
+    """Makes the batches of a whole training run, one epoch after another.
+
+    The order of an epoch and its augmentation depend on the seed, the epoch
+    and the position alone: a data set that starts at `initial_epoch`, or at a
+    step of it, gives exactly the batches that an uninterrupted one gives from
+    there on. Pass
+    `steps_per_epoch`, n / batch_size rounded up (down with
+    `drop_remainder`), to `fit`.
+
+    Args:
+      images: (n, height, width, channels), uint8 in 0..255 or floats in
+        [0, 1].
+      labels: (n,) integers.
+      batch_size: examples per batch; the last batch of an epoch may be
+        smaller, and no batch crosses into the next epoch.
+      epochs: the epoch to stop before, as in `fit`.
+      seed: a non-negative integer.
+      initial_epoch: the epoch to start at, as in `fit`.
+      initial_step: the step of that epoch to start at.
+      augment: whether to shift and flip the images, see `augment`.
+      drop_remainder: whether to leave out a smaller last batch.
+
+    Returns:
+      A `tf.data.Dataset` of known cardinality that yields float32 images in
+      [0, 1] and int64 labels.
+
+    Raises:
+      ValueError: if the arrays do not fit together, or a number is out of
+        range.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8:
+        images = as_float(images)
+    _check_training_arrays(images, labels, augment)
+    check_count("batch_size", batch_size, 1)
+    check_count("initial_epoch", initial_epoch)
+    check_count("initial_step", initial_step)
+    check_count("epochs", epochs, initial_epoch)
+    check_count("seed", seed)
+    count = len(images)
+    steps = count // batch_size if drop_remainder else -(-count // batch_size)
+    if not steps:
+        raise refusal(
+            f"batch_size must be at most the {count} examples with"
+            " drop_remainder",
+            batch_size,
+        )
+    static_size = batch_size if drop_remainder else None
+    with tf.device("CPU:0"):  # The images stay out of an accelerator's memory.
+        all_images = tf.convert_to_tensor(images)
+        all_labels = tf.convert_to_tensor(labels.astype(np.int64))
+
+    def epoch_indices(epoch: tf.Tensor) -> tf.data.Dataset:
+        epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(count), epoch_seed
+        )
+
+        def step_indices(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            indices = order[step * batch_size : (step + 1) * batch_size]
+            step_seed = tf.random.fold_in(epoch_seed, step)
+            return tf.ensure_shape(indices, [static_size]), step_seed
+
+        return tf.data.Dataset.range(steps).map(step_indices)
+
+    def batch(
+        indices: tf.Tensor, step_seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        chosen = tf.gather(all_images, indices)
+        if augment:
+            chosen = _augment(chosen, step_seed)
+        if chosen.dtype == tf.uint8:
+            chosen = tf.cast(chosen, tf.float32) / 255.0
+        return chosen, tf.gather(all_labels, indices)
+
+    total = max((epochs - initial_epoch) * steps - initial_step, 0)
+    return (
+        tf.data.Dataset.range(initial_epoch, epochs)
+        .flat_map(epoch_indices)
+        .skip(initial_step)
+        .map(batch, num_parallel_calls=tf.data.AUTOTUNE)
+        .apply(tf.data.experimental.assert_cardinality(total))
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+_augment = augment  # `training_batches` has an argument of that name.
+
+
+def _check_training_arrays(
+    images: np.ndarray, labels: np.ndarray, augmented: bool
+) -> None:
+    if images.ndim != 4 or not images.size:
+        raise refusal(
+            "images must be (n, height, width, channels)", images.shape
+        )
+    if labels.shape != images.shape[:1]:
+        raise refusal(f"labels must be ({len(images)},)", labels.shape)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise refusal("labels must be integers", labels.dtype)
+    if augmented and min(images.shape[1:3]) <= _PADDING:
+        raise refusal(
+            f"augmented images must have more than {_PADDING} pixels a side",
+            images.shape,
+        )

@@ -1,0 +1,474 @@
+"""Reads labelled examples from any container that Keras users have them in.
+
+Evaluation, the callbacks, the landscape and the recalibration of BatchNorm read
+their data here, so each of them takes:
+
+- arrays: NumPy, tensors, or lists; (x, y) or (x, y, sample_weight);
+- a `tf.data.Dataset`, batched or not, of such tuples or of dicts with the keys
+  `image` and `label`, as tensorflow_datasets gives them;
+- a `keras.utils.PyDataset`;
+- a generator, or any other iterable, of batches or of single examples.
+
+`load` collects x and y in memory; `batches` is lazy.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsam.support import files
+from tfsam.support.validators import check_count
+
+# Examples in a batch, where the data comes without batches.
+BATCH = 128
+
+# The most that is read of data of unknown length: an endless generator would
+# otherwise fill the memory, or never return.
+_MOST, _MOST_BYTES = 100_000, 4 << 30
+_MOST_STREAMED = 2_000_000
+
+_KINDS = (
+    "data must be arrays (x, y), or a tf.data.Dataset, a keras.utils.PyDataset "
+    "or a generator of them, with a sample_weight or without, or dicts with "
+    "the keys image and label."
+)
+
+
+def load(data, *, steps=None, network=None):
+    """Returns all inputs and all labels as arrays.
+
+    Sample weights are left out: each example counts once.
+
+    Args:
+        data: any of the containers above, with one input and with labels.
+        steps: how many elements of a dataset or a generator to read, >= 1;
+            None is all. Data that does not end needs it.
+        network: the `keras.Model` that the data is for, or None. The rank of
+            its input tells batches from single examples; without it the rank
+            of the labels does.
+
+    Returns:
+        (x, y): NumPy arrays with the same number of rows, at least one.
+
+    Raises:
+        ValueError: if the data is of another kind, empty or endless, or has
+            several inputs, no labels, or parts of different lengths.
+    """
+    check_finite(data, steps)
+    if _in_memory(data):
+        return _pair(_unpacked(data))
+    limited = _length(data, steps) is None
+    pairs, size = [], 0
+    for batch in batches(data, steps=steps, network=network, most=_MOST):
+        pairs.append(_pair(batch))
+        size += sum(part.nbytes for part in pairs[-1])
+        if limited and size > _MOST_BYTES:
+            raise _too_long(f"{_MOST_BYTES >> 30} GiB", data)
+    if not pairs:
+        raise ValueError("data must hold examples. Received: none")
+    x, y = zip(*pairs, strict=True)
+    return _joined("x", x), _joined("y", y)
+
+
+def batches(data, *, steps=None, network=None, most=None):
+    """Yields the batches of the data, one at a time.
+
+    Arrays and single examples come in batches of 128. Batches of a dataset or a
+    generator are passed on as they are.
+
+    Args:
+        data: any of the containers above. The labels may be missing, and x may
+            be a structure of several inputs.
+        steps: see `load`.
+        network: see `load`.
+        most: how many examples to read at most, where the length of the data is
+            unknown and `steps` is None; None is two million.
+
+    Yields:
+        (x, y, sample_weight): arrays or tensors, None where there are none.
+
+    Raises:
+        ValueError: if the data is of another kind, or does not end.
+    """
+    check_finite(data, steps)
+    if _in_memory(data):
+        yield from _slices(_with_arrays(_unpacked(data, network), network))
+        return
+    limited = _length(data, steps) is None
+    most, seen = most or _MOST_STREAMED, 0
+    found = _of_dataset if isinstance(data, tf.data.Dataset) else _of_iterable
+    for batch in found(data, steps, network):
+        seen += _rows(batch[0])
+        if limited and seen > most:
+            raise _too_long(f"{most:,} examples", data)
+        yield batch
+
+
+def check_finite(data, steps=None):
+    """Refuses data of another kind, and data that is known to be endless.
+
+    Args:
+        data: see `batches`.
+        steps: see `load`.
+
+    Raises:
+        ValueError: if the data is such, or `steps` is not an integer >= 1 or is
+            given for arrays.
+    """
+    if steps is not None:
+        check_count("steps", steps, 1)
+    if _in_memory(data):
+        if steps is not None:
+            raise ValueError(
+                "steps is for datasets and generators; of arrays take a part, "
+                f"x[:n] and y[:n]. Received: steps={steps} with arrays"
+            )
+        return
+    readable = isinstance(data, Iterable) or hasattr(data, "__getitem__")
+    if isinstance(data, (str, bytes, type)) or not readable:
+        raise ValueError(f"{_KINDS} Received: data={data}")
+    if _length(data, steps) == math.inf:
+        raise ValueError(
+            "data must be finite, without repeat(); or give steps=, the number "
+            f"of batches to read. Received: data={data}"
+        )
+
+
+def repeatable(data, steps=None):
+    """Returns data that can be read more than once.
+
+    Args:
+        data: see `batches`.
+        steps: see `load`.
+
+    Returns:
+        The data itself or, where it is an iterator, which can be read once, an
+        iterable of its elements in memory.
+
+    Raises:
+        ValueError: see `batches`.
+    """
+    check_finite(data, steps)
+    return _Kept(data, steps) if isinstance(data, Iterator) else data
+
+
+class _Kept:
+    """The elements of an iterator, in memory; see `repeatable`.
+
+    A list of them would be read as (x, y).
+    """
+
+    def __init__(self, iterator, steps):
+        self._elements, size = [], 0
+        for element in itertools.islice(iterator, steps):
+            self._elements.append(element)
+            if steps is None:
+                leaves = tf.nest.flatten(element)
+                size += sum(np.asarray(leaf).nbytes for leaf in leaves)
+                if len(self) > _MOST or size > _MOST_BYTES:
+                    amount = f"{len(self):,} elements, {size >> 20:,} MiB,"
+                    raise _too_long(amount, iterator)
+
+    def __len__(self):
+        return len(self._elements)
+
+    def __iter__(self):
+        return iter(self._elements)
+
+
+def _in_memory(data):
+    """Whether the data is arrays, and no container of batches."""
+    if isinstance(data, tf.data.Dataset):
+        return False
+    return isinstance(data, (tuple, list, dict)) or hasattr(data, "__array__")
+
+
+def _is_py(data):
+    """Whether the data is a `PyDataset`, whose elements are batches."""
+    return isinstance(data, keras.utils.PyDataset)
+
+
+def _length(data, steps):
+    """The number of elements; None where unknown, infinity where endless."""
+    if steps is not None:
+        return steps
+    if isinstance(data, tf.data.Dataset):
+        count = int(data.cardinality())
+        if count == tf.data.INFINITE_CARDINALITY:
+            return math.inf
+        return None if count == tf.data.UNKNOWN_CARDINALITY else count
+    if _is_py(data):
+        return _py_dataset_length(data)
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def _py_dataset_length(data):
+    """Like `_length`: Keras reads one without a length for ever."""
+    try:
+        count = data.num_batches
+    except NotImplementedError:  # Raised by Keras where __len__ is missing.
+        count = None
+    return math.inf if count is None else count
+
+
+def _too_long(amount, data):
+    return ValueError(
+        f"data must end: {amount} were read, and its length is unknown. Give "
+        f"steps=, the number of batches to read. Received: data={data}"
+    )
+
+
+def _several_inputs(network):
+    return len(_inputs(network)) > 1
+
+
+def _inputs(network):
+    """The symbolic inputs of a network; none where they are unknown."""
+    network = getattr(network, "network", network)
+    known = isinstance(network, keras.Model)
+    return (getattr(network, "inputs", None) or ()) if known else ()
+
+
+def _unpacked(element, network=None):
+    """An element, or arrays, as (x, y, sample_weight); None where missing.
+
+    Args:
+        element: x, a tuple that begins with x, or a dict.
+        network: the network; a dict may hold several inputs of it.
+    """
+    if isinstance(element, dict) and not _several_inputs(network):
+        if {"image", "label"} <= set(element):
+            return element["image"], element["label"], None
+    if not isinstance(element, (tuple, list)):
+        return element, None, None
+    if not 1 <= len(element) <= 3:
+        raise ValueError(
+            f"{_KINDS} Received: a {type(element).__name__} of {len(element)}"
+        )
+    return (*element, *[None] * (3 - len(element)))
+
+
+def _with_arrays(parts, network):
+    """Parts of which lists are arrays, unless they hold several inputs."""
+    if _several_inputs(network):
+        return parts
+    return tuple(
+        _array("x and y", part) if isinstance(part, list) else part
+        for part in parts
+    )
+
+
+def _slices(parts):
+    """Yields batches of arrays; None stays None."""
+    for start in range(0, _rows(parts[0]), BATCH):
+        rows = slice(start, start + BATCH)
+
+        def cut(part, rows=rows):
+            return None if part is None else part[rows]
+
+        yield tuple(tf.nest.map_structure(cut, part) for part in parts)
+
+
+def _of_iterable(data, steps, network):
+    """Yields the batches of a PyDataset, a generator or another iterable."""
+    elements: Iterator = itertools.islice(data, steps)
+    length = _length(data, None)
+    if _is_py(data) or (length is not None and not hasattr(data, "__iter__")):
+        count = length if steps is None else min(steps, length)
+        elements = (data[index] for index in range(count))
+    elements = (
+        _with_arrays(_unpacked(element, network), network)
+        for element in elements
+    )
+    first = next(elements, None)
+    if first is None:
+        return
+    elements = itertools.chain([first], elements)
+    if _is_py(data) or not _is_one(first[0], first[1], network):
+        yield from elements
+    while some := list(itertools.islice(elements, BATCH)):
+        yield _stacked(some)
+
+
+def _of_dataset(dataset, steps, network):
+    """Yields the batches of a `tf.data.Dataset`, which may hold examples."""
+    if steps is not None:
+        dataset = dataset.take(steps)
+    x, y, _ = _unpacked(dataset.element_spec, network)
+    if None in (*_shapes(x), *_shapes(y)):
+        for element in dataset.take(1):
+            x, y, _ = _unpacked(element, network)
+    if _is_one(x, y, network):
+
+        def parts_alone(*element):
+            # Of what else is in a dict, some could not be batched.
+            element = element if len(element) > 1 else element[0]
+            parts = _unpacked(element, network)
+            return tuple(part for part in parts if part is not None)
+
+        dataset = dataset.map(parts_alone).batch(BATCH)
+    try:
+        for element in dataset:
+            yield _unpacked(element, network)
+    except tf.errors.OpError as error:
+        raise ValueError(
+            "data must be readable, in examples of one shape "
+            f"({files.reason(error)}). Received: data={dataset}"
+        ) from error
+
+
+def _leaves(part):
+    """The arrays of a part, which may be a structure of several."""
+    of_arrays = isinstance(part, list) and all(
+        hasattr(each, "shape") for each in part
+    )
+    if of_arrays or isinstance(part, (tuple, dict)):
+        return tf.nest.flatten(part)
+    return [] if part is None else [part]
+
+
+def _shapes(part):
+    """The shapes of a part's arrays; None for one of unknown rank."""
+
+    def shape(leaf):
+        if isinstance(leaf, list):
+            return (len(leaf),)
+        found = getattr(leaf, "shape", None)
+        if getattr(found, "rank", 0) is None:
+            return None
+        return tuple(np.shape(leaf) if found is None else found)
+
+    return [shape(leaf) for leaf in _leaves(part)]
+
+
+def _rows(part):
+    """The length of a part's first array; 0 without any, 1 of a number."""
+    shapes = _shapes(part)
+    return (*shapes[0], 1)[0] if shapes else 0
+
+
+def _is_one(x, y, network):
+    """Whether an element is one example, and not a batch of them.
+
+    Args:
+        x: its inputs.
+        y: its labels, or None.
+        network: the `keras.Model` that it is for, or None.
+    """
+    shapes, inputs = _shapes(x), _inputs(network)
+    if len(shapes) == len(inputs):
+        missing = sum(len(i.shape) for i in inputs) - sum(map(len, shapes))
+        if missing in (0, len(inputs)):
+            return bool(missing)
+    labels = _shapes(y)[:1]
+    if not shapes or not labels:
+        return False
+    (first, *_), (label,) = shapes, labels
+    if len(label) != 1:
+        return not label
+    # Class numbers of a batch, or the one-hot label of one example.
+    return (
+        bool(first) and None not in (first[0], *label) and first[0] != label[0]
+    )
+
+
+def _stacked(elements):
+    """Single examples as a batch."""
+
+    def stack(*parts):
+        arrays = [_array("x and y", part) for part in parts]
+        return np.stack(_alike("x and y", arrays))
+
+    return tuple(
+        None if parts[0] is None else tf.nest.map_structure(stack, *parts)
+        for parts in zip(*elements, strict=True)
+    )
+
+
+def _pair(batch):
+    """A batch's x and y as arrays, checked."""
+    x, y, _ = batch
+    if y is None:
+        raise ValueError(f"{_KINDS} Received: {_described(x)} without labels")
+    if _is_several(x, y) or _is_several(y, x):
+        raise ValueError(
+            "x and y must each be one tensor, of one input and one output; map "
+            "dicts and tuples to (x, y). "
+            f"Received: {_described(x)} and {_described(y)}"
+        )
+    x, y = _array("x", x), _array("y", y)
+    if x.ndim < 2 or y.ndim < 1:
+        raise ValueError(
+            "x must be of shape (n, ...) and y of (n,) or (n, classes). "
+            f"Received: {x.shape} and {y.shape}"
+        )
+    if len(x) == 0 or len(x) != len(y):
+        raise ValueError(
+            "x and y must have the same number of examples, at least one. "
+            f"Received: {len(x)} and {len(y)}"
+        )
+    return x, y
+
+
+def _is_several(part, other):
+    """Whether a part is a structure of arrays, each with a row an example."""
+    if isinstance(part, dict):
+        return True
+    if not isinstance(part, (tuple, list)):
+        return False
+    count = _rows(other)
+    return len(part) != count and all(
+        _shapes(each) != [()] and _rows(each) == count for each in part
+    )
+
+
+def _described(part):
+    if isinstance(part, dict):
+        return f"a dict with the keys {', '.join(map(str, part))}"
+    if isinstance(part, (tuple, list)):
+        return f"a {type(part).__name__} of {len(part)}"
+    return f"an array of shape {_shapes(part)[0]}"
+
+
+def _array(name, value):
+    """A value as an array of numbers."""
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        # Each library's tensors have exceptions of their own.
+        raise ValueError(
+            f"{name} must have one shape for all examples "
+            f"({files.reason(error)}). Received: {type(value).__name__}"
+        ) from error
+    # NumPy has no kind of its own for bfloat16.
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise ValueError(
+            f"{name} must be numbers, of one shape for all examples. "
+            f"Received: {type(value).__name__} of dtype {array.dtype}"
+        )
+    return array
+
+
+def _joined(name, arrays):
+    """The arrays of batches as one."""
+    _alike(name, [array[0] for array in arrays])
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _alike(name, arrays):
+    """The arrays, checked to have one shape."""
+    found = sorted({array.shape for array in arrays})
+    if len(found) > 1:
+        raise ValueError(
+            f"{name} must have one shape for all examples. "
+            f"Received: {', '.join(map(str, found[:3]))}"
+        )
+    return arrays

@@ -1,0 +1,405 @@
+"""Images as plain arrays: `load` reads a data set, whatever its source.
+
+`batches.py` makes of them what a network is trained on.
+"""
+
+import difflib
+import os
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from tfsam.data import folders
+from tfsam.data import tfds
+from tfsam.data.decoding import refusal
+from tfsam.support import files
+from tfsam.support.validators import check_count
+
+SOURCES = (
+    "digits",
+    "folder:PATH",
+    "npz:PATH",
+    "the name of a TFDS image data set, such as cifar10",
+)
+
+_CHUNK = 1024  # Images handled at once where all of them would not fit.
+_MOST_CLASSES = 100_000  # A larger label is a mistake, not a class.
+
+# Chooses the examples of a split to keep: (labels, "train" or "test") to
+# whatever indexes an array.
+_Pick = Callable[[np.ndarray, str], Any]
+
+
+class Images(NamedTuple):
+    """A labelled image data set in memory.
+
+    Attributes:
+      name: the source that the images were loaded from.
+      x_train: (n, height, width, channels), uint8 in 0..255 or float32 in
+        [0, 1]; height equals width, channels is 1 or 3.
+      y_train: (n,) int64, the position of the class in `class_names`.
+      x_test: like `x_train`, of the same image shape and dtype.
+      y_test: like `y_train`.
+      class_names: one name for each class.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    class_names: tuple[str, ...]
+
+
+def load(
+    source: str,
+    *,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    seed: int = 0,
+    data_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Images:
+    """Loads a data set by name.
+
+    Args:
+      source: one of
+        `"digits"`: 1797 real images of digits, 8 x 8 and gray, that come
+        with scikit-learn, always split 80/20 in the same way;
+        `"folder:PATH"`: JPEG and PNG files `PATH/train/CLASS/*` and
+        `PATH/test/CLASS/*`, all square and of one size;
+        `"npz:PATH"`: a file of arrays `x_train`, `y_train`, `x_test` and
+        `y_test`, x uint8 or float in [0, 1], y integers;
+        anything else: an image classification data set of TensorFlow
+        Datasets, such as `"cifar10"`, downloaded unless it is there.
+      limit_train: the number of training examples to keep, at least the
+        number of classes, or None for all. The subset has the proportions
+        of the classes and is shuffled, both by `seed`.
+      limit_test: the same for test examples.
+      seed: a non-negative integer, used by the limits alone.
+      data_dir: where TensorFlow Datasets keeps its files, None for its
+        default. Archives downloaded by hand go to `downloads/manual` there.
+      cache_dir: where the decoded images of a folder are kept, so that later
+        calls need not decode them, as in `folders.default_cache()`; None is
+        nowhere.
+
+    Returns:
+      The `Images`.
+
+    Raises:
+      ValueError: if the source is unknown, cannot be reached, or does not
+        hold what is described above, or if a limit or the seed is out of
+        range.
+    """
+    limits = {"train": limit_train, "test": limit_test}
+    for split, limit in limits.items():
+        if limit is not None:
+            check_count(f"limit_{split}", limit, 1)
+    check_count("seed", seed)
+
+    def pick(labels: np.ndarray, split: str) -> Any:
+        return _subset(labels, limits[split], seed, f"limit_{split}")
+
+    kind, _, location = str(source).partition(":")
+    if source == "digits":
+        return _load_digits(pick)
+    if kind in ("folder", "npz"):
+        if not location:
+            raise refusal(f"the source must be {kind}:PATH", source)
+        path = files.expanded(location)
+        if kind == "npz":
+            return _load_npz(path, source, pick)
+        cache = None if cache_dir is None else pathlib.Path(cache_dir)
+        return Images(source, *folders.load(path, pick, cache))
+    return _load_tfds(str(source), pick, data_dir)
+
+
+def listing(source: str) -> str | None:
+    """Describes the files of a data set, so that a change of them is noticed.
+
+    Args:
+      source: as `load` takes it.
+
+    Returns:
+      A line of how many files there are, their size, and a checksum of their
+      names, sizes and times; None where there are none, or where the source is
+      known by its name alone.
+    """
+    kind, _, location = str(source).partition(":")
+    path = files.expanded(location) if location else None
+    if path is None or not path.exists():
+        return None
+    if kind == "folder" and path.is_dir():
+        return files.listing(folders.entries(path))
+    return files.listing(files.entries(path))
+
+
+def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
+    """Splits the training part, stratified, into what is trained on and not.
+
+    Args:
+      images: an `Images`.
+      count: how many training images are held out, less than all.
+      seed: a non-negative integer; the split depends on it alone.
+
+    Returns:
+      (the images without the held-out ones, the images with only these in
+      their training part).
+
+    Raises:
+      ValueError: if `count` is less than the number of classes, or leaves
+        nothing.
+    """
+    total = len(images.x_train)
+    if count >= total:
+        raise refusal(
+            f"validation_images must be less than the {total} training images",
+            count,
+        )
+    held = _subset(images.y_train, count, seed, "validation_images")
+    rest = np.setdiff1d(np.arange(total), np.arange(total)[held])
+
+    def part(chosen: np.ndarray | slice) -> Images:
+        return images._replace(
+            x_train=images.x_train[chosen], y_train=images.y_train[chosen]
+        )
+
+    return part(rest), part(held)
+
+
+def sample(total: int, count: int, seed: int) -> np.ndarray:
+    """Some of all, by chance: the first ones are of one class in many data.
+
+    Args:
+      total: how many there are.
+      count: how many are wanted.
+      seed: a non-negative integer.
+
+    Returns:
+      The numbers of `count` of them, or of all where there are no more.
+    """
+    return np.random.default_rng(seed).permutation(total)[:count]
+
+
+def as_float(images: np.ndarray) -> np.ndarray:
+    """Converts pixels to float32.
+
+    Args:
+      images: uint8 in 0..255, or floats in [0, 1], of any shape.
+
+    Returns:
+      float32 in [0, 1], of the same shape; float32 is returned as it is.
+
+    Raises:
+      ValueError: if the images have another dtype.
+    """
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise refusal("images must be uint8 or floats", images.dtype)
+    return images.astype(np.float32, copy=False)
+
+
+def statistics(
+    images: np.ndarray,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Computes the mean and the standard deviation of each channel.
+
+    Args:
+      images: (n, height, width, channels), as `as_float` takes them.
+
+    Returns:
+      The means and the standard deviations of pixels in [0, 1], one of each
+      per channel. The deviation of a constant channel is given as 1, so that
+      it is safe to divide by.
+
+    Raises:
+      ValueError: if the images are not a non-empty array of four dimensions,
+        or have another dtype.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or not images.size:
+        raise refusal(
+            "images must be (n, height, width, channels)", images.shape
+        )
+    total = squares = np.zeros(images.shape[1:], np.float64)
+    for start in range(0, len(images), _CHUNK):
+        chunk = as_float(images[start : start + _CHUNK]).astype(np.float64)
+        total = total + chunk.sum(axis=0)
+        squares = squares + np.square(chunk).sum(axis=0)
+    pixels = images[..., 0].size
+    mean = total.sum(axis=(0, 1)) / pixels
+    variance = squares.sum(axis=(0, 1)) / pixels - np.square(mean)
+    # Rounding gives a constant channel a tiny variance: look at the pixels.
+    lowest = images.min(axis=0).min(axis=(0, 1))
+    constant = lowest == images.max(axis=0).max(axis=(0, 1))
+    deviation = np.where(constant, 1.0, np.sqrt(np.maximum(variance, 0.0)))
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def _subset(
+    labels: np.ndarray, limit: int | None, seed: int, name: str
+) -> np.ndarray | slice:
+    """Chooses `limit` shuffled examples, in the proportions of the classes."""
+    if limit is None:
+        return slice(None)
+    classes, counts = np.unique(labels, return_counts=True)
+    if limit < len(classes):
+        raise refusal(
+            f"{name} must be at least the number of classes, {len(classes)}",
+            f"{name}={limit}",
+        )
+    limit = min(limit, len(labels))
+    kept, remainders = np.divmod(counts * limit, len(labels))
+    # Largest remainders are rounded up, but a class that has nothing yet goes
+    # first: a class that is never seen is worse than one that is off by one.
+    by_need = np.lexsort((-remainders, kept > 0))
+    kept[by_need[: limit - kept.sum()]] += 1
+    order = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = labels[order]
+    chosen = np.zeros(len(labels), bool)
+    for class_label, number in zip(classes, kept, strict=True):
+        chosen[np.flatnonzero(shuffled == class_label)[:number]] = True
+    return order[chosen]
+
+
+def _limited(images: Images, pick: _Pick) -> Images:
+    train = pick(images.y_train, "train")
+    test = pick(images.y_test, "test")
+    return images._replace(
+        x_train=images.x_train[train],
+        y_train=images.y_train[train],
+        x_test=images.x_test[test],
+        y_test=images.y_test[test],
+    )
+
+
+def _load_digits(pick: _Pick) -> Images:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = (digits.images / 16).astype(np.float32)[..., np.newaxis]
+    labels = digits.target.astype(np.int64)
+    # The split is part of the data set: no seed of the user's may move it.
+    x_train, x_test, y_train, y_test = train_test_split(
+        images, labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    names = tuple(str(name) for name in digits.target_names)
+    images = Images("digits", x_train, y_train, x_test, y_test, names)
+    return _limited(images, pick)
+
+
+def _load_npz(path: pathlib.Path, source: str, pick: _Pick) -> Images:
+    arrays = _read_npz(path)
+    for split in ("train", "test"):
+        x, y = f"x_{split}", f"y_{split}"
+        arrays[x] = _checked_pixels(arrays[x], x)
+        arrays[y] = _checked_labels(arrays[y], y, len(arrays[x]))
+    shapes = arrays["x_train"].shape[1:], arrays["x_test"].shape[1:]
+    if shapes[0] != shapes[1]:
+        raise refusal(
+            f"x_test must have images of shape {shapes[0]}", shapes[1]
+        )
+    if arrays["x_train"].dtype != arrays["x_test"].dtype:
+        raise refusal(
+            f"x_test must be {arrays['x_train'].dtype} like x_train",
+            arrays["x_test"].dtype,
+        )
+    if len(np.unique(arrays["y_train"])) < 2:
+        raise refusal("y_train must hold two classes or more", "one class")
+    largest = int(arrays["y_train"].max())
+    if arrays["y_test"].max() > largest:
+        raise refusal(
+            f"y_test must not exceed y_train's largest label, {largest}",
+            arrays["y_test"].max(),
+        )
+    names = tuple(str(label) for label in range(largest + 1))
+    return _limited(Images(source, class_names=names, **arrays), pick)
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise refusal("npz:PATH must name an existing file", path)
+    if not zipfile.is_zipfile(path):
+        raise refusal("the file must be what numpy.savez writes", path)
+    names = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        # Pickled objects could run code: refuse them.
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [name for name in names if name not in archive]
+            if not missing:
+                return {name: archive[name] for name in names}
+    except Exception as e:  # A file can be broken in more ways than one knows.
+        raise refusal(
+            "the file must hold plain arrays that can be read, not pickled"
+            " objects",
+            f"{path} ({type(e).__name__}: {e})",
+        ) from e
+    raise refusal(
+        f"the file must hold {', '.join(names)}",
+        f"{path} without {', '.join(missing)}",
+    )
+
+
+def _checked_pixels(images: np.ndarray, name: str) -> np.ndarray:
+    """Returns uint8 or float32 images with a channel axis, or raises."""
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    if images.ndim != 4 or not images.size or images.shape[3] not in (1, 3):
+        raise refusal(
+            f"{name} must be (n, height, width) or (n, height, width, 1 or 3)",
+            images.shape,
+        )
+    if images.shape[1] != images.shape[2]:
+        raise refusal(f"{name} must hold square images", images.shape)
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise refusal(f"{name} must be uint8 or floats in [0, 1]", images.dtype)
+    # Not-a-number fails this comparison too.
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise refusal(
+            f"{name} must be uint8 or finite floats in [0, 1]",
+            f"floats from {images.min()} to {images.max()}",
+        )
+    return as_float(images)
+
+
+def _checked_labels(labels: np.ndarray, name: str, count: int) -> np.ndarray:
+    """Returns int64 labels of shape (count,), or raises."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise refusal(f"{name} must be (n,) or (n, 1)", labels.shape)
+    if len(labels) != count:
+        raise refusal(f"{name} must have {count} labels", len(labels))
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise refusal(f"{name} must be integers", labels.dtype)
+    if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
+        raise refusal(
+            f"{name} must be from 0 to {_MOST_CLASSES - 1}",
+            f"labels from {labels.min()} to {labels.max()}",
+        )
+    return labels.astype(np.int64)
+
+
+def _load_tfds(
+    source: str, pick: _Pick, data_dir: str | os.PathLike | None
+) -> Images:
+    known = tfds.names(source)
+    base = re.split("[/:]", source)[0]
+    if base not in known:
+        near = difflib.get_close_matches(base, [*known, "digits"], n=5)
+        hint = f" (near matches: {', '.join(near)})" if near else ""
+        raise refusal(
+            f"the source must be one of {'; '.join(SOURCES)}{hint}",
+            repr(source),
+        )
+    return Images(source, *tfds.load(source, pick, data_dir))

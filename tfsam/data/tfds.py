@@ -1,0 +1,183 @@
+"""Image data sets of TensorFlow Datasets, downloaded where that is possible."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tfsam.data.decoding import decode
+from tfsam.data.decoding import pixels_of
+from tfsam.data.decoding import refusal
+
+_PROBE_SECONDS = 6.0
+
+
+def names(source: str) -> list[str]:
+    """The names of all data sets.
+
+    Args:
+      source: the name that is looked for, for the error.
+
+    Raises:
+      ImportError: if TensorFlow Datasets cannot be imported.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except Exception as error:
+        # Its own requirements clash with those of some TensorFlow versions.
+        raise ImportError(
+            f"tensorflow-datasets cannot be imported ({error}). "
+            f"Received: {source}"
+        ) from error
+    return tfds.list_builders(with_community_datasets=False)
+
+
+def load(
+    source: str,
+    pick: Callable[[np.ndarray, str], Any],
+    data_dir: str | os.PathLike | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Loads the splits train and test of a data set.
+
+    Args:
+      source: its name, and what TFDS takes behind it: a configuration, a
+        version.
+      pick: from the labels of a split and its name to an index of those to
+        keep.
+      data_dir: where TensorFlow Datasets keeps its files, None for its
+        default.
+
+    Returns:
+      x_train and y_train, x_test and y_test, and the names of the classes.
+
+    Raises:
+      ValueError: if it cannot be built, reached, prepared or read, or is no
+        set of images and labels.
+    """
+    import tensorflow_datasets as tfds
+
+    # Builders run the code of hundreds of data sets and raise anything.
+    try:
+        builder = tfds.builder(source, data_dir=data_dir, try_gcs=False)
+        features = builder.info.features
+    except Exception as error:
+        raise refusal(f"TFDS cannot build {source}: {error}", source) from error
+    if not (
+        "image" in features
+        and "label" in features
+        and isinstance(features["image"], tfds.features.Image)
+        and isinstance(features["label"], tfds.features.ClassLabel)
+        and features["image"].np_dtype == np.uint8
+    ):
+        raise refusal(
+            "a TFDS source must have the features image (uint8) and label",
+            f"{source} with {', '.join(features)}",
+        )
+    _prepare(builder, source)
+    if not {"train", "test"} <= set(builder.info.splits):
+        raise refusal(
+            "a TFDS source must have the splits train and test",
+            f"{source} with {', '.join(builder.info.splits)}",
+        )
+    encoded, labels = {}, {}
+    for split in ("train", "test"):
+        # Images stay encoded until it is known which ones are wanted.
+        try:
+            data = builder.as_dataset(
+                split=split,
+                shuffle_files=False,
+                batch_size=-1,
+                decoders=tfds.decode.PartialDecoding(
+                    {"image": True, "label": True},
+                    decoders={"image": tfds.decode.SkipDecoding()},
+                ),
+            )
+        except Exception as error:
+            # Its files can be damaged in more ways than one knows.
+            raise refusal(
+                f"TFDS cannot read {source}: {error}", source
+            ) from error
+        all_labels = data["label"].numpy()
+        chosen = pick(all_labels, split)
+        labels[split] = all_labels[chosen]
+        encoded[split] = data["image"].numpy()[chosen]
+    entries = [*encoded["train"], *encoded["test"]]
+    names = [f"image {number} of {source}" for number in range(len(entries))]
+    pixels = pixels_of(decode(entries, names))
+    boundary = len(encoded["train"])
+    return (
+        pixels[:boundary],
+        labels["train"],
+        pixels[boundary:],
+        labels["test"],
+        tuple(builder.info.features["label"].names),
+    )
+
+
+def _prepare(builder: Any, source: str) -> None:
+    """Downloads and prepares a TFDS data set, unless that was done before."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import resource
+
+    if builder.is_prepared():
+        return
+    downloads = builder.data_dir_root / "downloads"
+    manual = downloads / "manual"
+
+    def is_local(url: str, info: Any) -> bool:
+        cached = resource.get_dl_fname(url, info.checksum)
+        return (
+            bool(info.filename and (manual / info.filename).exists())
+            or resource.is_locally_cached(downloads / builder.name / cached)
+            or resource.is_locally_cached(downloads / cached)
+        )
+
+    archives = builder.url_infos or {}
+    missing = [url for url in archives if not is_local(url, archives[url])]
+    # TFDS retries for minutes: find out first whether that can succeed.
+    if missing and not _is_reachable(missing[0]):
+        files = ", ".join(archives[url].filename or url for url in missing)
+        raise refusal(
+            f"{source} is not prepared in {builder.data_dir_root}, and"
+            f" {missing[0]} cannot be reached: put {files} into {manual}, or"
+            " use folder:PATH or npz:PATH",
+            source,
+        )
+    try:
+        builder.download_and_prepare(
+            download_dir=downloads,
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=manual, try_download_gcs=False
+            ),
+        )
+    except Exception as error:
+        raise refusal(
+            f"TFDS cannot prepare {source}: {error}", source
+        ) from error
+
+
+def _is_reachable(url: str) -> bool:
+    """Whether a server answers for the URL, within a few seconds."""
+    import requests
+
+    if not url.startswith("http"):
+        return True
+    answered = threading.Event()
+
+    def probe() -> None:
+        with contextlib.suppress(requests.RequestException):
+            with requests.get(
+                url, stream=True, timeout=_PROBE_SECONDS / 2
+            ) as response:
+                # TFDS retries on server errors, not on the rest.
+                if response.status_code < 500:
+                    answered.set()
+
+    # No timeout of requests bounds a name server that does not answer.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    return answered.is_set()

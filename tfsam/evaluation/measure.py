@@ -1,0 +1,548 @@
+"""Accuracy under attack, measured so that it can be trusted.
+
+An example that is misclassified without an attack counts as broken, one broken
+at a smaller epsilon stays broken at a larger one, and only the others are
+attacked (`chunks.py`); their verdicts are kept (`verdicts.py`), added up
+(`accuracies.py`) and doubted (`red_flags.py`).
+
+The examples are divided into chunks by their index. What a chunk's verdicts
+depend on is the chunk, never the other chunks: so processes, devices and runs
+that were cut off can share the work, and the answer stays the same to the bit.
+"""
+
+import hashlib
+import numbers
+import re
+import warnings
+from collections.abc import Iterable
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from tfsam import attacks as registry
+from tfsam import geometry
+from tfsam.data import examples
+from tfsam.evaluation import accuracies
+from tfsam.evaluation import chunks
+from tfsam.evaluation import verdicts
+from tfsam.evaluation.verdicts import NATURAL
+from tfsam.models import classifiers
+from tfsam.support import checks
+from tfsam.support import identity
+from tfsam.support import validators
+
+
+def evaluate(
+    model,
+    data,
+    attacks,
+    norm="linf",
+    epsilons=(1 / 255, 2 / 255),
+    *,
+    bounds=(0.0, 1.0),
+    seed=0,
+    batch_size=128,
+    strict=False,
+    jit_compile="auto",
+    progress=None,
+    workdir=None,
+    save_adversarial=False,
+    devices=None,
+    shard=(0, 1),
+    surrogate=None,
+    warm_start=False,
+    name=None,
+    surrogate_name=None,
+    steps=None,
+):
+    """Measures natural accuracy and accuracy under each attack.
+
+    Args:
+        model: a Keras model, the path of a `.keras` file or of a SavedModel, or
+            a callable from pixels to logits. A SavedModel is a program: load
+            those of people you trust.
+        data: arrays (x, y), a `tf.data.Dataset`, batched or not, a
+            `keras.utils.PyDataset` or a generator of them (see
+            `tfsam.data.examples`); x float (n, ...) inside `bounds`, y class
+            numbers (n,) or one-hot (n, classes). A sample_weight is left out.
+        attacks: a list; an entry is a name of `tfsam.attacks.names()`, a pair
+            (name, options), a factory, a pair (factory, options), or a factory
+            with a name of yours: (name, factory) or (name, factory, options).
+        norm: "linf" or "l2".
+        epsilons: the budgets, in the units of x.
+        bounds: (lowest, highest) value of x, or None for inputs that are not
+            images.
+        seed: with an example's index, the key of its randomness; an integer
+            >= 0.
+        batch_size: examples attacked at once, a chunk.
+        strict: raise what an attack raises, instead of giving a row with
+            `error`.
+        jit_compile: whether XLA compiles the network's gradients: True, False
+            or "auto", which does on GPUs.
+        progress: a function of a line of text, called now and then.
+        workdir: a folder that keeps every verdict, chunk by chunk; the same
+            evaluation goes on from there. None keeps nothing. The folder is
+            refused where anything that a verdict depends on is another: the
+            data, an argument, the model's or an attack's configuration, code
+            or weights, the versions of tfsam, TensorFlow, Keras and Python, or
+            the kind of device. A model or a factory that cannot be described,
+            because it holds a lock or a handle of a C library, for instance,
+            needs a name; the name then stands for it, so change the name when
+            you change the code.
+        save_adversarial: keep the adversarial images there, too; where a
+            minimum-norm attack found none within epsilon, x.
+        devices: names of devices that share the chunks, such as
+            ["GPU:0", "GPU:1"], all of this machine; None is one, TensorFlow's
+            own choice.
+        shard: (i, n): evaluate every n-th chunk only, from the i-th; `merge`
+            puts the shards together.
+        surrogate: a model, as of `model`, that is attacked in its place: a
+            transfer attack. The verdicts are those of `model`. Native attacks
+            then make all of their steps and spend the whole budget, and do not
+            stop at the first point that the surrogate misclassifies. Other
+            people's attacks can do the same where `logits_fn.surrogate` is
+            true.
+        warm_start: at each epsilon start from the image of the smaller one, for
+            attacks that can (`pgd`); a warning names the others. Weaker starts
+            make stronger attacks incomparable, so it is off.
+        name: of the model, by which `workdir` knows it in place of its
+            configuration, code and weights; any text.
+        surrogate_name: the same for the surrogate.
+        steps: how many elements of a dataset or a generator to read, batches
+            as a rule; None reads all, and refuses data that does not end.
+
+    Returns:
+        A dict: `natural` {`accuracy`, `n`, `interval`}; `robust`, a list,
+        attack by attack and epsilon by epsilon in the order given: {`attack`,
+        `options`, `norm`, `epsilon`, `epsilon_text`, `accuracy`, `n`,
+        `interval`, `max_perturbation`, `inherited`, `attacked`,
+        `forward_passes`, `gradient_passes`, `nan_gradients`, `seconds`}; and
+        `warnings`, a list of {`warning`, `message`}. Accuracies are fractions
+        of all n examples, `interval` is Wilson's 95 % interval; `inherited`
+        counts examples known broken from a smaller epsilon, `attacked` those
+        attacked at this one, and the passes are what they cost on average,
+        None where the attack does not tell; `nan_gradients` counts the
+        attack's input gradients that were NaN or infinite: where it is not 0,
+        the accuracy means nothing. An ensemble's row has `broken_by`, how many
+        examples fell to each stage, and `standard`; that of a minimum-norm
+        attack has `median_distance` (of all examples, 0 where misclassified;
+        None where half stand). A row has `error`, and accuracy None, where the
+        attack
+        failed.
+
+    Raises:
+        ValueError: if the model, the data or an argument is bad, `warm_start`
+            is given to attacks none of which can start from an image, or
+            `workdir` holds another evaluation or is given with a model or an
+            attack that needs a name: nothing is attacked then.
+    """
+    geometry.check_norm(norm)
+    given = [
+        validators.check_number("epsilon", epsilon)
+        for epsilon in np.ravel(epsilons).tolist()
+    ]
+    batch_size = validators.check_count("batch_size", batch_size, 1)
+    seed = validators.check_count("seed", seed)
+    bounds = validators.check_interval("bounds", bounds)
+    for epsilon in given:
+        validators.check_budget(epsilon, norm, bounds)
+    if save_adversarial and workdir is None:
+        raise ValueError(
+            "save_adversarial needs a workdir to save to. Received: none"
+        )
+    entries = _entries(attacks)
+    if warm_start and given:
+        cold = _cold(entries, [norm], given[0], bounds)
+        if cold:
+            warnings.warn(
+                f"{', '.join(cold)} cannot start from an image: warm_start is "
+                "for the other attacks.",
+                stacklevel=2,
+            )
+    data = load_data(data, bounds, steps, model)
+    size = min(batch_size, len(data.x))
+    check_shard(shard, len(data.x), size)
+    devices = chunks.known_devices(devices)
+    logits = classifiers.load_logits(model, jit_compile)
+    classes = classifiers.count_classes(logits, data.x[:1])
+    source = logits
+    if surrogate is not None:
+        source = _load_surrogate(surrogate, jit_compile, classes, data.x)
+    plan = chunks.Plan(
+        data=data,
+        entries=entries,
+        norm=norm,
+        epsilons=sorted(set(given)),
+        bounds=bounds,
+        seed=seed,
+        size=size,
+        warm_start=warm_start,
+        keep_images=save_adversarial,
+        transfer=surrogate is not None,
+    )
+    header = {
+        "schema": verdicts.SCHEMA,
+        "n": len(data.x),
+        "classes": classes,
+        "batch_size": size,
+        "norm": norm,
+        "epsilons": given,
+        "bounds": None if bounds is None else list(bounds),
+        "seed": seed,
+        "adversarial": save_adversarial,
+        "warm_start": warm_start,
+        # With `workdir` it is described; that there is one counts without, too.
+        "surrogate": None if surrogate is None else "not described",
+        "attacks": [
+            {"name": e.name, "options": _plain(e.options)} for e in entries
+        ],
+    }
+    if workdir is not None:
+        models = {"model": (model, logits, name)}
+        if surrogate is not None:
+            models["surrogate"] = surrogate, source, surrogate_name
+        header = _recognised(header, plan, models, devices)
+    record = verdicts.Record(header, workdir)
+    share = range(shard[0], verdicts.chunk_count(record.header), shard[1])
+    workers = [
+        chunks.make_worker(
+            *(device, logits, source, classes, data.x[:1], plan.size)
+        )
+        for device in devices
+    ]
+    chunks.measure_natural(plan, workers, record, share)
+    errors: dict = {}
+    for number, entry in enumerate(entries):
+        tell = chunks.teller(plan, entry, len(share), progress)
+        part = verdicts.part_of(number, entry.name)
+
+        def work(worker, chunk, entry=entry, part=part, tell=tell):
+            turn = chunks.Turn(plan, entry, part, worker)
+            chunks.attack_chunk(turn, record, chunk, errors, strict, tell)
+
+        chunks.spread(workers, work, share)
+    return accuracies.result(record, share, errors)
+
+
+def _load_surrogate(surrogate, jit_compile, classes, x):
+    """Returns the `Logits` of a surrogate, checked to have the model's outputs.
+
+    Args:
+        surrogate: see `evaluate`.
+        jit_compile: see `evaluate`.
+        classes: the model's number of logits.
+        x: float array (n, ...), the images.
+
+    Raises:
+        ValueError: if it is no model for the images that returns as many
+            logits; the message begins with its role.
+    """
+    try:
+        source = classifiers.load_logits(surrogate, jit_compile)
+        found = classifiers.count_classes(source, x[:1])
+        if found != classes:
+            raise ValueError(
+                f"it must have the model's {classes} outputs. "
+                f"Received: {found} outputs"
+            )
+        checks.check_logits(
+            source(tf.constant(x[:32])).numpy(),
+            getattr(source.function, "model", None),
+        )
+    except ValueError as error:
+        raise ValueError(f"surrogate: {error}") from error
+    return source
+
+
+def check_warm_start(attacks, norms, epsilon, bounds):
+    """Checks that one attack at least can start from a given image.
+
+    Args:
+        attacks: as of `evaluate`.
+        norms: a list of "linf" and "l2".
+        epsilon: the budget to make the attacks with.
+        bounds: (lowest, highest) pixel value, or None.
+
+    Raises:
+        ValueError: if none can.
+    """
+    _cold(_entries(attacks), norms, epsilon, bounds)
+
+
+def _cold(entries, norms, epsilon, bounds):
+    """Returns the names of the attacks that take no warm start."""
+    cold = chunks.cold(entries, norms, epsilon, bounds)
+    if cold and len(cold) == len({entry.name for entry in entries}):
+        raise ValueError(
+            "warm_start needs an attack that can start from an image, such as "
+            f"pgd. Received: warm_start=True, attacks={', '.join(cold)}"
+        )
+    return cold
+
+
+def merge(folders):
+    """The result of an evaluation whose shards were measured separately.
+
+    Args:
+        folders: the `workdir`s of the shards.
+
+    Returns:
+        What `evaluate` returns; with the warning `mixed_shards` where shards
+        ran on other kinds of devices, with other versions of TensorFlow, Keras
+        or Python, or with another `jit_compile`.
+
+    Raises:
+        ValueError: if a folder holds another evaluation, one of another version
+            of tfsam included, or a chunk was not measured by any. An attack
+            that failed in one gives rows with `error`.
+    """
+    record, mixed = verdicts.merged(folders)
+    header = record.header
+    whole = range(verdicts.chunk_count(header))
+    missing = [c for c in whole if not record.load(NATURAL, c)]
+    if missing:
+        raise ValueError(
+            "the shards together must have measured every chunk of "
+            f"{header['batch_size']} examples; run the missing shard. "
+            f"Received: none with chunk {missing[0]}"
+        )
+    errors = {}
+    for number, attack in enumerate(header["attacks"]):
+        part = verdicts.part_of(number, attack["name"])
+        for index in range(len(set(header["epsilons"]))):
+            failed = [
+                c
+                for c in whole
+                if f"{index}/verdict" not in record.load(part, c)
+            ]
+            if failed:
+                errors[part, index] = f"failed or not run in chunk {failed[0]}"
+    result = accuracies.result(record, whole, errors)
+    if mixed:
+        message = (
+            f"the shards were measured with different {', '.join(mixed)}: an "
+            "example at the boundary may have another verdict than in one "
+            "evaluation."
+        )
+        result["warnings"].append(
+            {"warning": "mixed_shards", "message": message}
+        )
+    return result
+
+
+def load_data(data, bounds, steps=None, network=None):
+    """Reads images and their labels, and checks them.
+
+    Args:
+        data: see `tfsam.data.examples`.
+        bounds: (lowest, highest) value of x, or None.
+        steps: see `examples.load`.
+        network: see `examples.load`.
+
+    Returns:
+        An `attacking.Data`.
+
+    Raises:
+        ValueError: if they are no examples and labels, or x is out of bounds.
+    """
+    x, y = examples.load(data, steps=steps, network=network)
+    if not tf.as_dtype(x.dtype).is_floating:
+        advice = "convert it to floats on that scale"
+        if bounds == (0, 1):
+            advice = "divide images of 0 to 255 by 255"
+        raise ValueError(
+            f"x must be float with values in {bounds}; {advice}. Received: "
+            f"x.dtype={x.dtype}"
+        )
+    if not np.isfinite(x).all():
+        raise ValueError("x must be finite. Received: x with NaN or infinity")
+    x = checks.inside_bounds(x, bounds)
+    # An attack's result, rounded to float16, would leave its ball.
+    x = x.astype(np.float32) if x.dtype.itemsize < 4 else x
+    return chunks.Data(x, *checks.class_labels(y))
+
+
+def _entries(attacks):
+    """The `Entry` of each attack; one that stands alone will do."""
+    if isinstance(attacks, str) or callable(attacks):
+        attacks = [attacks]
+    if not isinstance(attacks, Iterable):
+        raise ValueError(
+            "attacks must be a list of names, (name, options) or factories. "
+            f"Received: attacks={attacks}"
+        )
+    return [_entry(attack) for attack in attacks]
+
+
+def _entry(attack):
+    """Makes an `Entry` of a name, a factory, or either with options."""
+    given, name = attack, None
+    options: dict = {}
+    fixed: dict = {}
+    if isinstance(attack, (tuple, list)) and len(attack) > 1:
+        parts = list(attack)
+        if len(parts) > 1 and isinstance(parts[0], str) and callable(parts[1]):
+            name = parts.pop(0)
+        if len(parts) == 2:
+            options = parts.pop()
+        (attack,) = parts if len(parts) == 1 else (None,)
+    if isinstance(attack, registry.Attack) or not isinstance(options, Mapping):
+        attack = None  # Made already, or with options that are none.
+    if isinstance(attack, str):
+
+        def make(**arguments):
+            return registry.get(attack, **arguments, **options)
+
+        return chunks.Entry(attack, dict(options), make)
+    if not callable(attack):
+        raise ValueError(
+            "an attack must be a name, (name, {option: value}) or a factory, "
+            "such as a class of attacks, which gets the epsilon. "
+            f"Received: {given}"
+        )
+    fixed = dict(getattr(attack, "keywords", None) or {})
+
+    def make_by_factory(**arguments):
+        return registry.make(attack, **arguments, **options)
+
+    function = getattr(attack, "func", attack)  # Of a functools.partial.
+    known_as = getattr(function, "__name__", type(function).__name__)
+    return chunks.Entry(
+        name or known_as,
+        fixed | dict(options),
+        make_by_factory,
+        "factory" if name is None else "named",
+    )
+
+
+def _recognised(header, plan, models, devices):
+    """Adds to a header by what the evaluation is recognised.
+
+    Args:
+        header: a dict, which is not changed.
+        plan: an `attacking.Plan`.
+        models: a dict from "model" and "surrogate" to the model as the user
+            gave it, its `Logits`, and its name or None.
+        devices: names of devices, None for TensorFlow's choice.
+
+    Raises:
+        ValueError: if a model or an attack cannot be described and has no name.
+    """
+    found = {"data": _digest(plan.data.x, plan.data.y)}
+    for role in ("model", "surrogate"):
+        found |= dict.fromkeys([role, f"{role}_parts", f"{role}_sketch"])
+        if role in models:
+            given, logits, name = models[role]
+            parts = _described(role, given, logits, name)
+            if name is not None:
+                found[role] = str(name)
+            elif logits.identity is not None:
+                found[role] = logits.identity["files"]
+            else:
+                found[role] = identity.digest(parts)
+            found[f"{role}_parts"] = parts
+            found[f"{role}_sketch"] = identity.sketch(
+                logits.function, plan.data.x[:16]
+            )
+    return header | {
+        **found,
+        "attacks": [
+            attack | {"identity": _attack_identity(entry, plan)}
+            for attack, entry in zip(
+                header["attacks"], plan.entries, strict=True
+            )
+        ],
+        "jit_compile": models["model"][1].jit_compile,
+        "devices": chunks.kinds_of(devices),
+        "versions": identity.versions(),
+    }
+
+
+def _described(role, given, logits, name):
+    """Describes a model; an error asks for a name."""
+    try:
+        return classifiers.describe(logits, name)
+    except identity.Unknown as error:
+        argument = "name" if role == "model" else "surrogate_name"
+        raise ValueError(
+            f"with workdir, a {role} that cannot be described ({error}) needs "
+            f"{argument}='...', a text to change whenever the {role} changes. "
+            f"Received: {role}={given}"
+        ) from error
+
+
+def _attack_identity(entry, plan):
+    """Describes an attack at each epsilon, or once for all of them."""
+    if entry.source == "named":
+        return [{"named": entry.name}]
+    found = [_made_identity(entry, plan, epsilon) for epsilon in plan.epsilons]
+    return found[:1] if all(parts == found[0] for parts in found) else found
+
+
+def _made_identity(entry, plan, epsilon):
+    """Describes the attack at an epsilon; None where making it fails."""
+    try:
+        attack = entry.make(epsilon=epsilon, norm=plan.norm, bounds=plan.bounds)
+    except Exception:
+        return None  # What was raised will be in the attack's row.
+    try:
+        return chunks.describe(attack, epsilon)
+    except identity.Unknown as error:
+        if entry.source == "registry":  # A package's: it has a version.
+            kind = type(attack)
+            package = kind.__module__.partition(".")[0]
+            return {
+                "class": f"{kind.__module__}.{kind.__qualname__}",
+                "version": identity.version_of(package),
+            }
+        raise ValueError(
+            f"with workdir, an attack that cannot be described ({error}) needs "
+            "a name, ('...', factory), to change whenever the attack changes. "
+            f"Received: {entry.name}"
+        ) from error
+
+
+def check_shard(shard, examples, batch_size):
+    """Refuses a shard that is none, or that would be empty.
+
+    Args:
+        shard: (i, n).
+        examples: how many there are.
+        batch_size: the size of a chunk.
+
+    Raises:
+        ValueError: if it is bad.
+    """
+    count = -(-examples // batch_size)
+    pair = isinstance(shard, (tuple, list)) and len(shard) == 2
+    numbered = pair and all(isinstance(n, numbers.Integral) for n in shard)
+    if not numbered or not 0 <= shard[0] < min(shard[1], count):
+        given = "/".join(map(str, shard)) if pair else shard
+        raise ValueError(
+            f"shard must be (i, n) with 0 <= i < n, and i below {count}, the "
+            f"number of chunks. Received: shard={given}"
+        )
+
+
+def _digest(*arrays):
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.dtype} {array.shape}".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
+def _plain(options):
+    """Options as JSON has them, to be shown."""
+
+    def plain(value):
+        if isinstance(value, (str, int, float, bool, type(None))):
+            return value
+        if isinstance(value, (np.ndarray, np.generic)):
+            digest = hashlib.sha256(value.tobytes()).hexdigest()
+            return f"{value.dtype} {value.shape} {digest}"
+        # Without the address, which is another one in every process.
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+    return {key: plain(value) for key, value in options.items()}

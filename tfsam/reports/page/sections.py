@@ -1,0 +1,422 @@
+"""The sections of the page, each None where there is nothing to show."""
+
+import math
+
+import numpy as np
+
+from tfsam.evaluation import accuracies
+from tfsam.reports.page import pictures
+from tfsam.reports.page import table
+from tfsam.reports.page.markup import node
+
+
+def all_sections(found):
+    """The sections of a page, less those that have nothing to show.
+
+    Args:
+        found: a list of `runs.Run`.
+
+    Returns:
+        A list of elements, a heading first in each.
+    """
+    sections = [
+        _warnings(found),
+        _runs(found),
+        _robustness(found),
+        _training(found),
+        _cost(found),
+        _examples(found),
+        _flatness(found),
+        _settings(found),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def _section(name, heading, *children):
+    return node(
+        "section",
+        node("h2", heading, id=f"{name}-heading"),
+        *children,
+        id=name,
+        aria_labelledby=f"{name}-heading",
+    )
+
+
+def _robustness(found):
+    if not any(any(series.points) for series in table.all_series(found)):
+        return None
+    return _charts(
+        "robustness",
+        "Robustness",
+        "Accuracy over the size of the perturbation, an attack a chart. "
+        "Bars are 95 % intervals.",
+    )
+
+
+def _training(found):
+    if not any(run.history for run in found):
+        return None
+    return _charts("training", "Training", "Epoch by epoch.")
+
+
+def _cost(found):
+    if all(table.minutes(run) is None for run in found):
+        return None
+    return _charts("cost", "Cost", "Accuracy over the cost of training.")
+
+
+def _charts(name, heading, text):
+    """A place where the script draws."""
+    return _section(
+        name,
+        heading,
+        node("p", text, class_="lead"),
+        node("ul", class_="legend", aria_label="Runs that are drawn"),
+        node("div", class_="controls"),
+        node("div", class_="panels"),
+    )
+
+
+def _warnings(found):
+    """What deceives, each warning once, with the runs that it is of."""
+    said: dict = {}
+    for run in found:
+        for message in _messages(run):
+            said.setdefault(message, []).append(run.name)
+    if not said:
+        return None
+    return _section(
+        "warnings",
+        "Warnings",
+        node(
+            "ul",
+            [
+                node(
+                    "li",
+                    node("strong", what.replace("_", " ")),
+                    f": {message} ",
+                    node("span", ", ".join(names), class_="quiet"),
+                )
+                for (what, message), names in said.items()
+            ],
+            class_="warnings",
+        ),
+    )
+
+
+def _messages(run):
+    """Warnings and failures of a run, each once."""
+    found = []
+    for part in run.parts:
+        found += [
+            (warning["warning"], warning["message"])
+            for warning in part.results.get("warnings", [])
+        ]
+        found += [
+            (
+                f"{row['attack']} failed",
+                f"{row['norm']} {row['epsilon_text']}: {row['error']}",
+            )
+            for row in part.results["robust"]
+            if row["accuracy"] is None
+        ]
+    return list(dict.fromkeys(found))
+
+
+def _runs(found):
+    toolbar = node(
+        "div",
+        node("span", id="selected", role="status"),
+        node("button", "All", type="button", data_select="all"),
+        node("button", "None", type="button", data_select="none"),
+        class_="controls needs-script",
+    )
+    caption = (
+        "Accuracy in percent, with its 95 % interval; bold is the best of a "
+        "column. Runs that are selected are drawn below."
+    )
+    heads = [_selectable(index, run) for index, run in enumerate(found)]
+    return _section(
+        "runs",
+        "Runs",
+        toolbar,
+        _table(heads, table.columns(found), caption),
+    )
+
+
+def _selectable(index, run):
+    box = node(
+        "input", type="checkbox", value=str(index), class_="needs-script"
+    )
+    swatch = node("svg", class_="swatch", aria_hidden="true")
+    count = len(_messages(run))
+    badge = node(
+        "a",
+        f"{count} {'warning' if count == 1 else 'warnings'}",
+        href="#warnings",
+        class_="badge",
+    )
+    return [node("label", box, swatch, _name(run)), badge if count else None]
+
+
+def _name(run):
+    return node("span", run.name, class_="name", title=str(run.path))
+
+
+def _table(heads, columns, caption):
+    """A sortable table in a frame that scrolls instead of the page.
+
+    Args:
+        heads: for each run what stands in its first column; None for no row.
+        columns: a list of `table.Column`.
+        caption: what the table shows.
+    """
+    top = [_head("run", 0, False, "2")]
+    below: list = []
+    group = ""
+    for position, column in enumerate(columns, 1):
+        row = below if column.group else top
+        span = None if column.group else "2"
+        if column.group and column.group == group:
+            top[-1].set("colspan", str(int(top[-1].get("colspan")) + 1))
+        elif column.group:
+            title = node("span", column.group)
+            top.append(node("th", title, scope="colgroup", colspan="1"))
+        row.append(_head(column.label, position, column.is_numeric, span))
+        group = column.group
+    rows = [
+        node(
+            "tr",
+            node("th", head, scope="row"),
+            [_cell(column, column.cells[index]) for column in columns],
+            data_run=str(index),
+        )
+        for index, head in enumerate(heads)
+        if head is not None
+    ]
+    return node(
+        "div",
+        node(
+            "table",
+            node("caption", caption),
+            node("thead", node("tr", top), node("tr", below)),
+            node("tbody", rows),
+        ),
+        class_="scroller",
+        tabindex="0",
+        role="region",
+        aria_label=caption.partition(",")[0].partition(";")[0],
+    )
+
+
+def _head(label, position, is_numeric, rowspan):
+    return node(
+        "th",
+        node("button", label, node("span", class_="arrow"), type="button"),
+        scope="col",
+        rowspan=rowspan,
+        class_=None if is_numeric else "words",
+        aria_sort="none",
+        data_position=str(position),
+        data_kind="number" if is_numeric else "text",
+    )
+
+
+def _cell(column, cell):
+    text = cell.text
+    if column.is_best(cell):
+        text = node("b", text, title="best")
+    return node(
+        "td",
+        text,
+        node("small", cell.detail) if cell.detail else None,
+        class_=None if column.is_numeric else "words",
+        title=cell.title or None,
+        data_value=cell.value,
+    )
+
+
+def _cards(found, contents):
+    """A card for each run that has contents."""
+    return node(
+        "div",
+        [
+            node(
+                "article",
+                node("h3", run.name),
+                content,
+                class_="card",
+                data_run=str(index),
+            )
+            for index, (run, content) in enumerate(
+                zip(found, contents, strict=True)
+            )
+            if content
+        ],
+        class_="cards",
+    )
+
+
+def _examples(found):
+    contents = [_gallery(run) for run in found]
+    if not any(contents):
+        return None
+    return _section(
+        "examples",
+        "Examples",
+        node(
+            "p",
+            "Clean image, perturbation magnified, adversarial image, with "
+            "what the network sees in them.",
+            class_="lead",
+        ),
+        _cards(found, contents),
+    )
+
+
+def _gallery(run):
+    if run.examples:
+        attack, norm = run.examples["attack"], run.examples["norm"]
+        epsilon = accuracies.epsilon_text(run.examples["epsilon"])
+        title = f"{attack} {table.NORMS.get(norm, norm)} {epsilon}"
+        rows = map(_example, pictures.examples(run.examples))
+        return [node("p", title, class_="quiet"), *rows]
+    if run.picture:
+        address = pictures.data_uri(run.picture)
+        text = "Clean images, perturbations, adversarial images"
+        return [node("img", src=address, alt=text, class_="picture")]
+    return []
+
+
+def _example(example):
+    clean, perturbation, adversarial, factor, before, after = example
+    fooled = before != after
+    return node(
+        "div",
+        _picture(clean, "clean image", before),
+        _picture(
+            perturbation, "perturbation", f"\N{MULTIPLICATION SIGN}{factor:.0f}"
+        ),
+        _picture(
+            adversarial,
+            "adversarial image",
+            f"\N{RIGHTWARDS ARROW} {after}",
+            "fooled" if fooled else "held",
+        ),
+        class_="example",
+    )
+
+
+def _picture(address, what, caption, kind=None):
+    return node(
+        "figure",
+        node("img", src=address, alt=f"{what}, {caption}"),
+        node("figcaption", caption, class_=kind),
+    )
+
+
+def _flatness(found):
+    measures = _measures(found)
+    surfaces = [(run.flatness or {}).get("surface") for run in found]
+    drawn = [surface for surface in surfaces if surface]
+    if not measures and not drawn:
+        return None
+    scale = pictures.Scale(drawn) if drawn else None
+    contents = [
+        _surface(surface, scale, run.name) if surface else None
+        for run, surface in zip(found, surfaces, strict=True)
+    ]
+    names = [_name(run) if run.flatness else None for run in found]
+    caption = "Sharpness of the loss around the trained weights"
+    return _section(
+        "flatness",
+        "Loss surfaces",
+        _table(names, measures, caption) if measures else None,
+        [_legend(scale), _cards(found, contents)] if drawn else None,
+    )
+
+
+def _measures(found):
+    all_measures = [(run.flatness or {}).get("measures") or {} for run in found]
+    names = dict.fromkeys(name for one in all_measures for name in one)
+    counts = [(run.flatness or {}).get("n") for run in found]
+    return [
+        table.numbers(
+            "",
+            name.replace("_", " "),
+            [one.get(name) for one in all_measures],
+            "{:.4g}",
+        )
+        for name in names
+    ] + ([table.numbers("", "n", counts)] if names else [])
+
+
+def _legend(scale):
+    middle = math.sqrt(scale.lowest * scale.highest)
+    ends = (scale.lowest, middle, scale.highest)
+    return node(
+        "figure",
+        node("img", src=scale.bar(), alt="Colours from low to high loss"),
+        node(
+            "figcaption",
+            [node("span", f"{loss:.3g}") for loss in ends],
+        ),
+        node("p", "loss, one logarithmic scale for all runs", class_="quiet"),
+        class_="scale",
+    )
+
+
+def _surface(surface, scale, name):
+    first, *_, last = surface["coordinates"]
+    losses = pictures.losses(surface)
+    middle = len(losses) // 2
+    text = (
+        f"loss {losses[middle, middle]:.3g} at the centre, up to "
+        f"{np.nanmax(losses):.3g}, both directions from {first:g} to {last:g}"
+    )
+    drawing = node(
+        "svg",
+        node(
+            "image",
+            href=scale.heat(surface),
+            width="100",
+            height="100",
+            preserveAspectRatio="none",
+        ),
+        [
+            node(
+                "polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in line)
+            )
+            for line in scale.contours(surface)
+        ],
+        node("path", d="M46 50h8M50 46v8", class_="halo"),
+        node("path", d="M46 50h8M50 46v8"),
+        viewBox="0 0 100 100",
+        role="img",
+        aria_label=f"Loss surface of {name}: {text}",
+        class_="surface",
+    )
+    return [drawing, node("p", text, class_="quiet")]
+
+
+def _settings(found):
+    """Settings in which the runs differ, as a table, and the common ones."""
+    columns = table.settings(found)
+    shared = table.shared(found)
+    common = [
+        node("div", node("dt", key), node("dd", value))
+        for key, value in shared.items()
+    ]
+    names = [_name(run) for run in found]
+    caption = "Settings in which the runs differ"
+    return _section(
+        "settings",
+        "Settings",
+        _table(names, columns, caption) if columns else None,
+        node(
+            "details",
+            node("summary", "Settings that all runs have in common"),
+            node("dl", common),
+            open=None if columns else "",
+        ),
+    )

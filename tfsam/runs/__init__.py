@@ -1,0 +1,1 @@
+"""Runs: settings, methods, training, attacks and reports of one command."""

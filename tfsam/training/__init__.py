@@ -1,0 +1,1 @@
+"""Training: the model and its step, objectives, optimizers and callbacks."""

@@ -1,0 +1,268 @@
+"""The losses that Keras makes of `compile`'s argument, judged one by one.
+
+A loss may come as a name, a class, a function, a partial or a lambda, alone or
+in a list or dict. Keras resolves all of them to `keras.losses.Loss` objects,
+one an output; only these say whether the loss takes logits or probabilities,
+and only they can be attacked as they are trained on.
+"""
+
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsam.support import endings
+
+_CROSS_ENTROPIES = (
+    keras.losses.binary_crossentropy,
+    keras.losses.binary_focal_crossentropy,
+    keras.losses.categorical_crossentropy,
+    keras.losses.categorical_focal_crossentropy,
+    keras.losses.sparse_categorical_crossentropy,
+)
+# Keras's class for a loss that is a function; it has no public name.
+_WRAPPER = keras.losses.MeanSquaredError.__base__
+
+
+class Output(NamedTuple):
+    """One output of a network, and the loss that it was compiled with.
+
+    Attributes:
+        shape: its static shape, a tuple with None for what is not known.
+        probabilities: whether it is of probabilities by its layers, None if
+            they do not tell.
+        loss: the `keras.losses.Loss`, or None.
+        takes: "logits" or "probabilities", of which the loss is a
+            cross-entropy; None for other losses.
+        function: the function of Keras that the loss calls, or None.
+        options: its keyword arguments.
+    """
+
+    shape: tuple
+    probabilities: bool | None
+    loss: Any
+    takes: str | None
+    function: Any
+    options: dict
+
+    @property
+    def spec(self):
+        """The output as Keras has it while nothing runs."""
+        return keras.KerasTensor(self.shape)
+
+    @property
+    def sparse(self):
+        """Whether the labels are class numbers by the loss."""
+        return self.function is keras.losses.sparse_categorical_crossentropy
+
+    @property
+    def ignored(self):
+        """The class number that the loss leaves out, or None."""
+        found = self.options.get("ignore_class") if self.sparse else None
+        return found if found is not None else self._attribute("ignore_class")
+
+    def _attribute(self, name):
+        return getattr(self.loss, name, None)
+
+
+class Outputs:
+    """The outputs of a network, in a sequence that Keras does not track."""
+
+    def __init__(self, each):
+        self._each = each
+
+    def __len__(self):
+        return len(self._each)
+
+    def __getitem__(self, position):
+        return self._each[position]
+
+
+def outputs(model, x, y):
+    """Returns the `Outputs` of a model.
+
+    Args:
+        model: a compiled model whose losses are built, with a `network`.
+        x: a batch of inputs, or their specs.
+        y: a batch of labels, or their specs.
+    """
+    shapes = _shapes(model, x)
+    known = endings.in_probabilities(model.network)
+    known += [None] * (len(shapes) - len(known))
+    losses: dict = {}
+    for position, loss in _resolved(model._compile_loss):
+        # Of several losses of one output Keras takes the first.
+        losses.setdefault(position, loss)
+    labels = [
+        tuple(part.shape) for part in keras.tree.flatten(y) if part is not None
+    ]
+    found = []
+    for position, shape in enumerate(shapes):
+        ending, loss = known[position], losses.get(position)
+        function, options = _called(loss)
+        of = labels[position] if len(labels) == len(shapes) else None
+        takes = None if loss is None else _takes(loss, shape, of)
+        found.append(Output(shape, ending, loss, takes, function, options))
+    return Outputs(found)
+
+
+def example_loss(output):
+    """Returns the loss of an output as attacks climb it.
+
+    Args:
+        output: an `Output`.
+
+    Returns:
+        A function of (outputs, labels) to one number an example, (batch,): the
+        loss's own `call`, the mean over an example's positions where it gives
+        several, as for a segmentation. None where it is the cross-entropy of
+        logits (batch, classes), which attacks have by themselves.
+    """
+    if output.loss is None or _is_plain(output):
+        return None
+    loss = output.loss
+
+    def each(y_pred, y):
+        found = loss.call(
+            tf.cast(tf.convert_to_tensor(y), loss.dtype),
+            tf.cast(y_pred, loss.dtype),
+        )
+        if found.shape.rank == 0:
+            raise ValueError(
+                "an attack climbs the loss of each example, so the compiled "
+                "loss must give one number an example, not one for the batch; "
+                "or give the attack a loss of its own, such as "
+                f"tfsam.PGD(loss='cross_entropy'). Received: loss={loss.name}"
+            )
+        rest = list(range(1, found.shape.rank))
+        return tf.cast(tf.reduce_mean(found, rest), y_pred.dtype)
+
+    return each
+
+
+def mask_of(output, y, y_pred):
+    """Returns which of its values a loss counts in its mean, None for all.
+
+    A loss says so by Keras's mask of them, as one with an `ignore_class` does.
+
+    Args:
+        output: an `Output`.
+        y: tensor of labels.
+        y_pred: tensor of predictions.
+    """
+    loss = output.loss
+    if loss is None:
+        return None
+    found = loss.call(tf.cast(y, loss.dtype), tf.cast(y_pred, loss.dtype))
+    return getattr(found, "_keras_mask", None)
+
+
+def _is_plain(output):
+    """Whether a loss is cross-entropy of logits, and nothing else."""
+    options = output.options
+    return (
+        output.function
+        in (
+            keras.losses.categorical_crossentropy,
+            keras.losses.sparse_categorical_crossentropy,
+        )
+        and output.takes == "logits"
+        and len(output.shape) == 2
+        and not options.get("label_smoothing")
+        and options.get("axis", -1) in (-1, 1)
+    )
+
+
+def _shapes(model, x):
+    found = keras.tree.flatten(getattr(model.network, "outputs", None) or [])
+    if not found:
+        specs = keras.tree.map_structure(
+            lambda t: keras.KerasTensor(t.shape, tf.as_dtype(t.dtype).name), x
+        )
+        found = keras.tree.flatten(
+            model.compute_output_spec(specs, training=False)
+        )
+    return [tuple(output.shape) for output in found]
+
+
+def _resolved(compiled):
+    """Returns pairs (position of the output, loss) of Keras's `CompileLoss`."""
+    if compiled is None or not compiled.built:
+        return []
+    structure = compiled._y_pred_build_structure
+    count = len(keras.tree.flatten(structure))
+    positions = keras.tree.pack_sequence_as(structure, list(range(count)))
+    found = []
+    for path, loss, *_ in compiled._flat_losses:
+        place = positions
+        for key in path:
+            place = place[key]
+        found += [(place, loss)] if isinstance(place, int) else []
+    return found
+
+
+def _called(loss):
+    """Returns Keras's function that a loss calls, and its keyword arguments.
+
+    They are (None, {}) where the loss is a program of its own.
+    """
+    own = getattr(type(loss), "call", None) is not _WRAPPER.call
+    if own or not isinstance(loss, _WRAPPER):
+        return None, {}
+    function, options = loss.fn, dict(loss._fn_kwargs)
+    while isinstance(function, functools.partial) and not function.args:
+        options = dict(function.keywords) | options
+        function = function.func
+    if getattr(function, "__module__", "").startswith("keras."):
+        return function, options
+    return None, {}
+
+
+def _takes(loss, shape, labels):
+    """Returns "logits", "probabilities", or None for other losses."""
+    function, options = _called(loss)
+    if function in _CROSS_ENTROPIES:
+        logits = options.get("from_logits", False)
+    elif isinstance(getattr(loss, "from_logits", None), bool):
+        logits = loss.from_logits  # A subclass, or a class of its own.
+    elif labels is not None and _clips(loss, shape, labels):
+        logits = False
+    else:
+        return None
+    return "logits" if logits else "probabilities"
+
+
+def _clips(loss, shape, labels):
+    """Whether a loss brings predictions into [0, 1], as of probabilities.
+
+    A lambda cannot be read, so it is tried on predictions far outside of
+    [0, 1] that are certain of the wrong class: a cross-entropy of probabilities
+    takes the logarithm of what is left after clipping, a large number.
+    """
+    size = [2 if n is None else n for n in shape]
+    if not 1 < len(size) or len(labels) not in (len(size), len(size) - 1):
+        return False
+    outside = np.zeros(size, "float32")
+    outside[..., 0] = 3
+    if size[-1] > 1:
+        outside[..., 1] = -2  # Rows of sum 1 stay as they are.
+    inside = np.clip(outside, 0, 1)
+    if len(labels) == len(size) and labels[-1] == size[-1]:
+        y = 1 - inside
+    else:
+        columns = [*size[:-1], *labels[len(size) - 1 :]]
+        y = np.ones(columns, "float32") * (size[-1] > 1)
+    try:
+        with tf.init_scope():
+            one, other = (
+                np.asarray(loss.call(tf.constant(y), tf.constant(p)))
+                for p in (outside, inside)
+            )
+    except Exception:
+        # Whatever somebody's loss does with numbers that are made up: it will
+        # say so of the data, if it must.
+        return False
+    return bool(np.allclose(one, other) and np.mean(one) > 2)
