@@ -43,6 +43,11 @@ def test_every_link_leads_to_a_file(document):
     assert not missing
 
 
+@pytest.mark.parametrize("document, most", [("BUILD_NOTES.md", 400)])
+def test_a_document_is_short(document, most):
+    assert len((ROOT / document).read_text().splitlines()) <= most
+
+
 def sections(text):
     """A document's second-level sections, by title."""
     parts = re.split(r"^## ", text, flags=re.M)[1:]

@@ -244,7 +244,7 @@ def use_xla(jit_compile="auto"):
 
     Args:
         jit_compile: "auto" is yes on GPUs; on CPUs a plain graph was the faster
-            one (BUILD_NOTES.md). Or a bool.
+            one. Or a bool.
 
     Raises:
         ValueError: if it is something else.
