@@ -1,5 +1,6 @@
 """The documents: their links, their numbers and their lengths."""
 
+import ast
 import pathlib
 import re
 
@@ -46,6 +47,45 @@ def test_every_link_leads_to_a_file(document):
 @pytest.mark.parametrize("document, most", [("BUILD_NOTES.md", 400)])
 def test_a_document_is_short(document, most):
     assert len((ROOT / document).read_text().splitlines()) <= most
+
+
+def documented_layers():
+    """The packages of tfsam as the notes draw them: layer by layer, top first."""
+    notes = (ROOT / "BUILD_NOTES.md").read_text()
+    drawing = re.search(r"```\n(run .*?)```", notes, re.S)[1]
+    drawn = {p.stem for p in (ROOT / "tfsam").iterdir()}
+    layers = []
+    for line in drawing.splitlines():
+        names = re.split(r"\s{2,}", line)
+        layers.append([name for name in names if name in drawn])
+    return layers
+
+
+def imports(path):
+    """The packages and top-level modules of tfsam that a module imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("tfsam."):
+                yield name.split(".")[1]
+
+
+def test_packages_import_only_from_the_layers_below():
+    layers = documented_layers()
+    package = ROOT / "tfsam"
+    places = {name: i for i, layer in enumerate(layers) for name in layer}
+    folders = {p.name for p in package.iterdir() if p.is_dir()}
+    assert set(places) >= folders - {"__pycache__"}
+    for name, place in places.items():
+        paths = [package / f"{name}.py", *(package / name).rglob("*.py")]
+        for path in filter(pathlib.Path.exists, paths):
+            for other in set(imports(path)) & set(places) - {name}:
+                assert places[other] > place, f"{path} imports {other}"
 
 
 def sections(text):
