@@ -50,7 +50,7 @@ def test_a_document_is_short(document, most):
 
 
 def documented_layers():
-    """The packages of tfsam as the notes draw them: layer by layer, top first."""
+    """Returns the packages as the notes draw them, layer by layer."""
     notes = (ROOT / "BUILD_NOTES.md").read_text()
     drawing = re.search(r"```\n(run .*?)```", notes, re.S)[1]
     drawn = {p.stem for p in (ROOT / "tfsam").iterdir()}
