@@ -16,8 +16,9 @@ from tfsam.support.validators import check_choice
 
 NORMS = ("linf", "l2")
 
-# Units in the last place of float32 by which a length may miss the radius.
-_FEW_UNITS = 4 * 2.0**-23
+# Units in the last place of float32 by which a length may miss the radius. The
+# rounding of the radius itself adds half a unit.
+_FEW_UNITS = 3 * 2.0**-23
 
 # The one constant in denominators: of the attacks' losses, and of every weight
 # perturbation, so that the methods' identities (GSAM(0) = SAM, ...) are exact.
@@ -147,8 +148,12 @@ def shrink(x, moved, radius):
         away from x, but for a few units in the last place of float32, keeps
         every bit; the others are at most `radius` away.
     """
-    # A number is rounded as the tensor is that an evaluation has in its place.
-    radius = tf.cast(tf.cast(radius, x.dtype), tf.float64)
+    # A number is rounded like the tensor that an evaluation passes in its place,
+    # which is never a half: that would make it another ball.
+    dtype = x.dtype if x.dtype.size > 4 else tf.float32
+    if not tf.is_tensor(radius):  # tf.cast would round it to float32 first.
+        radius = tf.constant(radius, dtype)
+    radius = tf.cast(tf.cast(radius, dtype), tf.float64)
     centres = tf.cast(x, tf.float64)
     norms = example_norms(tf.cast(moved, tf.float64) - centres, "l2")
     outside = norms > radius * (1 + _FEW_UNITS)
@@ -242,8 +247,11 @@ def _towards(points, x):
     bits = tf.cast(tf.bitcast(points, integer), tf.int64)
     one = tf.ones([], tf.int64)
     bits += tf.where((x > points) == (points > 0), one, -one)
+    # From either zero, to the smallest positive or negative number.
+    smallest = tf.where(x > 0, one, integer.min + one)
+    bits = tf.where(points == 0, smallest, bits)
     moved = tf.bitcast(tf.cast(bits, integer), points.dtype)
-    return tf.where((points == 0) | (points == x), points, moved)
+    return tf.where(points == x, points, moved)
 
 
 def _precise(tensor):

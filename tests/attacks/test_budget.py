@@ -64,6 +64,10 @@ def pooled(side):
     size=st.sampled_from([1.0, 255.0]),
     dtype=st.sampled_from(["float32", "float64", "float16", BFLOAT16]),
 )
+# Radii that halves round up, and down, and that float32 rounds.
+@hypothesis.example(0, 1, "noise", 0.25, 1.0, 1.0, BFLOAT16)
+@hypothesis.example(0, 1, "noise", 0.03125, 1.0, 1.0, "float16")
+@hypothesis.example(0, 1, "noise", 1.5, 1.001, 1.0, "float64")
 def test_a_perturbation_is_shrunk_into_the_ball(
     seed, side, kind, exponent, scale, size, dtype
 ):
@@ -88,6 +92,15 @@ def test_a_perturbation_is_shrunk_into_the_ball(
     unit = np.spacing(np.abs(moved).max(initial=size).astype(dtype))
     lost = np.sqrt(x[0].size) * float(unit)
     assert (after >= np.minimum(before, radius) - lost - 1e-9).all()
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_pixel_that_is_rounded_to_zero_is_moved_on_towards_x(sign):
+    x = np.full((1, 1, 1, 1), sign * 2.0**-10, "float16")
+    radius = (1 - 1e-5) * 2.0**-10
+    found = geometry.shrink(tf.constant(x), tf.constant(-x), radius).numpy()
+    assert length(x, found) <= radius
+    np.testing.assert_array_equal(found, np.nextafter(0 * x, x))
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
