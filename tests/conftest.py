@@ -19,6 +19,13 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def pytest_runtest_setup(item):
+    """Skips a case whose library the extra `test` does not install."""
+    for mark in item.iter_markers("needs"):
+        for library in mark.args:
+            pytest.importorskip(library)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Nothing is kept in the user's cache folder, nor found there."""

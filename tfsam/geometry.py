@@ -148,7 +148,7 @@ def shrink(x, moved, radius):
         away from x, but for a few units in the last place of float32, keeps
         every bit; the others are at most `radius` away.
     """
-    # A number is rounded like the tensor that an evaluation passes in its place,
+    # A number is rounded like the tensor that an evaluation passes instead,
     # which is never a half: that would make it another ball.
     dtype = x.dtype if x.dtype.size > 4 else tf.float32
     if not tf.is_tensor(radius):  # tf.cast would round it to float32 first.

@@ -29,8 +29,8 @@ OTHERS = [
     "cleverhans_fgm",
     "cleverhans_pgd",
     "cleverhans_mim",
-    "foolbox:LinfPGD",
-    "art",
+    pytest.param("foolbox:LinfPGD", marks=pytest.mark.needs("foolbox")),
+    pytest.param("art", marks=pytest.mark.needs("art")),
 ]
 
 

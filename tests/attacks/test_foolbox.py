@@ -15,6 +15,8 @@ pytest.importorskip("foolbox")
 
 from tfsam.attacks.adapters.foolbox import Foolbox
 
+pytestmark = pytest.mark.needs("foolbox")
+
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(48, 2)).astype("float32")
 X = RNG.uniform(0.3, 0.7, size=(50, 4, 4, 3)).astype("float32")

@@ -29,8 +29,16 @@ def deterministic():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("foolbox:LinfPGD", {"steps": 2}),
-        pytest.param("art", {"max_iter": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            "foolbox:LinfPGD",
+            {"steps": 2},
+            marks=pytest.mark.needs("foolbox"),
+        ),
+        pytest.param(
+            "art",
+            {"max_iter": 2},
+            marks=[pytest.mark.needs("art"), pytest.mark.slow],
+        ),
     ],
 )
 def test_deterministic_ops_need_no_seed(name, options, deterministic):

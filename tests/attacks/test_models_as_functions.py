@@ -71,7 +71,15 @@ def test_attributes_of_a_model_do_not_steer_an_attack(name, options, network):
     np.testing.assert_array_equal(attack(network, X, Y), expected)
 
 
-@pytest.mark.parametrize("name", ["pgd", "square", "cleverhans_pgd", "art"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pgd",
+        "square",
+        "cleverhans_pgd",
+        pytest.param("art", marks=pytest.mark.needs("art")),
+    ],
+)
 def test_a_model_that_ends_in_a_softmax_is_refused(name):
     model = keras.Sequential(
         [

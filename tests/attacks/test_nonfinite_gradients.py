@@ -117,8 +117,11 @@ def test_attacks_go_on_where_some_pixels_have_no_derivative(
     "name",
     [
         "cleverhans_mim",
-        "foolbox:LinfBasicIterativeAttack",
-        pytest.param("art", marks=pytest.mark.slow),
+        pytest.param(
+            "foolbox:LinfBasicIterativeAttack",
+            marks=pytest.mark.needs("foolbox"),
+        ),
+        pytest.param("art", marks=[pytest.mark.needs("art"), pytest.mark.slow]),
     ],
 )
 def test_attacks_of_other_libraries_are_counted_too(name):

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import types
+import zipfile
 
 import hypothesis
 import keras
@@ -293,6 +294,18 @@ def test_a_model_without_gradients_is_resumed(tmp_path):
     assert header["model_sketch"]["gradients"] is None
 
 
+def rewritten(path, other):
+    """Writes a .keras file's contents to another, as of another day."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "metadata.json":
+                day = {"date_saved": "2020-01-01@00:00:00"}
+                content = json.dumps(json.loads(content) | day)
+            new.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), content)
+    return other
+
+
 def test_a_model_from_a_file_is_known_by_the_file_and_its_code(
     tmp_path, monkeypatch
 ):
@@ -310,8 +323,17 @@ def test_a_model_from_a_file_is_known_by_the_file_and_its_code(
     for given in (path, str(path), tfsam.models.classifiers.load_logits(path)):
         evaluate(tmp_path / "a", given)
     header = json.loads((tmp_path / "a" / "record.json").read_text())
-    assert header["model"] == files.digest(path)
+    # Of the file's contents, without the time at which it was written.
+    assert (
+        header["model"] == tfsam.classifiers.from_file(path, "keras")["files"]
+    )
     assert header["model_parts"]["loading"] == {"format": "keras"}
+    again = shutil.copytree(tmp_path / "a", tmp_path / "b")
+    evaluate(again, rewritten(path, tmp_path / "again.keras"))
+    model.layers[1].bias.assign([0.0, 0.0, 1e-6])
+    model.save(tmp_path / "other.keras")
+    with pytest.raises(files.Unusable, match="Received: model="):
+        evaluate(again, tmp_path / "other.keras")
     monkeypatch.setattr(Scaled, "factor", 1.0 + 1e-7)
     with pytest.raises(files.Unusable, match="model_parts=network"):
         evaluate(tmp_path / "a", path)
@@ -334,14 +356,28 @@ SCRIPT = """
     for attacks in ([t.factory(1)], ["autoattack"], [t.tfsam.PGD]):
         name = getattr(attacks[0], "__name__", "autoattack")
         t.evaluate({folder!r} + name, Net(), attacks, epsilons=[])
+    @keras.saving.register_keras_serializable("test_records")
+    class Doubled(keras.layers.Layer):
+        def call(self, x):
+            return 2 * x
+    def network():
+        layers = [keras.layers.Flatten(), keras.layers.Dense(3), Doubled()]
+        return keras.Sequential([keras.Input((4, 4, 1)), *layers])
+    path = {folder!r} + "model.keras"
+    if {first}:
+        network().save(path)
+    else:  # The models so far number the names of layers.
+        networks = [network() for _ in range(3)]
+    t.evaluate({folder!r} + "file", path, epsilons=[])
 """
 
 
 @pytest.mark.slow
 def test_another_process_recognises_everything(tmp_path):
-    """Whatever its hashes are seeded with."""
-    for _ in range(2):
+    """Whatever its hashes are seeded with and whatever it has made before."""
+    for first in (True, False):
         text = textwrap.dedent(SCRIPT).format(
+            first=first,
             paths=[str(pathlib.Path(__file__).parent)],
             folder=f"{tmp_path}/",
         )
