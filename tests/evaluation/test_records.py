@@ -21,6 +21,7 @@ import tfsam
 from tfsam.evaluation import chunks
 from tfsam.evaluation import measure
 from tfsam.evaluation import verdicts
+from tfsam.models import classifiers
 from tfsam.support import files
 from tfsam.support import identity
 
@@ -320,13 +321,11 @@ def test_a_model_from_a_file_is_known_by_the_file_and_its_code(
     model = keras.Sequential([keras.Input((4, 4, 1)), *inner])
     path = tmp_path / "model.keras"
     model.save(path)
-    for given in (path, str(path), tfsam.models.classifiers.load_logits(path)):
+    for given in (path, str(path), classifiers.load_logits(path)):
         evaluate(tmp_path / "a", given)
     header = json.loads((tmp_path / "a" / "record.json").read_text())
     # Of the file's contents, without the time at which it was written.
-    assert (
-        header["model"] == tfsam.classifiers.from_file(path, "keras")["files"]
-    )
+    assert header["model"] == classifiers.from_file(path, "keras")["files"]
     assert header["model_parts"]["loading"] == {"format": "keras"}
     again = shutil.copytree(tmp_path / "a", tmp_path / "b")
     evaluate(again, rewritten(path, tmp_path / "again.keras"))
