@@ -407,3 +407,10 @@ def generator_of_dicts(a, b):
     for start in (0, 128):
         rows = slice(start, start + 128)
         yield {"image": a[rows], "label": b[rows]}, Y[rows]
+
+
+def test_images_are_shown_in_one_line():
+    """A notebook would print thousands of characters of arrays."""
+    text = repr(tfsam.data.load("digits", limit_train=20, limit_test=10))
+    assert text.startswith("Images(name='digits', train=20, test=10, ")
+    assert len(text) < 120

@@ -1,7 +1,7 @@
-"""Training batches, shuffled and augmented, that depend on the seed alone.
+"""Training batches, shuffled and augmented.
 
-And on the epoch and the position in it: so that an interrupted run can continue
-exactly where it stopped.
+A batch depends on the seed, the epoch and the step alone, so an interrupted run
+resumes with exactly the batches that it would have had.
 """
 
 import numpy as np
@@ -48,7 +48,7 @@ def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def _reflected(positions: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Positions beside an axis, mirrored at its ends, which do not repeat."""
+    """Mirrors positions outside an axis at its ends, which do not repeat."""
     positions = tf.abs(positions)
     return tf.minimum(positions, 2 * (size - 1) - positions)
 
@@ -68,10 +68,9 @@ def training_batches(
     """Makes the batches of a whole training run, one epoch after another.
 
     The order of an epoch and its augmentation depend on the seed, the epoch
-    and the position alone: a data set that starts at `initial_epoch`, or at a
-    step of it, gives exactly the batches that an uninterrupted one gives from
-    there on. Pass
-    `steps_per_epoch`, n / batch_size rounded up (down with
+    and the position alone: a dataset that starts at `initial_epoch`, or at a
+    step of it, yields exactly the batches that an uninterrupted one yields from
+    there on. Pass `steps_per_epoch`, n / batch_size rounded up (down with
     `drop_remainder`), to `fit`.
 
     Args:

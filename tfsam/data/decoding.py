@@ -1,4 +1,4 @@
-"""JPEG and PNG files as one array of pixels."""
+"""Decoding of JPEG and PNG files into one array of pixels."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ _CHUNK = 1024  # Images decoded at once.
 
 
 def refusal(expected: str, received: object) -> ValueError:
-    """Makes the error of a source of images: one line.
+    """Makes an error of one line about a source of images.
 
     Args:
-      expected: what was expected.
-      received: what came.
+      expected: the requirement, as a sentence without its period.
+      received: the value that does not meet it.
     """
     return ValueError(" ".join(f"{expected}. Received: {received}".split()))
 
@@ -33,13 +33,13 @@ def decode(
       read: from a string tensor to a string tensor.
 
     Returns:
-      (n,) of the fields `pixels`, uint8 (side, side, 3), and `gray`, whether
-      the file has but one channel, which `pixels` repeats. Transparency is
-      dropped.
+      A structured array (n,) with the fields `pixels`, uint8 (side, side, 3),
+      and `gray`, True if the file has a single channel, which `pixels` repeats.
+      Transparency is dropped.
 
     Raises:
       ValueError: if an image cannot be decoded, is not square, or has another
-        size than the first; it is named.
+        size than the first. The error names the image.
     """
     side = _checked_side(entries[0], names[0], read)
 
@@ -73,11 +73,11 @@ def decode(
 
 
 def is_decoded(images: np.ndarray, count: int) -> bool:
-    """Whether an array is what `decode` returns of so many images.
+    """Returns whether an array has the form that `decode` returns.
 
     Args:
       images: any array.
-      count: of the images.
+      count: the number of images that it should hold.
     """
     if images.shape != (count,) or images.dtype.names != ("pixels", "gray"):
         return False
@@ -91,10 +91,13 @@ def is_decoded(images: np.ndarray, count: int) -> bool:
 
 
 def pixels_of(images: np.ndarray) -> np.ndarray:
-    """The pixels, uint8, with one channel if all images are gray, else three.
+    """Returns the pixels, with one channel if all images are gray, else three.
 
     Args:
-      images: of `decode`.
+      images: an array that `decode` returned.
+
+    Returns:
+      uint8 (n, side, side, 1 or 3).
     """
     pixels = images["pixels"]
     return pixels[..., :1].copy() if images["gray"].all() else pixels

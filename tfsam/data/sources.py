@@ -1,6 +1,6 @@
-"""Images as plain arrays: `load` reads a data set, whatever its source.
+"""Sources of images: `load` reads a data set by name into plain arrays.
 
-`batches.py` makes of them what a network is trained on.
+`batches.py` turns the arrays into training batches.
 """
 
 import difflib
@@ -46,6 +46,13 @@ class Images(NamedTuple):
       x_test: like `x_train`, of the same image shape and dtype.
       y_test: like `y_train`.
       class_names: one name for each class.
+
+    Example:
+    >>> import tfsam
+    >>> images = tfsam.data.load("digits", limit_train=100, limit_test=20)
+    >>> images  # doctest: +NORMALIZE_WHITESPACE
+    Images(name='digits', train=100, test=20, shape=(8, 8, 1),
+           dtype=float32, classes=10)
     """
 
     name: str
@@ -54,6 +61,13 @@ class Images(NamedTuple):
     x_test: np.ndarray
     y_test: np.ndarray
     class_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"Images(name={self.name!r}, train={len(self.x_train)}, "
+            f"test={len(self.x_test)}, shape={self.x_train.shape[1:]}, "
+            f"dtype={self.x_train.dtype}, classes={len(self.class_names)})"
+        )
 
 
 def load(
@@ -75,26 +89,30 @@ def load(
         `PATH/test/CLASS/*`, all square and of one size;
         `"npz:PATH"`: a file of arrays `x_train`, `y_train`, `x_test` and
         `y_test`, x uint8 or float in [0, 1], y integers;
-        anything else: an image classification data set of TensorFlow
-        Datasets, such as `"cifar10"`, downloaded unless it is there.
+        any other name: an image classification data set of TensorFlow
+        Datasets, such as `"cifar10"`, downloaded if it is missing.
       limit_train: the number of training examples to keep, at least the
-        number of classes, or None for all. The subset has the proportions
-        of the classes and is shuffled, both by `seed`.
+        number of classes, or None for all. The subset keeps the proportions
+        of the classes; `seed` chooses and shuffles it.
       limit_test: the same for test examples.
       seed: a non-negative integer, used by the limits alone.
       data_dir: where TensorFlow Datasets keeps its files, None for its
         default. Archives downloaded by hand go to `downloads/manual` there.
-      cache_dir: where the decoded images of a folder are kept, so that later
-        calls need not decode them, as in `folders.default_cache()`; None is
-        nowhere.
+      cache_dir: the folder that keeps the decoded images of `"folder:PATH"`
+        for later calls, such as `folders.default_cache()`; None keeps none.
 
     Returns:
       The `Images`.
 
     Raises:
-      ValueError: if the source is unknown, cannot be reached, or does not
-        hold what is described above, or if a limit or the seed is out of
-        range.
+      ValueError: if the source is unknown, unreachable or of another form
+        than described above, or if a limit or the seed is out of range.
+
+    Example:
+    >>> import tfsam
+    >>> images = tfsam.data.load("digits", limit_train=100, limit_test=20)
+    >>> images.x_test.shape, images.y_test.shape
+    ((20, 8, 8, 1), (20,))
     """
     limits = {"train": limit_train, "test": limit_test}
     for split, limit in limits.items():
@@ -120,15 +138,14 @@ def load(
 
 
 def listing(source: str) -> str | None:
-    """Describes the files of a data set, so that a change of them is noticed.
+    """Describes the files of a data set, so that a change is noticed.
 
     Args:
       source: as `load` takes it.
 
     Returns:
-      A line of how many files there are, their size, and a checksum of their
-      names, sizes and times; None where there are none, or where the source is
-      known by its name alone.
+      A line with the number of files, their size, and a checksum of their
+      names, sizes and times; None if the source has no files of its own.
     """
     kind, _, location = str(source).partition(":")
     path = files.expanded(location) if location else None
@@ -140,16 +157,16 @@ def listing(source: str) -> str | None:
 
 
 def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
-    """Splits the training part, stratified, into what is trained on and not.
+    """Splits the training part, stratified, into two.
 
     Args:
       images: an `Images`.
-      count: how many training images are held out, less than all.
+      count: the number of training images to hold out, less than all.
       seed: a non-negative integer; the split depends on it alone.
 
     Returns:
-      (the images without the held-out ones, the images with only these in
-      their training part).
+      Two `Images`: the first without the held-out training images, the second
+      with only these in its training part.
 
     Raises:
       ValueError: if `count` is less than the number of classes, or leaves
@@ -173,15 +190,23 @@ def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
 
 
 def sample(total: int, count: int, seed: int) -> np.ndarray:
-    """Some of all, by chance: the first ones are of one class in many data.
+    """Draws indices at random, without replacement.
+
+    In many data sets the first images are all of one class, so a sample of them
+    would mislead.
 
     Args:
-      total: how many there are.
-      count: how many are wanted.
+      total: the number of examples.
+      count: the number of examples to draw.
       seed: a non-negative integer.
 
     Returns:
-      The numbers of `count` of them, or of all where there are no more.
+      int64 (n,), where n is `count`, or `total` if that is smaller.
+
+    Example:
+    >>> import tfsam
+    >>> len(tfsam.data.sample(1000, 200, seed=0))
+    200
     """
     return np.random.default_rng(seed).permutation(total)[:count]
 
@@ -197,6 +222,12 @@ def as_float(images: np.ndarray) -> np.ndarray:
 
     Raises:
       ValueError: if the images have another dtype.
+
+    Example:
+    >>> import numpy as np
+    >>> import tfsam
+    >>> float(tfsam.data.as_float(np.array([51], np.uint8))[0])
+    0.20000000298023224
     """
     images = np.asarray(images)
     if images.dtype == np.uint8:
@@ -212,16 +243,22 @@ def statistics(
     """Computes the mean and the standard deviation of each channel.
 
     Args:
-      images: (n, height, width, channels), as `as_float` takes them.
+      images: (n, height, width, channels), uint8 in 0..255 or floats in
+        [0, 1].
 
     Returns:
-      The means and the standard deviations of pixels in [0, 1], one of each
-      per channel. The deviation of a constant channel is given as 1, so that
-      it is safe to divide by.
+      (means, deviations) of pixels in [0, 1], a tuple of one number a channel
+      each. The deviation of a constant channel is 1, so that it is safe to
+      divide by.
 
     Raises:
       ValueError: if the images are not a non-empty array of four dimensions,
         or have another dtype.
+
+    Example:
+    >>> import tfsam
+    >>> images = tfsam.data.load("digits")
+    >>> mean, deviation = tfsam.data.statistics(images.x_train)
     """
     images = np.asarray(images)
     if images.ndim != 4 or not images.size:
@@ -287,7 +324,7 @@ def _load_digits(pick: _Pick) -> Images:
     digits = load_digits()
     images = (digits.images / 16).astype(np.float32)[..., np.newaxis]
     labels = digits.target.astype(np.int64)
-    # The split is part of the data set: no seed of the user's may move it.
+    # The split is part of the data set, so it does not depend on the seed.
     x_train, x_test, y_train, y_test = train_test_split(
         images, labels, test_size=0.2, stratify=labels, random_state=0
     )
@@ -328,7 +365,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise refusal("npz:PATH must name an existing file", path)
     if not zipfile.is_zipfile(path):
-        raise refusal("the file must be what numpy.savez writes", path)
+        raise refusal("the file must be one that numpy.savez wrote", path)
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
         # Pickled objects could run code: refuse them.
@@ -336,7 +373,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
             missing = [name for name in names if name not in archive]
             if not missing:
                 return {name: archive[name] for name in names}
-    except Exception as e:  # A file can be broken in more ways than one knows.
+    except Exception as e:  # Damaged files raise errors of many types.
         raise refusal(
             "the file must hold plain arrays that can be read, not pickled"
             " objects",

@@ -16,10 +16,10 @@ _PROBE_SECONDS = 6.0
 
 
 def names(source: str) -> list[str]:
-    """The names of all data sets.
+    """Lists the names of all data sets.
 
     Args:
-      source: the name that is looked for, for the error.
+      source: the name that the user gave, for the error message.
 
     Raises:
       ImportError: if TensorFlow Datasets cannot be imported.
@@ -43,10 +43,10 @@ def load(
     """Loads the splits train and test of a data set.
 
     Args:
-      source: its name, and what TFDS takes behind it: a configuration, a
-        version.
-      pick: from the labels of a split and its name to an index of those to
-        keep.
+      source: its name, with a configuration and a version as TFDS writes
+        them, such as "cifar10:3.0.2".
+      pick: a function from the labels of a split and its name to an index of
+        the examples to keep.
       data_dir: where TensorFlow Datasets keeps its files, None for its
         default.
 
@@ -54,8 +54,8 @@ def load(
       x_train and y_train, x_test and y_test, and the names of the classes.
 
     Raises:
-      ValueError: if it cannot be built, reached, prepared or read, or is no
-        set of images and labels.
+      ValueError: if the data set cannot be built, reached, prepared or read,
+        or does not consist of images and labels.
     """
     import tensorflow_datasets as tfds
 
@@ -84,7 +84,7 @@ def load(
         )
     encoded, labels = {}, {}
     for split in ("train", "test"):
-        # Images stay encoded until it is known which ones are wanted.
+        # Only the chosen images are decoded, later.
         try:
             data = builder.as_dataset(
                 split=split,
@@ -96,7 +96,7 @@ def load(
                 ),
             )
         except Exception as error:
-            # Its files can be damaged in more ways than one knows.
+            # Damaged files raise errors of many types.
             raise refusal(
                 f"TFDS cannot read {source}: {error}", source
             ) from error
@@ -160,7 +160,7 @@ def _prepare(builder: Any, source: str) -> None:
 
 
 def _is_reachable(url: str) -> bool:
-    """Whether a server answers for the URL, within a few seconds."""
+    """Returns whether the server of a URL answers within a few seconds."""
     import requests
 
     if not url.startswith("http"):
@@ -176,7 +176,7 @@ def _is_reachable(url: str) -> bool:
                 if response.status_code < 500:
                     answered.set()
 
-    # No timeout of requests bounds a name server that does not answer.
+    # A name server that does not answer is bounded by no timeout of requests.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(_PROBE_SECONDS)

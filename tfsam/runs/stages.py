@@ -306,7 +306,13 @@ def draw(config, model, inputs, results, workdir, log):
     others = range(known, 1 + max(*before, *after))
     names = np.array([*images.class_names, *map(str, others)])
     titles = list(zip(names[before], names[after], strict=True))
-    reports.examples_plot(x, x_adv, titles, workdir / "examples.png")
+    reports.examples_plot(
+        x,
+        x_adv,
+        titles,
+        workdir / "examples.png",
+        heading=f"{name}, {row['norm']}, epsilon {row['epsilon_text']}",
+    )
     arrays = {
         "clean": x,
         "adversarial": x_adv,

@@ -39,7 +39,7 @@ def _encoded(bytes_):
 
 
 def examples(arrays):
-    """The images of examples.npz.
+    """Yields the pictures of examples.npz.
 
     Args:
         arrays: what it holds.

@@ -267,7 +267,7 @@ def _examples(found):
         node(
             "p",
             "Clean image, perturbation magnified, adversarial image, with "
-            "what the network sees in them.",
+            "the class that the network predicts for each.",
             class_="lead",
         ),
         _cards(found, contents),
