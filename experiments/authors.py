@@ -79,8 +79,9 @@ from tfsam.attacks.base import example_seeds
 from tfsam.attacks.gradient import random_start
 from tfsam.attacks.losses import cross_entropy
 from tfsam.data.batches import training_batches
-from tfsam.support import checks
 from tfsam.support import files
+from tfsam.support.layers import flattened
+from tfsam.support.pixels import assert_inside
 from tfsam.training.stateless import dense
 from tfsam.training.stateless import replicas
 
@@ -161,7 +162,7 @@ class AuthorsModel(tfsam.RobustModel):
         step_size = attack.step_size
         if step_size is None:
             step_size = attack.epsilon / (4 if attack.norm == "linf" else 8)
-        x = x_adv = checks.inside(x, attack.bounds)
+        x = x_adv = assert_inside(x, attack.bounds)
         if attack.random_start:
             seeds = example_seeds(seed, tf.shape(x)[0])
             x_adv = random_start(attack, x, seeds)
@@ -295,7 +296,7 @@ def _batch_norms(network):
     """BatchNorm layers whose running statistics training moves."""
     return [
         layer
-        for layer in checks.flattened(network)
+        for layer in flattened(network)
         if isinstance(layer, keras.layers.BatchNormalization)
         and layer.trainable
     ]

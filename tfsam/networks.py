@@ -178,7 +178,7 @@ def _every(stride, x, name):
     """Takes every `stride`-th pixel: a mean over windows of one pixel.
 
     A 1x1 convolution with this stride is the same function, but its gradient is
-    unsafe on CPUs; see `checks.warn_of_unsafe_gradients`.
+    unsafe on CPUs; see `onednn.warn_of_unsafe_gradients`.
     """
     if stride == 1:
         return x

@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam.support import checks
+from tfsam.support.labels import class_labels
+from tfsam.support.pixels import inside_bounds
 
 RNG = np.random.default_rng(0)
 X = RNG.random((12, 6)).astype("float32")
@@ -32,7 +33,7 @@ def test_rounding_beyond_the_bounds_is_clipped(dtype, bounds):
     low, high = np.asarray(bounds).astype(dtype)
     unit = np.spacing(high)
     x = np.array([low - 3 * unit, low, high, high + 3 * unit], dtype)
-    found = checks.inside_bounds(x, bounds)
+    found = inside_bounds(x, bounds)
     assert found.dtype == x.dtype
     np.testing.assert_array_equal(found, np.array([low, low, high, high]))
 
@@ -46,19 +47,19 @@ def test_anything_further_is_refused_with_enough_digits(dtype, sign):
     exact = beyond if dtype == "float64" else np.float32(beyond)
     message = f"Received: x in .*{re.escape(str(exact))}"
     with pytest.raises(ValueError, match=message) as caught:
-        checks.inside_bounds(x, (-1.0, 1.0))
+        inside_bounds(x, (-1.0, 1.0))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_is_not_inside(value):
     with pytest.raises(ValueError, match="Received: x in"):
-        checks.inside_bounds(np.array([0.5, value]), (0.0, 1.0))
+        inside_bounds(np.array([0.5, value]), (0.0, 1.0))
 
 
 def test_pixels_inside_and_without_bounds_stay_the_same_array():
-    assert checks.inside_bounds(X, (0.0, 1.0)) is X
-    assert checks.inside_bounds(1e9 * X, None).max() > 1e8
+    assert inside_bounds(X, (0.0, 1.0)) is X
+    assert inside_bounds(1e9 * X, None).max() > 1e8
 
 
 def test_white_images_resized_can_be_evaluated():
@@ -82,7 +83,7 @@ def test_white_images_resized_can_be_evaluated():
     ],
 )
 def test_distributions_over_classes_are_labels(y):
-    given, numbers = checks.class_labels(y)
+    given, numbers = class_labels(y)
     assert given is y
     np.testing.assert_array_equal(numbers, y.argmax(axis=1))
 

@@ -1,7 +1,7 @@
 """Networks at batches, and replicas' shares, of one image.
 
 oneDNN's gradient of a strided 1x1 convolution writes past its memory there; see
-`checks.unsafe_gradients`. The networks of tfsam have none.
+`onednn.unsafe_gradients`. The networks of tfsam have none.
 """
 
 import keras
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import tfsam
 from tfsam import networks
-from tfsam.support import checks
+from tfsam.support.onednn import unsafe_gradients
 
 NETWORKS = pytest.mark.parametrize(
     "make",
@@ -30,7 +30,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 @NETWORKS
 def test_no_network_has_an_unsafe_gradient(make):
     """Not even of so few channels that the gradient would be unsafe."""
-    assert not checks.unsafe_gradients(make(3, width=1, input_shape=(8, 8, 1)))
+    assert not unsafe_gradients(make(3, width=1, input_shape=(8, 8, 1)))
 
 
 def images(count):

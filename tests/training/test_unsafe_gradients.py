@@ -9,7 +9,8 @@ import tensorflow as tf
 from keras import layers
 
 import tfsam
-from tfsam.support import checks
+from tfsam.support.onednn import copies_of_one
+from tfsam.support.onednn import unsafe_gradients
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -49,8 +50,8 @@ def onednn(monkeypatch):
 def test_layers_with_an_unsafe_gradient_are_found(settings, found):
     network = strided(**settings)
     nested = keras.Sequential([keras.Input(network.input_shape[1:]), network])
-    assert checks.unsafe_gradients(network) == found
-    assert checks.unsafe_gradients(nested) == found
+    assert unsafe_gradients(network) == found
+    assert unsafe_gradients(nested) == found
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_layers_with_an_unsafe_gradient_are_found(settings, found):
 )
 def test_other_kinds_of_layers_are_told_apart(layer, channels, unsafe):
     network = keras.Sequential([keras.Input((8, 8, channels)), layer])
-    assert bool(checks.unsafe_gradients(network)) == unsafe
+    assert bool(unsafe_gradients(network)) == unsafe
 
 
 def fitted(network, **settings):
@@ -97,7 +98,7 @@ def test_training_does_not_warn_where_they_are_safe(onednn, monkeypatch):
 
 
 def test_one_example_is_repeated_where_its_gradient_is_unsafe(onednn):
-    assert checks.copies_of_one(strided(size=3)) == 1
+    assert copies_of_one(strided(size=3)) == 1
     threads = tf.config.threading.get_intra_op_parallelism_threads()
-    copies = checks.copies_of_one(strided())
+    copies = copies_of_one(strided())
     assert copies == threads if threads else copies >= 1

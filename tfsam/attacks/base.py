@@ -27,8 +27,11 @@ import tensorflow as tf
 from tfsam import geometry
 from tfsam.attacks.logits import is_surrogate
 from tfsam.geometry import check_norm
-from tfsam.support import checks
 from tfsam.support.configurable import Configurable
+from tfsam.support.outputs import check_ending
+from tfsam.support.pixels import assert_inside
+from tfsam.support.pixels import check_floating
+from tfsam.support.pixels import inside_bounds
 from tfsam.support.validators import check_budget
 from tfsam.support.validators import check_interval
 from tfsam.support.validators import check_number
@@ -113,7 +116,7 @@ class Attack(Configurable):
                 logits_fn is a Keras model that ends in a softmax or a sigmoid.
         """
         check_scale(self)
-        checks.check_ending(logits_fn)
+        check_ending(logits_fn)
         x = self._checked(tf.convert_to_tensor(x))
         # float16 near 1 has steps of 4.9e-4: half of a 0.25/255 attack step.
         precise = x if x.dtype.size >= 4 else tf.cast(x, tf.float32)
@@ -135,11 +138,9 @@ class Attack(Configurable):
     def _checked(self, x):
         """Refuses pixels that the attack could only clip, far from x."""
         if tf.inside_function():
-            return checks.inside(x, self.bounds)
-        checks.floating(x, self.bounds)
-        return tf.convert_to_tensor(
-            checks.inside_bounds(x.numpy(), self.bounds)
-        )
+            return assert_inside(x, self.bounds)
+        check_floating(x, self.bounds)
+        return tf.convert_to_tensor(inside_bounds(x.numpy(), self.bounds))
 
     def perturb(self, logits_fn, x, y, seeds):
         """Returns x_adv; `seeds` is int32 (batch, 2)."""

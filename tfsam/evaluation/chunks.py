@@ -29,8 +29,9 @@ from tfsam.evaluation.verdicts import MISCLASSIFIED
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.verdicts import STANDS
 from tfsam.models import classifiers
-from tfsam.support import checks
 from tfsam.support import identity
+from tfsam.support.labels import check_classes
+from tfsam.support.outputs import check_logits
 
 # Told in place of a stage: the verdicts are of an earlier process, or there are
 # none.
@@ -278,8 +279,8 @@ def measure_natural(plan, workers, record, chunks):
     spread(workers, work, chunks)
     outputs = [record.load(NATURAL, c)["logits"] for c in chunks]
     network = getattr(workers[0].judge.function, "model", None)
-    checks.check_logits(np.concatenate(outputs), network)
-    checks.check_classes(plan.data.y, plan.data.labels, outputs[0].shape[1])
+    check_logits(np.concatenate(outputs), network)
+    check_classes(plan.data.y, plan.data.labels, outputs[0].shape[1])
 
 
 def attack_chunk(turn, record, chunk, errors, strict, tell):

@@ -15,8 +15,11 @@ from tfsam.attacks.losses import cross_entropy
 from tfsam.attacks.losses import margin
 from tfsam.data import examples
 from tfsam.geometry import TINY
-from tfsam.support import checks
 from tfsam.support import files
+from tfsam.support.labels import check_classes
+from tfsam.support.labels import class_labels
+from tfsam.support.onednn import warn_of_unsafe_gradients
+from tfsam.support.outputs import check_logits
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
 from tfsam.weights.base import Step
@@ -57,7 +60,7 @@ class Landscape:
                 f"loaded by Keras 3). Received: network of type {name}"
             )
         x, y = examples.load(data, steps=steps, network=network)
-        y, labels = checks.class_labels(y)
+        y, labels = class_labels(y)
         self.network = network
         self.variables = network.trainable_variables
         if not self.variables:
@@ -65,12 +68,12 @@ class Landscape:
                 "network must be built and have trainable weights. "
                 f"Received: network={network.name}"
             )
-        checks.warn_of_unsafe_gradients(network)
+        warn_of_unsafe_gradients(network)
         self.batch_size = check_count("batch_size", batch_size, 1)
         self.x, self.y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
-        checks.check_classes(y, labels, self._count_classes())
+        check_classes(y, labels, self._count_classes())
         outputs = self._outputs(self.weights, self.x[:32])
-        checks.check_logits(tf.cast(outputs, tf.float32).numpy(), network)
+        check_logits(tf.cast(outputs, tf.float32).numpy(), network)
         self._sum = traced(self._sum_at)
         self._gradients = traced(self._gradients_at)
         self._products = traced(self._products_at)

@@ -28,9 +28,11 @@ from tfsam.evaluation import chunks
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.models import classifiers
-from tfsam.support import checks
 from tfsam.support import identity
 from tfsam.support import validators
+from tfsam.support.labels import class_labels
+from tfsam.support.outputs import check_logits
+from tfsam.support.pixels import inside_bounds
 
 
 def evaluate(
@@ -246,7 +248,7 @@ def _load_surrogate(surrogate, jit_compile, classes, x):
                 f"it must have the model's {classes} outputs. "
                 f"Received: {found} outputs"
             )
-        checks.check_logits(
+        check_logits(
             source(tf.constant(x[:32])).numpy(),
             getattr(source.function, "model", None),
         )
@@ -357,10 +359,10 @@ def load_data(data, bounds, steps=None, network=None):
         )
     if not np.isfinite(x).all():
         raise ValueError("x must be finite. Received: x with NaN or infinity")
-    x = checks.inside_bounds(x, bounds)
+    x = inside_bounds(x, bounds)
     # An attack's result, rounded to float16, would leave its ball.
     x = x.astype(np.float32) if x.dtype.itemsize < 4 else x
-    return chunks.Data(x, *checks.class_labels(y))
+    return chunks.Data(x, *class_labels(y))
 
 
 def _entries(attacks):

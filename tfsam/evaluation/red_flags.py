@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import traced
-from tfsam.support import checks
+from tfsam.support.layers import LEAST_RANGE
+from tfsam.support.layers import flattened
+from tfsam.support.layers import rescaled
 
 # The relative rounding error of a dtype, and what was tolerated in records of
 # tfsam 0.1.0.
@@ -123,7 +125,7 @@ def _tolerance(outputs, unit):
 def _unit(function, outputs):
     """Returns the rounding unit of a model's coarsest arithmetic."""
     network = getattr(function, "model", None)
-    layers = [] if network is None else checks.flattened(network)
+    layers = [] if network is None else flattened(network)
     names = {layer.compute_dtype for layer in layers} | {outputs.dtype.name}
     return max(_UNITS.get(name, _UNITS["float32"]) for name in names)
 
@@ -140,7 +142,7 @@ def seen_range(function, x):
         infinity where it has none, or is no Keras model.
     """
     network = getattr(function, "model", None)
-    return checks.rescaled(network, float(x.max() - x.min()))
+    return rescaled(network, float(x.max() - x.min()))
 
 
 def probe_gradients(logits, x, y, right, traceable, pushed):
@@ -226,7 +228,7 @@ def of_model(found):
     """
     warnings = _of_outputs(found)
     seen = min((float(f.get("seen_range", np.inf)) for f in found), default=1)
-    if seen < checks.LEAST_RANGE:
+    if seen < LEAST_RANGE:
         warnings.append(
             _warning(
                 "rescaled_pixels",

@@ -12,10 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.attacks.logits import Logits
-from tfsam.support import checks
 from tfsam.support import files
 from tfsam.support import identity
-from tfsam.support.checks import flattened
+from tfsam.support.layers import flattened
+from tfsam.support.outputs import check_ending
 
 # Examples that go through the network at once on a CPU: images of many pixels,
 # and of few. The same whatever the batch, so that an example's logits are.
@@ -323,7 +323,7 @@ def count_classes(logits, example):
             "model must return logits (batch, classes), not labels. Received: "
             f"{output.dtype.name} of shape {shape} for one example"
         )
-    checks.check_ending(getattr(logits.function, "model", None))
+    check_ending(getattr(logits.function, "model", None))
     return shape[1]
 
 

@@ -2,8 +2,8 @@
 
 An attack on probabilities finds vanishing gradients, and a loss that takes
 logits trains badly on them. Layers that are programs of their own, such as a
-`Lambda` or a subclass, cannot be read; `checks.probabilities` judges the values
-that they return.
+`Lambda` or a subclass, cannot be read; `outputs.assert_probabilities` checks
+the values that they return.
 """
 
 import keras

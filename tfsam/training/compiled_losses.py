@@ -266,3 +266,13 @@ def _clips(loss, shape, labels):
         # say so of the data, if it must.
         return False
     return bool(np.allclose(one, other) and np.mean(one) > 2)
+
+
+def is_sum(losses):
+    """Whether one of the compiled losses is a sum over the batch.
+
+    Args:
+        losses: what `compile` took: a loss, its name, or a structure of them.
+    """
+    found = tf.nest.flatten(losses)
+    return any(getattr(loss, "reduction", None) == "sum" for loss in found)

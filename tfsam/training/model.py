@@ -29,8 +29,9 @@ import tensorflow as tf
 from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
-from tfsam.support import checks
 from tfsam.support import devices
+from tfsam.support.layers import warn_of_rescaling
+from tfsam.support.pixels import assert_inside
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.training import compiled_losses
@@ -134,7 +135,7 @@ class RobustModel(PureModel):
         if perturb_inputs is not None and attack_mode == "inference":
             _warn_of_augmentation(network)
         bounds = getattr(perturb_inputs, "bounds", None)
-        checks.warn_of_rescaling(network, bounds)
+        warn_of_rescaling(network, bounds)
         kwargs.setdefault("dtype", network.dtype_policy)
         # Pixels stay in float32 under mixed precision: near 1 float16 has steps
         # of 4.9e-4, half of an attack's step. The network's layers cast them.
@@ -263,7 +264,7 @@ class RobustModel(PureModel):
                 f"Received: x of {type(x)}, y of {type(y)}"
             )
         bounds = getattr(self.perturb_inputs, "bounds", None)
-        x = checks.inside(x, bounds, self._pixels)
+        x = assert_inside(x, bounds, self._pixels)
 
         def logits_fn(pixels):
             # A scope of its own a call: a loop's body must leave no tensor
@@ -517,7 +518,7 @@ class RobustModel(PureModel):
     def _check_loss(self, data):
         """Refuses what cannot be put together from parts of a batch, too."""
         super()._check_loss(data)
-        if self.sub_batches > 1 and checks.is_sum(self.loss):
+        if self.sub_batches > 1 and compiled_losses.is_sum(self.loss):
             raise ValueError(
                 "sub_batches takes the mean of the parts' losses, so the loss "
                 "must be a mean over the batch, not its sum. Received: "

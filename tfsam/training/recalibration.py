@@ -13,7 +13,8 @@ from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import traced
 from tfsam.data import examples
 from tfsam.models.classifiers import use_xla
-from tfsam.support import checks
+from tfsam.support.labels import class_labels
+from tfsam.support.pixels import assert_inside
 from tfsam.training.stateless import PureModel
 
 
@@ -117,7 +118,7 @@ class Recalibration:
                         f"Received: attack={self.attack}"
                     )
                 if self._model is None and np.ndim(y) == 2:
-                    checks.class_labels(np.asarray(y))
+                    class_labels(np.asarray(y))
                 seeds = example_seeds(seed, seen + size)[seen:]
                 x = self._perturb(x, _tensor(y), seeds)
             totals, state = self._add(x, totals, state)
@@ -151,7 +152,7 @@ class Recalibration:
             with keras.StatelessScope():
                 return self.network(pixels, training=False)
 
-        x = checks.inside(x, getattr(self.attack, "bounds", None))
+        x = assert_inside(x, getattr(self.attack, "bounds", None))
         if self._model is None:
             return self.attack(Logits(predict, use_xla()), x, y, seeds)
         logits = Logits(predict, use_xla(), loss=self._model.example_loss())

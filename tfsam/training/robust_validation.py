@@ -29,9 +29,10 @@ from tfsam.attacks.logits import traced
 from tfsam.evaluation import measure
 from tfsam.evaluation import red_flags
 from tfsam.models import classifiers
-from tfsam.support import checks
 from tfsam.support import devices
 from tfsam.support import files
+from tfsam.support.labels import check_classes
+from tfsam.support.outputs import check_logits
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
 from tfsam.training import averages
@@ -50,9 +51,9 @@ class _Accuracies:
     def __init__(self, network, data, attack, batch_size, seed):
         logits = classifiers.load_logits(network)
         classes = classifiers.count_classes(logits, data.x[:1])
-        checks.check_classes(data.y, data.labels, classes)
+        check_classes(data.y, data.labels, classes)
         outputs = logits(tf.constant(data.x[:32])).numpy()
-        checks.check_logits(outputs, network)
+        check_logits(outputs, network)
         logits = classifiers.for_evaluation(logits, classes, data.x.shape[1:])
         logits.count_passes()
 

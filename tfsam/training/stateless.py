@@ -22,8 +22,16 @@ from tfsam.attacks.base import Attack
 from tfsam.attacks.base import where
 from tfsam.attacks.losses import cross_entropy
 from tfsam.support import assertions
-from tfsam.support import checks
 from tfsam.support import devices
+from tfsam.support.labels import assert_class_numbers
+from tfsam.support.labels import assert_distributions
+from tfsam.support.layers import flattened
+from tfsam.support.onednn import copies_of_one
+from tfsam.support.onednn import warn_of_unsafe_gradients
+from tfsam.support.outputs import assert_logits
+from tfsam.support.outputs import assert_probabilities
+from tfsam.support.outputs import check_class_outputs
+from tfsam.support.outputs import class_logits
 from tfsam.training import compiled_losses
 from tfsam.training.scope import AssigningScope
 from tfsam.training.scope import PureScope
@@ -220,7 +228,7 @@ class PureModel(keras.Model):
                 tape.watch(weights)
                 with self._scope(weights, state):
                     logits = self(x, training=False)
-                losses = cross_entropy(checks.class_logits(logits, y), y)
+                losses = cross_entropy(class_logits(logits, y), y)
                 scaled = share * tf.reduce_mean(losses)
             found = dense(tape.gradient(scaled, weights), weights)
             return [g / tf.cast(share, g.dtype) for g in found]
@@ -228,7 +236,7 @@ class PureModel(keras.Model):
         gradients = self._compiled(gradients)
 
         def add(index, *sums):
-            one = [index] * checks.copies_of_one(self.network)
+            one = [index] * copies_of_one(self.network)
             x = tf.nest.map_structure(lambda t: tf.gather(t, one), batch.x_adv)
             found = gradients(x, tf.gather(batch.y, one))
             return index + 1, *[
@@ -251,7 +259,7 @@ class PureModel(keras.Model):
         wanted = getattr(self.perturb_weights, "select", None) is not None
         if not wanted or self.objective or not tf.is_tensor(y_pred):
             return loss, y_pred, None
-        logits = checks.class_logits(y_pred, batch.y)
+        logits = class_logits(y_pred, batch.y)
         return loss, y_pred, cross_entropy(logits, batch.y)
 
     def _scope(self, weights, state, tape=None, versions=None):
@@ -415,7 +423,7 @@ class PureModel(keras.Model):
                     "computes in halves. "
                     f"Received: {variable.path} of {variable.dtype}"
                 )
-        for layer in checks.flattened(self.network):
+        for layer in flattened(self.network):
             # Its state is no variable that Keras knows of, or can replace.
             if getattr(layer, "stateful", False):
                 raise ValueError(
@@ -433,7 +441,7 @@ class PureModel(keras.Model):
         self._outputs = compiled_losses.outputs(self, x, y)
         part = self._part_of_classes()
         if part is not None:
-            checks.check_class_outputs(
+            check_class_outputs(
                 _name(part), [output.spec for output in self._outputs], y
             )
             self._check_ignored(part)
@@ -529,10 +537,10 @@ class PureModel(keras.Model):
             classes = output.shape[-1] if output.shape else None
             rows = len(label.shape) == 2 and label.shape[-1] != 1
             if of_classes and rows:
-                found.append(checks.distributions(label))
+                found.append(assert_distributions(label))
             elif classes and (of_classes or output.sparse):
                 found.append(
-                    checks.class_numbers(label, classes, output.ignored)
+                    assert_class_numbers(label, classes, output.ignored)
                 )
         return assertions.behind(found, (x, y))
 
@@ -555,9 +563,9 @@ class PureModel(keras.Model):
                 if output.probabilities is not None:
                     continue
                 if of_classes or (attacked and output.takes == "logits"):
-                    found.append(checks.logits(part))
+                    found.append(assert_logits(part))
                 elif output.takes == "probabilities":
-                    found.append(checks.probabilities(part))
+                    found.append(assert_probabilities(part))
         if not found:
             return first
         gradients, updates, versions = assertions.behind(
@@ -672,7 +680,7 @@ class PureModel(keras.Model):
         and it has no collectives between replicas.
         """
         if not self._use_xla():
-            checks.warn_of_unsafe_gradients(self.network)
+            warn_of_unsafe_gradients(self.network)
         with self._plain():
             return super().make_train_function(force=force)
 

@@ -1,0 +1,145 @@
+"""Checks of labels: class numbers, or distributions over the classes.
+
+Labels that name several classes at once have no accuracy that an attack on
+classes could measure, so they are refused.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from tfsam.support.assertions import required
+
+NO_DISTRIBUTION = (
+    "each row of y must be a distribution over the classes, one-hot or soft: "
+    "not negative, with sum 1. Several tags at once and targets of a "
+    "regression have no accuracy that an attack on classes could measure."
+)
+
+
+def class_labels(y):
+    """Converts labels to class numbers, or refuses them.
+
+    Args:
+        y: array of labels: class numbers, integers (n,) or (n, 1), or a
+            distribution over the classes a row (n, classes): one-hot, soft or
+            smoothed.
+
+    Returns:
+        (y, numbers): the labels as attacks take them, int64 (n,) or as given,
+        and the class number of each, int64 (n,); the largest entry of a row
+        counts.
+
+    Raises:
+        ValueError: if y has another shape or dtype, or a row is no distribution
+            over the classes, such as several tags at once.
+    """
+    if y.ndim == 2 and y.shape[1] > 1:
+        check_distributions(y)
+        return y, y.argmax(axis=1).astype(np.int64)
+    if y.ndim not in (1, 2) or not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(
+            "y must be integers (n,) or one-hot (n, classes). "
+            f"Received: y of shape {y.shape} and dtype {y.dtype}"
+        )
+    numbers = y.reshape(-1).astype(np.int64)
+    return numbers, numbers
+
+
+def check_distributions(y):
+    """Refuses rows of labels that are no distribution over classes.
+
+    Args:
+        y: array (n, classes).
+
+    Raises:
+        ValueError: if a row has a negative entry or does not sum to 1.
+    """
+    rows = np.asarray(y, np.float64)
+    slack = sum_slack(y.dtype.itemsize)
+    sums = rows.sum(axis=1)
+    bad = ~((np.abs(sums - 1) <= slack) & (rows.min(axis=1) >= -slack))
+    if bad.any():
+        first = int(bad.argmax())
+        raise ValueError(
+            f"{NO_DISTRIBUTION} Received: {int(bad.sum())} of {len(y)} rows, "
+            f"such as row {first}, {_row(y[first])}, of sum {sums[first]:g}"
+        )
+
+
+def check_classes(y, numbers, classes):
+    """Refuses labels that name no class of the network.
+
+    Args:
+        y: labels as `class_labels` returns them.
+        numbers: their class numbers, int64 (n,).
+        classes: the network's number of logits.
+
+    Raises:
+        ValueError: if the labels have another number of columns, or a class
+            number is not in [0, classes).
+    """
+    if y.ndim == 2 and y.shape[1] != classes:
+        raise ValueError(
+            f"one-hot y must have the model's number of outputs, {classes}, "
+            f"or y be class numbers below {classes}. "
+            f"Received: y of shape {y.shape}"
+        )
+    if numbers.min() < 0 or numbers.max() >= classes:
+        raise ValueError(
+            f"y must be class numbers below {classes}, that is, below the "
+            "model's number of outputs; leave out examples without a class. "
+            "Received: y in the range from "
+            f"{numbers.min()} to {numbers.max()}"
+        )
+
+
+def assert_distributions(y):
+    """Asserts that labels are distributions over the classes.
+
+    Args:
+        y: tensor (batch, classes).
+
+    Returns:
+        What `required` returns.
+    """
+    rows = tf.cast(y, tf.float64)
+    slack = sum_slack(y.dtype.size if y.dtype.is_floating else 4)
+    sums = tf.reduce_sum(rows, axis=-1)
+    held = tf.reduce_all(tf.abs(sums - 1) <= slack)
+    held &= tf.reduce_all(rows >= -slack)
+    return required(held, f"{NO_DISTRIBUTION} Received: sums of rows", sums)
+
+
+def assert_class_numbers(y, classes, ignored=None):
+    """Asserts that labels name classes of the network.
+
+    Args:
+        y: tensor of class numbers.
+        classes: the network's number of logits.
+        ignored: a number that stands for no class, which the loss leaves out.
+
+    Returns:
+        What `required` returns.
+    """
+    y = tf.cast(y, tf.float64)
+    held = (y >= 0) & (y < classes) & (y == tf.round(y))
+    if ignored is not None:
+        held |= y == ignored
+    text = f"y must be class numbers below {classes}, the number of outputs"
+    if ignored is not None:
+        text += f", or ignore_class={ignored}"
+    return required(tf.reduce_all(held), f"{text}. Received: y", y)
+
+
+def sum_slack(size):
+    """Returns by how much the sum of a distribution may miss 1.
+
+    Args:
+        size: bytes of its type: halves round coarsely.
+    """
+    return 0.02 if size < 4 else 1e-3
+
+
+def _row(row):
+    shown = ", ".join(f"{value:g}" for value in row[:5].astype(float))
+    return f"[{shown}{', ...' if len(row) > 5 else ''}]"
