@@ -1,14 +1,25 @@
-"""The README promises nothing that is not so."""
+"""The README: its commands, its Python and its numbers."""
 
+import ast
+import importlib
 import pathlib
 import re
+import shlex
+
+import pytest
 
 import tfsam
 from tfsam import run
-from tfsam.runs import methods
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+SMALL = ROOT / "experiments/results/table1/small"
+
+
+def blocks(*languages):
+    """The code blocks of the README in these languages."""
+    pattern = rf"^```({'|'.join(languages)})\n(.*?)^```"
+    return [code for _, code in re.findall(pattern, README, re.M | re.S)]
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch):
@@ -23,57 +34,140 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     assert (tmp_path / "saved_model" / "saved_model.pb").exists()
 
 
-def test_the_table_of_methods_is_the_table_of_the_methods():
-    assert methods.table() in README
+def test_python_uses_names_that_tfsam_has():
+    code = "\n".join(blocks("python"))
+    ast.parse(code)
+    names = set(re.findall(r"\btfsam((?:\.\w+)+)", code + _spans()))
+    assert len(names) > 10
+    for name in names:
+        if re.match(r"\.(run|attacks|weights|objectives)$", name):
+            continue  # The module of a command, and groups of entry points.
+        found = tfsam
+        for part in name[1:].split("."):
+            found = getattr(found, part)
 
 
-def test_every_flag_is_mentioned():
-    flags = [name for name in run.define_flags() if name != "help"]
-    missing = [f for f in flags if f"--{f}" not in README]
-    assert not missing
+def _spans():
+    """All inline code of the README, a line each."""
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
+    return "\n".join(re.findall(r"`([^`\n]+)`", prose))
 
 
-def test_every_attack_is_mentioned():
-    for name in tfsam.attacks.names():
-        assert re.search(f"`{name}[`:]", README), name
+def commands():
+    """The README's commands: the words after `python` or `tfsam`.
+
+    Flags that stand alone in a table or in prose are those of `tfsam.run`.
+    """
+    lines = [*"".join(blocks("bash", "sh")).splitlines(), *_spans().split("\n")]
+    for line in lines:
+        for part in line.split("&&"):
+            words = shlex.split(part)
+            if words and words[0].startswith("--"):
+                yield "tfsam.run", words
+            elif len(words) > 2 and words[0].endswith("python"):
+                yield words[2], words[3:]
 
 
-RESULTS = ROOT / "experiments/results"
+COMMANDS = [
+    (module, words) for module, words in commands() if "tfsam" in module
+]
 
 
-def rows(text):
-    return [line for line in text.splitlines() if re.match(r"\| *`", line)]
+def test_the_commands_are_found():
+    assert len(COMMANDS) > 15
+    assert ["--method=sam", "--rho=0.2"] in [words for _, words in COMMANDS]
 
 
-def row_of(title):
-    """The sweep's name of a row of README's table."""
-    others = {
-        "ST": "st",
-        "LookSAM alpha 0.7": "looksam:rho=0.2",
-        "LookSAM alpha 0.3": "looksam:rho=0.2:alpha=0.3",
-        "ASAM": "asam",
-        "ESAM rho 0.2": "esam:rho=0.2",
-        "FGSM-AT 1/255": "fgsm_at:epsilon=1/255",
-        "AWP 4/255": "awp:epsilon=4/255",
+@pytest.mark.parametrize("module, words", COMMANDS)
+def test_flags_of_a_command_exist(module, words):
+    assert module == "tfsam.run"
+    known = run.define_flags()
+    for word in words:
+        name, _, _ = word.removeprefix("--").partition("=")
+        assert name in known, word
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        words
+        for _, words in COMMANDS
+        if words and "=" in words[0]
+        if not re.search("PATH|shift", " ".join(words))  # Placeholders.
+    ],
+    ids=" ".join,
+)
+def test_a_command_is_accepted(words):
+    if words[0].startswith("--shard"):
+        words = ["--evaluate=model.keras", *words]
+    run.configuration(words)
+
+
+@pytest.mark.parametrize(
+    "module", sorted({m for m, _ in commands() if m.startswith("experiments")})
+)
+def test_a_command_of_the_experiments_exists(module):
+    assert importlib.import_module(module).main
+
+
+def test_the_costs_are_those_that_the_command_wrote():
+    """Of the rows of the sweep that a command of the table stands for."""
+    rows = {
+        "--method=sam --rho=0.2": "sam-0.2",
+        "--method=looksam --rho=0.2 --alpha=0.3": "looksam:rho=0.2:alpha=0.3",
+        "--method=fgsm_at --epsilon=1/255": "fgsm_at:epsilon=1/255",
+        "--method=at --epsilon=1/255": "at-linf-1",
+        "--method=at --epsilon=4/255 --steps=10": "at-linf-4",
+        "--method=awp --epsilon=4/255": "awp:epsilon=4/255",
     }
-    for start, prefix in {
-        "SAM rho ": "sam-",
-        "AT l-inf ": "at-linf-",
-        "AT l2 ": "at-l2-",
-    }.items():
-        if title.startswith(start):
-            return prefix + title.removeprefix(start).removesuffix("/255")
-    return others[title]
+    written = _cells((SMALL / "costs.md").read_text())
+    shown = re.findall(r"\| `(--method=[^`]*)` \| ([\d.]+) \|$", README, re.M)
+    assert {command for command, _ in shown} == set(rows)
+    column = written["row"].index("passes a step")
+    for command, cost in shown:
+        assert written[rows[command]][column] == cost
 
 
-def test_the_readme_s_accuracies_are_those_of_the_table():
-    table = rows((RESULTS / "table1/small/table.md").read_text())
-    by_name = {row.split("`")[1]: row.split(" | ") for row in table[::-1]}
-    kinds = "ST|SAM|AT|LookSAM|ASAM|ESAM|FGSM-AT|AWP"
-    shown = re.findall(rf"^\| ((?:{kinds}) .*?) \|$", README, re.M)
-    assert len(shown) >= 5
-    for title, *cells in (row.split(" | ") for row in shown):
-        assert cells == by_name[row_of(title)][2 : 2 + len(cells)], title
+def _cells(table):
+    """The cells of a Markdown table's rows, by the name in the first one."""
+    found: dict = {}
+    for line in table.splitlines():
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        name = re.sub(r"^`([^`]*)`.*", r"\1", name)
+        found.setdefault(name, cells)
+    return found
+
+
+def test_the_results_are_those_of_the_table():
+    written = _cells((SMALL / "table.md").read_text())
+    shown = _cells(README.partition("## Results")[2])
+    heads = shown["row"]
+    assert len(heads) >= 4
+    columns = [written["row"].index(head) for head in heads]
+    rows = set(shown) & set(written) - {"row", ""}
+    assert {"st", "sam-0.4", "at-linf-1"} <= rows
+    for row in rows:
+        assert shown[row] == [written[row][column] for column in columns]
+
+
+def test_the_ci_runs_two_commands_of_the_readme():
+    """`.ci/run` executes every block of bash; other commands are in sh."""
+    install, tests = blocks("bash")
+    assert "tfsam.run --method=sam --rho=0.2" in install
+    assert tests.strip() == ".venv/bin/python -m pytest"
+
+
+def test_the_exit_codes_are_those_of_the_command():
+    shown = set(re.findall(r"^\| (\d+(?:, \d+)*) \|", README, re.M))
+    assert {"0", "2", "3", "4", "5", "130, 143"} <= shown
+
+
+def test_help_has_every_flag_and_every_attack():
+    text = run.define_flags().get_help()
+    for name in run.define_flags():
+        assert re.search(rf"--(\[no\])?{name}\b", text), name
+    for name in tfsam.attacks.names():
+        assert re.search(rf"\b{name}\b", text), name
 
 
 def test_the_ci_knows_all_folders_with_slow_tests():
