@@ -1,11 +1,27 @@
-"""Networks and reference values that several tests share."""
+"""Networks, reference values and ways to run the command, for several tests."""
 
+import contextlib
+import functools
+import io
+import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfsam
+from tfsam import run
+from tfsam.support import files
+from tfsam.training import monitoring
 
 TESTS = pathlib.Path(__file__).parent
+
+
 REFERENCE = np.load(TESTS / "digits_reference.npz")
 
 
@@ -42,3 +58,214 @@ def tiny(classes, input_shape, statistics=None):
             keras.layers.Dense(classes),
         ]
     )
+
+
+# Of pixels and logits, where rows are rounded differently.
+_DIFFERENCE = 1e-5
+
+
+@functools.cache
+def tolerance():
+    """Measures how far rounding moves a row in another place of its batch.
+
+    Returns:
+        0.0 where this processor rounds a row alike wherever it stands, so that
+        results must agree to the bit. With AVX2 alone strided convolutions and
+        dense layers do not.
+    """
+    network = tfsam.networks.preact_resnet8(10, input_shape=(8, 8, 1))
+    rng = np.random.default_rng(0)
+    x = rng.random((8, 8, 8, 1), dtype="float32")
+
+    @tf.function(autograph=False)
+    def both(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            z = network(x, training=False)
+        return z, tape.gradient(z, x)
+
+    whole = both(tf.constant(x))
+    for order in (rng.permutation(8) for _ in range(4)):
+        for found, expected in zip(
+            both(tf.constant(x[order])), whole, strict=True
+        ):
+            if not np.array_equal(found, expected.numpy()[order]):
+                return _DIFFERENCE
+    return 0.0
+
+
+SMALL = (
+    "--limit_train=96",
+    "--batch_size=32",
+    "--limit_test=20",
+    "--attacks=pgd",
+    "--attack_steps=1",
+    "--linf_epsilons=0.1",
+    "--l2_epsilons=",
+)
+
+
+GPUS = tf.config.get_visible_devices("GPU")
+
+
+cpu_only = pytest.mark.skipif(
+    bool(GPUS), reason="A GPU is in use: no CPU devices, no equality to the bit"
+)
+
+
+def main(*arguments):
+    """Runs the command in this process: (exit code, what it printed)."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = run.main([str(argument) for argument in arguments])
+    return code, output.getvalue()
+
+
+def read_json(path):
+    """Reads a JSON file."""
+    return json.loads(pathlib.Path(path).read_text())
+
+
+def snapshot(folder):
+    """Everything in a folder: names, contents, times."""
+    return {
+        path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+def read_weights(path):
+    """Reads the weights of a .keras file."""
+    return keras.saving.load_model(path, compile=False).get_weights()
+
+
+def without_clocks(history):
+    """The rows of a history file, less what differs from run to run."""
+    clocks = ("seconds", "step_seconds_median")
+    return [
+        {key: value for key, value in row.items() if key not in clocks}
+        for row in monitoring.read_history(history)
+    ]
+
+
+def verdicts(results):
+    """Returns the accuracy and the largest perturbation of each row."""
+    rows = [results["natural"], *results["robust"]]
+    return [(row["accuracy"], row.get("max_perturbation")) for row in rows]
+
+
+def assert_same_run(workdir, expected):
+    """Same weights to the bit, same history, same accuracies."""
+    pairs = zip(
+        read_weights(workdir / "model.keras"),
+        read_weights(expected / "model.keras"),
+        strict=True,
+    )
+    for found, wanted in pairs:
+        np.testing.assert_array_equal(found, wanted)
+    assert without_clocks(workdir / "history.csv") == without_clocks(
+        expected / "history.csv"
+    )
+    assert verdicts(read_json(workdir / "results.json")) == verdicts(
+        read_json(expected / "results.json")
+    )
+
+
+def assert_measured(row, n):
+    """Checks that a row of results is a fraction of n examples."""
+    assert type(row["accuracy"]) is float
+    assert row["n"] == n
+    low, high = row["interval"]
+    assert 0 <= low <= row["accuracy"] <= high <= 1
+    assert low < high
+    assert row["accuracy"] * n == pytest.approx(round(row["accuracy"] * n))
+
+
+def assert_refused(capsys, *arguments, parts):
+    """Checks that the command refuses its input in one line."""
+    code = run.main([str(argument) for argument in arguments])
+    output, error = capsys.readouterr()
+    assert code == 2
+    assert output == ""
+    # A SavedModel that is refused was loaded, with a warning.
+    *warned, line = error.splitlines()
+    assert all("is a SavedModel" in warning for warning in warned)
+    assert line.startswith("tfsam: ")
+    assert "Traceback" not in line
+    for part in parts:
+        assert str(part) in line
+
+
+def start(*arguments, **options):
+    """Starts Python in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL where nothing is cleaned up either."""
+
+
+def kill_at_write(monkeypatch, name, nth=1):
+    """Lets the process die before it moves `name` to its place."""
+    replace, seen = os.replace, []
+
+    def replace_or_die(source, target, **options):
+        if pathlib.Path(target).name == name:
+            seen.append(target)
+            if len(seen) == nth:
+                raise Killed
+        return replace(source, target, **options)
+
+    monkeypatch.setattr(os, "replace", replace_or_die)
+    monkeypatch.setattr(files, "remove", lambda path: None)
+
+
+def truncate(path):
+    """Cuts a file in half."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def spoil_method(path):
+    """A byte of the zip directory: the last file's method of compression."""
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 10] = 99
+    path.write_bytes(content)
+
+
+class OwnTape:
+    """An attack with a tape of its own that declares no attributes."""
+
+    steps = 3
+
+    def __init__(self, epsilon, norm, bounds):
+        self.epsilon, self.bounds = epsilon, bounds
+
+    def __call__(self, logits_fn, x, y, seed):
+        x = tf.convert_to_tensor(x)
+        x_adv = x
+        for _ in range(self.steps):
+            with tf.GradientTape() as tape:
+                tape.watch(x_adv)
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                    y, logits_fn(x_adv)
+                )
+            slope = tf.sign(self.slope(tape.gradient(losses, x_adv)))
+            x_adv = x_adv + self.epsilon / self.steps * slope
+            x_adv = tf.clip_by_value(x_adv, *self.bounds)
+        return x_adv
+
+    def slope(self, gradient):
+        return gradient
+
+
+class OwnTapeInGraph(OwnTape):
+    """The same attack, declared to run in a graph."""
+
+    in_graph = True

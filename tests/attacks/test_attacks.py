@@ -6,8 +6,8 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-import rounding
 import tensorflow as tf
+from helpers import tolerance
 from hypothesis import strategies as st
 
 import tfsam
@@ -362,7 +362,7 @@ def test_blocks_do_not_depend_on_neighbours():
         gradient(x[order], y[order]), whole, strict=True
     ):
         np.testing.assert_allclose(
-            found, expected[order], rtol=0, atol=rounding.tolerance()
+            found, expected[order], rtol=0, atol=tolerance()
         )
     kept = np.arange(30) % 3 == 0
     others = np.where(kept[:, None, None, None], x, x[::-1] / 2)

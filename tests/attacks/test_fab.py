@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-import rounding
 import scipy.optimize
 import tensorflow as tf
 from helpers import REFERENCE
 from helpers import network
+from helpers import tolerance
 
 from tfsam.attacks.autoattack.fab import FABT
 from tfsam.attacks.autoattack.fab import project_onto_hyperplane
@@ -166,14 +166,14 @@ def test_the_distance_to_the_boundary_of_a_linear_model(norm):
     )
     # The first projection is exact: eta alone keeps the point off the boundary,
     # and the first one is within rounding.
-    for eta, tolerance, margin in ((1 + 2e-5, 1e-4, 0.0), (1.05, 1e-2, 1e-5)):
+    for eta, rtol, margin in ((1 + 2e-5, 1e-4, 0.0), (1.05, 1e-2, 1e-5)):
         attack = FABT(0.1, norm, steps=20, eta=eta, bounds=None)
         logits = Logits(linear)
         logits.rounding = margin
         broken, closest = run(attack, logits, X, y)
         assert (linear(closest).numpy().argmax(axis=1) != y).all()
         np.testing.assert_allclose(
-            norms(closest - X, norm), distances, rtol=tolerance
+            norms(closest - X, norm), distances, rtol=rtol
         )
         within = linear(broken).numpy().argmax(axis=1) != y
         clear = np.abs(distances - 0.1) > 1e-3
@@ -233,9 +233,7 @@ def test_an_example_s_attack_does_not_depend_on_its_batch(norm, digits):
         return attack(only, x, y, 0), attack.closest(only, x, y, 0)
 
     def assert_same(part, whole):
-        np.testing.assert_allclose(
-            part, whole, rtol=0, atol=rounding.tolerance()
-        )
+        np.testing.assert_allclose(part, whole, rtol=0, atol=tolerance())
 
     def found(rows, active):
         tensors = (tf.constant(t) for t in (x[rows], y[rows], active))

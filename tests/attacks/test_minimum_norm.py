@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
-import rounding
 import tensorflow as tf
 from helpers import REFERENCE
 from helpers import network
+from helpers import tolerance
 
 from tfsam.attacks.autoattack.fab import FABT
 from tfsam.attacks.logits import Logits
@@ -56,7 +56,7 @@ def distances(attack, net, x, y):
         axis=1, where=~own, initial=-np.inf
     )
     # The nearest point may be so near that rounding, in another batch, decides.
-    near = margin < rounding.tolerance()
+    near = margin < tolerance()
     wrong = near | (z.argmax(axis=1) != y)
     return np.where(wrong, norms(found - x, attack.norm), np.inf)
 
@@ -166,9 +166,7 @@ def test_an_example_s_attack_does_not_depend_on_its_batch(norm, digits):
         return attack(only, x, y, 0), attack.closest(only, x, y, 0)
 
     def assert_same(part, whole):
-        np.testing.assert_allclose(
-            part, whole, rtol=0, atol=rounding.tolerance()
-        )
+        np.testing.assert_allclose(part, whole, rtol=0, atol=tolerance())
 
     def found(rows, active):
         return [t.numpy() for t in both(x[rows], y[rows], active)]

@@ -5,6 +5,8 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import OwnTape
+from helpers import OwnTapeInGraph
 from helpers import network
 
 import tfsam
@@ -52,37 +54,7 @@ def of_another_name(epsilon, norm, bounds):
     return PGD(epsilon, norm, steps=4, bounds=bounds)
 
 
-class Own:
-    """A plug-in with a tape of its own and no attribute."""
-
-    steps = 3
-
-    def __init__(self, epsilon, norm, bounds):
-        self.epsilon, self.bounds = epsilon, bounds
-
-    def __call__(self, logits_fn, x, y, seed):
-        x = tf.convert_to_tensor(x)
-        x_adv = x
-        for _ in range(self.steps):
-            with tf.GradientTape() as tape:
-                tape.watch(x_adv)
-                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                    y, logits_fn(x_adv)
-                )
-            slope = tf.sign(self.slope(tape.gradient(losses, x_adv)))
-            x_adv = x_adv + self.epsilon / self.steps * slope
-            x_adv = tf.clip_by_value(x_adv, *self.bounds)
-        return x_adv
-
-    def slope(self, gradient):
-        return gradient
-
-
-class InGraph(Own):
-    in_graph = True
-
-
-class SingleStep(Own):
+class SingleStep(OwnTape):
     steps = 1
 
 
@@ -90,7 +62,7 @@ class Declared(SingleStep):
     follows_gradient = True
 
 
-class Passive(Own):
+class Passive(OwnTape):
     """An attack that uses logits only, without `gradient_free`."""
 
     def __call__(self, logits_fn, x, y, seed):
@@ -115,8 +87,8 @@ FOLLOWING = {
     "a factory": of_another_name,
     "a class": (PGD, {"steps": 4}),
     "a partial": functools.partial(PGD, steps=4),
-    "an own tape": Own,
-    "an own tape in a graph": InGraph,
+    "an own tape": OwnTape,
+    "an own tape in a graph": OwnTapeInGraph,
     "declared": Declared,
     "by the contract": ByTheContract,
     "apgd_ce": ("apgd_ce", {"steps": 4}),
@@ -140,7 +112,7 @@ NOT_FOLLOWING = {
 
 
 def test_an_attack_of_any_name_is_compared(masked, data):
-    (message,) = masked_warnings(masked, data, [InGraph, "noise_linf"])
+    (message,) = masked_warnings(masked, data, [OwnTapeInGraph, "noise_linf"])
     assert "noise_linf, which uses no gradient" in message
 
 
@@ -188,12 +160,12 @@ def test_a_transfer_attack_is_no_measure(cnn, masked, data):
 
 
 def test_the_facts_are_in_the_record(masked, data, tmp_path):
-    attacks = [Own, "noise_linf", "fgsm"]
+    attacks = [OwnTape, "noise_linf", "fgsm"]
     args = (masked, data, attacks, "linf", [0.1, 0.3])
     options = {"batch_size": 16, "workdir": tmp_path}
     first = tfsam.evaluate(*args, **options)
     for part, expected in zip(
-        ("00-Own", "01-noise_linf", "02-fgsm"),
+        ("00-OwnTape", "01-noise_linf", "02-fgsm"),
         ([False, True], [True, False], [False, False]),
         strict=True,
     ):
@@ -231,7 +203,7 @@ def test_targets_are_a_fact_of_the_attack(cnn, data):
 
 
 def test_facts_of_an_attack_that_was_not_run():
-    assert not any(red_flags.facts_of(Own(0.1, "linf", (0, 1))))
+    assert not any(red_flags.facts_of(OwnTape(0.1, "linf", (0, 1))))
     assert red_flags.facts_of(PGD(0.1)).follows_gradient
     assert not red_flags.facts_of(tfsam.FGSM(0.1)).follows_gradient
 

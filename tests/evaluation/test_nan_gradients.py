@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_masked_gradients import InGraph
-from test_masked_gradients import Own
+from helpers import OwnTape
+from helpers import OwnTapeInGraph
 
 import tfsam
 from tfsam.evaluation import red_flags
@@ -49,14 +49,14 @@ def nan_messages(result):
     ]
 
 
-class InGraphZeroed(InGraph):
+class InGraphZeroed(OwnTapeInGraph):
     """It takes zero for NaN, as many do."""
 
     def slope(self, gradient):
         return tf.where(tf.math.is_nan(gradient), 0.0, gradient)
 
 
-class Passing(InGraph):
+class Passing(OwnTapeInGraph):
     """It returns NaN."""
 
     def __call__(self, logits_fn, x, y, seed):
@@ -65,7 +65,7 @@ class Passing(InGraph):
 
 ATTACKS = {
     "pgd": ("pgd", {"steps": 2}),
-    "an own tape": Own,
+    "an own tape": OwnTape,
     "an own tape in a graph": InGraphZeroed,
 }
 SLOW_ATTACKS = {
@@ -114,7 +114,7 @@ def test_finite_gradients_raise_no_alarm():
 
 
 def test_nan_pixels_are_not_blamed_on_the_attack_alone():
-    result = evaluate(rooted, with_black(X), [InGraph, Passing])
+    result = evaluate(rooted, with_black(X), [OwnTapeInGraph, Passing])
     for row in result["robust"]:
         assert "the network's input gradients are NaN" in row["error"]
         assert "must return finite pixels" in row["error"]
@@ -171,7 +171,7 @@ def test_a_resumed_evaluation_remembers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "attack", [tfsam.PGD(0.05, steps=2), Own(0.05, "linf", (0, 1))]
+    "attack", [tfsam.PGD(0.05, steps=2), OwnTape(0.05, "linf", (0, 1))]
 )
 def test_validation_warns_of_them_too(attack):
     inputs = keras.Input((4, 4, 1))

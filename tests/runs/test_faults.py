@@ -22,17 +22,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import SMALL
+from helpers import Killed
+from helpers import assert_same_run
+from helpers import cpu_only
+from helpers import kill_at_write
+from helpers import main
+from helpers import snapshot
+from helpers import spoil_method
 from helpers import tiny
-from test_run import SMALL
-from test_run import Killed
-from test_run import assert_same_run
-from test_run import cpu_only
-from test_run import kill_at_write
-from test_run import main
-from test_run import snapshot
-from test_run import spoil_method
-from test_run import truncate
-from test_run import without_clocks
+from helpers import truncate
+from helpers import without_clocks
 
 import tfsam
 from experiments import soak

@@ -1,0 +1,260 @@
+"""Runs that were killed or interrupted, and resumed."""
+
+import shutil
+import signal
+import time
+
+import keras
+import numpy as np
+import pytest
+from helpers import SMALL
+from helpers import Killed
+from helpers import assert_same_run
+from helpers import cpu_only
+from helpers import kill_at_write
+from helpers import main
+from helpers import read_json
+from helpers import start
+from helpers import truncate
+
+from tfsam import run
+from tfsam.runs import fit
+from tfsam.runs import workdirs
+from tfsam.support import files
+from tfsam.training import monitoring
+
+
+def weights_of(path):
+    return keras.saving.load_model(path).get_weights()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["looksam", "ssam", "entropy_sgd"])
+def test_state_averages_and_the_best_network_are_resumed(
+    tmp_path, monkeypatch, tiny_network, method
+):
+    """Interrupted after each epoch, the last one too, it ends the same."""
+    arguments = (
+        *(*SMALL, f"--method={method}", "--average=ema", "--epochs=3"),
+        *("--select=clean", "--validation_images=20"),
+    )
+    assert main(*arguments, f"--workdir={tmp_path / 'whole'}")[0] == 0
+    with monkeypatch.context() as patch:
+
+        def interrupt(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+        patch.setattr(monitoring.Progress, "on_epoch_end", interrupt)
+        for epochs in (1, 2, 3):
+            code, _ = main(*arguments, f"--workdir={tmp_path / 'parts'}")
+            assert code == 130
+            assert fit.epochs_done(tmp_path / "parts") == epochs
+    assert main(*arguments, f"--workdir={tmp_path / 'parts'}")[0] == 0
+    for name in ("model.keras", "best.keras"):
+        for one, other in zip(
+            weights_of(tmp_path / "whole" / name),
+            weights_of(tmp_path / "parts" / name),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, other)
+    whole, parts = (
+        read_json(tmp_path / name / "results.json")
+        for name in ("whole", "parts")
+    )
+    assert whole["train"]["selected"] == parts["train"]["selected"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("average", ["ema", "swa"])
+def test_an_average_alone_is_resumed(
+    tmp_path, monkeypatch, tiny_network, average
+):
+    arguments = (*SMALL, "--method=st", f"--average={average}", "--epochs=3")
+    assert main(*arguments, f"--workdir={tmp_path / 'whole'}")[0] == 0
+    plain = ("--average=none", f"--workdir={tmp_path / 'plain'}")
+    assert main(*arguments, *plain)[0] == 0
+    with monkeypatch.context() as patch:
+
+        def interrupt(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+        patch.setattr(monitoring.Progress, "on_epoch_end", interrupt)
+        for _ in range(3):
+            code, _ = main(*arguments, f"--workdir={tmp_path / 'parts'}")
+            assert code == 130
+    assert main(*arguments, f"--workdir={tmp_path / 'parts'}")[0] == 0
+    whole, parts, plain = (
+        np.concatenate(
+            [w.ravel() for w in weights_of(tmp_path / n / "model.keras")]
+        )
+        for n in ("whole", "parts", "plain")
+    )
+    np.testing.assert_array_equal(whole, parts)
+    assert np.abs(whole - plain).max() > 1e-4
+
+
+LONG = (
+    *SMALL,
+    "--method=at_sam",
+    "--steps=2",
+    "--epochs=4",
+    "--attacks=pgd,fgsm",
+)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert main(*LONG, f"--workdir={workdir}")[0] == 0
+    return workdir
+
+
+def resume(workdir):
+    """Starts the run again; returns what it printed."""
+    code, output = main(*LONG, f"--workdir={workdir}")
+    assert code == 0
+    return output
+
+
+def without_results(uninterrupted, tmp_path):
+    """A copy of the run as it is before its evaluation is reported."""
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    (workdir / "results.json").unlink()
+    return workdir
+
+
+KILLED_AT_STEP = """
+import os, signal, sys
+from tfsam import callbacks, run
+
+def kill(self, batch, logs=None):
+    if int(self.model.optimizer.iterations) == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+callbacks.StopAtNaN.on_train_batch_end = kill
+run.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@cpu_only
+def test_killed_in_an_epoch_and_resumed(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    process = start("-c", KILLED_AT_STEP, *LONG, f"--workdir={workdir}")
+    _, error = process.communicate(timeout=250)
+    assert process.returncode == -signal.SIGKILL, error
+    assert len(monitoring.read_history(workdir / "history.csv")) == 2
+    assert not (workdir / "results.json").exists()
+    output = resume(workdir)
+    assert "going on after epoch 2" in output
+    assert "going on after epoch 2" in (workdir / "log.txt").read_text()
+    assert "epoch 2/4" not in output
+    assert "epoch 3/4 done" in output
+    assert_same_run(workdir, uninterrupted)
+
+
+@cpu_only
+@pytest.mark.slow
+def test_killed_from_outside_and_resumed(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    process = start("-m", "tfsam.run", *LONG, f"--workdir={workdir}")
+    while not monitoring.read_history(workdir / "history.csv"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert not (workdir / "results.json").exists()
+    resume(workdir)
+    assert_same_run(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+@cpu_only
+@pytest.mark.parametrize(
+    "name, nth",
+    [
+        *(("epoch-0004.keras", 1), ("history.csv", 1), ("model.keras", 1)),
+        *(("saved_model", 1), ("000000.npz", 2), ("results.json", 1)),
+    ],
+)
+def test_killed_while_writing(uninterrupted, tmp_path, monkeypatch, name, nth):
+    workdir = without_results(uninterrupted, tmp_path)
+    shutil.rmtree(workdir / "evaluation")
+    in_training = name in ("epoch-0004.keras", "history.csv")
+    if in_training:
+        (workdir / "checkpoints" / "epoch-0004.keras").unlink()
+    if name == "model.keras":  # It is kept where it is the same network.
+        (workdir / name).unlink()
+    with monkeypatch.context() as patch:
+        kill_at_write(patch, name, nth)
+        with pytest.raises(Killed):
+            main(*LONG, f"--workdir={workdir}")
+    assert not (workdir / "results.json").exists()
+    leftovers = [
+        path
+        for folder in (workdir, *(p for p in workdir.rglob("*") if p.is_dir()))
+        for path in files.leftovers(folder)
+    ]
+    assert [path.name.partition("-")[2] for path in leftovers] == [name]
+    output = resume(workdir)
+    assert f"going on after epoch {3 if in_training else 4}" in output
+    assert_same_run(workdir, uninterrupted)
+    assert not leftovers[0].exists()
+
+
+def test_killed_before_anything_is_written(tmp_path, monkeypatch):
+    config, workdir = run.configuration([f"--workdir={tmp_path}"])
+    with monkeypatch.context() as patch:
+        kill_at_write(patch, "config.json")
+        with pytest.raises(Killed):
+            workdirs.claim(workdir, config)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert workdirs.finished(workdir, config) is None
+    workdirs.claim(workdir, config)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert workdirs.finished(workdir, config) is None
+
+
+def spoil(path):
+    """Zeros in the middle, as a file system leaves them after a crash."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle - 4096 : middle + 4096] = bytes(8192)
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+@cpu_only
+@pytest.mark.parametrize("damage", [truncate, spoil])
+def test_broken_checkpoint_falls_back_to_the_one_before(
+    uninterrupted, tmp_path, damage
+):
+    workdir = without_results(uninterrupted, tmp_path)
+    damage(workdir / "checkpoints" / "epoch-0004.keras")
+    output = resume(workdir)
+    assert "cannot read epoch-0004.keras" in output
+    assert "going on after epoch 3" in output
+    assert "epoch 4/4 done" in output
+    assert_same_run(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_killed_between_two_attacks(uninterrupted, tmp_path):
+    workdir = without_results(uninterrupted, tmp_path)
+    record = workdir / "evaluation" / "linf"
+    assert {path.name for path in record.iterdir()} == {
+        *("record.json", "natural", "00-pgd", "01-fgsm")
+    }
+    shutil.rmtree(record / "01-fgsm")
+    with np.load(record / "00-pgd" / "000000.npz") as arrays:
+        measured = dict(arrays)
+    measured["0/seconds"] = np.array(12345.0)  # To know it by.
+    np.savez(record / "00-pgd" / "000000.npz", **measured)
+    output = resume(workdir)
+    assert "epoch 4/4" not in output
+    pgd, fgsm = read_json(workdir / "results.json")["robust"]
+    assert pgd["seconds"] >= 12345.0
+    assert fgsm["seconds"] < 1000
+    assert_same_run(workdir, uninterrupted)
