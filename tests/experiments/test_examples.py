@@ -104,7 +104,7 @@ def test_fit_folder(reader, images):
     # The weights that were saved are those that were measured.
     network = keras.saving.load_model("model.keras")
     logits = network(tfsam.data.as_float(images.x_test))
-    natural = found["none", ""]
+    natural = found["clean", ""]
     assert natural == percent(logits, images.y_test)
     assert float(natural) > 80
     curve = [float(found["pgd", f"{k}/255"]) for k in (4, 2, 1)]
@@ -132,7 +132,7 @@ def test_attack_model(reader, images, old):
     output = python(reader, "attack_model.py", "model.keras", "data.npz")
     found = accuracies(output)
     natural = percent(old(images.x_test), images.y_test)
-    assert found["none", ""] == natural
+    assert found["clean", ""] == natural
     for epsilon in ("1/255", "16/255"):
         noise, pgd = (
             float(found[attack, epsilon]) for attack in ("noise_linf", "pgd")
@@ -159,7 +159,7 @@ def test_attack_model_takes_a_saved_model(
     monkeypatch.setattr(attack_model, "FEW", 4)
     assert attack_model.main(["", "saved_model", "data.npz"]) == 0
     found = accuracies(capsys.readouterr().out)
-    assert found["none", ""] == percent(old(images.x_test), images.y_test)
+    assert found["clean", ""] == percent(old(images.x_test), images.y_test)
 
 
 def test_a_softmax_is_refused(reader, old, capsys):
@@ -234,7 +234,7 @@ def test_the_package_is_on_the_command_line(plugged, tmp_path, capsys):
     assert list(accuracies(output)) == [
         ("smooth_pgd", "0.1"),
         ("pgd", "0.1"),
-        ("none", ""),
+        ("clean", ""),
     ]
 
 

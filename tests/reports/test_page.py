@@ -17,6 +17,7 @@ from experiments import report
 from tfsam import data
 from tfsam import reports
 from tfsam.reports import page
+from tfsam.reports import plots
 from tfsam.reports.page import document
 from tfsam.reports.page import pictures
 from tfsam.reports.page import runs
@@ -472,7 +473,7 @@ def test_examples(folder):
 
 def test_no_perturbation_is_gray():
     clean = np.full((2, 2, 1), 0.25)
-    shown, factor = reports.magnified(clean, clean)
+    shown, factor = plots.magnified(clean, clean)
     np.testing.assert_array_equal(shown, 0.5)
     assert factor == 1
 

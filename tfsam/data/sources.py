@@ -146,6 +146,11 @@ def listing(source: str) -> str | None:
     Returns:
       A line with the number of files, their size, and a checksum of their
       names, sizes and times; None if the source has no files of its own.
+
+    Example:
+    >>> import tfsam
+    >>> tfsam.data.listing("digits") is None
+    True
     """
     kind, _, location = str(source).partition(":")
     path = files.expanded(location) if location else None
@@ -171,6 +176,13 @@ def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
     Raises:
       ValueError: if `count` is less than the number of classes, or leaves
         nothing.
+
+    Example:
+    >>> import tfsam
+    >>> images = tfsam.data.load("digits")
+    >>> train, held_out = tfsam.data.hold_out(images, 100, seed=0)
+    >>> len(train.x_train), len(held_out.x_train)
+    (1337, 100)
     """
     total = len(images.x_train)
     if count >= total:

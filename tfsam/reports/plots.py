@@ -25,6 +25,17 @@ def robustness_plot(results: Mapping[str, Any], path: pathlib.Path) -> None:
         results: the content of a results.json, or the result of
             `tfsam.evaluate`.
         path: the PNG file to write.
+
+    Example:
+    >>> import pathlib, tempfile
+    >>> import tfsam
+    >>> natural = {"accuracy": 0.9, "interval": [0.8, 0.95], "n": 100}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "robustness.png")
+    ...     results = {"natural": natural, "robust": []}
+    ...     tfsam.reports.robustness_plot(results, path)
+    ...     path.exists()
+    True
     """
     rows = results["robust"]
     measured = {r["norm"] for r in rows if r["accuracy"] is not None}
@@ -117,6 +128,19 @@ def examples_plot(
             predicted after the attack.
         path: the PNG file to write.
         heading: a line above the picture, such as "pgd, linf, epsilon 8/255".
+
+    Example:
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> import tfsam
+    >>> clean = np.full((1, 8, 8, 1), 0.5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "examples.png")
+    ...     tfsam.reports.examples_plot(
+    ...         clean, clean + 0.1, [("cat", "dog")], path, "pgd, linf 0.1"
+    ...     )
+    ...     path.exists()
+    True
     """
     figure, panels = _figure(len(images), 3, 1.9, 1.7)
     largest = float(np.abs(adversarial - images).max())

@@ -27,6 +27,12 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
 
     Raises:
         ValueError: if the file was not written by a run, or is damaged.
+
+    Example:
+    >>> import pathlib
+    >>> import tfsam
+    >>> tfsam.reports.read(pathlib.Path("no_such_run/results.json")) is None
+    True
     """
     return checked(_results, path) if path.exists() else None
 
@@ -145,6 +151,11 @@ def attack_name(row: Mapping[str, Any]) -> str:
 
     Returns:
         A name such as "pgd (steps=50)".
+
+    Example:
+    >>> import tfsam
+    >>> tfsam.reports.attack_name({"attack": "pgd", "options": {"steps": 50}})
+    'pgd (steps=50)'
     """
     name: str = row["attack"]
     if row.get("options"):

@@ -31,6 +31,12 @@ def write(folders, path):
     Raises:
         ValueError: if a folder holds no run, or a file is broken.
         OSError: if a file cannot be read or written.
+
+    Example:
+    >>> from tfsam import page
+    >>> page.write([], "report.html")
+    Traceback (most recent call last):
+    ValueError: expected folders of runs. Received: none
     """
     found = runs.read(folders)
     files.write_atomically(path, _page(found))
@@ -38,13 +44,22 @@ def write(folders, path):
 
 
 def render(folders):
-    """The page of all runs in, or below, some folders, as ASCII text.
+    """Returns the page of all runs in, or below, some folders, as ASCII text.
 
     Args:
         folders: paths; one that holds no run is searched for runs.
 
+    Returns:
+        The HTML of the page.
+
     Raises:
         ValueError: if a folder holds no run, or a file is broken.
+
+    Example:
+    >>> from tfsam import page
+    >>> page.render([])
+    Traceback (most recent call last):
+    ValueError: expected folders of runs. Received: none
     """
     return _page(runs.read(folders))
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from tfsam import reports
+from tfsam.reports import plots
 
 # Pixels on a side, from which an image is thinned out: pages stay small.
 _LARGEST = 64
@@ -52,7 +52,7 @@ def examples(arrays):
     for clean, adversarial, before, after in zip(
         *(arrays[name] for name in names), strict=True
     ):
-        perturbation, factor = reports.magnified(clean, adversarial)
+        perturbation, factor = plots.magnified(clean, adversarial)
         pictures = map(image, (clean, perturbation, adversarial))
         yield (*pictures, factor, str(before), str(after))
 

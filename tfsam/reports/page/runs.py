@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfsam import reports
+from tfsam.reports import results
 from tfsam.support import files
 from tfsam.training import monitoring
 
@@ -100,7 +100,7 @@ def _workdirs(folder):
 def _read(path):
     return Run(
         path,
-        reports.read(path / "results.json"),
+        results.read(path / "results.json") or {},
         _known(monitoring.read_history, path / "history.csv") or [],
         _known(_flatness, path / "flatness.json"),
         _known(_examples, path / "examples.npz"),
@@ -110,7 +110,7 @@ def _read(path):
 
 def _known(reader, path):
     """What a file holds, None without the file."""
-    return reports.checked(reader, path) if path.exists() else None
+    return results.checked(reader, path) if path.exists() else None
 
 
 # What a page relies on is checked, and nothing else.
@@ -153,7 +153,7 @@ def _examples(path):
 def attack_name(run, row):
     """What attacked: a robust row of a run's results, in words."""
     transfer = ", transfer" if run.config.get("surrogate") else ""
-    return reports.attack_name(row) + transfer
+    return results.attack_name(row) + transfer
 
 
 def _measurements(run):

@@ -1,0 +1,75 @@
+"""The notebooks, executed from top to bottom in an empty folder."""
+
+import pathlib
+import shutil
+
+import pytest
+
+import experiments.examples
+
+nbclient = pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
+
+FOLDER = pathlib.Path(next(iter(experiments.examples.__path__)))
+NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
+
+
+def read(name):
+    return nbformat.read(FOLDER / name, as_version=4)
+
+
+def printed(notebook):
+    """Everything that the cells of an executed notebook print or show."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            found.append(output.get("text", ""))
+            found.append(output.get("data", {}).get("text/plain", ""))
+    return "\n".join(found)
+
+
+def test_there_are_three():
+    assert len(NOTEBOOKS) == 3
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_numbers_are_stored(name):
+    """Stored outputs would go stale, and nobody would notice."""
+    cells = [c for c in read(name).cells if c.cell_type == "code"]
+    assert cells
+    assert all(not c.outputs and c.execution_count is None for c in cells)
+
+
+EXPECTED = {
+    "attack_a_model_that_you_have.ipynb": (
+        "warning, zero_gradients",
+        "| autoattack | linf | 8/255 |",
+        "largest change of a pixel: 0.125",
+    ),
+    "fit_sam_on_your_images.ipynb": (
+        "shape=(8, 8, 1)",
+        "| pgd | linf | 8/255 |",
+        "\nSAM 0.",
+    ),
+    "read_a_report.ipynb": (
+        "'method': 'sam', 'rho': 0.2",
+        "| cleverhans_pgd | linf |",
+        "report.html compares 2 runs",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_runs(name, tmp_path, monkeypatch):
+    shutil.copy(FOLDER / name, tmp_path)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    notebook = read(name)
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    text = printed(notebook)
+    for line in EXPECTED[name]:
+        assert line in text
