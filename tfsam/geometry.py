@@ -1,14 +1,17 @@
-"""Norms and balls: the geometry that perturbations of inputs and weights share.
+"""Norms and balls, shared by perturbations of inputs and of weights.
 
-Both sides of the paper's duality maximise a loss, linearised, over a ball. Two
-verbs do that for the inputs, one ball an example: `steepest` is the point of
-the unit ball that a gradient points to, `project` brings a point back into the
-ball. `random_point` draws where to start. For the weights there is a single
-ball around all of them, measured by `global_norm`.
+Both kinds of perturbation maximise a linearised loss over a ball. For the
+inputs there is one ball per example: `steepest` returns the point of the unit
+ball that maximises the linearised loss, `project` maps a perturbation to the
+nearest point of the ball, and `random_point` draws a starting point. For the
+weights there is a single ball around all of them, measured by `global_norm`.
 
-Everything here is a pure function of tensors and runs eagerly, in a graph, in
-XLA, and in float32 or float64.
+All functions are pure functions of tensors. They run eagerly, in a graph and in
+XLA, in float32 and in float64.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -16,57 +19,101 @@ from tfsam.support.validators import check_choice
 
 NORMS = ("linf", "l2")
 
-# Units in the last place of float32 by which a length may miss the radius. The
-# rounding of the radius itself adds half a unit.
+# Tolerance for lengths, relative to the radius: three units in the last place
+# of float32. Rounding the radius itself adds half a unit.
 _FEW_UNITS = 3 * 2.0**-23
 
-# The one constant in denominators: of the attacks' losses, and of every weight
-# perturbation, so that the methods' identities (GSAM(0) = SAM, ...) are exact.
+# Added to denominators in the attacks' losses and in every weight perturbation.
+# A single constant keeps identities between methods, such as GSAM with alpha=0
+# and SAM, exact.
 TINY = 1e-12
 
 
-def check_norm(norm):
-    """Returns `norm`; raises a ValueError if it is not one of `NORMS`."""
+def check_norm(norm: str) -> str:
+    """Checks the name of a norm.
+
+    Args:
+        norm: "linf" or "l2".
+
+    Returns:
+        `norm`.
+
+    Raises:
+        ValueError: If `norm` is not one of `NORMS`.
+
+    Example:
+        >>> check_norm("l2")
+        'l2'
+    """
     return check_choice("norm", norm, NORMS)
 
 
-def global_norm(tensors):
-    """The l2 norm of a list of tensors, taken as one vector.
+def global_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Computes the l2 norm of a list of tensors, taken as a single vector.
 
-    Computed in float32 at least: a float16 sum of squares overflows at 256
+    The sum of squares is at least float32: in float16 it would overflow at 256
     weights of size 16.
 
     Args:
-        tensors: a list of float tensors of any shapes.
+        tensors: List of float tensors of any shapes.
 
     Returns:
-        A scalar, float32 (float64 if the tensors are).
+        Scalar tensor, float64 if the tensors are float64, else float32.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> float(global_norm([tf.constant([3.0]), tf.constant([[4.0]])]))
+        5.0
     """
     return tf.sqrt(
         tf.add_n([tf.reduce_sum(tf.square(_precise(t))) for t in tensors])
     )
 
 
-def example_sums(values, keepdims=True):
-    """The sum over each example of a batch.
+def example_sums(values: tf.Tensor, keepdims: bool = True) -> tf.Tensor:
+    """Sums the values of each example of a batch.
 
     Args:
-        values: float tensor (batch, ...).
-        keepdims: whether the result is (batch, 1, ..., 1), which broadcasts
-            against `values`, or (batch,).
+        values: Float tensor (batch, ...).
+        keepdims: If True, the result has shape (batch, 1, ..., 1), which
+            broadcasts against `values`; else it has shape (batch,).
+
+    Returns:
+        Tensor of the dtype of `values`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> example_sums(tf.ones([2, 3]), keepdims=False).numpy().tolist()
+        [3.0, 3.0]
     """
     axes = list(range(1, values.shape.rank))
     return tf.reduce_sum(values, axis=axes, keepdims=keepdims)
 
 
-def example_norms(perturbations, norm, keepdims=True):
-    """The norm of each example of a batch.
+def example_norms(
+    perturbations: tf.Tensor, norm: str, keepdims: bool = True
+) -> tf.Tensor:
+    """Computes the norm of each example of a batch.
 
     Args:
-        perturbations: float tensor (batch, ...).
+        perturbations: Float tensor (batch, ...).
         norm: "linf" or "l2".
-        keepdims: whether the result is (batch, 1, ..., 1), which broadcasts
-            against `perturbations`, or (batch,).
+        keepdims: If True, the result has shape (batch, 1, ..., 1), which
+            broadcasts against `perturbations`; else it has shape (batch,).
+
+    Returns:
+        Tensor of the dtype of `perturbations`, >= 0.
+
+    Raises:
+        ValueError: If `norm` is not one of `NORMS`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> batch = tf.constant([[3.0, -4.0], [0.0, 1.0]])
+        >>> example_norms(batch, "linf", keepdims=False).numpy().tolist()
+        [4.0, 1.0]
+        >>> example_norms(batch, "l2", keepdims=False).numpy().tolist()
+        [5.0, 1.0]
     """
     if check_norm(norm) == "linf":
         axes = list(range(1, perturbations.shape.rank))
@@ -76,35 +123,50 @@ def example_norms(perturbations, norm, keepdims=True):
     return tf.sqrt(example_sums(tf.square(perturbations), keepdims))
 
 
-def over_largest(gradients):
-    """Each example over its largest entry, and that entry's size.
+def over_largest(gradients: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Divides each example by the size of its largest entry.
 
-    A confident network's gradients are as small as 1e-30; their squares would
-    vanish in float32.
+    The gradients of a confident network can be as small as 1e-30; without this
+    scaling their squares would vanish in float32.
 
     Args:
-        gradients: float tensor (batch, ...).
+        gradients: Float tensor (batch, ...).
 
     Returns:
-        Two tensors, of the shape of `gradients` and (batch, 1, ..., 1); zeros
-        where an example is zero.
+        Tuple of the scaled gradients, of the shape of `gradients`, and the
+        sizes, of shape (batch, 1, ..., 1). Both are zero for examples that are
+        zero.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> scaled, largest = over_largest(tf.constant([[2.0, -4.0]]))
+        >>> scaled.numpy().tolist(), largest.numpy().tolist()
+        ([[0.5, -1.0]], [[4.0]])
     """
     largest = example_norms(gradients, "linf")
     return tf.math.divide_no_nan(gradients, largest), largest
 
 
-def steepest(gradients, norm):
-    """The point of the unit ball where each example's linear loss is largest.
+def steepest(gradients: tf.Tensor, norm: str) -> tf.Tensor:
+    """Maximises each example's linearised loss over the unit ball.
 
-    argmax_d <g, d> over ||d|| <= 1: sign(g) in l-inf, g / ||g||_2 in l2. A
-    gradient of zero gives zero.
+    The result is argmax_d <g, d> over ||d|| <= 1: sign(g) in l-inf and
+    g / ||g||_2 in l2. A gradient of zero gives zero.
 
     Args:
-        gradients: float tensor (batch, ...).
+        gradients: Float tensor (batch, ...).
         norm: "linf" or "l2".
 
     Returns:
-        A tensor of the shape of `gradients`.
+        Tensor of the shape of `gradients`.
+
+    Raises:
+        ValueError: If `norm` is not one of `NORMS`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> steepest(tf.constant([[2.0, -0.5]]), "linf").numpy().tolist()
+        [[1.0, -1.0]]
     """
     if check_norm(norm) == "linf":
         return tf.sign(gradients)
@@ -112,16 +174,25 @@ def steepest(gradients, norm):
     return tf.math.divide_no_nan(scaled, example_norms(scaled, "l2"))
 
 
-def project(perturbations, radius, norm):
-    """The nearest point of the ball, for each example.
+def project(perturbations: tf.Tensor, radius: Any, norm: str) -> tf.Tensor:
+    """Projects each example onto the ball around zero.
 
     Args:
-        perturbations: float tensor (batch, ...).
-        radius: radius of the ball, a number or a scalar tensor.
+        perturbations: Float tensor (batch, ...).
+        radius: Radius of the ball, a number or a scalar tensor, >= 0.
         norm: "linf" or "l2".
 
     Returns:
-        A tensor of the shape of `perturbations`; points inside stay.
+        Tensor of the shape of `perturbations`: the nearest point of the ball
+        to each example. Points inside the ball are unchanged.
+
+    Raises:
+        ValueError: If `norm` is not one of `NORMS`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> project(tf.constant([[3.0, -4.0]]), 1.0, "linf").numpy().tolist()
+        [[1.0, -1.0]]
     """
     if check_norm(norm) == "linf":
         return tf.clip_by_value(perturbations, -radius, radius)
@@ -130,26 +201,35 @@ def project(perturbations, radius, norm):
     return perturbations * scale
 
 
-def shrink(x, moved, radius):
-    """Brings points that rounding took out of an l2 ball back into it.
+def shrink(x: tf.Tensor, moved: tf.Tensor, radius: Any) -> tf.Tensor:
+    """Moves points that rounding took out of an l2 ball back into it.
 
-    In a large image the roundings of x + perturbation add up: where all pixels
-    are alike, to sqrt(pixels) / 2 units in their last place. Here the length is
-    measured in float64 and each pixel of the shorter perturbation is rounded
-    towards x.
+    In a large image the rounding errors of x + perturbation add up: where all
+    pixels are equal, to sqrt(pixels) / 2 units in their last place. This
+    function measures lengths in float64 and rounds each pixel of a shortened
+    perturbation towards x.
 
     Args:
-        x: float tensor (batch, ...), the centres.
-        moved: float tensor of x's shape and dtype.
-        radius: radius of the ball, a number or a scalar tensor.
+        x: Float tensor (batch, ...), the centres of the balls.
+        moved: Float tensor of the shape and dtype of x.
+        radius: Radius of the balls, a number or a scalar tensor, >= 0.
 
     Returns:
-        A tensor of x's shape: each example of `moved` that is at most `radius`
-        away from x, but for a few units in the last place of float32, keeps
-        every bit; the others are at most `radius` away.
+        Tensor of the shape of x. An example of `moved` within `radius` of x,
+        to a few units in the last place of float32, is returned unchanged to
+        the bit; the others are returned at most `radius` away from x.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x = tf.zeros([1, 2])
+        >>> shrink(x, tf.constant([[3.0, 4.0]]), 5.0).numpy().tolist()
+        [[3.0, 4.0]]
+        >>> shrink(x, tf.constant([[3.0, 4.0]]), 2.5).numpy().tolist()
+        [[1.5, 2.0]]
     """
-    # A number is rounded like the tensor that an evaluation passes instead,
-    # which is never a half: that would make it another ball.
+    # Rounds a number in the same way as the scalar tensor that an evaluation
+    # passes instead. That tensor is never float16: its rounding would change
+    # the ball.
     dtype = x.dtype if x.dtype.size > 4 else tf.float32
     if not tf.is_tensor(radius):  # tf.cast would round it to float32 first.
         radius = tf.constant(radius, dtype)
@@ -158,7 +238,7 @@ def shrink(x, moved, radius):
     norms = example_norms(tf.cast(moved, tf.float64) - centres, "l2")
     outside = norms > radius * (1 + _FEW_UNITS)
 
-    def shortened():
+    def shortened() -> tf.Tensor:
         offsets = (tf.cast(moved, tf.float64) - centres) * (radius / norms)
         points = tf.cast(centres + offsets, x.dtype)
         beyond = tf.abs(tf.cast(points, tf.float64) - centres)
@@ -168,21 +248,37 @@ def shrink(x, moved, radius):
     return tf.cond(tf.reduce_any(outside), shortened, lambda: moved)
 
 
-def random_point(seeds, shape, radius, norm, dtype=tf.float32):
-    """A point for each example, uniform in the ball.
+def random_point(
+    seeds: tf.Tensor,
+    shape: Any,
+    radius: Any,
+    norm: str,
+    dtype: tf.DType = tf.float32,
+) -> tf.Tensor:
+    """Draws a point for each example, uniform in the ball around zero.
 
-    An example's point depends on its own row of `seeds` alone: not on the
-    batch that it is in, on the device or on whether XLA compiled the rest.
+    The point of an example is a function of its own row of `seeds` alone. It
+    does not depend on the batch, on the device or on compilation by XLA.
 
     Args:
         seeds: int32 tensor (batch, 2).
-        shape: the batch's shape, (batch, ...).
-        radius: radius of the ball, a scalar.
+        shape: Shape of the batch, (batch, ...), a tuple or a tensor.
+        radius: Radius of the ball, a number or a scalar tensor, >= 0.
         norm: "linf" or "l2".
-        dtype: the result's dtype.
+        dtype: Dtype of the result.
 
     Returns:
-        A tensor of shape `shape`.
+        Tensor of shape `shape`.
+
+    Raises:
+        ValueError: If `norm` is not one of `NORMS`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> seeds = tf.constant([[0, 0], [0, 1]])
+        >>> points = random_point(seeds, (2, 3), 0.1, "linf")
+        >>> bool(tf.reduce_all(tf.abs(points) <= 0.1))
+        True
     """
     check_norm(norm)
     points = _points(seeds, tf.convert_to_tensor(shape)[1:], norm, dtype)
@@ -190,16 +286,23 @@ def random_point(seeds, shape, radius, norm, dtype=tf.float32):
 
 
 @tf.function(autograph=False)
-def random_normal(seeds, shape, dtype=tf.float32):
-    """Standard normal noise for each example, by its own row of `seeds`.
+def random_normal(
+    seeds: tf.Tensor, shape: Any, dtype: tf.DType = tf.float32
+) -> tf.Tensor:
+    """Draws standard normal noise for each example from its row of `seeds`.
 
     Args:
         seeds: int32 tensor (batch, 2).
-        shape: the batch's shape, (batch, ...).
-        dtype: the result's dtype.
+        shape: Shape of the batch, (batch, ...), a tuple or a tensor.
+        dtype: Dtype of the result.
 
     Returns:
-        A tensor of shape `shape`.
+        Tensor of shape `shape`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> random_normal(tf.constant([[0, 0], [0, 1]]), (2, 3)).shape.as_list()
+        [2, 3]
     """
     noise = tf.map_fn(
         lambda seed: tf.random.stateless_normal(
@@ -211,15 +314,19 @@ def random_normal(seeds, shape, dtype=tf.float32):
     return tf.reshape(noise, shape)
 
 
-# A graph of its own: eagerly, a loop over examples takes a second a batch.
+# Compiled into a graph: eagerly, a loop over examples takes a second per batch.
 @tf.function(autograph=False)
-def _points(seeds, shape, norm, dtype):
-    def cube(seed):
+def _points(
+    seeds: tf.Tensor, shape: tf.Tensor, norm: str, dtype: tf.DType
+) -> tf.Tensor:
+    """Draws points uniform in the unit ball; `shape` is that of an example."""
+
+    def cube(seed: tf.Tensor) -> tf.Tensor:
         return tf.random.stateless_uniform(
             shape, seed, -1.0, 1.0, dtype, alg="philox"
         )
 
-    def sphere_and_radius(seed):
+    def sphere_and_radius(seed: tf.Tensor) -> tf.Tensor:
         direction = tf.random.stateless_normal(
             shape, seed, dtype=dtype, alg="philox"
         )
@@ -227,7 +334,7 @@ def _points(seeds, shape, norm, dtype):
         share = tf.random.stateless_uniform(
             [], other, dtype=dtype, alg="philox"
         )
-        # The volume inside radius r grows as r^d.
+        # The volume of a ball of radius r grows as r^d.
         size = tf.cast(tf.size(direction), dtype)
         direction /= tf.norm(tf.reshape(direction, [-1]))
         return direction * share ** (1.0 / size)
@@ -236,14 +343,14 @@ def _points(seeds, shape, norm, dtype):
     return tf.map_fn(draw, seeds, fn_output_signature=dtype)
 
 
-def _towards(points, x):
+def _towards(points: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """Returns the next number of the dtype from each point towards x.
 
-    The bits of a positive number, read as an integer, are in the order of the
-    numbers; those of a negative one in the opposite order.
+    Read as integers, the bits of positive floating-point numbers have the order
+    of the numbers, and the bits of negative ones the opposite order.
     """
     integer = {2: tf.int16, 4: tf.int32, 8: tf.int64}[points.dtype.size]
-    # GPUs compute with int64; int32 is left to the CPU.
+    # TensorFlow has GPU kernels for int64, and runs those for int32 on the CPU.
     bits = tf.cast(tf.bitcast(points, integer), tf.int64)
     one = tf.ones([], tf.int64)
     bits += tf.where((x > points) == (points > 0), one, -one)
@@ -254,5 +361,6 @@ def _towards(points, x):
     return tf.where(points == x, points, moved)
 
 
-def _precise(tensor):
+def _precise(tensor: tf.Tensor) -> tf.Tensor:
+    """Casts a tensor to float32, unless it is float64."""
     return tensor if tensor.dtype == tf.float64 else tf.cast(tensor, tf.float32)
