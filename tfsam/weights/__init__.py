@@ -1,15 +1,17 @@
-"""Perturb the weights: the sharpness-aware family.
+"""Weight perturbations: the sharpness-aware family.
 
     perturbation = tfsam.weights.get("sam", rho=0.2)
     model = tfsam.RobustModel(network, perturb_weights=perturbation)
 
-A file holds what its name says; `base.py` says what a perturbation must do. To
-add one, subclass `WeightPerturbation` in a package of your own, register it
-with `keras.saving.register_keras_serializable`, and name it in that package's
-metadata, in the entry-point group `tfsam.weights`: it is a `--method` then.
+`tfsam.weights.base` documents the methods of a perturbation. To add one of your
+own, subclass `WeightPerturbation`, register the class with
+`keras.saving.register_keras_serializable`, and name it in the metadata of your
+package, in the entry-point group `tfsam.weights`. It is then also available as
+a `--method` of the command line.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from tfsam.support.registry import Registry
 from tfsam.support.registry import make
@@ -27,7 +29,7 @@ from tfsam.weights.ssam import SSAM
 
 GROUP = "tfsam.weights"
 
-_NATIVE: dict[str, Callable] = {
+_NATIVE: dict[str, Callable[..., Any]] = {
     "asam": ASAM,
     "awp": AWP,
     "esam": ESAM,
@@ -43,17 +45,24 @@ names = _REGISTRY.names
 factory = _REGISTRY.factory
 
 
-def get(name, **options):
-    """Makes a weight perturbation.
+def get(name: str, **options: Any) -> Any:
+    """Makes a weight perturbation by name.
 
     Args:
-        name: one of `names()`.
-        **options: the arguments of its constructor.
+        name: One of `names()`.
+        **options: Arguments of its constructor.
+
+    Returns:
+        The weight perturbation.
 
     Raises:
-        ValueError: if the name or an option is unknown, an option is out of
-            its range, or two packages claim the name.
-        ImportError: if a plug-in's package cannot be imported.
+        ValueError: If the name or an option is unknown, an option is out of
+            its range, or two packages register the name.
+        ImportError: If the package of a plug-in cannot be imported.
+
+    Example:
+        >>> get("sam", rho=0.2).rho
+        0.2
     """
     return make(factory(name), **options)
 

@@ -1,29 +1,29 @@
-"""What a perturbation of the weights is, and what the family shares.
+"""Base class of weight perturbations, and helpers shared by the family.
 
-Every method is an object whose verbs are pure functions of lists of tensors.
-`perturb` is the only one that each method must have; the other four are None
-where a method does not need them, and the train step in `model.py` then leaves
-them out:
+A weight perturbation is an object whose methods are pure functions of lists of
+tensors. Only `perturb` is required. The other four methods are None where a
+perturbation does not need them, and the train step then skips them:
 
     init(weights, seed)                            -> state
-    due(state, step)                               -> is a second pass due?
+    due(state, step)                               -> bool: make a second pass?
     perturb(weights, gradients, state, step)       -> weights, state
     select(losses, perturbed_losses, state, step)  -> positions in the batch
     combine(gradients, perturbed_gradients, state, step) -> gradients, state
 
-- `weights`, `gradients`: lists of tensors, one an entry of `step.kinds`, in the
-  order of the model's perturbed trainable variables. Gradients carry no loss
-  scale and no 1/replicas. A weight that the loss does not depend on has zeros.
-- `state`: a list of tensors, () where there is none. The model keeps it in
-  Keras variables, so it is saved, restored and resumed. On several replicas
-  what is kept is their mean.
-- `due` gives a Python bool or a scalar boolean tensor; where it is False,
-  `combine` gets None for the perturbed gradients (LookSAM's cheap steps).
-- `select` chooses the examples of the second pass (ESAM) by their losses before
-  and after.
+- `weights` and `gradients` are lists of tensors in the order of `step.kinds`,
+  one for each perturbed trainable variable of the model. Gradients carry
+  neither a loss scale nor the factor 1/replicas. The gradient of a weight that
+  the loss does not depend on is zero.
+- `state` is a list of tensors, empty if the perturbation has none. The model
+  keeps it in Keras variables, so that it is saved, restored and resumed. On
+  several replicas it is replaced by the mean over the replicas.
+- `due` returns a Python bool or a scalar bool tensor. On steps where it is
+  False, there is no second pass and `combine` receives None for
+  `perturbed_gradients` (LookSAM's cheap steps).
+- `select` chooses the examples of the second pass from the losses before and
+  after the perturbation (ESAM).
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -34,38 +34,60 @@ from tfsam.geometry import TINY
 from tfsam.geometry import global_norm
 from tfsam.support.configurable import Configurable
 
+Tensors = Sequence[tf.Tensor]
+
 
 class Step(NamedTuple):
-    """What a weight perturbation may know of the training step.
+    """The training step, as a weight perturbation sees it.
 
     Attributes:
-        kinds: for each weight its `kind`.
+        kinds: The `kind` of each weight.
         seed: int32 tensor (2,), new at each step, the same on all replicas.
-        count: training steps before this one, a scalar int64 tensor.
-        learning_rate: the optimizer's learning rate, a scalar tensor.
-        gradient: function from other weights to the gradients there, of the
-            same batch; a forward and a backward pass.
-        squared_gradients: function of nothing to (list of tensors, count): the
-            squared gradients of each example's cross-entropy in inference mode,
-            summed over the batch (the empirical Fisher information), and of how
-            many examples of all replicas; a pass an example.
+        count: Scalar int64 tensor, the number of training steps before this
+            one.
+        learning_rate: Scalar tensor, the optimizer's learning rate.
+        gradient: Function from a list of weights to the list of gradients of
+            the loss of the same batch at these weights. Costs a forward and a
+            backward pass.
+        squared_gradients: Function without arguments. Returns a tuple of a list
+            of tensors, the squared gradients of each example's cross-entropy in
+            inference mode, summed over the batch (the empirical Fisher
+            information), and the number of examples on all replicas. Costs a
+            pass for each example.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> seed, count = tf.constant([0, 1]), tf.constant(0, tf.int64)
+        >>> step = Step(["kernel"], seed, count, tf.constant(0.1))
+        >>> step.kinds
+        ['kernel']
     """
 
     kinds: Sequence[str]
     seed: tf.Tensor
     count: tf.Tensor
     learning_rate: tf.Tensor
-    gradient: Callable[..., Any] | None = None
-    squared_gradients: Callable[[], Any] | None = None
+    gradient: Any = None
+    squared_gradients: Any = None
 
 
-def kind(variable):
-    """The role of a Keras variable: "kernel", "bias", "scale" or "offset".
+def kind(variable: Any) -> str:
+    """Returns the role of a variable in its layer.
 
     Args:
-        variable: a `keras.Variable`. Normalisation layers call their scale
-            gamma and their offset beta; of all others, those of two or more
-            dimensions are kernels (embeddings included).
+        variable: A `keras.Variable`. Normalization layers name their scale
+            gamma and their offset beta. Any other variable of two or more
+            dimensions counts as a kernel, embeddings included.
+
+    Returns:
+        "kernel", "bias", "scale" or "offset".
+
+    Example:
+        >>> import keras
+        >>> layer = keras.layers.Dense(2)
+        >>> layer.build((None, 3))
+        >>> [kind(variable) for variable in layer.trainable_variables]
+        ['kernel', 'bias']
     """
     known = {
         "gamma": "scale",
@@ -79,27 +101,93 @@ def kind(variable):
 
 
 class WeightPerturbation(Configurable):
-    """Base of the family: see the module's docstring for the verbs."""
+    """Base class of weight perturbations.
+
+    A subclass implements `perturb` and, where needed, the optional methods
+    `init`, `due`, `select` and `combine`; see the module's docstring for their
+    arguments. Every constructor argument must be kept as an attribute of the
+    same name, and the class registered with
+    `keras.saving.register_keras_serializable`, so that models can be saved.
+
+    Attributes:
+        init: None, or a method (weights, seed) -> state that returns the
+            initial state. `seed` is an int32 array (2,).
+        due: None, or a method (state, step) -> bool that decides whether the
+            step makes a second pass. None means on every step.
+        select: None, or a method (losses, perturbed_losses, state, step) ->
+            positions. The losses are float tensors (batch,), the result an
+            int32 tensor of positions in the batch. None means all examples.
+        combine: None, or a method (gradients, perturbed_gradients, state, step)
+            -> (gradients, state) that returns the gradients of the descent
+            step. None descends along `perturbed_gradients`.
+        needs_classes: Whether the perturbation requires a network that returns
+            class logits, and labels that name classes.
+
+    Example:
+        >>> import keras
+        >>> import tensorflow as tf
+        >>> @keras.saving.register_keras_serializable(package="example")
+        ... class Shift(WeightPerturbation):
+        ...     def __init__(self, rho=0.1):
+        ...         self.rho = rho
+        ...
+        ...     def perturb(self, weights, gradients, state, step):
+        ...         return [w + self.rho for w in weights], state
+        >>> moved, _ = Shift().perturb([tf.ones([2])], [tf.ones([2])], [], None)
+        >>> print(moved[0].numpy())
+        [1.1 1.1]
+    """
 
     init: Any = None
     due: Any = None
     select: Any = None
     combine: Any = None
-    # Whether it takes logits of classes, and labels that name them.
     needs_classes: Any = False
 
-    def perturb(self, weights, gradients, state, step):
-        """Returns the perturbed weights and the new state."""
-        raise TypeError(f"{type(self).__name__} has no perturb().")
+    def perturb(
+        self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step
+    ) -> tuple[list[tf.Tensor], Tensors]:
+        """Perturbs the weights for the second pass.
+
+        Args:
+            weights: List of tensors, the current weights.
+            gradients: List of tensors of the same shapes, the gradients of the
+                loss at `weights`.
+            state: List of tensors.
+            step: The training step.
+
+        Returns:
+            Tuple of the perturbed weights, a list of tensors of the shapes and
+            dtypes of `weights`, and the new state.
+
+        Raises:
+            TypeError: If the subclass does not implement it.
+        """
+        raise TypeError(
+            f"A WeightPerturbation must implement perturb(). "
+            f"Received: {type(self).__name__}"
+        )
 
 
-def along(weights, directions, scale):
-    """The weights, moved.
+def along(
+    weights: Tensors, directions: Tensors, scale: tf.Tensor
+) -> list[tf.Tensor]:
+    """Moves weights along directions.
 
     Args:
-        weights: a list of tensors.
-        directions: a list of tensors of their shapes.
-        scale: a scalar, how far in units of `directions`.
+        weights: List of tensors.
+        directions: List of tensors of the same shapes.
+        scale: Scalar tensor, the step in units of `directions`.
+
+    Returns:
+        List of tensors `weights + scale * directions`, of the dtypes of
+        `weights`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> (moved,) = along([tf.ones(2)], [tf.ones(2)], tf.constant(0.5))
+        >>> moved.numpy().tolist()
+        [1.5, 1.5]
     """
     return [
         # In the precision of the scale: rho / 1e-12 overflows in float16.
@@ -108,26 +196,48 @@ def along(weights, directions, scale):
     ]
 
 
-def inner(one, other):
-    """The inner product of two lists of tensors, taken as vectors."""
+def inner(one: Tensors, other: Tensors) -> tf.Tensor:
+    """Computes the inner product of two lists of tensors, taken as vectors.
+
+    Args:
+        one: List of float tensors.
+        other: List of float tensors of the same shapes.
+
+    Returns:
+        Scalar tensor.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> float(inner([tf.constant([1.0, 2.0])], [tf.constant([3.0, 4.0])]))
+        11.0
+    """
     return tf.add_n(
         [tf.reduce_sum(a * b) for a, b in zip(one, other, strict=True)]
     )
 
 
-def without(vectors, direction):
-    """The part of a list of tensors that is orthogonal to another.
+def without(vectors: Tensors, direction: Tensors) -> list[tf.Tensor]:
+    """Removes from a vector its component along a direction.
 
     Args:
-        vectors: a list of tensors.
-        direction: a list of tensors of their shapes; where it is zero,
-            `vectors` is all that is left.
+        vectors: List of float tensors, taken as a single vector.
+        direction: List of float tensors of the same shapes, taken as a single
+            vector. Where it is zero, nothing is removed.
 
     Returns:
-        A list of tensors; zeros where the two are parallel to within rounding,
-        which would be a direction to those who normalise it.
+        List of tensors, the component of `vectors` that is orthogonal to
+        `direction`. Zeros if the two are parallel to within rounding: callers
+        that normalise the result would turn rounding errors into a direction.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> vectors = [tf.constant([3.0, 4.0])]
+        >>> direction = [tf.constant([2.0, 0.0])]
+        >>> without(vectors, direction)[0].numpy().tolist()
+        [0.0, 4.0]
     """
-    # Divided twice: the square of a small norm would vanish in float32.
+    # Divides twice by the norm: the square of a small norm would vanish in
+    # float32.
     size = global_norm(direction) + TINY
     unit = [d / tf.cast(size, d.dtype) for d in direction]
     share = inner(vectors, unit)

@@ -1,10 +1,12 @@
-"""GSAM: SAM that also closes the gap between the sharp loss and the loss."""
+"""GSAM: SAM that also minimises the gap between perturbed and plain loss."""
 
 import keras
 import tensorflow as tf
 
 from tfsam.support.validators import check_interval
 from tfsam.support.validators import check_number
+from tfsam.weights.base import Step
+from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import without
 from tfsam.weights.sam import steepest
@@ -14,25 +16,39 @@ from tfsam.weights.sam import steepest
 class GSAM(WeightPerturbation):
     """Surrogate gap guided SAM (Zhuang et al., 2022, algorithm 1).
 
-    Descends by g~ - alpha * g_perp: g~ the gradient at SAM's perturbed weights,
-    g_perp the part of the gradient at w that is orthogonal to g~. The radius
-    follows the learning rate, from `rho` at the highest to `rho_min` at the
-    lowest.
+    The descent direction is g~ - alpha * g_perp. Here g~ is the gradient at
+    SAM's perturbed weights, and g_perp the component of the gradient at w that
+    is orthogonal to g~. The radius follows the learning rate, from `rho` at the
+    highest learning rate to `rho_min` at the lowest.
 
     Args:
-        rho: the largest radius, >= 0.
-        alpha: weight of the surrogate gap, >= 0; 0 is SAM.
-        rho_min: the smallest radius, in [0, rho]; None is `rho`, always.
-        learning_rates: (lowest, highest) of the schedule; None is 0 and the
-            highest that was seen so far.
+        rho: Largest radius, >= 0.
+        alpha: Weight of the surrogate gap, >= 0; with 0 it equals SAM.
+        rho_min: Smallest radius, in [0, rho]. None keeps the radius at `rho`.
+        learning_rates: (lowest, highest) learning rate of the schedule. None
+            means 0 and the highest learning rate so far.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> gsam = GSAM(rho=0.05, alpha=0.5)
+        >>> plain = [tf.constant([1.0, 2.0])]
+        >>> perturbed = [tf.constant([1.0, 0.0])]
+        >>> combined, _ = gsam.combine(plain, perturbed, [], None)
+        >>> combined[0].numpy().tolist()
+        [1.0, -1.0]
     """
 
     def __init__(
-        self, rho=0.05, *, alpha=0.4, rho_min=None, learning_rates=None
-    ):
+        self,
+        rho: float = 0.05,
+        *,
+        alpha: float = 0.4,
+        rho_min: float | None = None,
+        learning_rates: tuple[float, float] | None = None,
+    ) -> None:
         self.rho = check_number("rho", rho)
         self.alpha = check_number("alpha", alpha)
         if rho_min is not None and check_number("rho_min", rho_min) > rho:
@@ -44,13 +60,15 @@ class GSAM(WeightPerturbation):
         for rate in self.learning_rates or ():
             check_number("learning_rates", rate)
 
-    def init(self, weights, seed):
-        """The highest learning rate so far, where that is needed."""
+    def init(self, weights: Tensors, seed: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the highest learning rate so far, 0, if it is needed."""
         follows = self.rho_min is not None and self.learning_rates is None
         return [tf.zeros(())] if follows else []
 
-    def perturb(self, weights, gradients, state, step):
-        """Returns SAM's weights at the radius of the hour, and the state."""
+    def perturb(
+        self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step
+    ) -> tuple[list[tf.Tensor], Tensors]:
+        """Moves the weights as SAM does, by the current radius."""
         radius = self.rho
         if self.rho_min is not None:
             rate = tf.cast(step.learning_rate, tf.float32)
@@ -64,8 +82,14 @@ class GSAM(WeightPerturbation):
             radius = self.rho_min + (self.rho - self.rho_min) * share
         return steepest(weights, gradients, radius), state
 
-    def combine(self, gradients, perturbed_gradients, state, step):
-        """Takes what of g is orthogonal to g~ away from g~."""
+    def combine(
+        self,
+        gradients: Tensors,
+        perturbed_gradients: Tensors,
+        state: Tensors,
+        step: Step,
+    ) -> tuple[Tensors, Tensors]:
+        """Subtracts alpha * g_perp from g~."""
         if not self.alpha:
             return perturbed_gradients, state
         rest = without(gradients, perturbed_gradients)

@@ -1,4 +1,6 @@
-"""LookSAM: SAM whose second pass is made now and then, and remembered."""
+"""LookSAM: SAM whose second pass is made every few steps and then reused."""
+
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -7,6 +9,8 @@ from tfsam.geometry import TINY
 from tfsam.geometry import global_norm
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
+from tfsam.weights.base import Step
+from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
 from tfsam.weights.base import without
@@ -17,42 +21,63 @@ from tfsam.weights.sam import steepest
 class LookSAM(WeightPerturbation):
     """LookSAM (Liu et al., 2022, algorithm 1), global, without layer scaling.
 
-    Each `every`-th training step is SAM's, and keeps g_v, the part of its
-    gradient that is orthogonal to the gradient at w: what leads to flatness
-    changes slowly. The steps between descend by
-    g + alpha * ||g|| / ||g_v|| * g_v, without a second pass.
+    Every `every`-th training step is a step of SAM. It keeps g_v, the component
+    of SAM's gradient that is orthogonal to the gradient at w: this component
+    leads to flat regions and changes slowly. The steps in between need no
+    second pass and descend along g + alpha * ||g|| / ||g_v|| * g_v.
 
     Args:
-        rho: radius of SAM's ball, >= 0.
-        every: training steps from one second pass to the next, >= 1; 1 is SAM.
-        alpha: weight of g_v, >= 0.
+        rho: Radius of SAM's ball, >= 0.
+        every: Number of training steps from one second pass to the next, >= 1;
+            with 1 it equals SAM.
+        alpha: Weight of g_v, >= 0.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> step = Step([], None, tf.constant(4), None)
+        >>> bool(LookSAM(rho=0.1, every=2).due([], step))
+        True
     """
 
-    def __init__(self, rho=0.05, *, every=5, alpha=0.7):
+    def __init__(
+        self, rho: float = 0.05, *, every: int = 5, alpha: float = 0.7
+    ) -> None:
         self.rho = check_number("rho", rho)
         self.every = check_count("every", every, 1)
         self.alpha = check_number("alpha", alpha)
 
-    def init(self, weights, seed):
-        """The direction g_v: one tensor a weight."""
+    def init(self, weights: Tensors, seed: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the initial direction g_v: zeros of the weights' shapes."""
         return [tf.zeros(w.shape, w.dtype) for w in weights]
 
-    def due(self, state, step):
-        """Whether this is one of SAM's steps."""
+    def due(self, state: Tensors, step: Step) -> Any:
+        """Returns whether this step is a step of SAM."""
         return self.every == 1 or step.count % self.every == 0
 
-    def perturb(self, weights, gradients, state, step):
-        """Returns SAM's weights, and the state."""
+    def perturb(
+        self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step
+    ) -> tuple[list[tf.Tensor], Tensors]:
+        """Moves the weights as SAM does."""
         return steepest(weights, gradients, self.rho), state
 
-    def combine(self, gradients, perturbed_gradients, state, step):
-        """SAM's gradient and a new g_v; or the gradient plus the old g_v."""
+    def combine(
+        self,
+        gradients: Tensors,
+        perturbed_gradients: Tensors | None,
+        state: Tensors,
+        step: Step,
+    ) -> tuple[Tensors, Tensors]:
+        """Returns the descent direction and g_v.
+
+        On a step of SAM these are SAM's gradient and a new g_v; on other steps
+        the gradient plus the scaled g_v, and g_v unchanged.
+        """
         if perturbed_gradients is not None:
             return perturbed_gradients, without(perturbed_gradients, gradients)
-        # Where g_v is zero, as before the first of SAM's steps, so is this.
+        # Before the first step of SAM, g_v is zero and adds nothing.
         size = self.alpha * global_norm(gradients)
         return along(
             gradients, state, size / (global_norm(state) + TINY)

@@ -1,6 +1,8 @@
-"""Sparse SAM: SAM on the coordinates of a mask that is renewed now and then."""
+"""Sparse SAM: SAM on the weights selected by a mask, renewed periodically."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,6 +13,8 @@ from tfsam.geometry import global_norm
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
+from tfsam.weights.base import Step
+from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
 
@@ -21,48 +25,57 @@ MASKS = ("fisher", "dynamic")
 class SSAM(WeightPerturbation):
     """Sparse SAM (Mi et al., 2022, algorithms 1 to 3).
 
-    w + rho * m * g / (||g||_2 + 1e-12): the norm is that of the whole gradient,
-    the mask m has n - ceil(sparsity * n) ones among all n weights. A new mask
-    is due every `refresh_every` training steps.
+    The perturbed weights are w + rho * m * g / (||g||_2 + 1e-12). The norm is
+    that of the whole gradient; the mask m has n - ceil(sparsity * n) ones, for
+    n weights in total. A new mask is made every `refresh_every` training steps.
 
-    - "fisher" (SSAM-F) keeps the coordinates of the largest empirical Fisher
-      information, from `samples` examples at least: the sum over examples of
-      their squared gradients of the cross-entropy, in inference mode, so the
-      network must return logits of classes. They are those of the batches
-      from that step on. Until the first mask is made it is all ones.
-    - "dynamic" (SSAM-D) starts at random; of the live coordinates it drops
-      those of the smallest |g|, a part that falls by a cosine from
-      `drop_fraction` to 0, and lets as many dead ones grow, drawn at random.
+    - "fisher" (SSAM-F) selects the weights of the largest empirical Fisher
+      information: the squared gradients of the cross-entropy of single
+      examples, in inference mode, summed over at least `samples` examples of
+      the batches that follow the refresh. The network must return class
+      logits. Until the first mask is ready, all weights are perturbed.
+    - "dynamic" (SSAM-D) starts from a random mask. Each refresh drops the
+      selected weights with the smallest |g| and adds as many unselected ones at
+      random. The part that is exchanged decreases by a cosine from
+      `drop_fraction` to 0.
 
-    The mask saves no time: the perturbation stays dense.
+    The mask saves no time: the perturbation is computed densely.
 
     Args:
-        rho: radius, >= 0.
-        sparsity: part of the weights that stays, in [0, 1]; 0 is SAM.
+        rho: Radius, >= 0.
+        sparsity: Part of the weights that are not perturbed, in [0, 1]; with 0
+            it equals SAM.
         mask: "fisher" or "dynamic".
-        refresh_every: training steps, >= 1. The default is the authors' five
-            epochs, of CIFAR at batch size 128.
-        samples: examples of the Fisher information, >= 1.
-        drop_fraction: part of the live coordinates that is exchanged at first,
-            in [0, 1].
-        total_steps: training steps at which nothing is exchanged any more;
-            None is never.
+        refresh_every: Number of training steps between masks, >= 1. The default
+            is the authors' five epochs, for CIFAR with batches of 128.
+        samples: Number of examples for the Fisher information, >= 1.
+        drop_fraction: Part of the selected weights that the first refresh
+            exchanges, in [0, 1].
+        total_steps: Number of training steps after which nothing is exchanged,
+            >= 1. None keeps exchanging `drop_fraction`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> ssam = SSAM(rho=0.1, sparsity=0.75, mask="dynamic")
+        >>> mask, _ = ssam.init([tf.zeros([4, 2])], seed=[0, 1])
+        >>> float(mask.sum())
+        2.0
     """
 
     def __init__(
         self,
-        rho=0.05,
+        rho: float = 0.05,
         *,
-        sparsity=0.2,
-        mask="fisher",
-        refresh_every=1955,
-        samples=1024,
-        drop_fraction=0.5,
-        total_steps=None,
-    ):
+        sparsity: float = 0.2,
+        mask: str = "fisher",
+        refresh_every: int = 1955,
+        samples: int = 1024,
+        drop_fraction: float = 0.5,
+        total_steps: int | None = None,
+    ) -> None:
         self.rho = check_number("rho", rho)
         self.sparsity = check_number("sparsity", sparsity, 0, 1)
         self.mask = check_choice("mask", mask, MASKS)
@@ -74,23 +87,25 @@ class SSAM(WeightPerturbation):
         self.total_steps = total_steps
 
     @property
-    def needs_classes(self):
-        """Whether it takes class labels: for the Fisher information."""
+    def needs_classes(self) -> bool:
+        """Whether class labels are required: for the Fisher information."""
         return self.mask == "fisher"
 
-    def init(self, weights, seed):
-        """The mask, and what the next one is made of."""
+    def init(self, weights: Tensors, seed: Any) -> list[Any]:
+        """Returns the first mask, and the data of the next one."""
         count = sum(w.shape.num_elements() for w in weights)
         zeros = np.zeros(count, "float32")
         if self.mask == "fisher":
-            # How many examples are in the sum; -1 while none is wanted.
+            # The number of examples in the sum; -1 while none is collected.
             return [np.ones(count, "float32"), zeros, np.float32(-1)]
         mask = zeros.copy()
         mask[: self._live(count)] = 1
         return [np.random.default_rng(seed).permutation(mask), zeros]
 
-    def perturb(self, weights, gradients, state, step):
-        """Returns the weights, those of the mask moved, and the state."""
+    def perturb(
+        self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step
+    ) -> tuple[list[tf.Tensor], Tensors]:
+        """Moves the selected weights along the gradient."""
         renew = self._fisher if self.mask == "fisher" else self._dynamic
         state = renew(gradients, state, step)
         masked = [
@@ -100,8 +115,10 @@ class SSAM(WeightPerturbation):
         scale = self.rho / (global_norm(gradients) + TINY)
         return along(weights, masked, scale), state
 
-    def _fisher(self, gradients, state, step):
-        """A full sum becomes the mask; a sum that is not full grows."""
+    def _fisher(
+        self, gradients: Tensors, state: Tensors, step: Step
+    ) -> list[tf.Tensor]:
+        """Collects the Fisher information, or makes a mask once complete."""
         mask, fisher, count = state
         full = count >= self.samples
         mask = tf.cond(
@@ -110,12 +127,13 @@ class SSAM(WeightPerturbation):
             lambda: mask,
         )
         count = tf.where(full, -1.0, count)
-        # A sum that is not full when the next is due goes on, or it never is.
+        # A sum that is incomplete at the next refresh is continued; restarted,
+        # it might never be completed.
         begins = (step.count % self.refresh_every == 0) & (count < 0)
         count = tf.where(begins, 0.0, count)
         fisher = tf.where(begins, 0.0, fisher)
 
-        def grown():
+        def grown() -> tuple[tf.Tensor, tf.Tensor]:
             squares, examples = step.squared_gradients()
             return (
                 fisher + _flat(squares),
@@ -125,11 +143,13 @@ class SSAM(WeightPerturbation):
         fisher, count = tf.cond(count >= 0, grown, lambda: (fisher, count))
         return [mask, fisher, count]
 
-    def _dynamic(self, gradients, state, step):
-        """The |g| of a refreshing step makes the mask of the next one.
+    def _dynamic(
+        self, gradients: Tensors, state: Tensors, step: Step
+    ) -> list[tf.Tensor]:
+        """Stores |g| on a refresh step; makes the mask from it one step later.
 
-        In between it is state, and so the mean over replicas, which then make
-        the same mask.
+        In between, |g| is state, so it is averaged over the replicas, which
+        then make the same mask.
         """
         mask, scores = state
         since = step.count % self.refresh_every
@@ -146,17 +166,20 @@ class SSAM(WeightPerturbation):
         )
         return [mask, scores]
 
-    def _exchanged(self, mask, scores, step):
+    def _exchanged(
+        self, mask: tf.Tensor, scores: tf.Tensor, step: Step
+    ) -> tf.Tensor:
+        """Returns the mask with a part of its ones exchanged."""
         live = self._live(mask.shape[0])
         dead = mask.shape[0] - live
         part = tf.constant(self.drop_fraction)
         if self.total_steps is not None:
-            # Of the step that was due, the one before.
+            # Counts up to the refresh step, which is the previous step.
             done = tf.cast(step.count - 1, tf.float32) / self.total_steps
             part *= (1 + tf.cos(math.pi * tf.minimum(done, 1.0))) / 2
         exchanged = tf.cast(tf.round(part * live), tf.int32)
         exchanged = tf.minimum(exchanged, dead)
-        # What may not be chosen comes after all that may.
+        # The score -1 ranks entries that must not be chosen last.
         kept = largest(tf.where(mask > 0, scores, -1.0), live - exchanged)
         drawn = tf.random.stateless_uniform(
             tf.shape(mask), step.seed, alg="philox"
@@ -164,33 +187,41 @@ class SSAM(WeightPerturbation):
         grown = largest(tf.where(mask > 0, -1.0, drawn), exchanged)
         return kept + grown
 
-    def _live(self, count):
-        # Rounded first: 0.1 * 30 is more than 3 in floating point.
+    def _live(self, count: int) -> int:
+        """Returns the number of ones in a mask of `count` entries."""
+        # Rounds first: 0.1 * 30 is more than 3 in floating point.
         return count - math.ceil(round(self.sparsity * count, 6))
 
 
-def largest(scores, count):
-    """Ones where the largest scores stand, exactly `count`; of ties the first.
+def largest(scores: tf.Tensor, count: Any) -> tf.Tensor:
+    """Marks the largest scores with ones; of equal scores, the first.
 
     Args:
-        scores: float tensor (n,).
-        count: how many, an int or a scalar tensor.
+        scores: Float tensor (n,).
+        count: Number of ones, an int or a scalar tensor.
 
     Returns:
-        A float32 tensor (n,).
+        float32 tensor (n,) of zeros and exactly `count` ones.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> largest(tf.constant([0.1, 0.3, 0.3, 0.2]), 2).numpy().tolist()
+        [0.0, 1.0, 1.0, 0.0]
     """
     order = tf.argsort(scores, direction="DESCENDING", stable=True)
     ranks = tf.math.invert_permutation(order)
     return tf.cast(ranks < count, tf.float32)
 
 
-def _flat(tensors):
+def _flat(tensors: Tensors) -> tf.Tensor:
+    """Concatenates tensors into a float32 vector."""
     return tf.concat(
         [tf.reshape(tf.cast(t, tf.float32), [-1]) for t in tensors], 0
     )
 
 
-def _split(flat, like):
+def _split(flat: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Splits a vector into tensors of the shapes of `like`."""
     sizes = [t.shape.num_elements() for t in like]
     return [
         tf.reshape(part, t.shape)
