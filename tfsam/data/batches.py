@@ -4,6 +4,8 @@ A batch depends on the seed, the epoch and the step alone, so an interrupted run
 resumes with exactly the batches that it would have had.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -111,12 +113,38 @@ def training_batches(
             " drop_remainder",
             batch_size,
         )
-    static_size = batch_size if drop_remainder else None
     with tf.device("CPU:0"):  # The images stay out of an accelerator's memory.
         all_images = tf.convert_to_tensor(images)
         all_labels = tf.convert_to_tensor(labels.astype(np.int64))
 
-    def epoch_indices(epoch: tf.Tensor) -> tf.data.Dataset:
+    def batch(
+        indices: tf.Tensor, step_seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        chosen = tf.gather(all_images, indices)
+        if augment:
+            chosen = _augment(chosen, step_seed)
+        if chosen.dtype == tf.uint8:
+            chosen = tf.cast(chosen, tf.float32) / 255.0
+        return chosen, tf.gather(all_labels, indices)
+
+    static_size = batch_size if drop_remainder else None
+    total = max((epochs - initial_epoch) * steps - initial_step, 0)
+    return (
+        tf.data.Dataset.range(initial_epoch, epochs)
+        .flat_map(_epoch_indices(count, steps, batch_size, static_size, seed))
+        .skip(initial_step)
+        .map(batch, num_parallel_calls=tf.data.AUTOTUNE)
+        .apply(tf.data.experimental.assert_cardinality(total))
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def _epoch_indices(
+    count: int, steps: int, batch_size: int, static_size: int | None, seed: int
+) -> Callable[[tf.Tensor], tf.data.Dataset]:
+    """Returns a function from an epoch to its indices and seeds, by steps."""
+
+    def indices_of(epoch: tf.Tensor) -> tf.data.Dataset:
         epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
         order = tf.random.experimental.stateless_shuffle(
             tf.range(count), epoch_seed
@@ -129,25 +157,7 @@ def training_batches(
 
         return tf.data.Dataset.range(steps).map(step_indices)
 
-    def batch(
-        indices: tf.Tensor, step_seed: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        chosen = tf.gather(all_images, indices)
-        if augment:
-            chosen = _augment(chosen, step_seed)
-        if chosen.dtype == tf.uint8:
-            chosen = tf.cast(chosen, tf.float32) / 255.0
-        return chosen, tf.gather(all_labels, indices)
-
-    total = max((epochs - initial_epoch) * steps - initial_step, 0)
-    return (
-        tf.data.Dataset.range(initial_epoch, epochs)
-        .flat_map(epoch_indices)
-        .skip(initial_step)
-        .map(batch, num_parallel_calls=tf.data.AUTOTUNE)
-        .apply(tf.data.experimental.assert_cardinality(total))
-        .prefetch(tf.data.AUTOTUNE)
-    )
+    return indices_of
 
 
 _augment = augment  # `training_batches` has an argument of that name.

@@ -84,7 +84,7 @@ def is_decoded(images: np.ndarray, count: int) -> bool:
     pixels, gray = images.dtype["pixels"], images.dtype["gray"]
     height, width, channels = (*pixels.shape, 0, 0, 0)[:3]
     return (
-        (pixels.base, gray) == (np.uint8, np.bool_)
+        (pixels.base, gray) == (np.dtype(np.uint8), np.dtype(np.bool_))
         and height == width
         and channels == 3
     )

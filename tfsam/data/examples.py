@@ -1,7 +1,7 @@
-"""Reads labelled examples from any container that Keras users have them in.
+"""A reader of labelled examples, for every container that Keras accepts.
 
 Evaluation, the callbacks, the landscape and the recalibration of BatchNorm read
-their data here, so each of them takes:
+their data through it, so each of them accepts:
 
 - arrays: NumPy, tensors, or lists; (x, y) or (x, y, sample_weight);
 - a `tf.data.Dataset`, batched or not, of such tuples or of dicts with the keys
@@ -16,6 +16,8 @@ import itertools
 import math
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,6 +25,9 @@ import tensorflow as tf
 
 from tfsam.support import files
 from tfsam.support.validators import check_count
+
+# (x, y, sample_weight), None for a missing part.
+_Parts = tuple[Any, Any, Any]
 
 # Examples in a batch, where the data comes without batches.
 BATCH = 128
@@ -39,7 +44,9 @@ _KINDS = (
 )
 
 
-def load(data, *, steps=None, network=None):
+def load(
+    data: Any, *, steps: int | None = None, network: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns all inputs and all labels as arrays.
 
     Sample weights are left out: each example counts once.
@@ -48,9 +55,9 @@ def load(data, *, steps=None, network=None):
         data: any of the containers above, with one input and with labels.
         steps: how many elements of a dataset or a generator to read, >= 1;
             None is all. Data that does not end needs it.
-        network: the `keras.Model` that the data is for, or None. The rank of
-            its input tells batches from single examples; without it the rank
-            of the labels does.
+        network: the `keras.Model` that receives the data, or None. The rank of
+            its input tells batches from single examples; without a network the
+            rank of the labels does.
 
     Returns:
         (x, y): NumPy arrays with the same number of rows, at least one.
@@ -75,7 +82,13 @@ def load(data, *, steps=None, network=None):
     return _joined("x", x), _joined("y", y)
 
 
-def batches(data, *, steps=None, network=None, most=None):
+def batches(
+    data: Any,
+    *,
+    steps: int | None = None,
+    network: Any = None,
+    most: int | None = None,
+) -> Iterator[_Parts]:
     """Yields the batches of the data, one at a time.
 
     Arrays and single examples come in batches of 128. Batches of a dataset or a
@@ -109,7 +122,7 @@ def batches(data, *, steps=None, network=None, most=None):
         yield batch
 
 
-def check_finite(data, steps=None):
+def check_finite(data: Any, steps: int | None = None) -> None:
     """Refuses data of another kind, and data that is known to be endless.
 
     Args:
@@ -117,8 +130,8 @@ def check_finite(data, steps=None):
         steps: see `load`.
 
     Raises:
-        ValueError: if the data is such, or `steps` is not an integer >= 1 or is
-            given for arrays.
+        ValueError: if the data is refused, or if `steps` is not an integer >= 1
+            or is given for arrays.
     """
     if steps is not None:
         check_count("steps", steps, 1)
@@ -139,7 +152,7 @@ def check_finite(data, steps=None):
         )
 
 
-def repeatable(data, steps=None):
+def repeatable(data: Any, steps: int | None = None) -> Any:
     """Returns data that can be read more than once.
 
     Args:
@@ -163,7 +176,7 @@ class _Kept:
     A list of them would be read as (x, y).
     """
 
-    def __init__(self, iterator, steps):
+    def __init__(self, iterator: Iterator[Any], steps: int | None) -> None:
         self._elements, size = [], 0
         for element in itertools.islice(iterator, steps):
             self._elements.append(element)
@@ -174,27 +187,27 @@ class _Kept:
                     amount = f"{len(self):,} elements, {size >> 20:,} MiB,"
                     raise _too_long(amount, iterator)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._elements)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._elements)
 
 
-def _in_memory(data):
-    """Whether the data is arrays, and no container of batches."""
+def _in_memory(data: Any) -> bool:
+    """Returns whether the data is arrays, not a container of batches."""
     if isinstance(data, tf.data.Dataset):
         return False
     return isinstance(data, (tuple, list, dict)) or hasattr(data, "__array__")
 
 
-def _is_py(data):
-    """Whether the data is a `PyDataset`, whose elements are batches."""
+def _is_py(data: Any) -> bool:
+    """Returns whether the data is a `PyDataset`, whose elements are batches."""
     return isinstance(data, keras.utils.PyDataset)
 
 
-def _length(data, steps):
-    """The number of elements; None where unknown, infinity where endless."""
+def _length(data: Any, steps: int | None) -> float | None:
+    """Returns the number of elements: None if unknown, infinity if endless."""
     if steps is not None:
         return steps
     if isinstance(data, tf.data.Dataset):
@@ -210,8 +223,11 @@ def _length(data, steps):
         return None
 
 
-def _py_dataset_length(data):
-    """Like `_length`: Keras reads one without a length for ever."""
+def _py_dataset_length(data: Any) -> float:
+    """Returns the number of batches, infinity if the data set has no length.
+
+    Keras reads a `PyDataset` without a length for ever.
+    """
     try:
         count = data.num_batches
     except NotImplementedError:  # Raised by Keras where __len__ is missing.
@@ -219,30 +235,33 @@ def _py_dataset_length(data):
     return math.inf if count is None else count
 
 
-def _too_long(amount, data):
+def _too_long(amount: str, data: Any) -> ValueError:
     return ValueError(
         f"data must end: {amount} were read, and its length is unknown. Give "
         f"steps=, the number of batches to read. Received: data={data}"
     )
 
 
-def _several_inputs(network):
+def _several_inputs(network: Any) -> bool:
     return len(_inputs(network)) > 1
 
 
-def _inputs(network):
-    """The symbolic inputs of a network; none where they are unknown."""
+def _inputs(network: Any) -> Sequence[Any]:
+    """Returns the symbolic inputs of a network, none if they are unknown."""
     network = getattr(network, "network", network)
     known = isinstance(network, keras.Model)
     return (getattr(network, "inputs", None) or ()) if known else ()
 
 
-def _unpacked(element, network=None):
-    """An element, or arrays, as (x, y, sample_weight); None where missing.
+def _unpacked(element: Any, network: Any = None) -> _Parts:
+    """Returns an element, or arrays, as (x, y, sample_weight).
 
     Args:
         element: x, a tuple that begins with x, or a dict.
         network: the network; a dict may hold several inputs of it.
+
+    Returns:
+        The three parts, None for a missing one.
     """
     if isinstance(element, dict) and not _several_inputs(network):
         if {"image", "label"} <= set(element):
@@ -256,34 +275,38 @@ def _unpacked(element, network=None):
     return (*element, *[None] * (3 - len(element)))
 
 
-def _with_arrays(parts, network):
-    """Parts of which lists are arrays, unless they hold several inputs."""
+def _with_arrays(parts: _Parts, network: Any) -> _Parts:
+    """Turns lists into arrays, unless they hold several inputs."""
     if _several_inputs(network):
         return parts
-    return tuple(
+    x, y, weight = (
         _array("x and y", part) if isinstance(part, list) else part
         for part in parts
     )
+    return x, y, weight
 
 
-def _slices(parts):
+def _slices(parts: _Parts) -> Iterator[_Parts]:
     """Yields batches of arrays; None stays None."""
     for start in range(0, _rows(parts[0]), BATCH):
         rows = slice(start, start + BATCH)
 
-        def cut(part, rows=rows):
+        def cut(part: Any, rows: slice = rows) -> Any:
             return None if part is None else part[rows]
 
         yield tuple(tf.nest.map_structure(cut, part) for part in parts)
 
 
-def _of_iterable(data, steps, network):
+def _of_iterable(
+    data: Any, steps: int | None, network: Any
+) -> Iterator[_Parts]:
     """Yields the batches of a PyDataset, a generator or another iterable."""
-    elements: Iterator = itertools.islice(data, steps)
+    elements: Iterator[Any] = itertools.islice(data, steps)
     length = _length(data, None)
     if _is_py(data) or (length is not None and not hasattr(data, "__iter__")):
-        count = length if steps is None else min(steps, length)
-        elements = (data[index] for index in range(count))
+        count = math.inf if length is None else length
+        count = count if steps is None else min(steps, count)
+        elements = (data[index] for index in range(int(count)))
     elements = (
         _with_arrays(_unpacked(element, network), network)
         for element in elements
@@ -298,7 +321,9 @@ def _of_iterable(data, steps, network):
         yield _stacked(some)
 
 
-def _of_dataset(dataset, steps, network):
+def _of_dataset(
+    dataset: tf.data.Dataset, steps: int | None, network: Any
+) -> Iterator[_Parts]:
     """Yields the batches of a `tf.data.Dataset`, which may hold examples."""
     if steps is not None:
         dataset = dataset.take(steps)
@@ -308,8 +333,8 @@ def _of_dataset(dataset, steps, network):
             x, y, _ = _unpacked(element, network)
     if _is_one(x, y, network):
 
-        def parts_alone(*element):
-            # Of what else is in a dict, some could not be batched.
+        def parts_alone(*element: Any) -> tuple[Any, ...]:
+            # Other entries of a dict may be impossible to batch.
             element = element if len(element) > 1 else element[0]
             parts = _unpacked(element, network)
             return tuple(part for part in parts if part is not None)
@@ -325,8 +350,8 @@ def _of_dataset(dataset, steps, network):
         ) from error
 
 
-def _leaves(part):
-    """The arrays of a part, which may be a structure of several."""
+def _leaves(part: Any) -> list[Any]:
+    """Returns the arrays of a part, which may be a structure of several."""
     of_arrays = isinstance(part, list) and all(
         hasattr(each, "shape") for each in part
     )
@@ -335,10 +360,10 @@ def _leaves(part):
     return [] if part is None else [part]
 
 
-def _shapes(part):
-    """The shapes of a part's arrays; None for one of unknown rank."""
+def _shapes(part: Any) -> list[Any]:
+    """Returns the shapes of a part's arrays, None for an unknown rank."""
 
-    def shape(leaf):
+    def shape(leaf: Any) -> tuple[int | None, ...] | None:
         if isinstance(leaf, list):
             return (len(leaf),)
         found = getattr(leaf, "shape", None)
@@ -349,19 +374,19 @@ def _shapes(part):
     return [shape(leaf) for leaf in _leaves(part)]
 
 
-def _rows(part):
-    """The length of a part's first array; 0 without any, 1 of a number."""
+def _rows(part: Any) -> int:
+    """Returns the length of the first array: 0 without any, 1 for a number."""
     shapes = _shapes(part)
     return (*shapes[0], 1)[0] if shapes else 0
 
 
-def _is_one(x, y, network):
-    """Whether an element is one example, and not a batch of them.
+def _is_one(x: Any, y: Any, network: Any) -> bool:
+    """Returns whether an element is a single example, not a batch.
 
     Args:
         x: its inputs.
         y: its labels, or None.
-        network: the `keras.Model` that it is for, or None.
+        network: the `keras.Model` that receives it, or None.
     """
     shapes, inputs = _shapes(x), _inputs(network)
     if len(shapes) == len(inputs):
@@ -380,21 +405,22 @@ def _is_one(x, y, network):
     )
 
 
-def _stacked(elements):
-    """Single examples as a batch."""
+def _stacked(elements: list[_Parts]) -> _Parts:
+    """Stacks single examples into a batch."""
 
-    def stack(*parts):
+    def stack(*parts: Any) -> np.ndarray:
         arrays = [_array("x and y", part) for part in parts]
         return np.stack(_alike("x and y", arrays))
 
-    return tuple(
+    x, y, weight = (
         None if parts[0] is None else tf.nest.map_structure(stack, *parts)
         for parts in zip(*elements, strict=True)
     )
+    return x, y, weight
 
 
-def _pair(batch):
-    """A batch's x and y as arrays, checked."""
+def _pair(batch: _Parts) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the checked x and y of a batch as arrays."""
     x, y, _ = batch
     if y is None:
         raise ValueError(f"{_KINDS} Received: {_described(x)} without labels")
@@ -418,8 +444,8 @@ def _pair(batch):
     return x, y
 
 
-def _is_several(part, other):
-    """Whether a part is a structure of arrays, each with a row an example."""
+def _is_several(part: Any, other: Any) -> bool:
+    """Returns whether a part is a structure of arrays with a row an example."""
     if isinstance(part, dict):
         return True
     if not isinstance(part, (tuple, list)):
@@ -430,7 +456,7 @@ def _is_several(part, other):
     )
 
 
-def _described(part):
+def _described(part: Any) -> str:
     if isinstance(part, dict):
         return f"a dict with the keys {', '.join(map(str, part))}"
     if isinstance(part, (tuple, list)):
@@ -438,8 +464,8 @@ def _described(part):
     return f"an array of shape {_shapes(part)[0]}"
 
 
-def _array(name, value):
-    """A value as an array of numbers."""
+def _array(name: str, value: Any) -> np.ndarray:
+    """Converts a value to an array of numbers."""
     try:
         array = np.asarray(value)
     except Exception as error:
@@ -457,14 +483,14 @@ def _array(name, value):
     return array
 
 
-def _joined(name, arrays):
-    """The arrays of batches as one."""
+def _joined(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenates the arrays of batches."""
     _alike(name, [array[0] for array in arrays])
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _alike(name, arrays):
-    """The arrays, checked to have one shape."""
+def _alike(name: str, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Returns the arrays after checking that they have one shape."""
     found = sorted({array.shape for array in arrays})
     if len(found) > 1:
         raise ValueError(

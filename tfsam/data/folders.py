@@ -1,8 +1,8 @@
 """Folders of images, one folder a class, decoded once.
 
-Decoding takes minutes for a large data set. What it gives is kept as one file,
-which later runs map into their memory, until an image or a name changes, or the
-folder is gone and no run has used the file for 30 days.
+Decoding a large data set takes minutes. The decoded images are kept in one file
+that later runs map into memory. The file is replaced when an image or a name
+changes, and removed when the folder is gone and no run has used it for 30 days.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ _NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}\.npy")
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _GONE_FOR = 30 * 24 * 3600.0  # Seconds.
-# What file managers leave in folders.
+# Files that file managers leave in folders.
 _DROPPINGS = ("Thumbs.db", "desktop.ini")
 
 
 def default_cache() -> pathlib.Path:
-    """The folder of decoded images: `tfsam` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME")  # freedesktop.org's name for it.
-    # A relative path is to be ignored, says that standard.
+    """Returns the folder of decoded images, `tfsam` in the user's cache."""
+    # The XDG standard of freedesktop.org, which ignores relative paths.
+    base = os.environ.get("XDG_CACHE_HOME")
     if not base or not os.path.isabs(base):
         base = os.path.join(os.path.expanduser("~"), ".cache")
     return pathlib.Path(base, "tfsam")
@@ -52,11 +52,11 @@ def load(
 
     Args:
       path: the folder that holds `train` and `test`.
-      pick: from the labels of a split and its name to an index of those to
-        keep.
-      cache_dir: where decoded images are kept and looked for, see
-        `default_cache`; None is nowhere. A part of a folder is not kept, but
-        taken from the whole where that is.
+      pick: a function from the labels of a split and its name to an index of
+        the examples to keep.
+      cache_dir: the folder of decoded images, see `default_cache`; None keeps
+        none. A part of a folder is not kept, but is read from the kept whole
+        if there is one.
 
     Returns:
       x_train and y_train, x_test and y_test, and the names of the classes.
@@ -124,8 +124,8 @@ def entries(path: pathlib.Path) -> list[tuple[str, os.stat_result]]:
     return found
 
 
-def _is_image(entry: os.DirEntry) -> bool:
-    """Returns whether a file is none that a file manager has left."""
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    """Returns whether a file was not left by a file manager."""
     return (
         entry.is_file()
         and not entry.name.startswith(".")
@@ -139,7 +139,7 @@ def _decoded(
     chosen: np.ndarray,
     cache_dir: pathlib.Path | None,
 ) -> np.ndarray:
-    """The chosen images, from the cache, or for it if they are all."""
+    """Returns the chosen images from the cache; keeps them if they are all."""
     is_all = np.array_equal(chosen, np.arange(len(names)))
     if cache_dir is None:
         return decode(names[chosen], names[chosen], tf.io.read_file)
@@ -158,7 +158,7 @@ def _decoded(
 
 
 def _digests(path: pathlib.Path, names: np.ndarray) -> tuple[str, str]:
-    """What tells the folder, and the state of its files, from others."""
+    """Returns digests of the folder's path and of the state of its files."""
     state = hashlib.sha256(tf.__version__.encode())
     for name in names:
         stat, inside = os.stat(name), name[len(str(path)) :]
@@ -192,7 +192,7 @@ def _fills(images: np.memmap, cache: pathlib.Path) -> bool:
 
 
 def _keep(cache: pathlib.Path, images: np.ndarray, path: pathlib.Path) -> None:
-    """Keeps the images of a folder, and removes what nobody needs any more."""
+    """Keeps the images of a folder, and removes unused files."""
     folder = _folder_of(cache)
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ def _folder_of(cache: pathlib.Path) -> str:
 
 
 def _record(cache: pathlib.Path, path: pathlib.Path) -> None:
-    """Writes down whose images a file holds, if nobody has."""
+    """Records the folder whose images a file holds, once."""
     record = cache.parent / f"{_folder_of(cache)}.json"
     if not record.exists():
         files.write_json(record, {"folder": str(path.resolve())})

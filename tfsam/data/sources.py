@@ -76,8 +76,8 @@ def load(
     limit_train: int | None = None,
     limit_test: int | None = None,
     seed: int = 0,
-    data_dir: str | os.PathLike | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Images:
     """Loads a data set by name.
 
@@ -440,7 +440,7 @@ def _checked_labels(labels: np.ndarray, name: str, count: int) -> np.ndarray:
 
 
 def _load_tfds(
-    source: str, pick: _Pick, data_dir: str | os.PathLike | None
+    source: str, pick: _Pick, data_dir: str | os.PathLike[str] | None
 ) -> Images:
     known = tfds.names(source)
     base = re.split("[/:]", source)[0]

@@ -38,7 +38,7 @@ def names(source: str) -> list[str]:
 def load(
     source: str,
     pick: Callable[[np.ndarray, str], Any],
-    data_dir: str | os.PathLike | None,
+    data_dir: str | os.PathLike[str] | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
     """Loads the splits train and test of a data set.
 
