@@ -1,13 +1,17 @@
-"""The page: HTML around what `table` and `pictures` make of runs.
+"""The page of runs: one HTML document that loads nothing.
 
-The script and the style are allowed by their hashes, and nothing else is: what
-a file of a run holds cannot become code, and nothing is loaded.
+Its content security policy allows the script and the style by their hashes and
+nothing else, so the content of a run's file cannot become code.
 """
 
 import base64
 import hashlib
 import importlib.resources
+import pathlib
 import string
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 from tfsam.reports.page import runs
 from tfsam.reports.page import sections
@@ -18,7 +22,9 @@ from tfsam.reports.page.markup import to_json
 from tfsam.support import files
 
 
-def write(folders, path):
+def write(
+    folders: Iterable[str | pathlib.Path], path: str | pathlib.Path
+) -> int:
     """Writes a page of all runs in, or below, some folders.
 
     Args:
@@ -43,7 +49,7 @@ def write(folders, path):
     return len(found)
 
 
-def render(folders):
+def render(folders: Iterable[str | pathlib.Path]) -> str:
     """Returns the page of all runs in, or below, some folders, as ASCII text.
 
     Args:
@@ -64,7 +70,7 @@ def render(folders):
     return _page(runs.read(folders))
 
 
-def _page(found):
+def _page(found: Sequence[runs.Run]) -> str:
     resources = importlib.resources.files(__package__)
     template, style, script = (
         (resources / f"report.{kind}").read_text("ascii")
@@ -72,7 +78,7 @@ def _page(found):
     )
     shown = sections.all_sections(found)
     links = [
-        node("a", section.find("h2").text, href=f"#{section.get('id')}")
+        node("a", section.findtext("h2"), href=f"#{section.get('id')}")
         for section in shown
     ]
     text = string.Template(template).substitute(
@@ -89,19 +95,19 @@ def _page(found):
     return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
-def _hash(text):
+def _hash(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 
 
-# What the others are held against is drawn first.
+# The baselines are drawn first.
 _FIRST = ("st", "sam", "at")
 
 
-def _in_order(found):
-    """The numbers of the runs in the order in which they are to be drawn."""
+def _in_order(found: Sequence[runs.Run]) -> list[int]:
+    """Returns the indices of the runs in drawing order."""
 
-    def key(number):
+    def key(number: int) -> tuple[int, int, int]:
         run = found[number]
         method = run.results.get("method")
         rank = _FIRST.index(method) if method in _FIRST else len(_FIRST)
@@ -110,8 +116,8 @@ def _in_order(found):
     return sorted(range(len(found)), key=key)
 
 
-def _data(found):
-    """What the curves are drawn from, and all else that was read."""
+def _data(found: Sequence[runs.Run]) -> dict[str, Any]:
+    """Returns the data of the curves, and everything that was read."""
     return {
         "first": _in_order(found),
         "runs": [
@@ -155,8 +161,8 @@ def _data(found):
     }
 
 
-def _summary(found):
-    """What is common to the runs, in a line."""
+def _summary(found: Sequence[runs.Run]) -> str:
+    """Summarizes the common settings of the runs in a line."""
     count = len(found)
     sizes = {run.results["natural"]["n"] for run in found}
     facts = [
@@ -168,5 +174,5 @@ def _summary(found):
     return " \N{MIDDLE DOT} ".join(filter(None, facts))
 
 
-def _only(values):
+def _only(values: set[Any]) -> str | None:
     return str(*values) if len(values) == 1 and None not in values else None

@@ -1,18 +1,19 @@
-"""HTML and JSON with everything escaped: ElementTree does it for elements."""
+"""HTML and JSON, escaped."""
 
 import json
 import math
+from typing import Any
 from xml.etree import ElementTree
 
 
-def node(tag, *children, **attributes):
-    """An element of HTML or SVG.
+def node(tag: str, *children: Any, **attributes: Any) -> ElementTree.Element:
+    """Makes an element of HTML or SVG.
 
     Args:
         tag: its name.
         *children: strings, elements, lists of them; None is left out.
-        **attributes: their values, None for no attribute; an underscore in a
-            name is a hyphen, one at the end is none.
+        **attributes: their values, None for no attribute. An underscore in a
+            name becomes a hyphen, and is dropped at its end.
     """
     element = ElementTree.Element(
         tag,
@@ -27,7 +28,7 @@ def node(tag, *children, **attributes):
     return element
 
 
-def _append(element, child):
+def _append(element: ElementTree.Element, child: Any) -> None:
     if isinstance(child, list):
         for one in child:
             _append(element, one)
@@ -40,27 +41,27 @@ def _append(element, child):
         element.append(child)
 
 
-def to_html(element):
-    """An element as text.
+def to_html(element: ElementTree.Element) -> str:
+    """Converts an element to text.
 
     Args:
-        element: of `node`.
+        element: an element that `node` made.
     """
     return ElementTree.tostring(element, encoding="unicode", method="html")
 
 
-def to_json(content):
-    """JSON that may stand in a script element, and that browsers can read.
+def to_json(content: Any) -> str:
+    """Converts content to JSON that is safe inside a script element.
 
     Args:
-        content: what `json.dumps` takes; NaN and infinity become null.
+        content: any argument of `json.dumps`; NaN and infinity become null.
     """
     text = json.dumps(_finite(content), allow_nan=False)
     return text.replace("<", r"\u003c")
 
 
-def _finite(content):
-    """The content, with None for NaN and infinity, which JSON has not."""
+def _finite(content: Any) -> Any:
+    """Replaces NaN and infinity, which JSON lacks, by None."""
     if isinstance(content, dict):
         return {str(key): _finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -1,9 +1,13 @@
-"""The runs below some folders, with everything that a page shows of them."""
+"""Runs, read from their folders with everything that a page shows of them."""
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,55 +20,55 @@ _PLACES = ("files", "workdir")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run left.
+    """A run, as its folder holds it.
 
     Attributes:
         path: its folder.
-        name: the shortest end of the path that no other run's has.
-        results: of results.json.
-        history: rows of history.csv, none without it.
-        flatness: of flatness.json, None without it.
-        examples: arrays of examples.npz, None without it.
-        picture: bytes of examples.png, None without it.
+        name: the shortest end of the path that is unique among the runs.
+        results: the content of results.json.
+        history: rows of history.csv, empty without the file.
+        flatness: the content of flatness.json, None without the file.
+        examples: arrays of examples.npz, None without the file.
+        picture: bytes of examples.png, None without the file.
         evaluations: runs of --evaluate that attacked this run's network.
     """
 
     path: pathlib.Path
-    results: Mapping
-    history: list[dict]
-    flatness: Mapping | None
-    examples: Mapping | None
+    results: Mapping[str, Any]
+    history: list[dict[str, Any]]
+    flatness: Mapping[str, Any] | None
+    examples: Mapping[str, Any] | None
     picture: bytes | None
     name: str = ""
     evaluations: tuple["Run", ...] = ()
 
     @property
-    def config(self):
+    def config(self) -> Mapping[str, Any]:
         """The configuration; empty where results.json has none."""
         return self.results.get("config") or {}
 
     @property
-    def train(self):
-        """What is known of the training; empty where there was none."""
+    def train(self) -> Mapping[str, Any]:
+        """The training section of the results; empty if nothing was trained."""
         return self.results.get("train") or {}
 
     @property
-    def settings(self):
-        """The configuration, less where the run is, and the versions."""
+    def settings(self) -> dict[str, Any]:
+        """The configuration without paths of the run, and the versions."""
         config = {k: v for k, v in self.config.items() if k not in _PLACES}
         return config | (self.results.get("versions") or {})
 
     @property
-    def parts(self):
+    def parts(self) -> tuple["Run", ...]:
         """This run and its evaluations."""
         return (self, *self.evaluations)
 
 
-def read(folders):
-    """The runs in, or below, some folders.
+def read(folders: Iterable[str | pathlib.Path]) -> list[Run]:
+    """Reads the runs in, or below, some folders.
 
-    An evaluation of a run's network is not a run of its own but a part of that
-    run, unless it measures again what the run itself has measured.
+    An evaluation of a run's network becomes a part of that run, unless it
+    repeats a measurement of the run itself.
 
     Args:
         folders: paths; one that holds no run is searched for runs.
@@ -86,7 +90,7 @@ def read(folders):
     ]
 
 
-def _workdirs(folder):
+def _workdirs(folder: str | pathlib.Path) -> list[pathlib.Path]:
     path = files.expanded(folder).resolve()
     found = sorted(file.parent for file in path.rglob("results.json"))
     if not found:
@@ -97,7 +101,7 @@ def _workdirs(folder):
     return found
 
 
-def _read(path):
+def _read(path: pathlib.Path) -> Run:
     return Run(
         path,
         results.read(path / "results.json") or {},
@@ -108,16 +112,16 @@ def _read(path):
     )
 
 
-def _known(reader, path):
-    """What a file holds, None without the file."""
+def _known(reader: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:
+    """Returns the content of a file, None without the file."""
     return results.checked(reader, path) if path.exists() else None
 
 
-# What a page relies on is checked, and nothing else.
+# Only the entries that a page shows are checked.
 
 
-def _flatness(path):
-    flatness = json.loads(path.read_text())
+def _flatness(path: pathlib.Path) -> dict[str, Any]:
+    flatness: dict[str, Any] = json.loads(path.read_text())
     for name, value in (flatness.get("measures") or {}).items():
         if not isinstance(value, int | float | None):
             raise ValueError(f"{name} must be a number, is {value}")
@@ -132,7 +136,7 @@ def _flatness(path):
     return flatness
 
 
-def _examples(path):
+def _examples(path: pathlib.Path) -> dict[str, Any]:
     with np.load(path, allow_pickle=False) as arrays:
         examples = dict(arrays)
     count, _, _, channels = examples["clean"].shape
@@ -150,13 +154,13 @@ def _examples(path):
     )
 
 
-def attack_name(run, row):
-    """What attacked: a robust row of a run's results, in words."""
+def attack_name(run: Run, row: Mapping[str, Any]) -> str:
+    """Names the attack of a robust row of a run's results."""
     transfer = ", transfer" if run.config.get("surrogate") else ""
     return results.attack_name(row) + transfer
 
 
-def _measurements(run):
+def _measurements(run: Run) -> set[tuple[str, str, float]]:
     return {
         (attack_name(part, row), row["norm"], row["epsilon"])
         for part in run.parts
@@ -164,11 +168,12 @@ def _measurements(run):
     }
 
 
-def _attached(found):
-    """The runs, each with the evaluations of its network."""
+def _attached(found: Sequence[Run]) -> list[Run]:
+    """Joins each run with the evaluations of its network."""
     runs = {run.path: run for run in found if not run.config.get("evaluate")}
     for run in [run for run in found if run.path not in runs]:
-        owner = runs.get(_owner(run, runs))
+        place = _owner(run, runs)
+        owner = None if place is None else runs[place]
         if owner is None or _measurements(owner) & _measurements(run):
             runs[run.path] = run
         else:
@@ -178,20 +183,20 @@ def _attached(found):
     return [runs[run.path] for run in found if run.path in runs]
 
 
-def _owner(run, runs):
-    """The folder of the run whose network another one evaluates, or None."""
+def _owner(run: Run, runs: Mapping[pathlib.Path, Run]) -> pathlib.Path | None:
+    """Returns the folder of the run whose network `run` evaluates, or None."""
     network = run.config.get("evaluate")
     if not network or run.config.get("shard"):
         return None
-    # The folder that it lies in tells where its network's path does no more.
+    # An evaluation inside a run's folder belongs to it even after a move.
     places = [*pathlib.Path(network).resolve().parents, *run.path.parents]
     return next((place for place in places if place in runs), None)
 
 
-def _names(paths):
-    """The shortest ends of the paths that tell them apart."""
+def _names(paths: Sequence[pathlib.Path]) -> list[str]:
+    """Returns the shortest ends of the paths that tell them apart."""
 
-    def end(path, length):
+    def end(path: pathlib.Path, length: int) -> str:
         return "/".join(path.parts[-length:])
 
     return [

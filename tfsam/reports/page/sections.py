@@ -1,17 +1,22 @@
 """The sections of the page, each None where there is nothing to show."""
 
 import math
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
 from tfsam.evaluation import accuracies
 from tfsam.reports.page import pictures
+from tfsam.reports.page import runs
 from tfsam.reports.page import table
 from tfsam.reports.page.markup import node
 
 
-def all_sections(found):
-    """The sections of a page, less those that have nothing to show.
+def all_sections(found: Sequence[runs.Run]) -> list[ElementTree.Element]:
+    """Makes the sections of a page that have something to show.
 
     Args:
         found: a list of `runs.Run`.
@@ -32,7 +37,7 @@ def all_sections(found):
     return [section for section in sections if section is not None]
 
 
-def _section(name, heading, *children):
+def _section(name: str, heading: str, *children: Any) -> ElementTree.Element:
     return node(
         "section",
         node("h2", heading, id=f"{name}-heading"),
@@ -42,7 +47,7 @@ def _section(name, heading, *children):
     )
 
 
-def _robustness(found):
+def _robustness(found: Sequence[runs.Run]) -> ElementTree.Element | None:
     if not any(any(series.points) for series in table.all_series(found)):
         return None
     return _charts(
@@ -53,20 +58,20 @@ def _robustness(found):
     )
 
 
-def _training(found):
+def _training(found: Sequence[runs.Run]) -> ElementTree.Element | None:
     if not any(run.history for run in found):
         return None
     return _charts("training", "Training", "Epoch by epoch.")
 
 
-def _cost(found):
+def _cost(found: Sequence[runs.Run]) -> ElementTree.Element | None:
     if all(table.minutes(run) is None for run in found):
         return None
     return _charts("cost", "Cost", "Accuracy over the cost of training.")
 
 
-def _charts(name, heading, text):
-    """A place where the script draws."""
+def _charts(name: str, heading: str, text: str) -> ElementTree.Element:
+    """Makes a section in which the script draws."""
     return _section(
         name,
         heading,
@@ -77,13 +82,13 @@ def _charts(name, heading, text):
     )
 
 
-def _warnings(found):
-    """What deceives, each warning once, with the runs that it is of."""
-    said: dict = {}
+def _warnings(found: Sequence[runs.Run]) -> ElementTree.Element | None:
+    """Lists each warning once, with the names of its runs."""
+    found_by: dict[tuple[str, str], list[str]] = {}
     for run in found:
         for message in _messages(run):
-            said.setdefault(message, []).append(run.name)
-    if not said:
+            found_by.setdefault(message, []).append(run.name)
+    if not found_by:
         return None
     return _section(
         "warnings",
@@ -97,15 +102,15 @@ def _warnings(found):
                     f": {message} ",
                     node("span", ", ".join(names), class_="quiet"),
                 )
-                for (what, message), names in said.items()
+                for (what, message), names in found_by.items()
             ],
             class_="warnings",
         ),
     )
 
 
-def _messages(run):
-    """Warnings and failures of a run, each once."""
+def _messages(run: runs.Run) -> list[tuple[str, str]]:
+    """Returns the warnings and failures of a run, each once."""
     found = []
     for part in run.parts:
         found += [
@@ -123,7 +128,7 @@ def _messages(run):
     return list(dict.fromkeys(found))
 
 
-def _runs(found):
+def _runs(found: Sequence[runs.Run]) -> ElementTree.Element:
     toolbar = node(
         "div",
         node("span", id="selected", role="status"),
@@ -144,7 +149,7 @@ def _runs(found):
     )
 
 
-def _selectable(index, run):
+def _selectable(index: int, run: runs.Run) -> list[ElementTree.Element | None]:
     box = node(
         "input", type="checkbox", value=str(index), class_="needs-script"
     )
@@ -159,26 +164,28 @@ def _selectable(index, run):
     return [node("label", box, swatch, _name(run)), badge if count else None]
 
 
-def _name(run):
+def _name(run: runs.Run) -> ElementTree.Element:
     return node("span", run.name, class_="name", title=str(run.path))
 
 
-def _table(heads, columns, caption):
-    """A sortable table in a frame that scrolls instead of the page.
+def _table(
+    heads: Sequence[Any], columns: Sequence[table.Column], caption: str
+) -> ElementTree.Element:
+    """Makes a sortable table in a frame that scrolls instead of the page.
 
     Args:
-        heads: for each run what stands in its first column; None for no row.
+        heads: for each run the content of its first column; None for no row.
         columns: a list of `table.Column`.
-        caption: what the table shows.
+        caption: the caption of the table.
     """
     top = [_head("run", 0, False, "2")]
-    below: list = []
+    below: list[ElementTree.Element] = []
     group = ""
     for position, column in enumerate(columns, 1):
         row = below if column.group else top
         span = None if column.group else "2"
         if column.group and column.group == group:
-            top[-1].set("colspan", str(int(top[-1].get("colspan")) + 1))
+            top[-1].set("colspan", str(int(top[-1].attrib["colspan"]) + 1))
         elif column.group:
             title = node("span", column.group)
             top.append(node("th", title, scope="colgroup", colspan="1"))
@@ -209,7 +216,9 @@ def _table(heads, columns, caption):
     )
 
 
-def _head(label, position, is_numeric, rowspan):
+def _head(
+    label: str, position: int, is_numeric: bool, rowspan: str | None
+) -> ElementTree.Element:
     return node(
         "th",
         node("button", label, node("span", class_="arrow"), type="button"),
@@ -222,8 +231,8 @@ def _head(label, position, is_numeric, rowspan):
     )
 
 
-def _cell(column, cell):
-    text = cell.text
+def _cell(column: table.Column, cell: table.Cell) -> ElementTree.Element:
+    text: Any = cell.text
     if column.is_best(cell):
         text = node("b", text, title="best")
     return node(
@@ -236,8 +245,10 @@ def _cell(column, cell):
     )
 
 
-def _cards(found, contents):
-    """A card for each run that has contents."""
+def _cards(
+    found: Sequence[runs.Run], contents: Sequence[Any]
+) -> ElementTree.Element:
+    """Makes a card for each run that has contents."""
     return node(
         "div",
         [
@@ -257,7 +268,7 @@ def _cards(found, contents):
     )
 
 
-def _examples(found):
+def _examples(found: Sequence[runs.Run]) -> ElementTree.Element | None:
     contents = [_gallery(run) for run in found]
     if not any(contents):
         return None
@@ -274,7 +285,7 @@ def _examples(found):
     )
 
 
-def _gallery(run):
+def _gallery(run: runs.Run) -> list[ElementTree.Element]:
     if run.examples:
         attack, norm = run.examples["attack"], run.examples["norm"]
         epsilon = accuracies.epsilon_text(run.examples["epsilon"])
@@ -288,7 +299,9 @@ def _gallery(run):
     return []
 
 
-def _example(example):
+def _example(
+    example: tuple[str, str, str, float, str, str],
+) -> ElementTree.Element:
     clean, perturbation, adversarial, factor, before, after = example
     fooled = before != after
     return node(
@@ -307,7 +320,9 @@ def _example(example):
     )
 
 
-def _picture(address, what, caption, kind=None):
+def _picture(
+    address: str, what: str, caption: str, kind: str | None = None
+) -> ElementTree.Element:
     return node(
         "figure",
         node("img", src=address, alt=f"{what}, {caption}"),
@@ -315,28 +330,35 @@ def _picture(address, what, caption, kind=None):
     )
 
 
-def _flatness(found):
+def _flatness(found: Sequence[runs.Run]) -> ElementTree.Element | None:
     measures = _measures(found)
     surfaces = [(run.flatness or {}).get("surface") for run in found]
     drawn = [surface for surface in surfaces if surface]
     if not measures and not drawn:
         return None
-    scale = pictures.Scale(drawn) if drawn else None
-    contents = [
-        _surface(surface, scale, run.name) if surface else None
-        for run, surface in zip(found, surfaces, strict=True)
-    ]
     names = [_name(run) if run.flatness else None for run in found]
     caption = "Sharpness of the loss around the trained weights"
     return _section(
         "flatness",
         "Loss surfaces",
         _table(names, measures, caption) if measures else None,
-        [_legend(scale), _cards(found, contents)] if drawn else None,
+        _surfaces(found, surfaces, pictures.Scale(drawn)) if drawn else None,
     )
 
 
-def _measures(found):
+def _surfaces(
+    found: Sequence[runs.Run],
+    surfaces: Sequence[Mapping[str, Any] | None],
+    scale: pictures.Scale,
+) -> list[ElementTree.Element]:
+    contents = [
+        _surface(surface, scale, run.name) if surface else None
+        for run, surface in zip(found, surfaces, strict=True)
+    ]
+    return [_legend(scale), _cards(found, contents)]
+
+
+def _measures(found: Sequence[runs.Run]) -> list[table.Column]:
     all_measures = [(run.flatness or {}).get("measures") or {} for run in found]
     names = dict.fromkeys(name for one in all_measures for name in one)
     counts = [(run.flatness or {}).get("n") for run in found]
@@ -351,7 +373,7 @@ def _measures(found):
     ] + ([table.numbers("", "n", counts)] if names else [])
 
 
-def _legend(scale):
+def _legend(scale: pictures.Scale) -> ElementTree.Element:
     middle = math.sqrt(scale.lowest * scale.highest)
     ends = (scale.lowest, middle, scale.highest)
     return node(
@@ -366,7 +388,9 @@ def _legend(scale):
     )
 
 
-def _surface(surface, scale, name):
+def _surface(
+    surface: Mapping[str, Any], scale: pictures.Scale, name: str
+) -> list[ElementTree.Element]:
     first, *_, last = surface["coordinates"]
     losses = pictures.losses(surface)
     middle = len(losses) // 2
@@ -399,8 +423,8 @@ def _surface(surface, scale, name):
     return [drawing, node("p", text, class_="quiet")]
 
 
-def _settings(found):
-    """Settings in which the runs differ, as a table, and the common ones."""
+def _settings(found: Sequence[runs.Run]) -> ElementTree.Element:
+    """Shows the settings in which the runs differ, and the common ones."""
     columns = table.settings(found)
     shared = table.shared(found)
     common = [

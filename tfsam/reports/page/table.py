@@ -1,6 +1,7 @@
-"""What runs measured, in columns and curves: numbers and words, no HTML."""
+"""Columns and curves of the measurements of runs, without HTML."""
 
 import dataclasses
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +18,10 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        text: what it shows.
-        value: what it is sorted by, a number or a string; None comes last.
-        detail: what stands below the text, smaller.
-        title: what a pointer finds out.
+        text: the text that it shows.
+        value: its sort key, a number or a string; None comes last.
+        detail: a smaller line below the text.
+        title: the tooltip.
     """
 
     text: str
@@ -34,11 +35,11 @@ class Column:
     """A column of a table, a cell a run.
 
     Attributes:
-        group: what stands above the labels of neighbouring columns.
+        group: the heading above the labels of neighbouring columns.
         label: its own label.
         cells: a `Cell` for each run.
         best: `max`, `min`, or None where no value is better than another.
-        rows: for an accuracy, the rows of the results, None where there is
+        rows: for an accuracy, the rows of the results, None where a run has
             none.
     """
 
@@ -46,20 +47,20 @@ class Column:
     label: str
     cells: Sequence[Cell]
     best: Any = None
-    rows: Sequence[Mapping | None] = ()
+    rows: Sequence[Mapping[str, Any] | None] = ()
 
     @property
-    def is_numeric(self):
-        """Whether it is sorted by numbers."""
+    def is_numeric(self) -> bool:
+        """True if it is sorted by numbers."""
         return not any(isinstance(cell.value, str) for cell in self.cells)
 
     @property
-    def name(self):
-        """Its label where its group does not stand above."""
+    def name(self) -> str:
+        """Its group and its label."""
         return ", ".join(filter(None, (self.group, self.label)))
 
-    def is_best(self, cell):
-        """Whether no other cell has a better value."""
+    def is_best(self, cell: Cell) -> bool:
+        """Returns whether no other cell has a better value."""
         values = [c.value for c in self.cells if c.value is not None]
         return bool(
             self.best and len(values) > 1 and cell.value == self.best(values)
@@ -68,32 +69,32 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """What runs measured by one attack in one norm.
+    """Accuracies of runs under one attack in one norm.
 
     Attributes:
         attack: its name, in words.
         norm: linf or l2.
         rows: for each run a dict of rows of the results by epsilon.
         naturals: for each run the natural accuracy of the same images, None
-            where the run was not attacked so.
+            where the run was not attacked in this way.
     """
 
     attack: str
     norm: str
-    rows: Sequence[dict]
-    naturals: list
+    rows: Sequence[dict[float, Mapping[str, Any]]]
+    naturals: list[Mapping[str, Any] | None]
 
     @property
-    def name(self):
-        """Attack, norm, and on how many images."""
+    def name(self) -> str:
+        """Attack, norm, and the number of images."""
         sizes = {row["n"] for rows in self.rows for row in rows.values()}
         several = f"{min(sizes)}\N{EN DASH}{max(sizes)}"
         size = several if len(sizes) > 1 else str(*sizes)
         return f"{self.attack} {NORMS.get(self.norm, self.norm)}, n = {size}"
 
     @property
-    def epsilons(self):
-        """Each epsilon's text by its value, from the smallest on."""
+    def epsilons(self) -> dict[float, str]:
+        """Texts of the epsilons by their values, in ascending order."""
         texts = {
             epsilon: row["epsilon_text"]
             for measured in self.rows
@@ -102,8 +103,8 @@ class Series:
         return dict(sorted(texts.items()))
 
     @property
-    def points(self):
-        """The curve of each run: points from epsilon 0 on, or none."""
+    def points(self) -> list[list[dict[str, Any] | None]]:
+        """The points of each run's curve, from epsilon 0, or an empty list."""
         curves = []
         for natural, rows in zip(self.naturals, self.rows, strict=True):
             robust = [point(rows[epsilon]) for epsilon in sorted(rows)]
@@ -112,11 +113,11 @@ class Series:
         return curves
 
 
-def point(row):
-    """An accuracy as a point of a curve, None where nothing was measured.
+def point(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Returns an accuracy as a point of a curve, None if it was not measured.
 
     Args:
-        row: of the results; the natural one is at epsilon 0.
+        row: a row of the results; the natural accuracy is at epsilon 0.
     """
     if row is None or row["accuracy"] is None:
         return None
@@ -130,27 +131,27 @@ def point(row):
     }
 
 
-def all_series(found):
-    """The `Series` of some runs, attacks in the order of the runs.
+def all_series(found: Sequence[runs.Run]) -> list[Series]:
+    """Collects the `Series` of runs, attacks in the order of the runs.
 
     Args:
         found: a list of `runs.Run`.
     """
-    series: dict = {}
+    series: dict[tuple[str, str], Series] = {}
     for index, run in enumerate(found):
         for part in run.parts:
             for row in part.results["robust"]:
                 key = runs.attack_name(part, row), row["norm"]
-                none: list = [None] * len(found)
-                empty: list = [{} for _ in found]
+                none: list[Any] = [None] * len(found)
+                empty: list[Any] = [{} for _ in found]
                 one = series.setdefault(key, Series(*key, empty, none))
                 one.rows[index].setdefault(row["epsilon"], row)
                 one.naturals[index] = part.results["natural"]
     return list(series.values())
 
 
-def columns(found):
-    """The columns of the table of runs, less the runs' names.
+def columns(found: Sequence[runs.Run]) -> list[Column]:
+    """Returns the columns of the table of runs, except the names of the runs.
 
     Args:
         found: a list of `runs.Run`.
@@ -168,8 +169,8 @@ def columns(found):
     ]
 
 
-def accuracy_columns(found):
-    """The columns of accuracies: natural, then every attack and epsilon.
+def accuracy_columns(found: Sequence[runs.Run]) -> list[Column]:
+    """Returns the columns of accuracies: natural, then by attack and epsilon.
 
     Args:
         found: a list of `runs.Run`.
@@ -193,11 +194,16 @@ def accuracy_columns(found):
     ]
 
 
-def _accuracies(group, label, rows, best=max):
+def _accuracies(
+    group: str,
+    label: str,
+    rows: Sequence[Mapping[str, Any] | None],
+    best: Any = max,
+) -> Column:
     return Column(group, label, list(map(_accuracy, rows)), best, rows)
 
 
-def _accuracy(row):
+def _accuracy(row: Mapping[str, Any] | None) -> Cell:
     if row is None:
         return Cell(NOTHING)
     if row["accuracy"] is None:
@@ -212,8 +218,8 @@ def _accuracy(row):
     )
 
 
-def _distances(found):
-    """Median distances, which minimum-norm attacks find."""
+def _distances(found: Sequence[runs.Run]) -> Iterator[Column]:
+    """Yields columns of the median distances of minimum-norm attacks."""
     for one in all_series(found):
         medians = [
             next((row.get("median_distance") for row in rows.values()), None)
@@ -223,8 +229,8 @@ def _distances(found):
             yield numbers(one.name, "median distance", medians, "{:.3g}", max)
 
 
-def _training(found):
-    """What training cost, where anything was trained."""
+def _training(found: Sequence[runs.Run]) -> list[Column]:
+    """Returns the columns of the cost of training, where runs trained."""
     trains = [run.train for run in found]
     epochs = [train.get("epochs") for train in trains]
     steps = [train.get("passes") for train in trains]
@@ -245,15 +251,21 @@ def _training(found):
     ]
 
 
-def numbers(group, label, values, style="{}", best=None):
-    """A column of numbers.
+def numbers(
+    group: str,
+    label: str,
+    values: Sequence[float | None],
+    style: str = "{}",
+    best: Any = None,
+) -> Column:
+    """Makes a column of numbers.
 
     Args:
-        group: what stands above the labels of neighbouring columns.
+        group: the heading above the labels of neighbouring columns.
         label: its own label.
         values: a number, or None, for each run.
-        style: a format of them.
-        best: as of `Column`.
+        style: their format.
+        best: see `Column`.
     """
     cells = [
         Cell(NOTHING) if value is None else Cell(style.format(value), value)
@@ -262,16 +274,16 @@ def numbers(group, label, values, style="{}", best=None):
     return Column(group, label, cells, best)
 
 
-def _words(text):
+def _words(text: str) -> Cell:
     return Cell(text, text)
 
 
-def _times(factor, number):
+def _times(factor: float, number: float | None) -> float | None:
     return None if number is None else factor * number
 
 
-def minutes(run):
-    """Minutes of training, None where nothing was trained.
+def minutes(run: runs.Run) -> float | None:
+    """Returns the minutes of training, None if nothing was trained.
 
     Args:
         run: a `runs.Run`.
@@ -279,8 +291,8 @@ def minutes(run):
     return _times(1 / 60, run.train.get("seconds"))
 
 
-def passes(run):
-    """What training cost in epochs of standard training; None if not known.
+def passes(run: runs.Run) -> float | None:
+    """Returns the cost of training in standard epochs, None if unknown.
 
     Args:
         run: a `runs.Run`.
@@ -289,8 +301,8 @@ def passes(run):
     return None if step is None or epochs is None else step * epochs
 
 
-def method_names(found):
-    """The methods, with the settings that tell runs of one method apart.
+def method_names(found: Sequence[runs.Run]) -> list[str]:
+    """Names the methods, with the settings that tell their runs apart.
 
     Args:
         found: a list of `runs.Run`.
@@ -302,15 +314,15 @@ def method_names(found):
         told = [
             f"{key}={setting(key, run.config[key])}"
             for key in _differing(alike)
-            # The seed has a column; a network's path says less than a name.
+            # The seed has a column, and the path of a network is long.
             if key in run.config and key not in ("evaluate", "seed")
         ]
         texts.append(" ".join([name, *told]))
     return texts
 
 
-def settings(found):
-    """The settings in which runs differ, a column each.
+def settings(found: Sequence[runs.Run]) -> list[Column]:
+    """Returns a column for each setting in which runs differ.
 
     Args:
         found: a list of `runs.Run`.
@@ -325,8 +337,8 @@ def settings(found):
     ]
 
 
-def shared(found):
-    """The settings that all runs have in common, as texts; unused ones not.
+def shared(found: Sequence[runs.Run]) -> dict[str, str]:
+    """Returns the used settings that all runs have in common, as texts.
 
     Args:
         found: a list of `runs.Run`.
@@ -339,8 +351,8 @@ def shared(found):
     }
 
 
-def _differing(found):
-    """The settings in which runs differ."""
+def _differing(found: Sequence[runs.Run]) -> list[str]:
+    """Lists the settings in which runs differ."""
     keys = dict.fromkeys(key for run in found for key in run.settings)
     first = found[0].settings
     return [
@@ -350,19 +362,19 @@ def _differing(found):
     ]
 
 
-def _setting(key, value):
+def _setting(key: str, value: Any) -> Cell:
     text = setting(key, value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Cell(text, value)
     return Cell(text, None if value is None or value == [] else text)
 
 
-def setting(key, value):
-    """A setting of a run as people write it.
+def setting(key: str, value: Any) -> str:
+    """Formats a setting of a run, epsilons as fractions.
 
     Args:
         key: its name.
-        value: what the configuration holds.
+        value: its value in the configuration.
     """
     if value is None or value == []:
         return NOTHING
