@@ -29,6 +29,7 @@ from absl import flags
 
 from tfsam import attacks
 from tfsam import data
+from tfsam import parts
 from tfsam import reports
 from tfsam import weights
 from tfsam.attacks.base import check_scale
@@ -214,7 +215,7 @@ def define_flags():
     )
     choice(
         "average",
-        ("none", *methods.AVERAGES),
+        ("none", *parts.AVERAGES.names()),
         "Average of the weights, instead of the method's: the network that is "
         "validated, exported and attacked",
     )
@@ -488,7 +489,9 @@ def share(name, text):
 
 
 def _check_choices(config):
-    check_choice("method", config["method"], methods.methods())
+    config["method"] = methods.closest(
+        "method", config["method"], methods.methods()
+    )
     check_choice("select", config["select"], SELECT)
     check_choice("network", config["network"], fit.NETWORKS)
     check_choice("jit_compile", config["jit_compile"], JIT_COMPILE)
@@ -496,8 +499,11 @@ def _check_choices(config):
     check_choice("sharpness", config["sharpness"], ("per_replica", "global"))
     if not config["attacks"]:
         raise ValueError("attacks must name one at least. Received: none")
+    config["attacks"] = [
+        parts.ATTACKS.canonical(attack) for attack in config["attacks"]
+    ]
     for attack in config["attacks"]:
-        check_choice("attack", attack.partition(":")[0], attacks.names())
+        parts.ATTACKS.factory(attack)
     if config["shard"]:
         if not config["evaluate"]:
             raise ValueError(
@@ -534,14 +540,15 @@ def _check_choices(config):
 
 def _fill_parts(config, given):
     """Fills in the method's parts and settings; returns the flags not used."""
-    row = methods.methods()[config["method"]]
-    for part in methods.FLAGS:
+    row = methods.method(config["method"])
+    for part, registry in methods.PARTS.items():
         name = given.get(part, getattr(row, part))
-        config[part] = None if name == "none" else name
-    if config["average"] is not None:
-        check_choice("average", config["average"], methods.AVERAGES)
-    parts = {part: config[part] for part in methods.FLAGS}
-    defaults = methods.defaults(parts, row.settings)
+        if name in (None, "none"):
+            config[part] = None
+        else:
+            config[part] = registry.canonical(name)
+    chosen = {part: config[part] for part in methods.FLAGS}
+    defaults = methods.defaults(chosen, row.settings)
     if config["epsilon"] not in (None, defaults.get("epsilon")):
         # A step size that the paper gives goes with the paper's epsilon.
         defaults |= {"step_size": None} if "step_size" in defaults else {}
@@ -550,7 +557,8 @@ def _fill_parts(config, given):
             config[flag] = None
         elif config[flag] is None:
             config[flag] = defaults[flag]
-    for part in methods.FLAGS:  # Checks the ranges.
+    config |= methods.named(chosen, given)
+    for part in methods.PARTS:  # Checks the ranges.
         if part != "optimizer":
             start = {"start_epoch": 0} if part == "average" else {}
             check_scale(methods.build(part, config, **start))

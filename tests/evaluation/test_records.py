@@ -18,6 +18,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 import tfsam
+from tfsam import parts
 from tfsam.evaluation import chunks
 from tfsam.evaluation import measure
 from tfsam.evaluation import verdicts
@@ -144,7 +145,7 @@ def test_an_installed_attack_needs_no_name(tmp_path, monkeypatch):
             super().__init__(epsilon, norm, 1, bounds=bounds)
             self.lock = threading.Lock()
 
-    monkeypatch.setitem(tfsam.attacks._NATIVE, "plugin", Plugin)
+    monkeypatch.setitem(parts.ATTACKS.native, "plugin", Plugin)
     evaluate(tmp_path, attacks=["plugin"])
     evaluate(tmp_path, attacks=["plugin"])
 

@@ -1,91 +1,63 @@
-"""Attacks by name, and the door through which others' attacks come in.
+"""Attacks by name, tfsam's own and those of other packages.
 
     attack = tfsam.attacks.get("pgd", epsilon=8 / 255, norm="linf", steps=10)
     x_adv = attack(logits_fn, x, y, seed=0)
 
-The native attacks stand in `_NATIVE`. All others, tfsam's own adapters
-included, are entry points of the group `tfsam.attacks` in the metadata of the
-package that brings them; nothing of tfsam changes. Only an attack that is asked
-for is imported. What an attack must do: `attacks/base.py`; whether it does:
-`check`.
+`tfsam.parts.ATTACKS` lists the native attacks. Attacks of other packages, and
+tfsam's own adapters, are entry points of the group `tfsam.attacks` in package
+metadata. An attack is imported when it is first needed. See `attacks/base.py`
+for the interface of an attack, and `check` to test that an attack has it.
 """
 
-import functools
 from collections.abc import Callable
+from typing import Any
 
+from tfsam import parts
 from tfsam.attacks.autoattack import AutoAttack
-from tfsam.attacks.autoattack.apgd import apgd_ce
-from tfsam.attacks.autoattack.apgd import apgd_dlr
-from tfsam.attacks.autoattack.apgd import apgd_t
-from tfsam.attacks.autoattack.fab import FABT
-from tfsam.attacks.autoattack.square import Square
 from tfsam.attacks.base import Attack
 from tfsam.attacks.check import check
 from tfsam.attacks.gradient import FGSM
 from tfsam.attacks.gradient import PGD
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.minimum_norm import FMN
-from tfsam.attacks.noise import NoiseL2
-from tfsam.attacks.noise import NoiseLinf
-from tfsam.support.registry import Registry
 from tfsam.support.registry import make
 from tfsam.support.registry import option_names
 
-GROUP = "tfsam.attacks"
+GROUP = parts.ATTACKS.group
 
-_NATIVE: dict[str, Callable] = {
-    "apgd_ce": apgd_ce,
-    "apgd_dlr": apgd_dlr,
-    "apgd_t": apgd_t,
-    "autoattack": AutoAttack,
-    "fab_t": FABT,
-    "fgsm": FGSM,
-    "fgsm_rs": functools.partial(FGSM, random_start=True),
-    "fmn": FMN,
-    "noise_l2": NoiseL2,
-    "noise_linf": NoiseLinf,
-    "pgd": PGD,
-    "pgd_cw": functools.partial(PGD, loss="margin"),
-    "pgd_dlr": functools.partial(PGD, loss="dlr"),
-    "pgd_kl": functools.partial(PGD, loss="kl", random_start="normal"),
-    "pgd_t": functools.partial(PGD, targets=9),
-    "square": Square,
-}
+names = parts.ATTACKS.names
 
 
-_REGISTRY = Registry("attack", GROUP, _NATIVE)
-names = _REGISTRY.names
-
-
-def get(name, **options):
+def get(name: str, **options: Any) -> Callable[..., Any]:
     """Makes an attack.
 
     Args:
-        name: one of `names()`; "foolbox:LinfPGD" is the attack `foolbox` with
-            the option attack="LinfPGD".
-        **options: `epsilon`, and what else the attack's factory takes: `norm`,
-            `bounds`, `steps`, ...
+        name: a name from `names()`, in any case. Options may follow it:
+            "pgd:steps=7" is the attack `pgd` with steps=7, and
+            "foolbox:LinfPGD" the attack `foolbox` with attack="LinfPGD".
+        **options: `epsilon`, and any other argument of the attack's
+            constructor: `norm`, `bounds`, `steps`, ... They override the
+            options in `name`.
 
     Returns:
         A callable (logits_fn, x, y, seed) -> x_adv.
 
     Raises:
         ValueError: if the name or an option is unknown, an option is out of
-            its range, or two packages claim the name.
-        ImportError: if a plug-in's package cannot be imported.
+            its range, or two packages register the name.
+        ImportError: if the attack's package cannot be imported, or a library
+            that the attack needs is not installed.
     """
-    return make(factory(name), **options)
+    return parts.ATTACKS.make(name, **options)
 
 
-def factory(name):
-    """The factory of an attack, not called yet; see `get`.
+def factory(name: str) -> Callable[..., Any]:
+    """Returns the factory of an attack, without calling it; see `get`.
 
     Args:
-        name: one of `names()`.
+        name: a name from `names()`, with or without options.
     """
-    name, colon, argument = name.partition(":")
-    found = _REGISTRY.factory(name)
-    return functools.partial(found, attack=argument) if colon else found
+    return parts.ATTACKS.factory(name)
 
 
 __all__ = [

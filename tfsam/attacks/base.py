@@ -20,6 +20,8 @@ the contract is required of other people's attacks.
 
 import copy
 import numbers
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -49,7 +51,17 @@ class Attack(Configurable):
         bounds: (lowest, highest) value of x, or None for inputs that are not
             images.
 
+    An attack of another package need not inherit from this class: a fact that
+    the attack does not state has the default that is declared here.
+
     Attributes:
+        collapses: whether training with the attack is known to collapse, so
+            that a run watches the accuracy under PGD (catastrophic
+            overfitting).
+        flag_names: see `tfsam.support.registry.Part`.
+        gradients: number of gradients of the loss that the attack takes of a
+            batch, for the cost of a training step.
+        predictions: number of forward passes without a gradient, likewise.
         in_graph: whether the attack can be traced by `tf.function`, for batches
             of any size, too. False, the default, is slower in evaluation, and
             refused in training.
@@ -65,6 +77,8 @@ class Attack(Configurable):
             without the attribute: an evaluation counts the gradients that it
             takes; where it cannot, an attack that is not `gradient_free` counts
             as one that follows them.
+        stages: of an ensemble, the attacks that it makes in turn, a list of
+            (name, attack); else empty.
         targets: number of wrong classes that the attack goes for, likeliest
             first; 0, the default, is untargeted.
 
@@ -72,9 +86,15 @@ class Attack(Configurable):
         ValueError: if an argument is out of its range.
     """
 
+    collapses = False
+    flag_names: Mapping[str, str] = types.MappingProxyType(
+        {"loss": "attack_loss"}
+    )
     in_graph = False
+    predictions: Any = 0
     gradient_free: bool | None = False
     follows_gradient: Any = None
+    stages: Any = ()
     targets = 0
     # Whether the labels must name classes, as for a loss of the attack's own:
     # a `RobustModel` then refuses regressions, several tags and segmentations.
@@ -90,6 +110,13 @@ class Attack(Configurable):
         self.epsilon = check_number("epsilon", epsilon)
         self.norm = check_norm(norm)
         self.bounds = check_interval("bounds", bounds)
+
+    @property
+    def gradients(self):
+        """The number of gradients that the attack takes: one for each step."""
+        if getattr(self, "gradient_free", False):
+            return 0
+        return getattr(self, "steps", 1)
 
     def __call__(self, logits_fn, x, y, seed=0, start=None):
         """Attacks a batch.

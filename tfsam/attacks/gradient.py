@@ -5,6 +5,8 @@ around the iterate, then project back into the ball around the image. The norm
 decides both; see `geometry.py`.
 """
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -115,6 +117,16 @@ class PGD(Attack):
         several = self.restarts > 1 or self.early_stop or self.targets
         return self.loss is not None or bool(several)
 
+    @property
+    def gradients(self):
+        """The number of gradients that the attack takes, of all restarts."""
+        return self.steps * self.restarts * max(self.targets, 1)
+
+    @property
+    def predictions(self):
+        """The passes that find what to climb towards or away from."""
+        return 1 if self.loss == "kl" or self.targets else 0
+
     def perturb(self, logits_fn, x, y, seeds, start=None):
         """Returns the last iterate of the first attempt that succeeded.
 
@@ -222,6 +234,8 @@ class FGSM(PGD):
         ValueError: if an argument is out of its range.
     """
 
+    collapses = True  # Wong et al., 2020, section 5.4.
+
     def __init__(
         self,
         epsilon,
@@ -239,6 +253,14 @@ class FGSM(PGD):
 
     def _default_step_size(self):
         return self.epsilon * (1.25 if self.random_start else 1.0)
+
+
+# The registered attacks that are these two with other defaults.
+fgsm_rs = functools.partial(FGSM, random_start=True)
+pgd_cw = functools.partial(PGD, loss="margin")
+pgd_dlr = functools.partial(PGD, loss="dlr")
+pgd_kl = functools.partial(PGD, loss="kl", random_start="normal")
+pgd_t = functools.partial(PGD, targets=9)
 
 
 def crosses(epsilon, steps, step_size):

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfsam import data
 from tfsam import evaluation
 from tfsam import networks
+from tfsam import parts
 from tfsam.attacks import PGD
 from tfsam.data import batches
 from tfsam.models import classifiers
@@ -148,11 +149,15 @@ def _robust_model(config, network, steps):
 def _schedule(config, steps):
     """Times 0.1 at 75 % and again at 90 % of the epochs (the paper's).
 
-    For SWA the rate stays up, at half from the first snapshot on: weights that
-    hardly move are not worth averaging (Izmailov et al., 2018).
+    For an average such as SWA the rate stays high, at half from the first
+    snapshot on: weights that hardly move are not worth averaging (Izmailov et
+    al., 2018).
     """
     rate, epochs = config["learning_rate"], config["epochs"]
-    if config["average"] == "swa":
+    average = config["average"]
+    if average and parts.AVERAGES.fact(
+        parts.AVERAGES.factory(average), "holds_rate"
+    ):
         start = max(_average_start(config) * steps - 1, 0)
         bounds, rates = [start], [rate, rate / 2]
     else:
@@ -179,15 +184,17 @@ def _average(config, images, folder):
     if config["average"] is None:
         return None
     some = data.sample(len(images.x_train), _RECALIBRATION, config["seed"])
+    objective = methods.build("objective", config)
+    clean = objective is not None and parts.OBJECTIVES.fact(
+        objective, "clean_statistics"
+    )
     start = {"start_epoch": _average_start(config)}
     return methods.build(
         "average",
         config,
         data=(data.as_float(images.x_train[some]), images.y_train[some]),
         # Where only perturbed inputs are trained on, they move the statistics.
-        attack=None
-        if config["objective"] == "trades"
-        else methods.build("perturb_inputs", config),
+        attack=None if clean else methods.build("perturb_inputs", config),
         folder=folder,
         **start,
     )

@@ -1,24 +1,20 @@
-"""The methods of training: one row each of one table.
+"""The table of training methods, and the parts that they are made of.
 
-A row names what perturbs the inputs and the weights, and what else there is:
-an objective, an optimizer, an average of the weights. `--perturb_inputs`,
-`--perturb_weights` and `--average` take other names into any row. A weight
-perturbation of another package is a row of its own.
+A row names the attack on the inputs, the perturbation of the weights, the
+objective, the optimizer and the average of the weights. The flags
+`--perturb_inputs`, `--perturb_weights` and `--average` replace a part of any
+row. Each part that another package registers is a row of its own.
 """
 
 import dataclasses
 import inspect
+from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
-from tfsam import attacks
-from tfsam import weights
-from tfsam.training.averages import EMA
-from tfsam.training.averages import SWA
-from tfsam.training.entropy_sgd import EntropySGD
-from tfsam.training.objectives import MART
-from tfsam.training.objectives import TRADES
-from tfsam.training.optimizers import SGD
+from tfsam import parts
+from tfsam.support.registry import Registry
+from tfsam.support.registry import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +22,18 @@ class Method:
     """A method of training.
 
     Attributes:
-        help: what it is.
-        source: its paper.
-        cost: passes forward and backward a step, in those of standard training.
-        perturb_inputs: name of an attack, or None.
-        perturb_weights: name of a weight perturbation, or None.
-        objective: a key of `OBJECTIVES`, or None.
-        optimizer: a key of `OPTIMIZERS`.
-        average: a key of `AVERAGES`, or None.
-        settings: the paper's hyperparameters where the parts' own defaults are
-            others, by flag.
+        help: a line about the method.
+        source: the paper.
+        cost: the formula of a training step's forward and backward passes,
+            relative to standard training; empty to compute it from the parts.
+        perturb_inputs: name of an attack in `parts.ATTACKS`, or None.
+        perturb_weights: name in `parts.WEIGHTS`, or None.
+        objective: name in `parts.OBJECTIVES`, or None.
+        optimizer: name in `parts.OPTIMIZERS`.
+        average: name in `parts.AVERAGES`, or None.
+        settings: the paper's hyperparameters where they differ from the parts'
+            defaults, by flag.
+        package: the package that registers the part; empty for tfsam's own.
     """
 
     help: str
@@ -47,11 +45,17 @@ class Method:
     optimizer: str = "sgd"
     average: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    package: str = ""
 
 
-OBJECTIVES = {"mart": MART, "trades": TRADES}
-OPTIMIZERS = {"entropy_sgd": EntropySGD, "sgd": SGD}
-AVERAGES = {"ema": EMA, "swa": SWA}
+# The kinds of parts that a run is made of, by the setting that names the part.
+PARTS: dict[str, Registry] = {
+    "perturb_inputs": parts.ATTACKS,
+    "perturb_weights": parts.WEIGHTS,
+    "objective": parts.OBJECTIVES,
+    "optimizer": parts.OPTIMIZERS,
+    "average": parts.AVERAGES,
+}
 
 _AT = {"epsilon": 8 / 255, "steps": 5}
 _TRADES = {"epsilon": 0.031, "steps": 10, "step_size": 0.007}
@@ -65,25 +69,25 @@ _NATIVE = {
         perturb_weights="sam",
     ),
     "asam": Method(
-        "SAM in units of each weight's size",
+        "SAM scaled by the size of each weight",
         "Kwon et al., 2021",
         "2",
         perturb_weights="asam",
     ),
     "esam": Method(
-        "SAM by some of the weights, on some of the examples",
+        "SAM on part of the weights and part of the examples",
         "Du et al., 2022",
         "(4 + 3 sample_fraction) / 3",
         perturb_weights="esam",
     ),
     "looksam": Method(
-        "SAM each few steps, its direction kept between",
+        "SAM every few steps, reusing its direction in between",
         "Liu et al., 2022",
         "1 + 1 / every",
         perturb_weights="looksam",
     ),
     "ssam": Method(
-        "SAM on a mask: of the largest Fisher information, or exchanged",
+        "SAM on a sparse mask of the weights",
         "Mi et al., 2022",
         "2",
         perturb_weights="ssam",
@@ -95,27 +99,27 @@ _NATIVE = {
         perturb_weights="fsam",
     ),
     "gsam": Method(
-        "SAM that also closes the surrogate gap",
+        "SAM that also minimizes the surrogate gap",
         "Zhuang et al., 2022",
         "2",
         perturb_weights="gsam",
     ),
     "at": Method(
-        "adversarial training by PGD",
+        "adversarial training with PGD",
         "Madry et al., 2018",
         "(2 steps + 3) / 3",
         perturb_inputs="pgd",
         settings=_AT,
     ),
     "fgsm_at": Method(
-        "adversarial training by one step from a random start",
+        "adversarial training with one step from a random start",
         "Wong et al., 2020",
         "5/3",
         perturb_inputs="fgsm_rs",
         settings={"epsilon": 8 / 255},
     ),
     "trades": Method(
-        "clean loss plus the distance that an attack makes",
+        "clean loss plus the divergence under attack",
         "Zhang et al., 2019",
         "(2 steps + 7) / 3",
         perturb_inputs="pgd_kl",
@@ -123,7 +127,7 @@ _NATIVE = {
         settings=_TRADES,
     ),
     "mart": Method(
-        "adversarial training that minds the misclassified",
+        "adversarial training that weights misclassified examples more",
         "Wang et al., 2020",
         "(2 steps + 6) / 3",
         perturb_inputs="pgd",
@@ -131,7 +135,7 @@ _NATIVE = {
         settings=_TRADES | {"beta": 5.0},
     ),
     "awp": Method(
-        "adversarial training, kernels perturbed in proportion",
+        "adversarial training that also perturbs the kernels",
         "Wu et al., 2020",
         "(2 steps + 6) / 3",
         perturb_inputs="pgd",
@@ -139,7 +143,7 @@ _NATIVE = {
         settings=_AT | {"steps": 10},
     ),
     "at_sam": Method(
-        "PGD on the inputs, then SAM",
+        "adversarial training with PGD, then SAM",
         "Wei et al., 2023",
         "(2 steps + 6) / 3",
         perturb_inputs="pgd",
@@ -147,62 +151,47 @@ _NATIVE = {
         settings=_AT,
     ),
     "ema": Method(
-        "a moving average of the weights, step by step",
+        "exponential moving average of the weights, step by step",
         "Polyak and Juditsky, 1992",
         average="ema",
     ),
     "swa": Method(
-        "the mean of the weights of the last epochs",
+        "mean of the weights of the last epochs",
         "Izmailov et al., 2018",
         average="swa",
     ),
     "entropy_sgd": Method(
-        "descent by the mean of a walk around the weights",
+        "descent along the mean of a random walk around the weights",
         "Chaudhari et al., 2017",
         optimizer="entropy_sgd",
     ),
 }
 
-# What a part is made of from the command line: flag -> argument.
-FLAGS: dict[str, dict[str, str]] = {
-    "perturb_inputs": {
-        "epsilon": "epsilon",
-        "norm": "norm",
-        "steps": "steps",
-        "step_size": "step_size",
-        "attack_loss": "loss",
-    },
-    "perturb_weights": {
-        "rho": "rho",
-        "eta": "eta",
-        "adaptive": "adaptive",
-        "ascent_steps": "steps",
-        "alpha": "alpha",
-        "rho_min": "rho_min",
-        "every": "every",
-        "weight_fraction": "weight_fraction",
-        "sample_fraction": "sample_fraction",
-        "sparsity": "sparsity",
-        "mask": "mask",
-        "refresh_every": "refresh_every",
-        "gamma": "gamma",
-    },
-    "objective": {"beta": "beta"},
-    "optimizer": {"inner_steps": "inner_steps"},
-    "average": {
-        "average_momentum": "momentum",
-        "average_start": "start_epoch",
-    },
+# The flags of 0.1.0 that set options of each kind of part. The argument that a
+# flag sets has the flag's name, unless the part's `flag_names` say otherwise.
+FLAGS: dict[str, tuple[str, ...]] = {
+    "perturb_inputs": ("epsilon", "norm", "steps", "step_size", "attack_loss"),
+    "perturb_weights": (
+        *("rho", "eta", "adaptive", "ascent_steps", "alpha", "rho_min"),
+        *("every", "weight_fraction", "sample_fraction", "sparsity", "mask"),
+        *("refresh_every", "gamma"),
+    ),
+    "objective": ("beta",),
+    "optimizer": ("inner_steps",),
+    "average": ("average_momentum", "average_start"),
 }
 
-# Arguments of the model that make sense with a part only, and defaults.
+# Arguments of the model that only apply with a part, and their defaults.
 _OF_THE_MODEL: dict[str, dict[str, Any]] = {
     "perturb_inputs": {"attack_mode": "inference", "epsilon_warmup": 0},
     "perturb_weights": {"sub_batches": 1},
 }
 
-# Where the run knows better than the part: it counts in epochs.
+# Flags whose default depends on the length of the run.
 _BY_THE_RUN = ("refresh_every", "average_start")
+
+# The default of --collapse_drop, for attacks that can collapse.
+_COLLAPSE_DROP = 0.2
 
 SETTINGS = (
     *(flag for flags in FLAGS.values() for flag in flags),
@@ -210,149 +199,230 @@ SETTINGS = (
     "collapse_drop",
 )
 
+# The order in which parts of other packages become rows of the table.
+_ROWS_OF_OTHERS = (
+    *("perturb_weights", "objective", "optimizer", "average"),
+    "perturb_inputs",
+)
 
-def methods():
-    """The table: a dict of `Method` by name, other packages' included."""
-    others = {
-        name: Method(
-            f"{name}, of another package", cost="2", perturb_weights=name
-        )
-        for name in weights.names()
-        if name not in _NATIVE
-    }
+
+def methods() -> dict[str, Method]:
+    """Returns the table, by name, other packages' rows included.
+
+    No part is imported: `method` adds the facts that other packages' parts
+    state.
+    """
+    others: dict[str, Method] = {}
+    for part in _ROWS_OF_OTHERS:
+        for name, package in PARTS[part].packages().items():
+            if package == "tfsam" or name in _NATIVE or name in others:
+                continue
+            row: dict[str, Any] = {part: name}
+            if part == "perturb_inputs":
+                row["settings"] = {"epsilon": 8 / 255}
+            others[name] = Method(
+                f"{PARTS[part].kind} of the package {package}",
+                package=package,
+                **row,
+            )
     return _NATIVE | others
 
 
-def factory(part, name):
-    """The constructor of a part.
+def method(name: str) -> Method:
+    """Returns a row of the table.
 
     Args:
-        part: a key of `FLAGS`.
-        name: its name; None gives None.
+        name: a name from `methods()`, in any case.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if there is no such method.
+        ImportError: if its part is another package's and cannot be imported.
     """
-    if name is None:
-        return None
-    if part == "perturb_inputs":
-        return attacks.factory(name)
-    if part == "perturb_weights":
-        return weights.factory(name)
-    own: dict[str, dict] = {
-        "objective": OBJECTIVES,
-        "optimizer": OPTIMIZERS,
-        "average": AVERAGES,
-    }
-    return own[part][name]
+    table = methods()
+    found = closest("method", name, table)
+    row = table[found]
+    if not row.package:
+        return row
+    (part,) = (p for p in PARTS if getattr(row, p) == found)
+    registry = PARTS[part]
+    factory = registry.load(found)
+    facts: dict[str, Any] = {"help": registry.summary(found)}
+    facts["source"] = registry.fact(factory, "source")
+    if part == "objective" and registry.fact(factory, "needs_attack"):
+        at = _NATIVE["at"]
+        facts["perturb_inputs"] = at.perturb_inputs
+        facts["settings"] = at.settings
+    return dataclasses.replace(row, **facts)
 
 
-def defaults(parts, settings):
-    """The settings that a choice of parts has, with their default values.
+def flags_of(part: str, spec: str) -> dict[str, str]:
+    """Returns the flags that set options of a part: flag -> argument.
 
     Args:
-        parts: names of the parts by key of `FLAGS`; None where there is none.
-        settings: those of the method's row, which go before the parts' own.
+        part: a key of `PARTS`.
+        spec: the part's name.
+    """
+    registry = PARTS[part]
+    name, _ = registry.parse(spec)
+    renamed = registry.fact(registry.load(name), "flag_names")
+    found = {renamed.get(a, a): a for a in registry.options(name)}
+    return {flag: found[flag] for flag in FLAGS[part] if flag in found}
+
+
+def defaults(
+    parts: Mapping[str, str | None], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the settings that a choice of parts has, with default values.
+
+    Args:
+        parts: names of the parts by key of `PARTS`, with or without options;
+            None where there is none.
+        settings: those of the method's row, which override the parts'
+            defaults. Options given with a part's name override both.
 
     Returns:
-        A dict from names in `SETTINGS` to values; None where there is none.
+        A dict from names in `SETTINGS` to values; None where there is no
+        default.
     """
-    found: dict = {}
-    for part, flags in FLAGS.items():
-        constructor = factory(part, parts[part])
-        if constructor is None:
+    found: dict[str, Any] = {}
+    for part, registry in PARTS.items():
+        spec = parts[part]
+        if spec is None:
             continue
-        parameters = inspect.signature(constructor).parameters
-        for flag, argument in flags.items():
-            if argument in parameters:
-                default = parameters[argument].default
-                found[flag] = (
-                    None if default is inspect.Parameter.empty else default
-                )
+        name, _ = registry.parse(spec)
+        parameters = registry.options(name)
+        for flag, argument in flags_of(part, name).items():
+            default = parameters[argument].default
+            if default is inspect.Parameter.empty:
+                default = None
+            found[flag] = default
         found |= _OF_THE_MODEL.get(part, {})
+        if part == "perturb_inputs" and registry.fact(
+            registry.load(name), "collapses"
+        ):
+            found["collapse_drop"] = _COLLAPSE_DROP
     if "attack_loss" in found and found["attack_loss"] is None:
-        # The loss that a run compiles, by the name that runs of 0.1.0 have in
-        # their config.json.
+        # The name of the compiled loss in the config.json of 0.1.0.
         found["attack_loss"] = "cross_entropy"
-    if parts["perturb_inputs"] in ("fgsm", "fgsm_rs"):
-        found["collapse_drop"] = 0.2
     found |= {k: v for k, v in settings.items() if k in found}
-    return found | {flag: None for flag in _BY_THE_RUN if flag in found}
+    found |= {flag: None for flag in _BY_THE_RUN if flag in found}
+    return found | named(parts, {})
 
 
-def build(part, config, *arguments, **others):
-    """Makes a part, None if there is none.
+def named(
+    parts: Mapping[str, str | None], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the settings that are given as options of the parts' names.
 
     Args:
-        part: a key of `FLAGS`.
-        config: a dict with the name of each part, and settings; those that are
-            None, and those that the part does not know, are left out.
-        *arguments: more of the constructor's, by position.
-        **others: more of the constructor's; those that it does not know are
-            left out, too.
+        parts: names of the parts by key of `PARTS`, with or without options;
+            None where there is none.
+        given: the flags that are given.
+
+    Returns:
+        A dict from names in `SETTINGS` to values; an option that no flag of
+        0.1.0 sets is left out.
 
     Raises:
-        ValueError: if a setting is out of its range, or is needed and missing.
+        ValueError: if a flag and an option of a name give different values.
     """
-    constructor = factory(part, config[part])
-    if constructor is None:
-        return None
-    known = inspect.signature(constructor).parameters
-    values = {
-        argument: config[flag]
-        for flag, argument in FLAGS[part].items()
-        if config.get(flag) is not None
-    }
-    values = {k: v for k, v in (others | values).items() if k in known}
-    for flag, argument in FLAGS[part].items():
-        needed = (
-            argument in known
-            and known[argument].default is inspect.Parameter.empty
-        )
-        if needed and argument not in values:
-            raise ValueError(
-                f"--{part}={config[part]} needs --{flag}, which has no "
-                f"default here. Received: {flag}=None"
-            )
-    return constructor(*arguments, **values)
+    found: dict[str, Any] = {}
+    for part, registry in PARTS.items():
+        spec = parts[part]
+        if spec is None:
+            continue
+        name, options = registry.parse(spec)
+        for flag, argument in flags_of(part, name).items():
+            if argument not in options:
+                continue
+            found[flag] = options[argument]
+            if given.get(flag, found[flag]) != found[flag]:
+                raise ValueError(
+                    f"--{part}={spec} and --{flag}={given[flag]} differ: give "
+                    f"one of them. Received: {flag}={given[flag]}"
+                )
+    return found
 
 
-def passes(config):
-    """What a training step costs, in passes forward and backward.
-
-    A pass forward is a third of it, and so is each of its two backward ones, to
-    the weights and to the inputs: an attack's step takes two thirds. Masks
-    that are seldom made anew, and other packages' methods, count as SAM.
+def build(
+    part: str, config: Mapping[str, Any], *arguments: Any, **others: Any
+) -> Any:
+    """Makes a part; returns None if there is none.
 
     Args:
-        config: a dict with the name of each part, and settings.
+        part: a key of `PARTS`.
+        config: a mapping with the name of each part, with or without options,
+            and settings. Settings that are None, and those that the part does
+            not have, are ignored.
+        *arguments: positional arguments for the constructor.
+        **others: more arguments for the constructor, which settings and named
+            options override; those that it does not have are ignored.
+
+    Raises:
+        ValueError: if a setting is out of its range or missing.
     """
-    gradients = 1.0
-    if config["perturb_weights"] == "looksam":
-        gradients += 1 / config["every"]
-    elif config["perturb_weights"] == "esam":
-        gradients += 1 / 3 + config["sample_fraction"]
-    elif config["perturb_weights"] is not None:
-        gradients += config["ascent_steps"] or 1
-    if config["objective"] is not None:  # Of clean and perturbed images.
-        gradients *= 2
-    if config["perturb_inputs"] == "pgd_kl":  # Its target is clean logits.
-        gradients += 1 / 3
-    if config["perturb_inputs"] is not None:
-        gradients += 2 / 3 * (config["steps"] or 1)
-    return gradients
+    spec = config[part]
+    if spec is None:
+        return None
+    registry = PARTS[part]
+    name, options = registry.parse(spec)
+    known = registry.options(name)
+    settings = {}
+    for flag, argument in flags_of(part, name).items():
+        value = config.get(flag)
+        if value is not None:
+            settings[argument] = value
+        required = known[argument].default is inspect.Parameter.empty
+        if required and not {argument} & {*settings, *options, *others}:
+            raise ValueError(
+                f"--{part}={spec} needs --{flag}, which has no default here. "
+                f"Received: {flag}=None"
+            )
+    positional = {*list(known)[: len(arguments)]} & {*options}
+    if positional:
+        raise ValueError(
+            f"the run sets {positional.pop()} by a flag. "
+            f"Received: {part}={spec}"
+        )
+    others = {k: v for k, v in others.items() if k in known}
+    values = others | settings | options
+    return registry.factory(name)(*arguments, **values)
 
 
-def table():
-    """The methods as a Markdown table, for the README."""
+def passes(config: Mapping[str, Any]) -> float:
+    """Returns the cost of a training step, in forward and backward passes.
+
+    A forward pass is a third of a pass, and so is each of the two backward
+    passes, to the weights and to the inputs. A gradient of the inputs hence
+    costs two thirds.
+
+    Args:
+        config: a mapping with the name of each part, and settings.
+    """
+    cost = 1.0
+    moved = build("perturb_weights", config)
+    if moved is not None:
+        cost += parts.WEIGHTS.fact(moved, "extra_passes")
+    objective = build("objective", config)
+    if objective is not None:
+        cost *= parts.OBJECTIVES.fact(objective, "passes")
+    attack = build("perturb_inputs", config)
+    if attack is not None:
+        cost += parts.ATTACKS.fact(attack, "predictions") / 3
+        cost += 2 / 3 * parts.ATTACKS.fact(attack, "gradients")
+    return cost
+
+
+def table() -> str:
+    """Returns the methods as a Markdown table, for the README."""
     lines = [
         "| method | what it is | perturbs inputs | perturbs weights | flags, "
         "with defaults | cost, standard = 1 | source |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in _NATIVE.items():
-        parts = {part: getattr(row, part) for part in FLAGS}
-        settings = defaults(parts, row.settings)
+    for name in methods():
+        row = method(name)
+        settings = defaults(_parts_of(row), row.settings)
         shown = " ".join(
             f"`--{flag}={_text(flag, value)}`"
             if value is not None
@@ -366,12 +436,43 @@ def table():
         )
         lines.append(
             f"| `{name}` | {row.help} | {inputs} | {moved} | {shown} "
-            f"| {row.cost} | {row.source} |"
+            f"| {row.cost or _cost(row)} | {row.source} |"
         )
     return "\n".join(lines)
 
 
-def _text(flag, value):
+def closest(flag: str, given: str, names: Iterable[str]) -> str:
+    """Returns the name that is equal to `given` but for case.
+
+    Args:
+        flag: the flag that gives the name, for the message.
+        given: the name as given.
+        names: the names that are known.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    by_case = {name.casefold(): name for name in names}
+    found = by_case.get(given.strip().casefold())
+    if found is None:
+        raise ValueError(
+            f"{flag} must be one of {', '.join(by_case.values())}"
+            f"{did_you_mean(given, by_case.values())}. "
+            f"Received: {flag}={given}"
+        )
+    return found
+
+
+def _parts_of(row: Method) -> dict[str, str | None]:
+    return {part: getattr(row, part) for part in PARTS}
+
+
+def _cost(row: Method) -> str:
+    chosen = _parts_of(row)
+    return f"{passes(chosen | defaults(chosen, row.settings)):.3g}"
+
+
+def _text(flag: str, value: Any) -> str:
     if flag in ("epsilon", "step_size") and abs(value * 255 % 1) < 1e-9:
         return f"{value * 255:.0f}/255"
     return f"{value:g}" if isinstance(value, float) else str(value)

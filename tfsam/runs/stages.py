@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfsam import attacks
 from tfsam import data
+from tfsam import parts
 from tfsam import reports
 from tfsam.data import folders
 from tfsam.evaluation import measure
@@ -250,7 +251,9 @@ def _attack_options(name, config):
 
 
 def _takes_steps(name):
-    return "steps" in (attacks.option_names(attacks.factory(name)) or ())
+    """Returns whether --attack_steps sets the steps of an attack."""
+    _, options = parts.ATTACKS.parse(name)
+    return "steps" not in options and "steps" in parts.ATTACKS.options(name)
 
 
 def draw(config, model, inputs, results, workdir, log):
@@ -279,12 +282,14 @@ def draw(config, model, inputs, results, workdir, log):
     if not len(shown):
         return
     x, y, before = x[shown], y[shown], before[shown]
-    # Of an ensemble its first stage: the whole takes minutes for five images.
-    name = "apgd_ce" if row["attack"] == "autoattack" else row["attack"]
+    name = row["attack"]
     try:
         attack = attacks.get(
             name, epsilon=row["epsilon"], norm=row["norm"], **row["options"]
         )
+        stages = parts.ATTACKS.fact(attack, "stages")
+        if stages:  # The whole ensemble would take minutes for five images.
+            name, attack = stages[0]
         source = model
         if inputs.surrogate is not None:
             source = inputs.surrogate.as_surrogate()
@@ -294,7 +299,9 @@ def draw(config, model, inputs, results, workdir, log):
                 source, tf.constant(x), tf.constant(y), config["seed"]
             )
 
-        if getattr(attack, "in_graph", False):  # Op by op it would take long.
+        if parts.ATTACKS.fact(
+            attack, "in_graph"
+        ):  # Op by op it would take long.
             attacked = tf.function(attacked, autograph=False)
         x_adv = tf.convert_to_tensor(attacked()).numpy()
     except Exception as error:  # Somebody else's attack, after all.

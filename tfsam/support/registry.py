@@ -1,69 +1,274 @@
-"""Parts by name, and the door through which others' parts come in.
+"""Parts by name: tfsam's own, and those of other packages.
 
-A registry knows tfsam's own parts, and the entry points of one group in the
-metadata of installed packages. Only a part that is asked for is imported.
+A `Registry` finds the factories of one kind of part, such as attacks. It looks
+up tfsam's own in a table and others among the entry points of one group, in
+the metadata of installed packages. Only the part that is needed is imported.
+
+Options may follow the name, separated by colons: "looksam:alpha=0.3:every=5".
 """
 
+import ast
 import dataclasses
+import difflib
+import functools
+import importlib
 import importlib.metadata
 import inspect
+import math
+import types
+import typing
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+
+class Part:
+    """Facts about a part of any kind, and their defaults.
+
+    Attributes:
+        summary: a line about the part, for `--help` and the table of methods;
+            empty for the first line of the docstring.
+        source: the paper, such as "Foret et al., 2021".
+        flag_names: the flag that sets an argument of the constructor, where
+            their names differ: {"steps": "ascent_steps"}.
+        requires: a module of another package, which must be importable, and
+            the extra of tfsam that installs it; None if there is none.
+    """
+
+    summary: str = ""
+    source: str = ""
+    flag_names: Mapping[str, str] = types.MappingProxyType({})
+    requires: tuple[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Registry:
-    """Factories by name.
+    """Factories of one kind of part, by name.
+
+    Names are compared without regard to case.
 
     Attributes:
-        kind: what they make, for messages: "attack".
+        kind: the kind of part, for messages: "attack".
         group: the entry-point group of other packages' factories.
-        native: tfsam's own factories.
+        native: tfsam's own factories, each as an entry point names it,
+            "module:attribute", or the factory itself.
+        base: the class whose attributes are the facts of a part that does not
+            state them, as an entry point names it. Parts of other packages
+            need not inherit from it. Empty for `Part`.
+        argument: the option that a segment without "=" sets: with "attack",
+            "foolbox:LinfPGD" is "foolbox:attack=LinfPGD". Empty where every
+            option is named.
     """
 
     kind: str
     group: str
-    native: Mapping[str, Callable]
+    native: Mapping[str, str | Callable[..., Any]]
+    base: str = ""
+    argument: str = ""
 
-    def names(self):
-        """The names that `factory` knows, sorted, plug-ins included."""
+    def names(self) -> list[str]:
+        """Returns all names, sorted; imports no part."""
         return sorted({*self.native, *self._plugins()})
 
-    def factory(self, name):
-        """The factory of that name, not called yet.
+    def packages(self) -> dict[str, str]:
+        """Returns, for each part of another package, the package's name."""
+        return {
+            name: points[0].dist.name if points[0].dist else points[0].value
+            for name, points in self._plugins().items()
+        }
+
+    def canonical(self, spec: str) -> str:
+        """Returns a name as it is registered, with the options as given.
 
         Args:
-            name: one of `names()`.
+            spec: a name in any case, with or without options.
 
         Raises:
-            ValueError: if the name is unknown, or two packages claim it.
-            ImportError: if a plug-in's package cannot be imported.
+            ValueError: if the name is unknown.
         """
-        plugins = self._plugins().get(name, [])
-        if len(plugins) + (name in self.native) > 1:
-            claims = [point.value for point in plugins]
+        given, colon, options = spec.partition(":")
+        return self._known(given) + colon + options
+
+    def factory(self, spec: str) -> Callable[..., Any]:
+        """Returns the factory of a part, without calling it.
+
+        Args:
+            spec: a name in any case. The options after it, if there are any,
+                are bound by `functools.partial`.
+
+        Raises:
+            ValueError: if the name or an option is unknown, or two packages
+                register the name.
+            ImportError: if the part cannot be imported, or a library that it
+                needs is not installed.
+        """
+        name, options = self.parse(spec)
+        found = self.load(name)
+        self._import_required(found, name)
+        return functools.partial(found, **options) if options else found
+
+    def options(self, spec: str) -> dict[str, inspect.Parameter]:
+        """Returns the parameters of a part's constructor, by name.
+
+        Args:
+            spec: a name in any case; options after it are ignored.
+
+        Raises:
+            ValueError: if the name is unknown.
+            ImportError: if the part cannot be imported.
+        """
+        name = self._known(spec.partition(":")[0])
+        return dict(inspect.signature(self.load(name)).parameters)
+
+    def parse(self, spec: str) -> tuple[str, dict[str, Any]]:
+        """Returns the registered name and the options that follow it.
+
+        Args:
+            spec: "NAME" or "NAME:OPTION=VALUE:...", such as
+                "looksam:alpha=0.3:every=5". A value may be a fraction, as in
+                "pgd:step_size=2/255".
+
+        Raises:
+            ValueError: if the name or an option is unknown, or a value is
+                missing or given twice.
+            ImportError: if the part has options and cannot be imported.
+        """
+        given, *segments = str(spec).split(":")
+        name = self._known(given)
+        if not segments:
+            return name, {}
+        known = self.options(name)
+        options: dict[str, Any] = {}
+        for segment in segments:
+            option, equals, text = segment.partition("=")
+            if not equals and self.argument:
+                option, text = self.argument, option
+            option, text = option.strip(), text.strip()
+            if not option or not text:
+                raise ValueError(
+                    f"{name} takes options as NAME:OPTION=VALUE, of "
+                    f"{_listed(known)}. Received: {self.kind}={spec}"
+                )
+            if option in options:
+                raise ValueError(
+                    f"{option} is given twice. Received: {self.kind}={spec}"
+                )
+            _check_options(self.load(name), [f"{option}={text}"], name)
+            options[option] = _value(text, known.get(option))
+        return name, options
+
+    def make(self, spec: str, **options: Any) -> Any:
+        """Makes a part.
+
+        Args:
+            spec: a name, with or without options.
+            **options: arguments of the constructor; they override those in
+                `spec`.
+
+        Raises:
+            ValueError: if the name or an option is unknown, or a value is out
+                of its range.
+            ImportError: see `factory`.
+        """
+        return make(self.factory(spec), **options)
+
+    def fact(self, part: Any, name: str) -> Any:
+        """Returns a fact about a part: its own attribute, or the default.
+
+        Args:
+            part: a part, or the factory of one.
+            name: the name of the attribute, such as "in_graph".
+        """
+        part = getattr(part, "func", part)  # Of a functools.partial.
+        if hasattr(part, name):
+            return getattr(part, name)
+        base = _imported(self.base) if self.base else Part
+        owner = base if hasattr(base, name) else Part
+        default = inspect.getattr_static(owner, name)
+        if isinstance(default, property) and default.fget is not None:
+            return default.fget(part)
+        return default
+
+    def summary(self, name: str) -> str:
+        """Returns a line about a part, from its class or its docstring.
+
+        Args:
+            name: a name from `names()`.
+
+        Raises:
+            ImportError: if the part cannot be imported.
+        """
+        factory = self.load(name)
+        said = self.fact(factory, "summary")
+        bound = getattr(factory, "keywords", {})  # Of a functools.partial.
+        factory = getattr(factory, "func", factory)
+        line = said or (inspect.getdoc(factory) or name).splitlines()[0]
+        fixed = ", ".join(f"{k}={v}" for k, v in bound.items())
+        return line.rstrip(".") + (f" ({fixed})" if fixed else "")
+
+    def load(self, name: str) -> Callable[..., Any]:
+        """Imports the factory that is registered under exactly this name.
+
+        Args:
+            name: a name from `names()`.
+
+        Raises:
+            ValueError: if two packages register the name.
+            ImportError: if it cannot be imported.
+        """
+        points = self._plugins().get(name, [])
+        if len(points) + (name in self.native) > 1:
+            claims = [point.value for point in points]
             raise ValueError(
                 f"Two packages register one name, {name!r}: {claims}. "
                 f"Uninstall one. Received: name={name}"
             )
-        if name in self.native:
-            return self.native[name]
-        if not plugins:
-            raise ValueError(
-                f"{self.kind} must be one of {', '.join(self.names())}. "
-                f"Received: {self.kind}={name}"
-            )
+        target = points[0].value if points else self.native[name]
+        if callable(target):
+            return target
         try:
-            return plugins[0].load()
+            if points:
+                return points[0].load()
+            return _imported(target)
         except (ImportError, AttributeError) as error:
             raise ImportError(
-                f"The {self.kind} {name!r} ({plugins[0].value}) cannot be "
-                f"imported: {error}"
+                f"The {self.kind} {name!r} ({target}) cannot be imported: "
+                f"{error}"
             ) from error
 
-    def _plugins(self):
-        """Entry points by name; the same one twice on the path counts once."""
-        found: dict[str, list] = {}
+    def _import_required(self, factory: Callable[..., Any], name: str) -> None:
+        """Imports the library of another package that a part requires."""
+        module, extra = self.fact(factory, "requires") or (None, None)
+        if module is None:
+            return
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ImportError(
+                f"The {self.kind} {name} needs a library that is not "
+                f'installed: pip install "tfsam[{extra}]", or pip install -e '
+                f'".[{extra}]" in a clone of tfsam ({error})'
+            ) from error
+
+    def _known(self, given: str) -> str:
+        """Returns the registered spelling of a name."""
+        names = self.names()
+        name = given.strip()
+        if name in names:
+            return name
+        same = [n for n in names if n.casefold() == name.casefold()]
+        if len(same) == 1:
+            return same[0]
+        raise ValueError(
+            f"{self.kind} must be one of {', '.join(names)}"
+            f"{did_you_mean(name, names)}. Received: {self.kind}={given}"
+        )
+
+    def _plugins(self) -> dict[str, list[importlib.metadata.EntryPoint]]:
+        """Returns entry points by name; duplicates on the path count once."""
+        found: dict[str, list[importlib.metadata.EntryPoint]] = {}
         for point in importlib.metadata.entry_points(group=self.group):
             same_name = found.setdefault(point.name, [])
             if point.value not in [p.value for p in same_name]:
@@ -71,25 +276,38 @@ class Registry:
         return found
 
 
-def make(factory, **options):
-    """Calls a factory, with a ValueError for an option that it does not know.
+def make(factory: Callable[..., Any], **options: Any) -> Any:
+    """Calls a factory; an unknown option is a ValueError.
 
     Args:
         factory: a callable.
         **options: its keyword arguments.
+
+    Raises:
+        ValueError: if the factory has no such option.
     """
-    known = option_names(factory)
-    unknown = sorted(set(options) - known) if known is not None else []
-    if unknown:
-        raise ValueError(
-            f"The options of {_name(factory)} are {sorted(known or ())}. "
-            f"Received: {', '.join(f'{k}={options[k]}' for k in unknown)}"
-        )
+    check_options(factory, options)
     return factory(**options)
 
 
-def option_names(factory):
-    """The keyword arguments of a factory, or None if it takes any.
+def check_options(
+    factory: Callable[..., Any], options: Mapping[str, Any]
+) -> None:
+    """Checks that a factory knows each of the options; does not call it.
+
+    Args:
+        factory: a callable.
+        options: keyword arguments for it.
+
+    Raises:
+        ValueError: if it has no such option.
+    """
+    given = [f"{name}={value}" for name, value in options.items()]
+    _check_options(factory, given, _name(factory))
+
+
+def option_names(factory: Callable[..., Any]) -> set[str] | None:
+    """Returns the keyword arguments of a factory, or None if it takes any.
 
     Args:
         factory: a callable.
@@ -100,6 +318,102 @@ def option_names(factory):
     return {p.name for p in parameters}
 
 
-def _name(factory):
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Returns a hint at the closest names, empty where none is close.
+
+    Args:
+        name: the name that is unknown.
+        names: the names that are known.
+    """
+    by_lower_case = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, 2)
+    if not close:
+        return ""
+    return f"; did you mean {' or '.join(by_lower_case[c] for c in close)}?"
+
+
+def _check_options(
+    factory: Callable[..., Any], given: list[str], name: str
+) -> None:
+    """Raises a ValueError for the "option=value" texts that are unknown."""
+    known = option_names(factory)
+    if known is None:
+        return
+    unknown = sorted(t for t in given if t.partition("=")[0] not in known)
+    if unknown:
+        hint = did_you_mean(unknown[0].partition("=")[0], known)
+        raise ValueError(
+            f"The options of {name} are {sorted(known)}{hint}. "
+            f"Received: {', '.join(unknown)}"
+        )
+
+
+def _value(text: str, parameter: inspect.Parameter | None) -> Any:
+    """Returns the value of an option that is given as text.
+
+    Args:
+        text: the text, such as "0.3", "8/255", "true", "none" or "fisher".
+        parameter: the parameter of the constructor, whose annotation and
+            default tell the type; None where the constructor takes any option.
+            A value of another type is left to the constructor to reject.
+    """
+    annotation = default = inspect.Parameter.empty
+    if parameter is not None:
+        annotation, default = parameter.annotation, parameter.default
+    kinds = _types(annotation)
+    if isinstance(default, str) and not kinds - {str, type(None)}:
+        return text
+    if kinds and kinds <= {str, type(None)} and text.lower() != "none":
+        return text
+    value = _literal(text)
+    is_real = float in kinds or isinstance(default, float)
+    if is_real and type(value) is int:
+        return float(value)
+    return value
+
+
+def _types(annotation: Any) -> set[Any]:
+    """Returns the types that an annotation names; empty without one."""
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return set()
+    members = typing.get_args(annotation) or (annotation,)
+    if typing.get_origin(annotation) is typing.Literal:
+        return {type(member) for member in members}
+    return set(members)
+
+
+def _literal(text: str) -> Any:
+    """Returns a number, a truth value, None, an interval, or the text."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    low, dots, high = text.partition("..")
+    if dots:
+        ends = _literal(low), _literal(high)
+        if all(type(end) in (int, float) for end in ends):
+            return ends
+    try:
+        if "/" in text:
+            number = float(Fraction(text))
+        else:
+            number = ast.literal_eval(text)
+    except (ValueError, SyntaxError, ZeroDivisionError, OverflowError):
+        return text
+    if type(number) not in (int, float) or not math.isfinite(number):
+        return text
+    return number
+
+
+def _imported(target: str) -> Any:
+    """Imports the object that "module:attribute" names."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _listed(known: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(known))
+
+
+def _name(factory: Callable[..., Any]) -> str:
     factory = getattr(factory, "func", factory)  # Of a functools.partial.
     return getattr(factory, "__name__", repr(factory))

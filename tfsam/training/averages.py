@@ -8,6 +8,7 @@ import contextlib
 import enum
 import pathlib
 import re
+import types
 import warnings
 import weakref
 
@@ -135,6 +136,11 @@ class WeightAverage(keras.callbacks.Callback):
             if a second average wants the network during the validation.
     """
 
+    flag_names = types.MappingProxyType(
+        {"momentum": "average_momentum", "start_epoch": "average_start"}
+    )
+    # Whether a run keeps the learning rate high while it averages.
+    holds_rate = False
     # Whether the epoch is to give something to the average at its end.
     _due = False
 
@@ -495,6 +501,9 @@ class SWA(WeightAverage):
     Raises:
         ValueError: if an argument is out of its range.
     """
+
+    # Weights that hardly move are not worth averaging.
+    holds_rate = True
 
     def __init__(
         self,

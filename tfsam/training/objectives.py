@@ -6,6 +6,8 @@ Two passes through the network are two calls; the statistics of BatchNorm are
 those of the pass whose predictions are returned.
 """
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -22,13 +24,22 @@ class Objective(Configurable):
     Args:
         beta: weight of the distance between the two, >= 0.
 
+    Attributes:
+        clean_statistics: whether the BatchNorm statistics are those of the
+            clean inputs, not of the perturbed ones.
+        needs_attack: whether the objective needs perturbed inputs.
+        needs_classes: whether it takes logits of classes, and labels of
+            classes.
+        passes: forward and backward passes through the network.
+
     Raises:
         ValueError: if beta is negative or no finite number.
     """
 
+    clean_statistics = False
     needs_attack = True
-    # Whether it takes logits of classes, and labels that name them.
     needs_classes = False
+    passes: Any = 2.0
 
     def __init__(self, beta=6.0):
         self.beta = check_number("beta", beta)
@@ -51,6 +62,7 @@ class TRADES(Objective):
         ValueError: if beta is negative or no finite number.
     """
 
+    clean_statistics = True
     needs_classes = True
 
     def __call__(self, model, batch):

@@ -10,11 +10,9 @@ package, in the entry-point group `tfsam.weights`. It is then also available as
 a `--method` of the command line.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-from tfsam.support.registry import Registry
-from tfsam.support.registry import make
+from tfsam import parts
 from tfsam.weights.base import Step
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import kind
@@ -27,30 +25,20 @@ from tfsam.weights.sam import FSAM
 from tfsam.weights.sam import SAM
 from tfsam.weights.ssam import SSAM
 
-GROUP = "tfsam.weights"
+GROUP = parts.WEIGHTS.group
 
-_NATIVE: dict[str, Callable[..., Any]] = {
-    "asam": ASAM,
-    "awp": AWP,
-    "esam": ESAM,
-    "fsam": FSAM,
-    "gsam": GSAM,
-    "looksam": LookSAM,
-    "sam": SAM,
-    "ssam": SSAM,
-}
-
-_REGISTRY = Registry("weight perturbation", GROUP, _NATIVE)
-names = _REGISTRY.names
-factory = _REGISTRY.factory
+names = parts.WEIGHTS.names
+factory = parts.WEIGHTS.factory
 
 
 def get(name: str, **options: Any) -> Any:
     """Makes a weight perturbation by name.
 
     Args:
-        name: One of `names()`.
-        **options: Arguments of its constructor.
+        name: One of `names()`, in any case. Options may follow it, as in
+            "looksam:alpha=0.3:every=5".
+        **options: Arguments of the constructor. They override the options in
+            `name`.
 
     Returns:
         The weight perturbation.
@@ -63,8 +51,10 @@ def get(name: str, **options: Any) -> Any:
     Example:
         >>> get("sam", rho=0.2).rho
         0.2
+        >>> get("LookSAM:every=3").every
+        3
     """
-    return make(factory(name), **options)
+    return parts.WEIGHTS.make(name, **options)
 
 
 __all__ = [

@@ -24,6 +24,8 @@ perturbation does not need them, and the train step then skips them:
   after the perturbation (ESAM).
 """
 
+import types
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -122,6 +124,10 @@ class WeightPerturbation(Configurable):
             step. None descends along `perturbed_gradients`.
         needs_classes: Whether the perturbation requires a network that returns
             class logits, and labels that name classes.
+        extra_passes: Forward and backward passes of a training step in addition
+            to the pass of standard training, on average over the steps.
+        flag_names: The flag that sets an argument of the constructor, where
+            their names differ.
 
     Example:
         >>> import keras
@@ -143,6 +149,10 @@ class WeightPerturbation(Configurable):
     select: Any = None
     combine: Any = None
     needs_classes: Any = False
+    extra_passes: Any = 1.0
+    flag_names: Mapping[str, str] = types.MappingProxyType(
+        {"steps": "ascent_steps"}
+    )
 
     def perturb(
         self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step

@@ -57,6 +57,11 @@ class ESAM(WeightPerturbation):
         # None saves the forward pass whose losses the selection compares.
         self.select = None if self.sample_fraction == 1 else self._hardest
 
+    @property
+    def extra_passes(self) -> float:
+        """Passes in addition to the first: the selection's and SAM's own."""
+        return float(1 / 3 + self.sample_fraction)
+
     def perturb(
         self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step
     ) -> tuple[list[tf.Tensor], Tensors]:

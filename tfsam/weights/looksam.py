@@ -57,6 +57,11 @@ class LookSAM(WeightPerturbation):
         """Returns whether this step is a step of SAM."""
         return self.every == 1 or step.count % self.every == 0
 
+    @property
+    def extra_passes(self) -> float:
+        """Passes in addition to the first, on average over the steps."""
+        return float(1 / self.every)
+
     def perturb(
         self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step
     ) -> tuple[list[tf.Tensor], Tensors]:

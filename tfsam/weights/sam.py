@@ -93,6 +93,11 @@ class SAM(WeightPerturbation):
         self.step_size = step_size
         self.normalize = bool(normalize)
 
+    @property
+    def extra_passes(self) -> float:
+        """Passes in addition to the first: one for each ascent step."""
+        return float(self.steps)
+
     def perturb(
         self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step
     ) -> tuple[list[tf.Tensor], Tensors]:

@@ -70,6 +70,7 @@ class ART(Adapter):
     """
 
     library = "adversarial-robustness-toolbox"
+    requires = ("art.attacks.evasion", "art")
 
     def __init__(
         self,
@@ -134,7 +135,7 @@ def _classes():
         import art.attacks.evasion as evasion
     except ImportError as error:
         raise ImportError(
-            f"This attack needs ART: pip install tfsam[art] ({error})"
+            f'This attack needs ART: pip install "tfsam[art]" ({error})'
         ) from error
     return {
         name: member

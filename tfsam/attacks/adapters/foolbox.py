@@ -43,6 +43,7 @@ class Foolbox(Adapter):
     """
 
     library = "foolbox"
+    requires = ("foolbox", "foolbox")
 
     def __init__(
         self,
@@ -92,7 +93,7 @@ def _foolbox():
         import foolbox
     except ImportError as error:
         raise ImportError(
-            f"This attack needs foolbox: pip install tfsam[foolbox] ({error})"
+            f'This attack needs foolbox: pip install "tfsam[foolbox]" ({error})'
         ) from error
     return foolbox
 

@@ -1,0 +1,108 @@
+"""Parts by name, with options, and parts that are not there."""
+
+import sys
+import types
+
+import pytest
+
+from tfsam import parts
+from tfsam.support.registry import Part
+from tfsam.support.registry import Registry
+
+
+class Wave(Part):
+    """Moves everything a little."""
+
+    flag_names = types.MappingProxyType({"steps": "wave_steps"})
+
+    def __init__(self, size, *, steps: int = 3, kind="fine", ends=None):
+        self.size, self.steps, self.kind, self.ends = size, steps, kind, ends
+
+
+class Needy(Wave):
+    requires = ("no_such_library", "needy")
+
+
+def anything(**options):
+    return options
+
+
+WAVES = Registry(
+    "wave",
+    "tests.waves",
+    {"Wave": Wave, "needy": Needy, "anything": anything},
+    argument="kind",
+)
+
+
+@pytest.mark.parametrize(
+    ("spec", "parsed"),
+    [
+        ("Wave", {}),
+        ("wave:size=8/255", {"size": 8 / 255}),
+        ("WAVE:size=1:steps=7", {"size": 1, "steps": 7}),
+        ("wave:rough", {"kind": "rough"}),
+        ("wave:kind=5", {"kind": "5"}),
+        ("wave:size=true:ends=0..0.5", {"size": True, "ends": (0, 0.5)}),
+        ("wave:size=none: steps = 2 ", {"size": None, "steps": 2}),
+        ("wave:size=1e-3:ends=1/0", {"size": 1e-3, "ends": "1/0"}),
+    ],
+)
+def test_options_follow_the_name(spec, parsed):
+    assert WAVES.parse(spec) == ("Wave", parsed)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("wav", "did you mean Wave?.* Received: wave=wav"),
+        ("wave:step=7", "did you mean steps?.* Received: step=7"),
+        ("wave:steps=", "NAME:OPTION=VALUE.* Received: wave=wave:steps="),
+        ("wave:=7", "NAME:OPTION=VALUE.* Received: wave=wave:=7"),
+        ("wave:steps=7:steps=8", "given twice. Received: wave=wave:steps=7"),
+    ],
+)
+def test_bad_options_are_rejected(spec, message):
+    with pytest.raises(ValueError, match=message):
+        WAVES.parse(spec)
+
+
+def test_arguments_override_options():
+    wave = WAVES.make("wave:steps=7:size=2", steps=1)
+    assert (wave.size, wave.steps) == (2, 1)
+    assert WAVES.make("anything:size=2:steps=x") == {"size": 2, "steps": "x"}
+
+
+def test_a_missing_library_is_named_with_its_command():
+    assert WAVES.options("needy").keys() == {"size", "steps", "kind", "ends"}
+    with pytest.raises(ImportError, match=r'pip install "tfsam\[needy\]"'):
+        WAVES.factory("needy")
+
+
+def test_facts_have_one_default():
+    assert WAVES.fact(Wave, "flag_names") == {"steps": "wave_steps"}
+    assert WAVES.fact(anything, "flag_names") == {}
+    assert WAVES.fact(Wave(0.1), "source") == ""
+    assert parts.ATTACKS.fact(anything, "in_graph") is False
+    assert parts.ATTACKS.fact(Wave(0.1, steps=4), "gradients") == 4
+    assert parts.WEIGHTS.fact(anything, "extra_passes") == 1
+    assert WAVES.summary("Wave") == "Moves everything a little"
+    assert parts.ATTACKS.summary("pgd_cw").endswith("(loss=margin)")
+
+
+@pytest.mark.parametrize(
+    "registry",
+    [value for value in vars(parts).values() if isinstance(value, Registry)],
+    ids=lambda registry: registry.kind,
+)
+def test_every_native_part_can_be_imported(registry):
+    for name in registry.native:
+        assert callable(registry.load(name))
+        assert registry.options(name)
+        assert registry.summary(name)
+
+
+def test_an_attack_of_a_missing_library_is_refused_by_its_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    with pytest.raises(ImportError, match=r"attack foolbox needs a library"):
+        parts.ATTACKS.factory("foolbox:LinfPGD")

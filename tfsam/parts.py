@@ -1,0 +1,98 @@
+"""Registries of the parts that a training run or an evaluation is made of.
+
+Each registry holds tfsam's own parts and those that installed packages name in
+an entry-point group. A part is imported when it is first needed, and importing
+this module imports none. See `tfsam.support.registry.Registry` for the methods
+of a registry.
+
+To add a part, write it in a package of your own and name it in the package's
+metadata:
+
+    [project.entry-points."tfsam.weights"]
+    theirs = "their_package:TheirPerturbation"
+
+The name is then known to the command line and to `get` in Python, and so are
+the arguments of the constructor: `--perturb_weights=theirs:strength=2`.
+"""
+
+from tfsam.support.registry import Registry
+
+ATTACKS = Registry(
+    "attack",
+    "tfsam.attacks",
+    {
+        "apgd_ce": "tfsam.attacks.autoattack.apgd:apgd_ce",
+        "apgd_dlr": "tfsam.attacks.autoattack.apgd:apgd_dlr",
+        "apgd_t": "tfsam.attacks.autoattack.apgd:apgd_t",
+        "autoattack": "tfsam.attacks.autoattack:AutoAttack",
+        "fab_t": "tfsam.attacks.autoattack.fab:FABT",
+        "fgsm": "tfsam.attacks.gradient:FGSM",
+        "fgsm_rs": "tfsam.attacks.gradient:fgsm_rs",
+        "fmn": "tfsam.attacks.minimum_norm:FMN",
+        "noise_l2": "tfsam.attacks.noise:NoiseL2",
+        "noise_linf": "tfsam.attacks.noise:NoiseLinf",
+        "pgd": "tfsam.attacks.gradient:PGD",
+        "pgd_cw": "tfsam.attacks.gradient:pgd_cw",
+        "pgd_dlr": "tfsam.attacks.gradient:pgd_dlr",
+        "pgd_kl": "tfsam.attacks.gradient:pgd_kl",
+        "pgd_t": "tfsam.attacks.gradient:pgd_t",
+        "square": "tfsam.attacks.autoattack.square:Square",
+    },
+    base="tfsam.attacks.base:Attack",
+    argument="attack",
+)
+
+WEIGHTS = Registry(
+    "weight perturbation",
+    "tfsam.weights",
+    {
+        "asam": "tfsam.weights.sam:ASAM",
+        "awp": "tfsam.weights.sam:AWP",
+        "esam": "tfsam.weights.esam:ESAM",
+        "fsam": "tfsam.weights.sam:FSAM",
+        "gsam": "tfsam.weights.gsam:GSAM",
+        "looksam": "tfsam.weights.looksam:LookSAM",
+        "sam": "tfsam.weights.sam:SAM",
+        "ssam": "tfsam.weights.ssam:SSAM",
+    },
+    base="tfsam.weights.base:WeightPerturbation",
+)
+
+OBJECTIVES = Registry(
+    "objective",
+    "tfsam.objectives",
+    {
+        "mart": "tfsam.training.objectives:MART",
+        "trades": "tfsam.training.objectives:TRADES",
+    },
+    base="tfsam.training.objectives:Objective",
+)
+
+OPTIMIZERS = Registry(
+    "optimizer",
+    "tfsam.optimizers",
+    {
+        "entropy_sgd": "tfsam.training.entropy_sgd:EntropySGD",
+        "sgd": "tfsam.training.optimizers:SGD",
+    },
+)
+
+AVERAGES = Registry(
+    "average",
+    "tfsam.averages",
+    {
+        "ema": "tfsam.training.averages:EMA",
+        "swa": "tfsam.training.averages:SWA",
+    },
+    base="tfsam.training.averages:WeightAverage",
+)
+
+NETWORKS = Registry(
+    "network",
+    "tfsam.networks",
+    {
+        "preact_resnet8": "tfsam.networks:preact_resnet8",
+        "preact_resnet18": "tfsam.networks:preact_resnet18",
+        "wide_resnet": "tfsam.networks:wide_resnet",
+    },
+)
