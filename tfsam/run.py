@@ -436,7 +436,7 @@ def configuration(argv):
     _check_choices(config)
     if config["evaluate"]:
         unused = [name for name in _TRAINING if name in given]
-        config |= dict.fromkeys([*_TRAINING, *methods.FLAGS])
+        config |= dict.fromkeys([*_TRAINING, *methods.PARTS])
         reason = "--evaluate, which trains nothing,"
     else:
         unused = _fill_parts(config, given)
@@ -547,7 +547,7 @@ def _fill_parts(config, given):
             config[part] = None
         else:
             config[part] = registry.canonical(name)
-    chosen = {part: config[part] for part in methods.FLAGS}
+    chosen = {part: config[part] for part in methods.PARTS}
     defaults = methods.defaults(chosen, row.settings)
     if config["epsilon"] not in (None, defaults.get("epsilon")):
         # A step size that the paper gives goes with the paper's epsilon.
