@@ -1,1 +1,1 @@
-"""What tfsam finds out: each module is a command, and prints what it found."""
+"""Commands that measure, each a module that prints its findings."""

@@ -1,64 +1,68 @@
-"""What the code of the paper's authors does differently, and what it changes.
+"""Differences between the paper authors' code and tfsam, and their effect.
 
   python -m experiments.authors --workdir=runs/authors
 
-trains on the digits by SAM, AT and AT+SAM: by tfsam's clean rule, with each of
-three differences alone, and with all of them; and prints accuracies, natural
-and by PGD of ten steps, over some seeds. Seeds, batches and noise are the same
-in every row of a method. What is measured stays in the folder: the same
-command again goes on where it was stopped.
+trains SAM, AT and AT+SAM on the digits: by tfsam's rule, with each of three
+differences alone, and with all of them. It prints natural accuracy and accuracy
+under PGD-10 over several seeds. Seeds, batches and noise are the same in every
+row of a method. Results are kept in the folder, and the same command resumes
+where it stopped.
 
 The code of "Sharpness-Aware Minimization Alone can Improve Adversarial
-Robustness" (Wei et al., 2023) differs from tfsam in these points.
+Robustness" (Wei et al., 2023) differs from tfsam in the following points.
 
 Measured here, as switches of `AuthorsModel`:
 
-- SAM's second pass moves BatchNorm's running statistics as the first does, so
-  more than half of what a step adds to them is of the perturbed weights
+- SAM's second pass moves BatchNorm's running statistics as the first one does,
+  so more than half of each update comes from the perturbed weights
   (`second_pass_statistics`).
 - The training attack runs in training mode: it uses BatchNorm's statistics of
-  the batch, and each of its passes moves the running ones, on inputs that are
-  perturbed in part (`attack_statistics`).
-- The attack's gradients by the weights are never cleared before SAM's first
-  step: the ascent follows a sum of K + 1 gradients (`polluted_ascent`).
+  the batch, and each of its passes moves the running statistics, on inputs that
+  are partly perturbed (`attack_statistics`).
+- The attack's gradients with respect to the weights are never cleared before
+  SAM's first step, so the ascent follows a sum of K + 1 gradients
+  (`polluted_ascent`).
 
 Not measured, in training:
 
 - The attack climbs the batch's mean loss, tfsam's each example's own. The
-  directions are equal, but an l2 gradient is divided by its norm + 1e-10: steps
-  are shorter where the network is certain.
-- The l2 random start has a radius uniform in [0, epsilon]; tfsam's is uniform
-  in the ball, so in many dimensions near its edge. Its direction is divided by
-  its norm without a guard, and the l2 projection lands a little inside.
+  directions are equal, but an l2 gradient is divided by its norm + 1e-10, so
+  steps are shorter where the network is certain.
+- The l2 random start has a radius uniform in [0, epsilon]. tfsam's is uniform
+  in the ball, so in many dimensions it lies near the edge. The authors divide
+  its direction by its norm without a guard, and their l2 projection lands
+  slightly inside the ball.
 - BatchNorm's running variance is PyTorch's, unbiased; Keras's is biased.
-- The attack computes gradients by the weights that it has no use for: three
-  forward passes' worth a step instead of two.
+- The attack computes weight gradients that nothing uses: three forward passes'
+  worth per step instead of two.
 - SAM is the default optimizer, so adversarial training without `--opt SGD` is
-  AT+SAM. The l2 attack has the l-inf attack's default sizes, too small for it.
-- No seed, no validation part; the weights of each epoch replace the last.
+  AT+SAM. The l2 attack has the l-inf attack's default sizes, which are too
+  small for it.
+- There is no seed and no validation part, and the weights of each epoch replace
+  the previous ones.
 
 Not measured, in bookkeeping:
 
-- Training loss and accuracy are divided by 60 000 images where there are
+- Training loss and accuracy are divided by 60 000 images, although there are
   50 000: a perfect accuracy is logged as 0.83.
-- The robust accuracy of each epoch is logged as 0: the loop goes on before it
-  is computed, and its arguments are unused.
-- CIFAR-10 and CIFAR-100 write logs and figures of the same names, into folders
-  that must be there; pandas and Matplotlib are needed to train.
-- The attacks cannot be imported without a GPU: CIFAR-100's statistics are put
-  there at once.
+- The robust accuracy of each epoch is logged as 0, because the loop continues
+  before it is computed; its arguments are unused.
+- CIFAR-10 and CIFAR-100 write logs and figures under the same names, into
+  folders that must exist. Training needs pandas and Matplotlib.
+- The attacks cannot be imported without a GPU, because CIFAR-100's statistics
+  are moved there on import.
 
 Not measured, in evaluation:
 
-- On CIFAR-100 the attack sees the network through CIFAR-100's normalisation,
-  and what it found is classified through CIFAR-10's. An attack that is given
-  no normalisation takes CIFAR-10's without a word.
-- Natural accuracy is that of the training log, by the right normalisation: on
-  CIFAR-100 it cannot be compared with the robust ones.
-- One random start without a seed, of PGD with ten steps; no other attack.
-- Gradients by the weights are computed and add up, which costs time alone.
+- On CIFAR-100 the attack sees the network through CIFAR-100's normalization,
+  and its result is classified through CIFAR-10's. An attack without a given
+  normalization silently uses CIFAR-10's.
+- Natural accuracy comes from the training log, with the correct normalization:
+  on CIFAR-100 it cannot be compared with the robust accuracies.
+- The only attack is PGD-10 from one random start without a seed.
+- Weight gradients are computed and accumulated, which only costs time.
 
-An adaptive SAM and a switch of the attack's random start are there, unused.
+An adaptive SAM and a switch for the attack's random start exist but are unused.
 """
 
 import pathlib
@@ -98,7 +102,7 @@ _EPOCHS = flags.DEFINE_integer(
 
 
 class Attacked(NamedTuple):
-    """What the training attack leaves behind.
+    """The result of a training attack.
 
     Attributes:
         x_adv: the last iterate.
@@ -112,15 +116,15 @@ class Attacked(NamedTuple):
 
 
 class AuthorsModel(tfsam.RobustModel):
-    """A `RobustModel` that can do as the code of the paper's authors does.
+    """A `RobustModel` with the differences of the paper authors' code.
 
     Each switch is one difference, True as in their code; all False, it is
     `RobustModel`. It trains on one device. Save its `network`, not itself.
 
     Args:
-        network: as of `RobustModel`.
-        perturb_inputs: as of `RobustModel`.
-        perturb_weights: as of `RobustModel`.
+        network: see `RobustModel`.
+        perturb_inputs: see `RobustModel`.
+        perturb_weights: see `RobustModel`.
         second_pass_statistics: SAM's second pass moves BatchNorm's running
             statistics again, at the perturbed weights.
         attack_statistics: the attack runs in training mode, and each of its
@@ -128,7 +132,7 @@ class AuthorsModel(tfsam.RobustModel):
         polluted_ascent: SAM ascends along its own gradient plus the attack's:
             of the batch's mean cross-entropy, by the weights, at each of the
             attack's iterates but the last. The descent is clean.
-        seed: as of `RobustModel`.
+        seed: see `RobustModel`.
 
     Raises:
         ValueError: if a switch is on without the plain `tfsam.SAM` or
@@ -154,7 +158,7 @@ class AuthorsModel(tfsam.RobustModel):
         self._check_switches()
 
     def _perturbed_inputs(self, weights, state, x, y, count, seed):
-        """The attack at w, an `Attacked`: it travels in the place of x_adv."""
+        """Attacks at w; the `Attacked` travels in place of x_adv."""
         if not (self.attack_statistics or self.polluted_ascent):
             x_adv = super()._perturbed_inputs(weights, state, x, y, count, seed)
             return Attacked(x_adv, state, [tf.zeros_like(w) for w in weights])
@@ -177,7 +181,7 @@ class AuthorsModel(tfsam.RobustModel):
         return Attacked(x_adv, state, leaked)
 
     def _attack_gradients(self, weights, state, x_adv, y):
-        """A pure function: gradients by pixels, by weights, and the state.
+        """Returns gradients by pixels and by weights, and the state (pure).
 
         Those by the pixels are each example's own, as PGD's; those by the
         weights are the batch's mean, and zero where nothing leaks.
@@ -202,7 +206,7 @@ class AuthorsModel(tfsam.RobustModel):
         return slope, leaked, state
 
     def _sharpened(self, weights, state, batch, step):
-        """The pass at w, with the gradients of the pass at w + e."""
+        """Returns the pass at w, with the gradients of the pass at w + e."""
         x_adv, state, leaked = batch.x_adv
         batch = batch._replace(x_adv=x_adv)
         if not (self.second_pass_statistics or self.polluted_ascent):
@@ -228,7 +232,7 @@ class AuthorsModel(tfsam.RobustModel):
         )
 
     def _statistics(self):
-        """Positions of BatchNorm's running statistics in the other variables.
+        """Returns positions of BatchNorm's statistics among other variables.
 
         Dropout's seeds and metrics stay those of the clean rule.
         """
@@ -293,7 +297,7 @@ def _is_plain_sam(method):
 
 
 def _batch_norms(network):
-    """BatchNorm layers whose running statistics training moves."""
+    """Yields BatchNorm layers whose running statistics training moves."""
     return [
         layer
         for layer in flattened(network)
@@ -310,7 +314,7 @@ class Method(NamedTuple):
     switches: tuple[str, ...]
 
     def rows(self):
-        """Names of the rows of the table, and the switches that are on."""
+        """Returns the names of the rows and the switches that are on."""
         found = {"clean": (), **{switch: (switch,) for switch in self.switches}}
         return found if len(found) == 2 else found | {"all": self.switches}
 
@@ -331,7 +335,7 @@ BATCH_SIZE = 128
 
 
 def trained(images, method, switches, seed, epochs):
-    """A network, trained by the digits preset's recipe.
+    """Trains a network by the digits preset's recipe.
 
     Args:
         images: a `tfsam.data.Images`.
@@ -381,14 +385,14 @@ def trained(images, method, switches, seed, epochs):
 
 
 def measured(images, method, switches, seed, epochs):
-    """Accuracies in percent by column, and the seconds that they took.
+    """Returns accuracies in percent by column, and the seconds they took.
 
     Args:
         images: a `tfsam.data.Images`.
         method: a `Method`.
-        switches: as of `trained`.
-        seed: as of `trained`, and of the attack.
-        epochs: as of `trained`.
+        switches: see `trained`.
+        seed: see `trained`; also of the attack.
+        epochs: see `trained`.
     """
     started = time.perf_counter()
     network = trained(images, method, switches, seed, epochs)
@@ -411,7 +415,7 @@ def measured(images, method, switches, seed, epochs):
 
 
 def results(images, workdir, seeds, epochs):
-    """Measures what the folder does not hold yet.
+    """Measures the cells that are missing in the folder.
 
     Args:
         images: a `tfsam.data.Images`.
@@ -446,7 +450,7 @@ def results(images, workdir, seeds, epochs):
 
 
 def table(found):
-    """The results as a Markdown table.
+    """Returns the results as a Markdown table.
 
     Args:
         found: of `results`.
@@ -465,7 +469,7 @@ def table(found):
 
 
 def _entry(cells, clean, column, compared):
-    """Mean, standard deviation over seeds, and difference to the clean rule."""
+    """Returns mean, deviation over seeds and difference to the clean rule."""
     values = [cell[column] for cell in cells]
     mean = statistics.mean(values)
     text = f"{mean:.1f}"
@@ -477,7 +481,7 @@ def _entry(cells, clean, column, compared):
 
 
 def main():
-    """Measures what is not measured, and prints the table."""
+    """Measures the missing cells and prints the table."""
     found = results(
         tfsam.data.load("digits"),
         pathlib.Path(_WORKDIR.value),

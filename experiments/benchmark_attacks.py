@@ -1,4 +1,4 @@
-"""The time of attacks, and of other libraries' where they are installed.
+"""The running time of attacks, compared with other libraries.
 
   python -m experiments.benchmark_attacks --part=pgd
   python -m experiments.benchmark_attacks --part=sweep --model=model.keras
@@ -6,17 +6,18 @@
   python -m experiments.benchmark_attacks --part=autoattack
   python -m experiments.benchmark_attacks --part=memory
 
-Each prints Markdown. The kinds are timed in turn, so that a slow spell of the
-machine hits all, and the medians are of --repeats runs in one process.
+Each part prints Markdown. Variants are timed in turn, so that a slow phase of
+the machine affects all of them. Times are medians of --repeats runs in one
+process.
 
-- pgd: PGD-10 on a PreAct ResNet-18 of random weights: cleverhans as shipped,
-  tfsam, foolbox, ART, torchattacks.
-- sweep: on a trained model, PGD-10 with and without early stop; and eight
-  epsilons in one sweep against each of them alone.
-- autoattack: standard AutoAttack on the digits of the tests, tfsam and PyTorch.
-- memory: the most memory that 10,000 images take.
+- pgd: PGD-10 on a PreAct ResNet-18 with random weights, by cleverhans as
+  shipped, tfsam, foolbox, ART and torchattacks.
+- sweep: PGD-10 on a trained model with and without early stops, and eight
+  epsilons in one sweep compared with each of them alone.
+- autoattack: standard AutoAttack on the tests' digits, by tfsam and PyTorch.
+- memory: the peak memory for 10,000 images.
 
-The other libraries: pip install -e ".[bench]".
+Other libraries are timed where installed: pip install -e ".[bench]".
 """
 
 import importlib.util
@@ -70,12 +71,12 @@ CURVE = [e / 255 for e in (0.5, 1, 1.5, 2, 3, 4, 6, 8)]
 
 
 def installed(package):
-    """Whether a package can be imported."""
+    """Returns whether a package can be imported."""
     return importlib.util.find_spec(package) is not None
 
 
 def in_turn(kinds):
-    """Seconds of each kind: the first call, and the later ones.
+    """Returns the seconds of each kind: the first call, and the later ones.
 
     Args:
         kinds: a dict of functions without arguments.
@@ -95,7 +96,7 @@ def in_turn(kinds):
 
 
 def show(title, kinds, base):
-    """Times functions and prints them, with ratios to one of them."""
+    """Times functions and prints them with ratios to one of them."""
     first, later = in_turn(kinds)
     print(f"| {title} | seconds | {base} / it | first call |")
     print("|---|---|---|---|")
@@ -106,7 +107,7 @@ def show(title, kinds, base):
 
 
 def pgd():
-    """PGD-10 by every library that is here."""
+    """Times PGD-10 by every installed library."""
     network = tfsam.networks.preact_resnet18(10, width=_WIDTH.value)
     random = np.random.default_rng(0)
     shape = (_BATCH_SIZE.value, 32, 32, 3)
@@ -132,7 +133,7 @@ def pgd():
         ).numpy()
 
     def traced(name, **how):
-        """An attack of tfsam as `evaluate` runs it."""
+        """Returns an attack of tfsam as `evaluate` runs it."""
         logits = tfsam.attacks.Logits(logits_fn, **how)
         attack = tfsam.attacks.get(name, epsilon=EPSILON, steps=STEPS)
         run = tf.function(
@@ -175,7 +176,7 @@ def _fastest_matmul():
 
 
 def _convolutions(network):
-    """Floating-point operations of the convolutions, an image forward."""
+    """Counts floating-point operations of convolutions, an image forward."""
     total = 0
     for layer in network.layers:
         if isinstance(layer, keras.layers.Conv2D):
@@ -235,7 +236,7 @@ def _torchattacks(x, y):
 
 
 def sweep():
-    """Early stop, and a curve of eight epsilons against each alone."""
+    """Times early stops, and eight epsilons in one sweep and alone."""
     images = tfsam.data.load(_DATASET.value, limit_test=_IMAGES.value)
     x = tfsam.data.as_float(images.x_test)
     data = (x, images.y_test)
@@ -256,7 +257,7 @@ def sweep():
 
 
 def _early_stop(model, x, y):
-    """PGD-10 on the images that are classified right, without the rest."""
+    """Times PGD-10 on correctly classified images, in whole batches."""
     right = np.argmax(model.predict(x, verbose=0), axis=1) == y
     size = _BATCH_SIZE.value
     x, y = x[right], y[right]
@@ -292,7 +293,7 @@ def _early_stop(model, x, y):
 
 
 def autoattack():
-    """Standard AutoAttack on the reference's network, tfsam and PyTorch."""
+    """Times standard AutoAttack on the reference's networks."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -337,7 +338,7 @@ def autoattack():
 
 
 def _traced_autoattack(model, x, y, norm, epsilon, found):
-    """The ensemble on one batch: what a chunk costs after the first."""
+    """Returns the traced ensemble on one batch: a chunk after the first."""
     logits = tfsam.attacks.Logits(
         lambda x: model(x, training=False), rows=128, classes=10
     )
@@ -398,7 +399,7 @@ def _pyautoattack(weights, x, y, norm, epsilon, found):
 
 
 def memory():
-    """10,000 images: the most memory that the process held."""
+    """Prints the peak memory of an evaluation of 10,000 images."""
     network = tfsam.networks.preact_resnet8(10, input_shape=(32, 32, 3))
     random = np.random.default_rng(0)
     x = random.random((10_000, 32, 32, 3), dtype="float32")

@@ -1,15 +1,16 @@
-"""Does the input keep a GPU busy? Images a second, and what a network needs.
+"""The speed of the input pipeline, and the speed that a GPU needs.
 
   python -m experiments.benchmark_input
   python -m experiments.benchmark_input --images=cifar10
 
-prints Markdown. First the batches of `tfsam.data.batches`, beside the
-same shifts and flips as tutorials write them: image by image, by `tf.image`.
-`images a core-second` counts the time of all cores, so that other work on the
-machine changes it less; `TFLOP/s` is what a GPU would have to sustain in
-standard training of PreActResNet-18 to use up what one core makes (SAM needs
-half as many images). Then the seconds to load a folder of images: decoded, and
-from its cache. Rounds alternate; medians.
+prints Markdown. The first table compares the batches of `tfsam.data.batches`
+with the same shifts and flips image by image with `tf.image`, as in many
+tutorials. `images a core-second` counts the time of all cores, so that other
+work on the machine matters less. `TFLOP/s` is the speed that a GPU would have
+to sustain in standard training of PreActResNet-18 to use up the images of one
+core (SAM needs half as many). The second table has the seconds to load a folder
+of images by decoding it, and from its cache. Rounds alternate; times are
+medians.
 """
 
 import pathlib
@@ -38,7 +39,7 @@ _BATCHES = flags.DEFINE_integer(
 _IMAGES = flags.DEFINE_string(
     "images",
     None,
-    "Folder to load, as of --dataset=folder:PATH. Default: 2000 smooth JPEG "
+    "Folder to load, see --dataset=folder:PATH. Default: 2000 smooth JPEG "
     "images of 64x64, made up.",
     flag_values=FLAGS,
 )
@@ -48,7 +49,7 @@ _SIDE = 32
 
 
 def operations(network):
-    """Floating-point operations of one image, forward and backward.
+    """Counts floating-point operations per image, forward and backward.
 
     A multiplication and an addition for each weight at each place, and twice as
     much on the way back: for its inputs and for its weights.
@@ -68,7 +69,7 @@ def operations(network):
 
 
 def one_by_one(images, labels):
-    """Batches shifted and flipped image by image, as tutorials have it."""
+    """Returns batches shifted and flipped image by image, as in tutorials."""
 
     def change(image, label):
         image = tf.cast(image, tf.float32) / 255.0
@@ -87,7 +88,7 @@ def one_by_one(images, labels):
 
 
 def measure(pipelines, rounds, batches):
-    """(images a second, images a core-second) of each, medians of rounds.
+    """Returns (images a second, images a core-second), medians of rounds.
 
     Args:
         pipelines: a dict of endless `tf.data.Dataset`s.
@@ -113,7 +114,7 @@ def measure(pipelines, rounds, batches):
 
 
 def make_folder(folder, count=2000, side=64):
-    """Writes a folder of two classes: smooth images, as photographs are."""
+    """Writes a folder of two classes of smooth images, like photographs."""
     random = np.random.default_rng(0)
     for number in range(count):
         split = "test" if number % 5 == 0 else "train"
@@ -126,7 +127,7 @@ def make_folder(folder, count=2000, side=64):
 
 
 def load_seconds(folder, cache, rounds):
-    """(images, seconds to decode them, seconds with the cache), medians."""
+    """Returns (images, seconds to decode, seconds with the cache), medians."""
     seconds: dict[bool, list] = {False: [], True: []}
     data.load(f"folder:{folder}", cache_dir=cache)
     for _ in range(rounds):

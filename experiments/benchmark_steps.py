@@ -1,13 +1,13 @@
-"""What a training step of each method costs, relative to standard training.
+"""The cost of a training step of each method, relative to standard training.
 
   python -m experiments.benchmark_steps
 
-prints Markdown: the median seconds of a step, relative to standard training
-(st), what that would ideally be, and the target. Ideals count forward passes F:
-a backward pass is 2 F, or 1 F for the inputs' gradient alone, so st is 3 F.
+prints Markdown: the median seconds of a step, its ratio to standard training
+(st), the ideal ratio, and the target. Ideals count forward passes F: a backward
+pass takes 2 F, or 1 F for the gradient of the inputs alone, so st takes 3 F.
 
-Steps are timed in rounds, one of each method, so that a slow spell of the
-machine hits all; a ratio is the median of the ratios within the rounds.
+Steps are timed in rounds, one step of each method, so that a slow phase of the
+machine affects all of them. A ratio is the median of the ratios of the rounds.
 
   --jit_compile=both times each method in a plain graph as well as with XLA.
   --torch times the same steps in PyTorch, in the same rounds and on the CPU;
@@ -36,7 +36,7 @@ from tfsam.weights.base import Step
 
 
 class Method(NamedTuple):
-    """A method, and what its step should cost.
+    """A method and the target for the cost of its step.
 
     Attributes:
         options: arguments of `RobustModel`.
@@ -137,7 +137,7 @@ _REPEATS = flags.DEFINE_integer(
 _METHODS = flags.DEFINE_list(
     "methods",
     [],
-    "Methods timed, beside those they are compared to; or all.",
+    "Methods to time, with the methods that they are compared to; or all.",
     flag_values=FLAGS,
 )
 _JIT_COMPILE = flags.DEFINE_enum(
@@ -154,13 +154,13 @@ _PROFILE = flags.DEFINE_enum(
     "profile",
     None,
     list(METHODS),
-    "The method to take apart.",
+    "The method whose step to time in parts.",
     flag_values=FLAGS,
 )
 
 
 class Comparison(NamedTuple):
-    """A target: the clock `one` shows at most `limit` times `other`'s."""
+    """A target: the clock `one` takes at most `limit` times `other`'s time."""
 
     one: tuple[str, str]
     other: tuple[str, str]
@@ -168,7 +168,7 @@ class Comparison(NamedTuple):
 
 
 def with_bases(names):
-    """The methods with st and all that they are compared to, in our order.
+    """Returns the methods, st and the methods that they are compared with.
 
     Args:
         names: of methods; none stands for all.
@@ -186,14 +186,14 @@ def with_bases(names):
 
 
 def images(batch_size):
-    """A batch of random images and labels."""
+    """Returns a batch of random images and labels."""
     random = np.random.default_rng(0)
     x = random.random((batch_size, 32, 32, 3), dtype="float32")
     return x, random.integers(0, 10, batch_size)
 
 
 def trained(network, method, system, x, y):
-    """A model of the method, and its training step, traced and warm.
+    """Returns a model of the method, and its training step, traced and warm.
 
     Args:
         network: a new `keras.Model`.
@@ -220,7 +220,7 @@ def trained(network, method, system, x, y):
 
 
 def seconds(function, times=1):
-    """Mean seconds of so many calls, one after the other."""
+    """Returns the mean seconds of consecutive calls."""
     started = time.perf_counter()
     for _ in range(times):
         function()
@@ -230,7 +230,7 @@ def seconds(function, times=1):
 
 
 def in_turn(clocks, repeats):
-    """Rounds of seconds: a list of dicts, by the clocks' names.
+    """Returns the rounds of seconds: a list of dicts, by the clocks' names.
 
     Args:
         clocks: functions without arguments that return seconds, by name.
@@ -247,7 +247,7 @@ def in_turn(clocks, repeats):
 def measure(
     methods, systems, *, network, width, batch_size, repeats, torch=False
 ):
-    """Rounds of seconds a step, by (system, method).
+    """Returns the rounds of seconds a step, by (system, method).
 
     Args:
         methods: names in `METHODS`.
@@ -304,17 +304,17 @@ def _torch_steps(network, width, x, y):
 
 
 def median(rounds, clock):
-    """Median seconds of a clock."""
+    """Returns the median seconds of a clock."""
     return statistics.median(row[clock] for row in rounds)
 
 
 def ratio(rounds, one, other):
-    """Median over the rounds of one clock relative to another."""
+    """Returns the median over the rounds of one clock relative to another."""
     return statistics.median(row[one] / row[other] for row in rounds)
 
 
 def costs(rounds, system, methods):
-    """The table of one system: every method relative to standard training."""
+    """Returns the table of one system, relative to standard training."""
     lines = [
         f"| method, {system} | seconds | / st | ideal | target |",
         "|---|---|---|---|---|",
@@ -334,7 +334,7 @@ def costs(rounds, system, methods):
 
 
 def against(rounds, comparisons):
-    """The table of one system's clocks relative to another's."""
+    """Returns the table of one system's clocks relative to another's."""
     lines = [
         "| step | seconds | relative to | seconds | ratio | target |",
         "|---|---|---|---|---|---|",
@@ -350,7 +350,7 @@ def against(rounds, comparisons):
 
 
 def missed(rounds, comparisons):
-    """A sentence on each target that was missed."""
+    """Returns a sentence on each target that was missed."""
     return [
         f"Missed: {' '.join(one)} is {found:.2f} of {' '.join(other)}, "
         f"the target {limit:.3g}."
@@ -360,7 +360,7 @@ def missed(rounds, comparisons):
 
 
 def report(rounds, systems, methods):
-    """All tables of the rounds, and the targets missed, as Markdown."""
+    """Returns all tables of the rounds, and the targets missed, as Markdown."""
     parts, targets = [], []
     for system in systems:
         parts.append(costs(rounds, system, methods))
@@ -388,7 +388,7 @@ def report(rounds, systems, methods):
 
 
 def pieces(model, x, y):
-    """The parts of a step, each alone: functions without arguments by name.
+    """Returns the parts of a step: functions without arguments by name.
 
     Args:
         model: a `RobustModel` that was trained for a step.
@@ -458,7 +458,7 @@ def pieces(model, x, y):
 
 
 def profile(name, system, *, network, width, batch_size, repeats):
-    """The table of the parts of one method's step.
+    """Returns the table of the parts of one method's step.
 
     Args:
         name: in `METHODS`.
@@ -489,7 +489,7 @@ def profile(name, system, *, network, width, batch_size, repeats):
 
 
 def note(text):
-    """Says how far it is, beside the tables."""
+    """Prints progress to standard error, beside the tables."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The rim of this folder's commands: flags, help, and errors in one line."""
+"""The command line of the experiments: flags, help, errors of one line."""
 
 import sys
 
@@ -6,7 +6,7 @@ from absl import flags
 
 
 def run(function, values, argv=None):
-    """Parses the command line and calls what it asks for.
+    """Parses the command line and calls the command's function.
 
     Args:
         function: of the arguments that are no flags; returns an exit code or

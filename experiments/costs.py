@@ -1,14 +1,14 @@
-r"""The paper's question 2: what does SAM's robustness cost, beside AT's?
+r"""The paper's second question: the cost of SAM's robustness, next to AT's.
 
   python -m experiments.costs --preset=small --workdir=runs/small \
     --figures=runs/small
 
-Of the finished cells of a sweep (`experiments.table1`) it prints each row's
-natural and robust accuracy beside what a training step costs, in passes forward
-and backward and in time, and which rows no other row beats; and draws
-costs.svg, robust accuracy over natural accuracy, passes and seconds, with the
-Pareto fronts, and writes the table, costs.md, beside it. It runs nothing, and
-needs the cells' results alone.
+For the finished cells of a sweep (`experiments.table1`), prints the natural and
+robust accuracy of each row next to the cost of a training step, in passes and
+in time, and marks the rows that no other row beats. With --figures it draws
+costs.svg (robust accuracy over natural accuracy, passes and seconds, with the
+Pareto fronts) and writes the table, costs.md. It trains nothing, and needs only
+the cells' results.
 """
 
 import pathlib
@@ -39,7 +39,7 @@ ROBUST = sweep.COLUMNS[1]
 
 
 class Cost(NamedTuple):
-    """A row: accuracies in percent, and what its training cost.
+    """A row: accuracies in percent and the cost of its training.
 
     Attributes:
         accuracies: means over the seeds, by column.
@@ -56,7 +56,7 @@ class Cost(NamedTuple):
 
 
 def gather(preset, rows, workdir):
-    """The `Cost` of each row that has finished cells.
+    """Returns the `Cost` of each row that has finished cells.
 
     Args:
         preset: a `sweep.Preset`.
@@ -80,7 +80,7 @@ def gather(preset, rows, workdir):
 
 
 def front(points):
-    """The names of the points that no other beats.
+    """Returns the names of the points that no other point beats.
 
     Args:
         points: a dict from name to (gain, gain): the more the better. One that
@@ -104,7 +104,7 @@ AXES = {
 
 
 def axes_of(costs):
-    """What robust accuracy is held against.
+    """Returns the costs that robust accuracy is compared with.
 
     Args:
         costs: of `gather`.
@@ -122,7 +122,7 @@ def axes_of(costs):
 
 
 def fronts(costs):
-    """The Pareto front of robust accuracy against each of `AXES`.
+    """Returns the Pareto front of robust accuracy against each of `AXES`.
 
     Args:
         costs: of `gather`.
@@ -140,7 +140,7 @@ def fronts(costs):
 
 
 def table(costs):
-    """The rows as a Markdown table; costs in those of standard training.
+    """Returns the rows as Markdown; costs relative to standard training.
 
     Args:
         costs: of `gather`.
@@ -173,7 +173,7 @@ def table(costs):
 
 
 def draw(costs, path):
-    """Robust accuracy over natural accuracy, passes and seconds.
+    """Draws robust accuracy over natural accuracy, passes and seconds.
 
     Args:
         costs: of `gather`.

@@ -1,13 +1,13 @@
-r"""Every method on the digits, at equal numbers of gradients, side by side.
+"""Every method on the digits, side by side, with equal numbers of gradients.
 
   python -m experiments.digits_methods --workdir=runs/digits_methods
 
-trains each method of the table with the digits preset, those with an attack at
-l-inf 0.05, each for as many epochs as cost as many gradients (by the weights or
-the pixels, of a whole batch) as --epochs of standard training; attacks the
-whole test part by PGD-10 at two epsilons in l-inf and in l2, and 100 images of
-it by AutoAttack at one epsilon each; and prints a Markdown table. The same
-command again goes on where it was stopped.
+trains each method of the table with the digits preset, methods with an attack
+at l-inf 0.05. Each method gets as many epochs as use the same number of
+gradients (of a whole batch, with respect to weights or pixels) as --epochs of
+standard training. PGD-10 attacks the whole test part at two epsilons in l-inf
+and l2, AutoAttack 100 images of it at one epsilon each. The command prints a
+Markdown table, and resumes where it stopped.
 """
 
 import json
@@ -63,7 +63,7 @@ _AUTOATTACK = (
 
 
 def done(workdir, *arguments):
-    """Runs `tfsam.run`, or goes on with it, and returns its results."""
+    """Runs `tfsam.run`, or resumes it, and returns its results."""
     code = run.main([*arguments, f"--workdir={workdir}"])
     if code:
         raise SystemExit(code)
@@ -71,7 +71,7 @@ def done(workdir, *arguments):
 
 
 def measured(name, folder):
-    """The results of a method: of its run, and of AutoAttack on its network."""
+    """Returns the results of a method's run, and of AutoAttack on it."""
     epochs = round(_EPOCHS.value / _GRADIENTS.get(name, 2))
     row = methods.methods().get(name)
     attacked = ("--epsilon=0.05",) if row and row.perturb_inputs else ()
@@ -91,7 +91,7 @@ def measured(name, folder):
 
 
 def line(name, trained, attacked, base):
-    """A row of the table; `base` is the time of a step of standard training."""
+    """Returns a row; `base` is the time of a step of standard training."""
     accuracies = [
         trained["natural"]["accuracy"],
         *(row["accuracy"] for row in trained["robust"]),

@@ -1,4 +1,4 @@
-"""How the figures of this folder look: small SVG files, the same each time."""
+"""The style of the experiments' figures: small, reproducible SVG files."""
 
 import collections
 
@@ -32,7 +32,7 @@ _COLOURS = (INK, SKY, BLUE, PINK, GREEN, GREY, ORANGE, RED)
 
 
 def styles(names, triangles):
-    """Marker and colour of each of some names.
+    """Returns a marker and a colour for each name.
 
     Args:
         names: of what is drawn.
@@ -52,7 +52,7 @@ def styles(names, triangles):
 
 
 def labels(names):
-    """What rows are called: without settings, where that tells them apart.
+    """Returns the names of rows, without settings where that is unambiguous.
 
     Args:
         names: of `experiments.table1`'s rows.
@@ -66,7 +66,7 @@ def labels(names):
 
 
 def logarithmic(axes):
-    """Makes the x axis logarithmic, with numbers as people write them.
+    """Makes the x axis logarithmic, with plain numbers.
 
     Args:
         axes: of matplotlib, with all that is drawn in them.
@@ -80,7 +80,7 @@ def logarithmic(axes):
 
 
 def draw(function, path, rows=1, columns=1, *, width=3.2, height=2.6):
-    """Draws a figure into an SVG file, in the style of all.
+    """Draws a figure into an SVG file, in the common style.
 
     Args:
         function: of an array (rows, columns) of axes and the figure.

@@ -1,14 +1,15 @@
-"""What a step costs on several devices: measured here, and on paper for GPUs.
+"""The cost of a step on several devices: measured here, predicted for GPUs.
 
   python -m experiments.scaling
   python -m experiments.scaling --rounds=0 --gigabytes=50 --step_seconds=0.1
 
-prints Markdown. First the median seconds of a step of `--batch_size` images on
-one device, on two logical devices and in two worker processes of this machine,
-which share its cores: more than 1 is what sharing costs, nothing is gained.
-Steps are timed in rounds, one of each method. Beside it, the bytes that a step
-reduces over the workers, counted in its graph and by the formula. Then what the
-formulas say of 8 and 64 GPUs; --rounds=0 prints that alone.
+prints Markdown. The first table has the median seconds of a step of
+`--batch_size` images on one device, on two logical devices and in two worker
+processes of this machine. They share its cores, so nothing can be gained: a
+ratio above 1 is the cost of sharing. Steps are timed in rounds, one of each
+method. The table also compares the bytes that a step reduces over the workers,
+counted in its graph, with the formula. The second table has the predictions of
+the formulas for 8 and 64 GPUs; --rounds=0 prints only these.
 """
 
 import functools
@@ -65,7 +66,7 @@ _MICROSECONDS = flags.DEFINE_list(
 _WORKER = flags.DEFINE_boolean(
     "worker",
     False,
-    "Be a worker, and print as JSON what was measured; for its own use.",
+    "Act as a worker, and print measurements as JSON; for internal use.",
     flag_values=FLAGS,
 )
 
@@ -76,14 +77,14 @@ _PATIENCE = 1800  # Seconds.
 
 
 class Link(NamedTuple):
-    """From one GPU to the next in the ring: bytes a second, and seconds."""
+    """A GPU's link to the next in the ring: bytes a second, and seconds."""
 
     bandwidth: float
     latency: float
 
 
 def reductions(method, sharpness):
-    """How often a step reduces as many numbers as there are weights.
+    """Counts the reductions of as many numbers as there are weights.
 
     Once for the optimizer. With sharpness=global once for each gradient that
     perturbs, of each step of an ascent, and once for the perturbed one if the
@@ -108,7 +109,7 @@ def reductions(method, sharpness):
 
 
 def _state(perturbation):
-    """The size of a method's state relative to the weights; of a number 0."""
+    """Returns the size of a method's state relative to the weights."""
     if perturbation.init is None:
         return 0
     weights = tf.TensorSpec([1000], tf.float32)
@@ -117,7 +118,7 @@ def _state(perturbation):
 
 
 def volume(method, sharpness, weights):
-    """Bytes that each replica puts into the reductions of a step.
+    """Returns the bytes that each replica puts into the reductions of a step.
 
     Args:
         method: see `reductions`.
@@ -128,7 +129,7 @@ def volume(method, sharpness, weights):
 
 
 def ring_seconds(size, gpus, link):
-    """Seconds of a ring all-reduce: 2 (N - 1) messages of size / N bytes.
+    """Returns the seconds of a ring all-reduce: 2 (N - 1) messages of size / N.
 
     Args:
         size: bytes.
@@ -140,7 +141,7 @@ def ring_seconds(size, gpus, link):
 
 
 def predicted(compute, method, sharpness, weights, gpus, link):
-    """Seconds of a step that waits for each of its reductions.
+    """Returns the seconds of a step that waits for each of its reductions.
 
     Args:
         compute: seconds of a replica's passes.
@@ -159,7 +160,7 @@ def _options(name, sharpness):
 
 
 def _step(name, sharpness, strategy, batch_size):
-    """A method's model and its step, traced and warm."""
+    """Returns a method's model and its step, traced and warm."""
     x, y = benchmark_steps.images(batch_size)
     method = benchmark_steps.METHODS[name]
     with strategy.scope():
@@ -184,7 +185,7 @@ def _step(name, sharpness, strategy, batch_size):
 
 
 def _seconds(model, batch, times):
-    """Mean seconds of so many steps, whose last loss has arrived."""
+    """Returns the mean seconds of steps, whose last loss has arrived."""
     started = time.perf_counter()
     for _ in range(times):
         logs = model.train_function([batch])
@@ -193,7 +194,7 @@ def _seconds(model, batch, times):
 
 
 def counted(model, batch):
-    """Bytes of the reductions over workers in the graph of a step.
+    """Counts the bytes of reductions over workers in the graph of a step.
 
     Args:
         model: a `RobustModel` that was trained under
@@ -224,7 +225,7 @@ def _cells(names=METHODS):
 
 
 def measure_devices(rounds, batch_size):
-    """Rounds of seconds of one device and of two, by (name, sharpness, count).
+    """Times one device and two, by (name, sharpness, count), in rounds.
 
     Args:
         rounds: how many.
@@ -244,7 +245,7 @@ def measure_devices(rounds, batch_size):
 
 
 def measure_as_worker(rounds, batch_size):
-    """What one of the workers measures: seconds and bytes, cell by cell.
+    """Measures seconds and bytes as one of the workers, cell by cell.
 
     Args:
         rounds: how many.
@@ -268,7 +269,7 @@ def measure_as_worker(rounds, batch_size):
 
 
 def measure_workers(rounds, batch_size):
-    """What the chief of two workers measured, by (name, sharpness).
+    """Returns the chief's measurements of two workers, by cell.
 
     Args:
         rounds: how many.
@@ -290,7 +291,7 @@ def measure_workers(rounds, batch_size):
 
 
 def measured_table(rounds, found):
-    """The measurements as Markdown.
+    """Returns the measurements as Markdown.
 
     Args:
         rounds: of `measure_devices`.
@@ -318,7 +319,7 @@ def measured_table(rounds, found):
 
 
 def paper_table(step_seconds, weights, links):
-    """The predictions as Markdown, of the same batch for each GPU and for all.
+    """Returns the predictions as Markdown, for both ways to share a batch.
 
     Args:
         step_seconds: of a step of st on one GPU.
@@ -354,14 +355,14 @@ def paper_table(step_seconds, weights, links):
 
 
 def _links():
-    """The slowest link of 8 GPUs, and of 64, by the flags."""
+    """Returns the slowest links of 8 and of 64 GPUs, given by the flags."""
     pairs = zip(_GIGABYTES.value, _MICROSECONDS.value, strict=True)
     inside, between = (Link(1e9 * float(g), 1e-6 * float(u)) for g, u in pairs)
     return {GPUS_A_MACHINE: inside, 8 * GPUS_A_MACHINE: between}
 
 
 def main():
-    """Prints the tables, or is one of the workers."""
+    """Prints the tables, or acts as one of the workers."""
     rounds, batch_size = _ROUNDS.value, _BATCH_SIZE.value
     if _WORKER.value:
         print(json.dumps(measure_as_worker(rounds, batch_size)), flush=True)

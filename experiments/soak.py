@@ -1,17 +1,17 @@
-r"""Runs that are killed at random moments, and what they end with.
+"""Runs that are killed at random moments, compared with undisturbed runs.
 
   python -m experiments.soak --workdir=runs/soak --kills=40 --seed=0
 
-Each method of CASES is run whole once. Then runs of them are killed, again and
-again, at a random moment of a random phase, and the same command is started
-again, until `--kills` processes were; each run that comes to its end is
-compared with the whole one: weights and verdicts to the bit, history.csv and
-results.json but for times, the files by name, and every file can be read. The
-faults are those of FAULTS; a full disk is a limit on the size of files
-(RLIMIT_FSIZE), put upon the running process, beyond which no file may grow.
+Each method of CASES runs once without a disturbance. Then its runs are killed
+repeatedly, at a random moment of a random phase, and the same command is
+started again, until `--kills` processes were killed. Each run that finishes is
+compared with the undisturbed one: weights and verdicts bit for bit, history.csv
+and results.json except for times, and the names of the files, all of which must
+be readable. FAULTS lists the faults. A full disk is simulated by a limit on the
+size of files (RLIMIT_FSIZE) of the running process.
 
-Prints a table, and writes it to WORKDIR/table.md. Exit code 1 if a run differs
-or a process leaves otherwise than it should.
+The table is printed and written to WORKDIR/table.md. The exit code is 1 if a
+run differs or a process exits in an unexpected way.
 """
 
 import contextlib
@@ -78,7 +78,7 @@ _SEED = flags.DEFINE_integer(
 
 
 class Fault(NamedTuple):
-    """What happens to a process, and when: seconds after a phase begins."""
+    """A disturbance of a process, and its moment in seconds after a phase."""
 
     name: str
     phase: str
@@ -86,7 +86,7 @@ class Fault(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What happened to a process."""
+    """The fate of a process."""
 
     case: str
     fault: str
@@ -94,11 +94,11 @@ class Row(NamedTuple):
     moment: float  # Seconds after the process began.
     code: int
     seconds: float  # From the fault to the end.
-    resumed: str  # Where the next process went on.
+    resumed: str  # Where the next process resumed.
 
 
 class Process:
-    """A run of `tfsam.run`, watched.
+    """A run of `tfsam.run` under observation.
 
     Args:
         arguments: of the command line.
@@ -130,7 +130,7 @@ class Process:
                 self.phases["evaluation"] = self.age()
 
     def age(self):
-        """Seconds since it began."""
+        """Returns the seconds since its start."""
         return time.monotonic() - self.started
 
     def wait(self):
@@ -140,7 +140,7 @@ class Process:
         return code
 
     def reaches(self, fault):
-        """Waits for a fault's moment; whether the process lives to see it."""
+        """Waits for a fault's moment; returns whether the process lives."""
         while self.process.poll() is None:
             began = self.phases.get(fault.phase)
             if began is not None and self.age() >= began + fault.seconds:
@@ -149,12 +149,12 @@ class Process:
         return False
 
     def phase(self):
-        """The phase that it is in."""
+        """Returns its current phase."""
         return list(self.phases)[-1]
 
 
 def draw(rng, spans, training):
-    """A random fault, at a random moment.
+    """Draws a random fault at a random moment.
 
     Args:
         rng: a `random.Random`.
@@ -171,7 +171,7 @@ def draw(rng, spans, training):
 
 
 def strike(process, fault, workdir):
-    """Does to a process what the fault says, and waits for its end.
+    """Applies a fault to a process and waits for its end.
 
     Args:
         process: a `Process` that reached the fault.
@@ -204,7 +204,7 @@ _TIMES = {"seconds", "step_seconds_median", "examples_per_second", "workdir"}
 
 
 def without_times(content):
-    """JSON without what differs from run to run.
+    """Returns JSON without values that differ from run to run.
 
     Args:
         content: a dict, a list, or what they hold.
@@ -254,7 +254,7 @@ _READERS: dict[str, Any] = {
 
 
 def _training_state(workdir):
-    """Where the newest checkpoint is, and all that it holds."""
+    """Returns the position and the contents of the newest checkpoint."""
     position, path = checkpoints.newest_first(workdir / "checkpoints")[0]
     model = keras.saving.load_model(path)
     return [
@@ -264,7 +264,7 @@ def _training_state(workdir):
 
 
 def _names(workdir):
-    """Files by name, but those whose number or name is a matter of chance."""
+    """Returns files by name, except where number or name depend on chance."""
     paths = (p.relative_to(workdir) for p in workdir.rglob("*") if p.is_file())
     return {
         path
@@ -287,7 +287,7 @@ def _same(one, other):
 
 
 def differences(workdir, whole):
-    """What a run that was killed has otherwise than one that was not.
+    """Returns the differences between a killed run and an undisturbed one.
 
     Args:
         workdir: its folder.
@@ -333,7 +333,7 @@ def run_whole(case, workdir):
 
 
 def _resumed(lines):
-    """Where a process went on, by what it printed."""
+    """Returns the point where a process resumed, from its output."""
     for line in lines:
         if line.startswith("going on after "):
             return line.removeprefix("going on after ")
@@ -345,7 +345,7 @@ def _resumed(lines):
 
 
 def run_with_faults(case, workdir, spans, rng, most):
-    """Strikes a run again and again, until it comes to its end.
+    """Strikes a run repeatedly until it finishes.
 
     Args:
         case: its name in `CASES`.
@@ -388,7 +388,7 @@ def run_with_faults(case, workdir, spans, rng, most):
 
 
 def soak(workdir, kills, seed, log):
-    """Strikes so many processes, and compares what their runs end with.
+    """Strikes processes, and compares the ends of their runs.
 
     Args:
         workdir: a folder that does not exist yet.
@@ -432,7 +432,7 @@ def _line(row):
 
 
 def table(rows, runs, problems):
-    """The table and the verdict, as Markdown.
+    """Returns the table and the verdict, as Markdown.
 
     Args:
         rows: of `soak`.

@@ -1,8 +1,8 @@
 """A sweep over methods and seeds: its cells and its runs.
 
 A row is a method with its settings, a cell a row with a seed. A cell is a run
-of `tfsam.run` in WORKDIR/ROW/seedN, attacked by the paper's PGD-10, and one of
-AutoAttack on its network, in WORKDIR/ROW/seedN/autoattack.
+of `tfsam.run` in WORKDIR/ROW/seedN, attacked by the paper's PGD-10, and another
+run that attacks its network with AutoAttack, in WORKDIR/ROW/seedN/autoattack.
 """
 
 import dataclasses
@@ -83,7 +83,7 @@ class Preset:
     )
 
     def seeds(self, row):
-        """The seeds of a row; the fewest of any where it is no row of these."""
+        """Returns a row's seeds; of an unknown row, the fewest of any row."""
         return range(self.rows.get(row, min(self.rows.values())))
 
 
@@ -136,7 +136,7 @@ PRESETS = {
 
 
 def preset(name):
-    """The sweep of a name; raises a ValueError if there is none.
+    """Returns the sweep of a name; raises ValueError if there is none.
 
     Args:
         name: a key of `PRESETS`.
@@ -145,7 +145,7 @@ def preset(name):
 
 
 def row_flags(row):
-    """The flags of `tfsam.run` that a row stands for.
+    """Returns the flags of `tfsam.run` for a row.
 
     Args:
         row: its name.
@@ -172,7 +172,7 @@ def row_flags(row):
 
 
 def attacks_inputs(row):
-    """Whether a row's method attacks its inputs in training.
+    """Returns whether a row's method attacks its inputs in training.
 
     Args:
         row: its name.
@@ -182,7 +182,7 @@ def attacks_inputs(row):
 
 
 def cell_folder(workdir, row, seed):
-    """The folder of a cell.
+    """Returns the folder of a cell.
 
     Args:
         workdir: folder of the sweep, a `pathlib.Path`.
@@ -193,7 +193,7 @@ def cell_folder(workdir, row, seed):
 
 
 def in_order(preset, rows, seeds):
-    """The cells, seed by seed: there is a whole table early.
+    """Returns the cells, seed by seed, so that a whole table is there early.
 
     Args:
         preset: a `Preset`.
@@ -212,13 +212,13 @@ def in_order(preset, rows, seeds):
 
 
 def commands(preset, row, seed, folder, *, attacked=True, extra=()):
-    """The runs of a cell: (folder, arguments of `tfsam.run`) in their order.
+    """Returns the runs of a cell in order: (folder, flags of `tfsam.run`).
 
     Args:
         preset: a `Preset`.
         row: name of its row.
         seed: its seed.
-        folder: as of `cell_folder`.
+        folder: see `cell_folder`.
         attacked: whether AutoAttack attacks it, too.
         extra: more flags of `tfsam.run`, for both.
     """
@@ -242,7 +242,7 @@ _BOUND = (
 
 
 def read(folder):
-    """The results of a run, None if it is not finished.
+    """Returns the results of a run, None if it is not finished.
 
     Nor is one of which an attack failed: `tfsam.run` tries it again.
 
@@ -255,7 +255,7 @@ def read(folder):
 
 
 def finished(folder, arguments):
-    """As `read`, of a run that is the one asked for.
+    """Returns the results, see `read`, of a run of the given configuration.
 
     Args:
         folder: of the run.
@@ -277,7 +277,7 @@ def finished(folder, arguments):
 
 
 def seeds_at(workdir):
-    """A function of a row to the seeds of which there is a folder.
+    """Returns a function of a row to the seeds that have a folder.
 
     Args:
         workdir: folder of the sweep.
@@ -291,7 +291,7 @@ def seeds_at(workdir):
 
 
 def epoch_seconds(folder):
-    """What each epoch of a run took, a list; empty without a history.csv.
+    """Returns the seconds of each epoch; empty without a history.csv.
 
     Args:
         folder: of the run.
@@ -301,7 +301,7 @@ def epoch_seconds(folder):
 
 
 class Result(NamedTuple):
-    """What a cell says of a column.
+    """A cell's value for a column.
 
     Attributes:
         value: an accuracy, or minutes.
@@ -315,7 +315,7 @@ class Result(NamedTuple):
 
 
 def collect(preset, rows, seeds, workdir):
-    """What there is of a sweep.
+    """Collects the results of a sweep that exist.
 
     Args:
         preset: a `Preset`.
@@ -349,7 +349,7 @@ def collect(preset, rows, seeds, workdir):
 
 
 def _results(folder, results):
-    """The `Result`s of a run by column."""
+    """Returns the `Result`s of a run by column."""
 
     def of(measured):
         return Result(
@@ -373,7 +373,7 @@ def _results(folder, results):
 
 
 def paper_figures(preset, workdir):
-    """The paper's figures, if the finished cells are of the paper's data set.
+    """Returns the paper's figures if finished cells use its data set.
 
     Args:
         preset: a `Preset`.
@@ -391,7 +391,7 @@ def paper_figures(preset, workdir):
 
 
 def keep(workdir, folder):
-    """Copies what is small of the finished runs.
+    """Copies the small files of finished runs.
 
     Args:
         workdir: folder of the sweep.
@@ -408,14 +408,14 @@ def keep(workdir, folder):
 
 
 def run_cells(preset, cells, workdir, extra=(), kept=None):
-    """Runs what is not finished of some cells, a process a run.
+    """Runs the unfinished runs of some cells, a process for each.
 
     Args:
         preset: a `Preset`.
         cells: of `in_order`.
         workdir: folder of the sweep.
         extra: more flags of `tfsam.run`.
-        kept: as of `keep`, called after each run; None calls nothing.
+        kept: see `keep`, called after each run; None calls nothing.
 
     Returns:
         The folders of the runs that failed.
@@ -459,7 +459,7 @@ _INTERRUPTED = [128 + number for number in signals.SIGNALS]
 
 
 def _run(arguments):
-    """The exit code of `tfsam.run`, which hears the signals in our stead."""
+    """Returns the exit code of `tfsam.run`, passing signals on to it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tfsam.run", *arguments],
         start_new_session=True,  # Or it would hear those of the terminal twice.

@@ -1,21 +1,21 @@
-r"""Table 1 of the paper: is SAM alone more robust? A sweep that resumes.
+r"""Table 1 of the paper, is SAM alone more robust?, as a sweep that resumes.
 
   python -m experiments.table1 --preset=small --images=DIR --workdir=runs/small
   python -m experiments.table1 --preset=cifar100 --rows=st,sam-0.4,trades
   python -m experiments.table1 --preset=small --table --workdir=runs/small
 
 A row is one of the paper's (st, sam-RHO, at-linf-E, at-l2-E, with E in 255ths)
-or any method of tfsam with flags of its own: `trades`, `looksam:rho=0.2`,
+or any method of tfsam with its flags: `trades`, `looksam:rho=0.2`,
 `awp:epsilon=4/255:steps=10`. A row with a seed is a cell, a run of `tfsam.run`
-in a folder of its own. The same command again goes on where it was stopped, and
-leaves out what is finished. `--cells` shares the cells among machines, which
-need the folder alone in common; as a Slurm array of 8:
+in its own folder. The same command resumes where it stopped, and skips finished
+cells. `--cells` shares the cells among machines, which need nothing but the
+folder in common. As a Slurm array of 8:
 
   sbatch --array=0-7 --wrap='python -m experiments.table1 --preset=cifar100 \
     --workdir=runs/cifar100 --cells=$SLURM_ARRAY_TASK_ID/8'
 
-`--table` runs nothing: it makes table.md, table.csv and table.tex of the cells
-that are there, and says which are missing. `--keep` copies the results of each
+`--table` trains nothing: it makes table.md, table.csv and table.tex from the
+finished cells, and lists the missing ones. `--keep` copies the results of each
 finished cell, without its network, into a folder of the same layout.
 """
 
@@ -45,23 +45,25 @@ _SEEDS = flags.DEFINE_list(
     "seeds", None, "Seeds. Default: the preset's.", FLAGS
 )
 _CELLS = flags.DEFINE_string(
-    "cells", None, "i/n: run every n-th cell, from the i-th; no table.", FLAGS
+    "cells", None, "i/n: run every n-th cell from the i-th on; no table.", FLAGS
 )
 _BASE = flags.DEFINE_string(
     "base", "st", "The row that the others are compared with.", FLAGS
 )
-_TABLE = flags.DEFINE_boolean("table", False, "Run nothing.", FLAGS)
+_TABLE = flags.DEFINE_boolean(
+    "table", False, "Make tables only; run nothing.", FLAGS
+)
 _KEEP = flags.DEFINE_string(
     "keep", None, "Folder for copies of the finished cells' results.", FLAGS
 )
-_DEVICES = flags.DEFINE_string("devices", None, "As of tfsam.run.", FLAGS)
+_DEVICES = flags.DEFINE_string("devices", None, "See tfsam.run --help.", FLAGS)
 _JIT_COMPILE = flags.DEFINE_string(
-    "jit_compile", None, "As of tfsam.run.", FLAGS
+    "jit_compile", None, "See tfsam.run --help.", FLAGS
 )
 
 
 def _seeds(preset):
-    """A function of a row to its seeds."""
+    """Returns a function of a row to its seeds."""
     if _SEEDS.value is None:
         return preset.seeds
     if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
@@ -73,7 +75,7 @@ def _seeds(preset):
 
 
 def _extra():
-    """Flags that go to every run as they are."""
+    """Returns the flags that every run gets unchanged."""
     extra = [
         f"--{flag.name}={flag.value}"
         for flag in (_DEVICES, _JIT_COMPILE)
@@ -85,7 +87,7 @@ def _extra():
 
 
 def main():
-    """Runs what is not finished, and makes the table."""
+    """Runs the unfinished cells and makes the table."""
     preset = sweep.preset(_PRESET.value)
     rows, seeds = _ROWS.value or list(preset.rows), _seeds(preset)
     for row in rows:

@@ -1,6 +1,6 @@
-"""The tables of a sweep: Markdown, CSV and LaTeX, and rows against a row.
+"""The tables of a sweep, as Markdown, CSV and LaTeX, and differences of rows.
 
-Everything here is a function of what `sweep.collect` finds.
+Everything here is a function of the result of `sweep.collect`.
 """
 
 import csv
@@ -35,7 +35,7 @@ class Summary(NamedTuple):
 
 
 def markdown(heads, rows):
-    """Rows of texts as a Markdown table.
+    """Returns rows of texts as a Markdown table.
 
     Args:
         heads: a list of texts.
@@ -46,7 +46,7 @@ def markdown(heads, rows):
 
 
 def summaries(cells):
-    """The `Summary` of each row and column.
+    """Returns the `Summary` of each row and column.
 
     Args:
         cells: of `sweep.collect`.
@@ -74,7 +74,7 @@ def _percent(values):
 
 
 def columns_of(found):
-    """The columns that any row has, in the table's order."""
+    """Returns the columns that any row has, in the table's order."""
     present = {column for row in found.values() for column in row}
     present -= {TOOK, ATTACKED}
     others = sorted(c for c in present if len(c) == 3 and c not in COLUMNS)
@@ -92,7 +92,7 @@ _NORMS = {"linf": "l-inf", "l2": "l2"}
 
 
 def head(column):
-    """A column's title."""
+    """Returns a column's title."""
     if column in _HEADS:
         return _HEADS[column]
     attack, norm, epsilon = column
@@ -109,7 +109,7 @@ def _text(cell, plus_minus):
 
 
 def _body(found, paper, plus_minus):
-    """Rows of texts: name, seeds, cells with the paper's figures beside."""
+    """Yields rows of texts: name, seeds, cells with the paper's figures."""
     columns = columns_of(found)
     for row, cells in found.items():
         if not cells:
@@ -125,7 +125,7 @@ def _body(found, paper, plus_minus):
 
 
 def accuracies(found, paper):
-    """The table in Markdown; the paper's figure in parentheses.
+    """Returns the table as Markdown, the paper's figures in parentheses.
 
     Args:
         found: of `summaries`.
@@ -138,7 +138,7 @@ def accuracies(found, paper):
 
 
 def test_images(cells):
-    """A line on the images behind the accuracies of one seed.
+    """Returns a line on the images behind the accuracies of one seed.
 
     Args:
         cells: of `sweep.collect`.
@@ -166,7 +166,7 @@ def test_images(cells):
 
 
 def computing(cells):
-    """A line on how long one seed of the rows takes, and all of them.
+    """Returns a line on the time that one seed of the rows takes, and all.
 
     Args:
         cells: of `sweep.collect`.
@@ -200,7 +200,7 @@ def computing(cells):
 
 
 def latex(found, paper):
-    """The table in LaTeX, with booktabs.
+    """Returns the table in LaTeX, with booktabs.
 
     Args:
         found: of `summaries`.
@@ -220,7 +220,7 @@ def latex(found, paper):
 
 
 def comma_separated(found, paper):
-    """The table as CSV: a line a row and column.
+    """Returns the table as CSV: a line a row and column.
 
     Args:
         found: of `summaries`.
@@ -245,7 +245,7 @@ def comma_separated(found, paper):
 
 
 def by_suffix(cells, paper, base="st"):
-    """All of them, by the suffix of their files: md, csv and tex.
+    """Returns all tables, by the suffix of their files: md, csv and tex.
 
     Args:
         cells: of `sweep.collect`.
@@ -267,7 +267,7 @@ def by_suffix(cells, paper, base="st"):
 
 
 def differences(cells, base="st"):
-    """Each row against another one, seed by seed, as a Markdown table.
+    """Compares each row with another, seed by seed, as Markdown.
 
     A seed chooses images and initial weights of both, so the differences are
     paired: mean and 95 % interval by Student's t over the seeds. Of a single
@@ -306,7 +306,7 @@ _INTERVALS = (
 
 
 def _difference(pairs, column):
-    """Mean and interval of one minus the other as text, in points."""
+    """Returns mean and interval of a difference as text, in points."""
     pairs = [
         (one[column], other[column])
         for one, other in pairs
@@ -325,6 +325,6 @@ def _difference(pairs, column):
 
 
 def _half(cell):
-    """Half of the width of a cell's interval, in points."""
+    """Returns the half of the width of a cell's interval, in points."""
     low, high = cell.interval
     return 50 * (high - low)

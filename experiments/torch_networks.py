@@ -1,7 +1,7 @@
 """The benchmarks' networks and training steps in PyTorch.
 
-Random weights: only the time of a pass counts, and it is that of the same
-layers, sizes and channels.
+Weights are random: only the time of a pass matters, and it depends on layers,
+sizes and channels alone.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class _Block(nn.Module):
-    """Two convolutions, each after BatchNorm and ReLU, and a way around."""
+    """Two convolutions, each after BatchNorm and ReLU, and a shortcut."""
 
     def __init__(self, before, channels, stride):
         super().__init__()
@@ -30,7 +30,7 @@ class _Block(nn.Module):
 
 
 class PreActResNet18(nn.Module):
-    """As `tfsam.networks.preact_resnet18`: four stages of two blocks."""
+    """A PreActResNet-18 in PyTorch: four stages of two blocks."""
 
     def __init__(self, classes, width):
         super().__init__()
@@ -46,13 +46,13 @@ class PreActResNet18(nn.Module):
         self.dense = nn.Linear(before, classes)
 
     def forward(self, x):
-        """Pixels (batch, channels, height, width) to logits."""
+        """Maps pixels (batch, channels, height, width) to logits."""
         out = functional.relu(self.norm(self.body((x - 0.5) / 0.25)))
         return self.dense(out.mean(dim=(2, 3)))
 
 
 class Training:
-    """Training steps of one network, again and again on the same batch.
+    """Repeated training steps of one network on the same batch.
 
     Args:
         network: a module from pixels to logits.
@@ -68,12 +68,12 @@ class Training:
         self.momentums = [torch.zeros_like(w) for w in self.weights]
 
     def st(self):
-        """Standard training."""
+        """Takes a step of standard training."""
         self._differentiate(self.x)
         self._descend()
 
     def sam(self, rho=0.1):
-        """SAM (Foret et al., 2021): two passes, both in training mode.
+        """Takes a step of SAM (Foret et al., 2021), both in training mode.
 
         Args:
             rho: radius of the ball of weights.
@@ -92,12 +92,12 @@ class Training:
         self._descend()
 
     def at(self):
-        """Training on PGD's images, differentiated by the images alone."""
+        """Takes a step on PGD's images, differentiated by the images alone."""
         self._differentiate(self.attacked())
         self._descend()
 
     def at_with_weight_gradients(self):
-        """The same; `backward` in the attack fills the weights' gradients, too.
+        """Takes that step; the attack's `backward` fills weight gradients, too.
 
         As in the code of the paper (Wei et al., 2023), which has no use for
         them either.
@@ -112,7 +112,7 @@ class Training:
         step_size=2 / 255,
         weight_gradients=False,
     ):
-        """PGD's images (Madry et al., 2018), in inference mode and l-inf.
+        """Returns PGD's images (Madry et al., 2018), l-inf, inference mode.
 
         Args:
             epsilon: the largest perturbation.
@@ -144,7 +144,7 @@ class Training:
 
     @torch.no_grad()
     def _descend(self, learning_rate=0.1, momentum=0.9, weight_decay=5e-4):
-        """What `torch.optim.SGD` does on a CPU, operation by operation.
+        """Descends as `torch.optim.SGD` on a CPU, operation by operation.
 
         That itself loads Triton, whose LLVM aborts in TensorFlow's process.
         """
@@ -158,7 +158,7 @@ class Training:
 
 
 def digits_cnn(weights):
-    """The CNN of the reference, with its weights.
+    """Returns the CNN of the reference, with its weights.
 
     Args:
         weights: arrays by layer, "conv1/kernel" and so on, as Keras has them.

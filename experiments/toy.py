@@ -2,24 +2,24 @@
 
   python -m experiments.toy --workdir=runs/toy
 
-The label y is 1 or -1, as often; the robust feature x_1 is y with probability
-p, else -y; d non-robust features are drawn from N(eta y, 1). Of a linear
-classifier W_R is the weight on the robust feature over that on a non-robust
-one, or over their mean. The Bayes classifier has W_R* = ln(p / (1 - p)) / (2
-eta); what a method adds is its excess, W_R / W_R* - 1. Zhang et al. (2024, "On
-the Duality Between Sharpness-Aware Minimization and Adversarial Training") say
+The label y is 1 or -1 with equal probability. The robust feature x_1 is y with
+probability p, else -y; d non-robust features are drawn from N(eta y, 1). For a
+linear classifier, W_R is the weight of the robust feature divided by that of a
+non-robust one, or by their mean. For the Bayes classifier it is W_R* = ln(p /
+(1 - p)) / (2 eta). A method's excess is W_R / W_R* - 1. Zhang et al. (2024, "On
+the Duality Between Sharpness-Aware Minimization and Adversarial Training") give
 
   AT, l-inf, epsilon < eta on the non-robust features:  epsilon/(eta - epsilon)
   SAM of a small rho:                                   2/3 rho^2
 
-and hence 2 + 3 / rho^2 = 2 eta / epsilon where both are the same. This command
-holds that against SAM's optimum computed exactly, of the population and of
-samples, against its expansion in rho, and against the weights that
-`tfsam.RobustModel` finds. It writes toy.json, toy.md and toy.svg; toy.json says
-how many seconds it took, `--quick` takes a minute. The same command again goes
-on after the last part that toy.json has.
+and hence 2 + 3 / rho^2 = 2 eta / epsilon where both are equal. This command
+compares these formulas with SAM's optimum computed exactly, of the population
+and of samples, with its expansion in rho, and with the weights that
+`tfsam.RobustModel` finds. It writes toy.json (with the seconds it took), toy.md
+and toy.svg. `--quick` takes a minute. The same command resumes after the last
+part in toy.json.
 
-What "SAM" means, and why: `experiments/toy_model.py`.
+See `experiments/toy_model.py` for the meanings of "SAM".
 """
 
 import pathlib
@@ -62,7 +62,9 @@ from tfsam.support.validators import check_count
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/toy", "Folder.", FLAGS)
-_QUICK = flags.DEFINE_boolean("quick", False, "A minute's part of it.", FLAGS)
+_QUICK = flags.DEFINE_boolean(
+    "quick", False, "Measure a part of it, in a minute.", FLAGS
+)
 _SAMPLES = flags.DEFINE_integer(
     "samples", 10000, "Examples drawn.", flag_values=FLAGS
 )
@@ -88,7 +90,7 @@ class NonRobust(tfsam.FGSM):
 
 
 def linear(d):
-    """A network with the logits -w.x / 2 and w.x / 2: one weight vector."""
+    """Returns a network with the logits -w.x / 2 and w.x / 2."""
     x = keras.Input((d + 1,), dtype="float64")
     score = keras.layers.Dense(1, use_bias=False, dtype="float64")(x)
     both = keras.layers.Concatenate(dtype="float64")([-score / 2, score / 2])
@@ -105,7 +107,7 @@ def trained(
     rate=1.0,
     decay=True,
 ):
-    """The weights that `tfsam.RobustModel` finds, a row a sample.
+    """Returns the weights that `tfsam.RobustModel` finds, a row a sample.
 
     SGD starts at the best weights of the population, from which the sample's
     differ. Full batches have a momentum of 0.9.
@@ -115,7 +117,7 @@ def trained(
         setting: their `Setting`.
         steps: of SGD, >= 1.
         epsilon: radius of `NonRobust`, below eta; 0 is no attack.
-        perturb_weights: as of `RobustModel`.
+        perturb_weights: see `RobustModel`.
         batch_size: None is the whole sample.
         rate: the learning rate, over that of a Newton step along the top
             eigenvector of the population's Hessian at the start.
@@ -165,7 +167,7 @@ def trained(
 
 
 def coefficients(settings):
-    """Rows of the excess over rho^2 for small rho, of every SAM."""
+    """Returns rows of the excess over rho^2 for small rho, of every SAM."""
     return [
         setting._asdict() | expansion(setting) | {"zero_one": zero_one(setting)}
         for setting in settings
@@ -173,7 +175,7 @@ def coefficients(settings):
 
 
 def exact(settings, rhos):
-    """Rows of the population's optima, and of the exchange with AT.
+    """Returns rows of the population's optima, and of the exchange with AT.
 
     Args:
         settings: `Setting`s.
@@ -204,7 +206,7 @@ def exact(settings, rhos):
 
 
 def adversarial(setting, fractions, samples, steps):
-    """Rows of AT's excess: closed form, optima and trained weights.
+    """Returns rows of AT's excess: closed form, optima and trained weights.
 
     Args:
         setting: a `Setting`.
@@ -237,7 +239,7 @@ def adversarial(setting, fractions, samples, steps):
 
 
 def other_losses(setting, rho):
-    """The worst case's excess with other losses, at one radius."""
+    """Returns the worst case's excess with other losses, at one radius."""
     rows = []
     for name, loss in (("exponential", EXPONENTIAL), ("square", SQUARE)):
         points = population(setting, loss=loss)
@@ -253,7 +255,7 @@ def other_losses(setting, rho):
 
 
 def summary(values):
-    """Mean, standard error and half of the 95 % interval by Student's t.
+    """Returns mean, standard error and half of the 95 % Student interval.
 
     The last two are None for a single value.
     """
@@ -265,13 +267,13 @@ def summary(values):
 
 
 def excesses(samples, weights, bases):
-    """The `summary` of weights' excess over others, each of its sample."""
+    """Returns the `summary` of the excess of weights over others."""
     triples = zip(samples, weights, bases, strict=True)
     return summary([s.points().excess(w, base) for s, w, base in triples])
 
 
 def training(setting, rho, samples, steps):
-    """A row: full batches of SAM beside the same samples' optima.
+    """Returns a row: full batches of SAM beside the same samples' optima.
 
     The worst case's is exact for two weights; of more it takes minutes a
     sample, and is left to the expansion.
@@ -303,7 +305,7 @@ def training(setting, rho, samples, steps):
 
 
 def batches(setting, rhos, samples, steps, size):
-    """Rows of SAM's excess over ST's, both by the same batches in turn.
+    """Returns rows of SAM's excess over ST's, both by the same batches.
 
     Args:
         setting: a `Setting`.
@@ -333,7 +335,7 @@ def batches(setting, rhos, samples, steps, size):
 
 
 def hovering(setting, rho, samples, steps, rates):
-    """Rows of where full batches of SAM are left by a rate that stays.
+    """Returns rows of the ends of full-batch SAM at a constant rate.
 
     `distance` is to the sample's minimum, `predicted` that of bouncing between
     two points along the top eigenvector.
@@ -363,7 +365,7 @@ def hovering(setting, rho, samples, steps, rates):
 
 
 def parts(quick, n, seeds):
-    """All that the command reports, part by part.
+    """Yields all that the command reports, part by part.
 
     Args:
         quick: whether to measure little.
@@ -418,7 +420,7 @@ def parts(quick, n, seeds):
 
 
 def main():
-    """Measures, and writes toy.json, toy.md and toy.svg."""
+    """Measures and writes toy.json, toy.md and toy.svg."""
     n = check_count("samples", _SAMPLES.value, 100)
     seeds = check_count("seeds", _SEEDS.value, 1)
     workdir = pathlib.Path(_WORKDIR.value)

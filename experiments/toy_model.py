@@ -1,21 +1,22 @@
 """The toy model of the paper: its optima, exact and expanded in rho.
 
-What the model is, and what is asked of it: `experiments.toy`.
+See `experiments.toy` for the model and the question.
 
-"SAM" is several things here, all with the logistic loss L, H its Hessian, T
-its third derivatives, w* its minimum, v the top eigenvector of H, of l:
+"SAM" has several meanings here, all with the logistic loss L, its Hessian H,
+its third derivatives T, its minimum w*, and the top eigenvector v of H with the
+eigenvalue l:
 
 - worst: min_w max_{|e| <= rho} L(w + e) over all weights. Two maxima, near
-  +rho v and -rho v, tie at the optimum, which pins w along v:
+  +rho v and -rho v, tie at the optimum, which fixes w along v:
   w = w* - rho^2/2 H^-1 T[v, v] + rho^2/3 T[v, v, v] / l v + O(rho^4).
-- penalty: min_w L + rho^2/2 l(w), which misses the tie: without the last term.
-- average: E_e L(w + e), e of variance s^2 in each weight:
+- penalty: min_w L + rho^2/2 l(w), which misses the tie and lacks the last term.
+- average: E_e L(w + e), with e of variance s^2 in each weight:
   w = w* - s^2/2 H^-1 grad tr H.
 - one step, full batch: w <- w - rate * g(w + rho g / |g|). By convexity
   g(w) . g(w + rho g / |g|) >= |g(w)|^2, so the flow ends at w* for every rho:
   the excess is zero, and a finite rate hovers at rate * l * rho / (2 - rate l).
-- one step, example by example: of a linear model e is -rho y x / |x|, so it is
-  min_w E l(y w.x - rho |x|), of first order in rho.
+- one step, example by example: for a linear model e is -rho y x / |x|, so this
+  is min_w E l(y w.x - rho |x|), of first order in rho.
 """
 
 from collections.abc import Callable
@@ -45,11 +46,11 @@ class Setting(NamedTuple):
 
     @property
     def log_odds(self):
-        """What the robust feature says of the label."""
+        """Returns the label's log-odds given the robust feature."""
         return np.log(self.p / (1 - self.p))
 
     def bayes(self, epsilon=0.0):
-        """The best weights, each non-robust feature epsilon nearer to 0."""
+        """Returns the best weights, non-robust features epsilon nearer to 0."""
         means = np.full(self.d, self.eta - epsilon)
         return np.concatenate([[self.log_odds], 2 * means])
 
@@ -73,17 +74,17 @@ GRID = tuple(
 
 
 def published_excess(rho):
-    """SAM's excess as published: 2/3 rho^2."""
+    """Returns SAM's excess as published: 2/3 rho^2."""
     return 2 / 3 * rho**2
 
 
 def adversarial_excess(fraction):
-    """AT's excess, exact: of epsilon / eta."""
+    """Returns AT's exact excess for an epsilon / eta."""
     return fraction / (1 - fraction)
 
 
 def equivalent_fraction(excess):
-    """The epsilon / eta at which AT has an excess; negative with it."""
+    """Returns the epsilon / eta at which AT has an excess."""
     return excess / (1 + excess)
 
 
@@ -124,25 +125,25 @@ class Points(NamedTuple):
     offset: np.ndarray | float = 0.0
 
     def value(self, w):
-        """The mean loss at w, or at each row of w."""
+        """Returns the mean loss at w, or at each row of w."""
         return self.shares @ self.loss.value(self._margins(w))
 
     def gradient(self, w):
-        """Its gradient at w, or at each row of w."""
+        """Returns its gradient at w, or at each row of w."""
         slopes = self.loss.slope(self._margins(w))
         return (slopes.T * self.shares) @ self.features
 
     def hessian(self, w):
-        """Its second derivatives at w."""
+        """Returns its second derivatives at w."""
         curvatures = self.shares * self.loss.curvature(self._margins(w))
         return self.features.T @ (curvatures[:, None] * self.features)
 
     def ratio(self, w):
-        """W_R."""
+        """Returns W_R."""
         return w[0] / (self.pooled @ w)
 
     def excess(self, w, base):
-        """W_R over that of other weights, less 1."""
+        """Returns W_R divided by that of other weights, minus 1."""
         return self.ratio(w) / self.ratio(base) - 1
 
     def _margins(self, w):
@@ -156,7 +157,7 @@ class Sample(NamedTuple):
     y: np.ndarray
 
     def points(self, epsilon=0.0):
-        """Its points under attack, while no non-robust weight is negative."""
+        """Returns points under attack, for non-negative non-robust weights."""
         features = self.y[:, None] * self.x
         features[:, 1:] -= epsilon
         n, k = features.shape
@@ -165,7 +166,7 @@ class Sample(NamedTuple):
 
 
 def draw(setting, n, seed):
-    """A `Sample` of n examples."""
+    """Draws a `Sample` of n examples."""
     random = np.random.default_rng(seed)
     y = random.choice([-1.0, 1.0], n)
     robust = np.where(random.random(n) < setting.p, y, -y)
@@ -176,7 +177,7 @@ def draw(setting, n, seed):
 
 
 def population(setting, epsilon=0.0, loss=LOGISTIC):
-    """The whole distribution, as quadrature nodes, in three weights.
+    """Returns the whole distribution, as quadrature nodes, in three weights.
 
     All non-robust weights are equal at an optimum. So what counts of them is
     one along (1, ..., 1) / sqrt(d), whose feature is N(eta sqrt(d), 1), and,
@@ -206,12 +207,12 @@ def population(setting, epsilon=0.0, loss=LOGISTIC):
 
 
 def on_a_line(setting):
-    """The setting of one non-robust feature with the same optima in a plane."""
+    """Returns the setting of one non-robust feature with the same optima."""
     return setting._replace(eta=setting.eta * setting.d**0.5, d=1)
 
 
 def example_balls(points, rho):
-    """The points where SAM perturbs the weights for each example alone.
+    """Returns points perturbed by SAM for each example alone.
 
     Args:
         points: `Points` whose features are all of y x.
@@ -222,7 +223,7 @@ def example_balls(points, rho):
 
 
 def population_example_balls(setting, rho):
-    """The same of the population; features across have nodes of their own."""
+    """Returns the same for the population; features across have nodes."""
     points = population(on_a_line(setting))
     if setting.d == 1:
         return example_balls(points, rho)
@@ -237,7 +238,7 @@ def population_example_balls(setting, rho):
 
 
 def minimiser(points):
-    """The weights where the mean loss is least, by Newton's method."""
+    """Returns the weights of the least mean loss, by Newton's method."""
     w = np.zeros(points.features.shape[1])
     for _ in range(200):
         step = np.linalg.solve(points.hessian(w), points.gradient(w))
@@ -250,12 +251,12 @@ def minimiser(points):
 
 
 def unit(vectors):
-    """Each row divided by its norm."""
+    """Divides each row by its norm."""
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def climbed(points, w, e):
-    """The maximum of the loss on a sphere around w that e leads to.
+    """Climbs to the loss's maximum on a sphere around w, starting at e.
 
     Newton's steps within the sphere where the loss is concave there; else e
     moves to where the gradient points, which climbs, for the loss is convex.
@@ -282,14 +283,14 @@ def climbed(points, w, e):
 
 
 def directions(points, w):
-    """Where to look for the maxima of the loss on a sphere around w."""
+    """Returns starting points for the loss's maxima on a sphere around w."""
     axes = np.linalg.eigh(points.hessian(w))[1].T
     random = np.random.default_rng(0).standard_normal((12, len(w)))
     return np.vstack([axes, -axes, -unit(w), unit(random)])
 
 
 def maxima(points, w, radius, starts):
-    """The directions of the local maxima on a sphere that `starts` lead to."""
+    """Returns the local maxima on a sphere that `starts` lead to."""
     for _ in range(10):
         starts = unit(points.gradient(w + radius * starts))
     found: list = []
@@ -301,7 +302,7 @@ def maxima(points, w, radius, starts):
 
 
 def worst_case(points, rho, relative=False):
-    """SAM's exact optimum: min_w max_{|e| <= rho} L(w + e).
+    """Returns SAM's exact optimum: min_w max_{|e| <= rho} L(w + e).
 
     The maximum is on the sphere, for the loss is convex. A smooth problem has a
     constraint for each perturbation that was a local maximum so far; it is
@@ -377,7 +378,7 @@ def worst_case(points, rho, relative=False):
 
 
 def sharpened(points, w):
-    """How SAM moves a minimum, over rho^2 as rho goes to 0.
+    """Returns a minimum's shift by SAM over rho^2 as rho goes to 0.
 
     Args:
         points: `Points` with the logistic loss.
@@ -405,7 +406,7 @@ def sharpened(points, w):
 
 
 def expansion(setting):
-    """The excess over rho^2 as rho goes to 0, by the formulas at the top.
+    """Returns the excess over rho^2 as rho goes to 0, by the formulas above.
 
     Args:
         setting: a `Setting`.
@@ -435,7 +436,7 @@ def expansion(setting):
 
 
 def band(p, slack=0.2):
-    """Where the published 2/3 rho^2 is right for the worst case, in k.
+    """Returns the band of k where 2/3 rho^2 is right for the worst case.
 
     The excess over rho^2 as rho goes to 0 depends on eta and d by
     k = eta sqrt(d) alone, and falls with it to below 0 until it turns.
@@ -469,7 +470,7 @@ def band(p, slack=0.2):
 
 
 def zero_one(setting):
-    """The same of the error rate, averaged over noise of deviation rho.
+    """Returns the same for the error rate, averaged over noise.
 
     Its scale means nothing, so the mean non-robust weight is kept at 1. An
     exact coefficient: 1 - 2 / d + (W_R* / d)^2.

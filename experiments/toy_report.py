@@ -1,4 +1,4 @@
-"""The toy model's tables and figure, of what `experiments.toy` measured."""
+"""The tables and the figure of the toy model, from `experiments.toy`."""
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def _setting(row):
 
 
 def _exchange(row):
-    """Both epsilons over eta, and whether they agree within 20 %."""
+    """Returns both epsilons over eta, and whether they agree within 20 %."""
     if row["worst"] is None:
         return ["", "", ""]
     fraction = equivalent_fraction(row["worst"])
@@ -43,7 +43,7 @@ def _exchange(row):
 
 
 def text(found):
-    """The tables, in Markdown.
+    """Returns the tables as Markdown.
 
     Args:
         found: of `measure`.

@@ -1,16 +1,16 @@
-r"""The paper's question 1, on trained networks: are the flat the robust?
+r"""The paper's first question, on trained networks: are flat networks robust?
 
   python -m experiments.why_robust --preset=small --workdir=runs/small \
     --figures=runs/small
 
-measures each finished cell of a sweep (`experiments.table1`), its training
-images around the weights and its test images around the pixels, and keeps what
-it found in flatness.json beside the cell's results. Then, of all cells that
-have been measured, it prints a table of the measures and one of their rank
-correlations with robust accuracy, and with `--figures` writes them, as
-why_robust.md, beside why_robust.svg, trajectory.svg and surfaces.svg. The same
-command again measures only what is new; where the networks are not at hand it
-makes the tables of what is kept.
+measures each finished cell of a sweep (`experiments.table1`): the loss around
+the weights on training images, and around the pixels on test images. Each
+cell's measures are kept in flatness.json next to its results. For all measured
+cells, the command then prints a table of the measures and a table of their rank
+correlations with robust accuracy. With `--figures` it also writes them, as
+why_robust.md, with why_robust.svg, trajectory.svg and surfaces.svg. The same
+command measures only new cells; without the networks it makes the tables from
+the kept measures.
 """
 
 import pathlib
@@ -70,7 +70,7 @@ ROBUST = sweep.COLUMNS[1:]
 
 
 def measure(network, training_data, test_data, *, points=15):
-    """The measures of a network, and its loss surface.
+    """Measures a network and its loss surface.
 
     Args:
         network: a Keras model that returns logits.
@@ -135,7 +135,7 @@ def measure_cell(folder, count):
 
 
 def gather(preset, rows, workdir):
-    """What is kept of measured cells.
+    """Returns the kept measures of cells.
 
     Args:
         preset: a `sweep.Preset`.
@@ -159,7 +159,7 @@ def gather(preset, rows, workdir):
 
 
 def means(cells):
-    """Each row's measures and accuracies, means over its seeds.
+    """Returns each row's measures and accuracies, means over its seeds.
 
     Args:
         cells: of `gather`.
@@ -186,7 +186,7 @@ def _means(dicts):
 
 
 def table(cells):
-    """Each row's measures, means over its seeds, as a Markdown table.
+    """Returns each row's measures, means over its seeds, as a Markdown table.
 
     Args:
         cells: of `gather`.
@@ -199,7 +199,7 @@ def table(cells):
 
 
 def correlations(cells):
-    """Spearman's rank correlations of measures with robust accuracies.
+    """Returns Spearman's rank correlations of measures with robust accuracies.
 
     Of rows, means over their seeds: seeds of one row lie together, and would
     count as so much evidence.
@@ -230,7 +230,7 @@ def correlations(cells):
 
 
 def _correlation(found, name, column):
-    """Spearman's, as text; a dash where it says nothing."""
+    """Returns Spearman's correlation as text, a dash where undefined."""
     pairs = [
         (measures[name], accuracies[column])
         for measures, accuracies in found.values()
@@ -243,12 +243,12 @@ def _correlation(found, name, column):
 
 
 def styles(rows):
-    """Marker and colour of each row: round those that attack no inputs."""
+    """Returns markers and colours of rows, round without an attack."""
     return figures.styles(rows, list(filter(sweep.attacks_inputs, rows)))
 
 
 def draw_measures(cells, path, column=ROBUST[2]):
-    """Robust accuracy over each measure, a point a run.
+    """Draws robust accuracy over each measure, a point for each run.
 
     Args:
         cells: of `gather`.
@@ -287,7 +287,7 @@ def draw_measures(cells, path, column=ROBUST[2]):
 
 
 def trajectories(rows, workdir):
-    """Accuracy on held-out images while training, clean and under attack.
+    """Returns held-out accuracy during training, clean and under attack.
 
     Args:
         rows: names of rows; those that attack their inputs are left out, whose
@@ -322,7 +322,7 @@ _HELD_OUT = ("val_clean_accuracy", "val_robust_accuracy")
 
 
 def trajectory_table(curves):
-    """The trajectories as a Markdown table: clean / under attack, in %.
+    """Returns the trajectories as Markdown: clean / under attack, in %.
 
     Args:
         curves: of `trajectories`.
@@ -373,7 +373,7 @@ def draw_trajectories(curves, path):
 
 
 def draw_surfaces(cells, rows, path):
-    """Filter-normalised loss surfaces side by side, on one scale.
+    """Draws filter-normalized loss surfaces side by side, on one scale.
 
     Args:
         cells: of `gather`.
@@ -409,7 +409,7 @@ def draw_surfaces(cells, rows, path):
 
 
 def main():
-    """Measures what is new, prints the tables, draws the figures."""
+    """Measures new cells, prints the tables and draws the figures."""
     preset = sweep.preset(_PRESET.value)
     rows = _ROWS.value or list(preset.rows)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")

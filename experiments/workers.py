@@ -1,7 +1,7 @@
-"""Starts the workers of a cluster on this machine, to test and to measure.
+"""Workers of a cluster on this machine, for tests and measurements.
 
-On machines of a real cluster something else sets TF_CONFIG and starts the same
-command on each.
+On a real cluster, another program sets TF_CONFIG and starts the same command on
+each machine.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def _free_ports(count):
 
 
 def wait(processes, seconds):
-    """Waits for all processes, and kills what is left of them.
+    """Waits for all processes, and kills the remaining ones.
 
     Args:
         processes: of `start`.
