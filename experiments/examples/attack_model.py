@@ -44,7 +44,7 @@ import tensorflow as tf
 from absl import app
 
 import tfsam
-from tfsam.models import classifiers
+from tfsam.models.loading import load_logits
 
 # In units of the pixels.
 EPSILONS = [1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255]
@@ -93,7 +93,7 @@ def main(argv):
 
     # One batch by hand. An attack takes any function from pixels to logits,
     # which a Keras model is; `load_logits` makes one of either kind of file.
-    logits_fn = classifiers.load_logits(path)
+    logits_fn = load_logits(path)
     attack = tfsam.attacks.get("pgd_cw", epsilon=1.0, norm="l2", steps=20)
     adversarial = attack(logits_fn, few, labels, seed=0)
     before, after = (

@@ -8,7 +8,8 @@ import tensorflow as tf
 from tfsam import attacks
 from tfsam.attacks import losses
 from tfsam.attacks.logits import crossed
-from tfsam.models import classifiers
+from tfsam.models.functions import for_evaluation
+from tfsam.models.loading import load_logits
 
 RNG = np.random.default_rng(11)
 W = RNG.normal(size=(16, 4)).astype("float32")
@@ -85,8 +86,8 @@ def test_a_margin_is_relative_to_the_logits():
 def test_networks_of_halves_get_a_wider_margin(policy, expected):
     dense = keras.layers.Dense(3, dtype=policy)
     network = keras.Sequential([keras.Input((4,)), dense])
-    logits = classifiers.load_logits(network)
-    assert classifiers.for_evaluation(logits, 3, (4,)).rounding == expected
+    logits = load_logits(network)
+    assert for_evaluation(logits, 3, (4,)).rounding == expected
 
 
 @pytest.mark.slow

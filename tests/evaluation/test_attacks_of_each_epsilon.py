@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam.evaluation import chunks
 from tfsam.evaluation import verdicts
+from tfsam.evaluation.batches import kind_of
 
 EPSILONS = [0.004, 0.12]
 
@@ -174,19 +174,19 @@ def test_attacks_that_differ_in_epsilon_alone_are_of_one_kind(attack):
     """One kind is one trace."""
     epsilons = (0.01, 0.02, 0.1, 0.2)
     kinds = [
-        chunks._kind(attack(epsilon=e, norm="linf", bounds=None), e)
+        kind_of(attack(epsilon=e, norm="linf", bounds=None), e)
         for e in epsilons
     ]
     expected = {tfsam.PGD: 1, mine: 1, longer: 2}.get(attack, 4)
     assert len(set(kinds)) == expected
     again = attack(epsilon=0.2, norm="linf", bounds=None)
-    assert chunks._kind(again, 0.2) == kinds[-1]
+    assert kind_of(again, 0.2) == kinds[-1]
 
 
 def test_stages_of_autoattack_are_of_one_kind_each():
     small, large = (
         [
-            chunks._kind(stage, epsilon)
+            kind_of(stage, epsilon)
             for _, stage in tfsam.attacks.AutoAttack(epsilon).stages
         ]
         for epsilon in (0.1, 0.2)

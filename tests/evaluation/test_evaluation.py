@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import tfsam
 from tfsam.evaluation import accuracies
-from tfsam.models import classifiers
+from tfsam.models.loading import load_logits
 from tfsam.support import files
 
 RNG = np.random.default_rng(0)
@@ -338,7 +338,7 @@ def test_a_saved_model_goes_by_its_files_however_it_comes(network, tmp_path):
     path = tmp_path / "saved"
     network.export(path, verbose=False)
     found = []
-    for number, model in enumerate((path, classifiers.load_logits(path))):
+    for number, model in enumerate((path, load_logits(path))):
         workdir = tmp_path / f"evaluation{number}"
         tfsam.evaluate(model, (X, Y), [], workdir=workdir)
         record = json.loads((workdir / "record.json").read_text())

@@ -18,10 +18,12 @@ from helpers import network
 
 import tfsam
 from tfsam.attacks import Logits
-from tfsam.evaluation import chunks
+from tfsam.evaluation import batches
 from tfsam.evaluation import measure
+from tfsam.evaluation import progress
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
+from tfsam.evaluation import workers
 from tfsam.evaluation.verdicts import STANDS
 from tfsam.support import files
 
@@ -136,8 +138,8 @@ def test_attacks_that_are_not_native_get_batches_of_few_sizes(cnn, data):
 
     evaluate(cnn, data, [Looks], np.linspace(0.01, 0.3, 9))
     assert set(sizes) == {2, 8, 32}
-    assert chunks._batch_size(3, 32) == 8
-    assert [chunks._batch_size(1, n) for n in (1, 2, 100)] == [1, 1, 7]
+    assert batches._batch_size(3, 32) == 8
+    assert [batches._batch_size(1, n) for n in (1, 2, 100)] == [1, 1, 7]
 
 
 ALL = [
@@ -555,7 +557,7 @@ def test_a_network_in_xla_loops_gives_the_same_verdicts(cnn, data, monkeypatch):
     def on_a_gpu(logits, *arguments):
         return Logits(logits.function, jit_compile=True, jit_loops=True)
 
-    monkeypatch.setattr(chunks.classifiers, "for_evaluation", on_a_gpu)
+    monkeypatch.setattr(workers, "for_evaluation", on_a_gpu)
     compiled = evaluate(cnn, data, [PGD, ("apgd_ce", {"steps": 10})])
     for row, other in zip(compiled["robust"], plain["robust"], strict=True):
         assert abs(row["accuracy"] - other["accuracy"]) <= 0.01
@@ -702,7 +704,7 @@ def test_an_ensemble_tells_its_stages(cnn, data, monkeypatch):
         tfsam.attacks.Square.__init__, "__defaults__", ("linf", 9, 0.8, (0, 1))
     )
     seconds = itertools.count(step=6)
-    monkeypatch.setattr(chunks.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))
     lines = []
     few = (data[0][:8], data[1][:8])
     evaluate(cnn, few, ["autoattack"], [0.01], progress=lines.append)

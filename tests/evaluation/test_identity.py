@@ -15,6 +15,8 @@ import pytest
 import tensorflow as tf
 
 import tfsam
+from tfsam.models.fingerprints import alike
+from tfsam.models.fingerprints import sketch
 from tfsam.support import identity
 from tfsam.support.identity import describe
 
@@ -393,23 +395,23 @@ def test_a_sketch_tells_gradients_apart_and_forgives_rounding():
     def reversed_(x):
         return tf.identity(x), lambda slopes: -slopes
 
-    plain = identity.sketch(linear, X)
-    assert identity.alike(plain, json.loads(json.dumps(plain)))
-    rounded = identity.sketch(lambda x: linear(x * (1 + 1e-6)), X)
-    assert identity.alike(plain, rounded)
+    plain = sketch(linear, X)
+    assert alike(plain, json.loads(json.dumps(plain)))
+    rounded = sketch(lambda x: linear(x * (1 + 1e-6)), X)
+    assert alike(plain, rounded)
     for other in (
         lambda x: linear(reversed_(x)),
         lambda x: 2 * linear(x),
         lambda x: linear(tf.stop_gradient(x)),
         lambda x: linear(np.asarray(x)[:, ::-1]),
     ):
-        assert not identity.alike(plain, identity.sketch(other, X))
+        assert not alike(plain, sketch(other, X))
     # Of one image in sixteen a quantised network may be at a step.
     step = {k: [[9.0] * 3, *v[1:]] for k, v in plain.items()}
-    assert identity.alike(plain, step)
+    assert alike(plain, step)
 
 
 def test_random_outputs_have_no_sketch_and_are_like_any():
-    random = identity.sketch(lambda x: linear(x) + tf.random.normal((16, 3)), X)
+    random = sketch(lambda x: linear(x) + tf.random.normal((16, 3)), X)
     assert random is None
-    assert identity.alike(random, identity.sketch(linear, X))
+    assert alike(random, sketch(linear, X))

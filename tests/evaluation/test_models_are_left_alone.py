@@ -6,7 +6,7 @@ import pytest
 
 import tfsam
 from tfsam.evaluation.landscape import Landscape
-from tfsam.models import classifiers
+from tfsam.models.loading import load_logits
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(size=(8, 4, 4, 1)).astype("float32")
@@ -125,7 +125,7 @@ def test_a_network_that_is_not_built_is_built_by_the_evaluation():
 
 
 def test_within_a_scope_a_call_reads_what_the_call_before_it_wrote(network):
-    logits = classifiers.load_logits(network)
+    logits = load_logits(network)
     one, other = logits.function.in_turn([X, X])
     assert np.abs(one - other).max() > 0  # Another draw of the dropout.
     np.testing.assert_array_equal(one, logits.function(X))

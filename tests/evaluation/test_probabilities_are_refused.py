@@ -105,7 +105,10 @@ def test_logits_of_a_subclass_are_fine():
 def test_the_landscape_of_a_sigmoid_is_refused():
     for activation in ("sigmoid", lambda z: 1 / (1 + tf.exp(-z))):
         network = keras.Sequential(
-            [keras.Input((6,)), keras.layers.Dense(1, activation)]
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(1, activation, kernel_initializer="ones"),
+            ]
         )
         with pytest.raises(ValueError, match="return logits, not prob"):
             tfsam.Landscape(network, (np.tile(X, (2, 1)), np.tile(Y // 2, 2)))

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from tfsam.evaluation import chunks
-from tfsam.evaluation.chunks import Entry
-from tfsam.evaluation.chunks import Plan
+from tfsam.evaluation import progress
+from tfsam.evaluation.plans import Entry
+from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.verdicts import STANDS
 
 ENTRY = Entry("mine", {}, None)
@@ -18,12 +18,12 @@ STAND = np.array([STANDS] * 3 + [1], np.int8)
 def lines(monkeypatch):
     """A function that logs chunks of ten seconds each and returns the lines."""
     clock = itertools.count(step=10)
-    monkeypatch.setattr(chunks.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
 
     def told(*events, epsilons=(0.1,), count=4):
         found = []
         plan = Plan(None, [ENTRY], "linf", list(epsilons), None, 0, 4, 0, 0)
-        tell = chunks.teller(plan, ENTRY, count, found.append)
+        tell = progress.teller(plan, ENTRY, count, found.append)
         for event in events:
             tell(*event)
         return found
@@ -31,8 +31,8 @@ def lines(monkeypatch):
     return told
 
 
-LOADED = (0, STAND, chunks._LOADED)
-FAILED = (0, STAND, chunks._FAILED)
+LOADED = (0, STAND, progress.LOADED)
+FAILED = (0, STAND, progress.FAILED)
 MEASURED = (0, STAND)
 
 

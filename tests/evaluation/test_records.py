@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 import tfsam
 from tfsam import parts
-from tfsam.evaluation import chunks
+from tfsam.evaluation import cache_key
 from tfsam.evaluation import measure
 from tfsam.evaluation import verdicts
-from tfsam.models import classifiers
+from tfsam.models.fingerprints import from_file
+from tfsam.models.loading import load_logits
 from tfsam.support import files
-from tfsam.support import identity
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.random((20, 4, 4, 1)).astype("float32")
@@ -180,7 +180,7 @@ def test_an_attack_that_failed_to_be_made_is_tried_again(tmp_path):
 
 
 def test_options_are_shown_alike_in_every_process():
-    options = measure._plain({"f": factory(1), "g": lambda x: x})
+    options = cache_key.plain_options({"f": factory(1), "g": lambda x: x})
     assert " at 0x" not in str(options)
 
 
@@ -322,11 +322,11 @@ def test_a_model_from_a_file_is_known_by_the_file_and_its_code(
     model = keras.Sequential([keras.Input((4, 4, 1)), *inner])
     path = tmp_path / "model.keras"
     model.save(path)
-    for given in (path, str(path), classifiers.load_logits(path)):
+    for given in (path, str(path), load_logits(path)):
         evaluate(tmp_path / "a", given)
     header = json.loads((tmp_path / "a" / "record.json").read_text())
     # Of the file's contents, without the time at which it was written.
-    assert header["model"] == classifiers.from_file(path, "keras")["files"]
+    assert header["model"] == from_file(path, "keras")["files"]
     assert header["model_parts"]["loading"] == {"format": "keras"}
     again = shutil.copytree(tmp_path / "a", tmp_path / "b")
     evaluate(again, rewritten(path, tmp_path / "again.keras"))
@@ -531,7 +531,7 @@ def header(specification):
 
     found: list = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "measure_natural", stop)
+        patch.setattr(measure, "measure_natural", stop)
         patch.setattr(verdicts.files, "write_json", lambda *arguments: None)
         with pytest.raises(_Enough):
             tfsam.evaluate(
@@ -597,6 +597,6 @@ def test_every_attack_and_model_is_recognised_by_its_value():
             one, two = (header(plain | {key: (kind, v)}) for v in (1, 2))
             assert not recognised(one, two), kind
     assert (
-        identity.versions()["tfsam's attacks"]
+        cache_key.versions()["tfsam's attacks"]
         == one["versions"]["tfsam's attacks"]
     )

@@ -7,7 +7,7 @@ from helpers import network as trained
 
 import tfsam
 from tfsam.evaluation import red_flags
-from tfsam.models import classifiers
+from tfsam.models.loading import load_logits
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_guessing_depends_on_the_classes_and_the_number(
 
 
 def seen(model, x):
-    return red_flags.seen_range(classifiers.load_logits(model).function, x)
+    return red_flags.seen_range(load_logits(model).function, x)
 
 
 def test_a_network_that_scales_pixels_of_0_to_1_is_warned_of(cnn, data):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfsam
 from tfsam.evaluation import red_flags
-from tfsam.models import classifiers
+from tfsam.models.loading import load_logits
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(64, 10)).astype("float32")
@@ -26,7 +26,7 @@ def linear(x):
 
 def warned(model, x):
     """The names of the warnings about a model's outputs."""
-    probed = red_flags.probe_outputs(classifiers.load_logits(model).function, x)
+    probed = red_flags.probe_outputs(load_logits(model).function, x)
     found = probed | {"zero_gradients": 0, "probed": len(x)}
     return [w["warning"] for w in red_flags.of_model([found])]
 

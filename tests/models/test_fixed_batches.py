@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfsam
 from tfsam import run
-from tfsam.models.classifiers import load_logits
+from tfsam.models.loading import load_logits
 
 
 @pytest.fixture(scope="module")

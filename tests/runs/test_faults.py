@@ -397,14 +397,14 @@ def test_sigterm_in_the_evaluation_leaves_at_once(tmp_path, monkeypatch):
     """What is measured stays; the rest is measured when it goes on."""
     arguments = (*RUN, "--attacks=pgd,fgsm", f"--workdir={tmp_path}")
     with monkeypatch.context() as patch:
-        say = stages.evaluation.attacking.teller
+        say = stages.measure.teller
 
         def teller(plan, entry, chunks, progress):
             if entry.name == "fgsm":
                 terminate()
             return say(plan, entry, chunks, progress)
 
-        patch.setattr(stages.evaluation.attacking, "teller", teller)
+        patch.setattr(stages.measure, "teller", teller)
         assert main(*arguments)[0] == 143
     record = tmp_path / "evaluation" / "linf"
     assert not (record / "01-fgsm").exists()
@@ -709,7 +709,7 @@ def test_memory_stays_flat_over_200_chunks(tmp_path):
         return tell
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages.evaluation.attacking, "teller", measure)
+        patch.setattr(stages.measure, "teller", measure)
         tfsam.evaluate(
             *(tiny(10, (8, 8, 1)), (x, y), ["pgd"], "linf", [0.01]),
             batch_size=8,

@@ -9,7 +9,7 @@ import pytest
 from helpers import tiny
 
 from tfsam import run
-from tfsam.models import classifiers
+from tfsam.models.fingerprints import from_file
 from tfsam.runs import stages
 from tfsam.training import recalibration
 
@@ -101,8 +101,8 @@ def test_a_network_that_is_saved_again_is_the_same_model(tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             for member, content in held.items():
                 archive.writestr(member, content)
-        found.append(classifiers.from_file(path, "keras"))
+        found.append(from_file(path, "keras"))
     assert found[0] == found[1]
     network.layers[-1].bias.assign([0.0, 0.0, 1e-3])
     network.save(path)
-    assert classifiers.from_file(path, "keras") != found[0]
+    assert from_file(path, "keras") != found[0]

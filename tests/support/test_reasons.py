@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfsam.models.classifiers import load_logits
+from tfsam.models.loading import load_logits
 from tfsam.support import files
 
 

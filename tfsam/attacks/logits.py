@@ -58,7 +58,7 @@ class Logits:
 
     Attributes:
         identity: a dict of JSON's types by which an evaluation recognises the
-            function, in place of its description (see `tfsam/identity.py`); or
+            function, in place of its description (see `support.identity`); or
             None. That of a model from a file has `files`, their checksum, and
             `loading`, a dict of how they became the function.
         active: bool tensor (batch,), the examples to attack; None is all.

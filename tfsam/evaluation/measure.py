@@ -10,25 +10,32 @@ depend on is the chunk, never the other chunks: so processes, devices and runs
 that were cut off can share the work, and the answer stays the same to the bit.
 """
 
-import hashlib
 import numbers
-import re
 import warnings
-from collections.abc import Iterable
-from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
-from tfsam import attacks as registry
 from tfsam import geometry
 from tfsam.data import examples
 from tfsam.evaluation import accuracies
-from tfsam.evaluation import chunks
 from tfsam.evaluation import verdicts
+from tfsam.evaluation.batches import Turn
+from tfsam.evaluation.cache_key import plain_options
+from tfsam.evaluation.cache_key import recognised
+from tfsam.evaluation.chunks import attack_chunk
+from tfsam.evaluation.natural import measure_natural
+from tfsam.evaluation.plans import Data
+from tfsam.evaluation.plans import Plan
+from tfsam.evaluation.plans import cold_entries
+from tfsam.evaluation.plans import entries_of
+from tfsam.evaluation.progress import teller
 from tfsam.evaluation.verdicts import NATURAL
-from tfsam.models import classifiers
-from tfsam.support import identity
+from tfsam.evaluation.workers import known_devices
+from tfsam.evaluation.workers import make_worker
+from tfsam.evaluation.workers import spread
+from tfsam.models.functions import count_classes
+from tfsam.models.loading import load_logits
 from tfsam.support import validators
 from tfsam.support.labels import class_labels
 from tfsam.support.outputs import check_logits
@@ -153,7 +160,7 @@ def evaluate(
         raise ValueError(
             "save_adversarial needs a workdir to save to. Received: none"
         )
-    entries = _entries(attacks)
+    entries = entries_of(attacks)
     if warm_start and given:
         cold = _cold(entries, [norm], given[0], bounds)
         if cold:
@@ -165,13 +172,13 @@ def evaluate(
     data = load_data(data, bounds, steps, model)
     size = min(batch_size, len(data.x))
     check_shard(shard, len(data.x), size)
-    devices = chunks.known_devices(devices)
-    logits = classifiers.load_logits(model, jit_compile)
-    classes = classifiers.count_classes(logits, data.x[:1])
+    devices = known_devices(devices)
+    logits = load_logits(model, jit_compile)
+    classes = count_classes(logits, data.x[:1])
     source = logits
     if surrogate is not None:
         source = _load_surrogate(surrogate, jit_compile, classes, data.x)
-    plan = chunks.Plan(
+    plan = Plan(
         data=data,
         entries=entries,
         norm=norm,
@@ -197,33 +204,32 @@ def evaluate(
         # With `workdir` it is described; that there is one counts without, too.
         "surrogate": None if surrogate is None else "not described",
         "attacks": [
-            {"name": e.name, "options": _plain(e.options)} for e in entries
+            {"name": e.name, "options": plain_options(e.options)}
+            for e in entries
         ],
     }
     if workdir is not None:
         models = {"model": (model, logits, name)}
         if surrogate is not None:
             models["surrogate"] = surrogate, source, surrogate_name
-        header = _recognised(header, plan, models, devices)
+        header = recognised(header, plan, models, devices)
     record = verdicts.Record(header, workdir)
     share = range(shard[0], verdicts.chunk_count(record.header), shard[1])
     workers = [
-        chunks.make_worker(
-            *(device, logits, source, classes, data.x[:1], plan.size)
-        )
+        make_worker(*(device, logits, source, classes, data.x[:1], plan.size))
         for device in devices
     ]
-    chunks.measure_natural(plan, workers, record, share)
+    measure_natural(plan, workers, record, share)
     errors: dict = {}
     for number, entry in enumerate(entries):
-        tell = chunks.teller(plan, entry, len(share), progress)
+        tell = teller(plan, entry, len(share), progress)
         part = verdicts.part_of(number, entry.name)
 
         def work(worker, chunk, entry=entry, part=part, tell=tell):
-            turn = chunks.Turn(plan, entry, part, worker)
-            chunks.attack_chunk(turn, record, chunk, errors, strict, tell)
+            turn = Turn(plan, entry, part, worker)
+            attack_chunk(turn, record, chunk, errors, strict, tell)
 
-        chunks.spread(workers, work, share)
+        spread(workers, work, share)
     return accuracies.result(record, share, errors)
 
 
@@ -241,8 +247,8 @@ def _load_surrogate(surrogate, jit_compile, classes, x):
             logits; the message begins with its role.
     """
     try:
-        source = classifiers.load_logits(surrogate, jit_compile)
-        found = classifiers.count_classes(source, x[:1])
+        source = load_logits(surrogate, jit_compile)
+        found = count_classes(source, x[:1])
         if found != classes:
             raise ValueError(
                 f"it must have the model's {classes} outputs. "
@@ -269,12 +275,12 @@ def check_warm_start(attacks, norms, epsilon, bounds):
     Raises:
         ValueError: if none can.
     """
-    _cold(_entries(attacks), norms, epsilon, bounds)
+    _cold(entries_of(attacks), norms, epsilon, bounds)
 
 
 def _cold(entries, norms, epsilon, bounds):
     """Returns the names of the attacks that take no warm start."""
-    cold = chunks.cold(entries, norms, epsilon, bounds)
+    cold = cold_entries(entries, norms, epsilon, bounds)
     if cold and len(cold) == len({entry.name for entry in entries}):
         raise ValueError(
             "warm_start needs an attack that can start from an image, such as "
@@ -362,147 +368,7 @@ def load_data(data, bounds, steps=None, network=None):
     x = inside_bounds(x, bounds)
     # An attack's result, rounded to float16, would leave its ball.
     x = x.astype(np.float32) if x.dtype.itemsize < 4 else x
-    return chunks.Data(x, *class_labels(y))
-
-
-def _entries(attacks):
-    """The `Entry` of each attack; one that stands alone will do."""
-    if isinstance(attacks, str) or callable(attacks):
-        attacks = [attacks]
-    if not isinstance(attacks, Iterable):
-        raise ValueError(
-            "attacks must be a list of names, (name, options) or factories. "
-            f"Received: attacks={attacks}"
-        )
-    return [_entry(attack) for attack in attacks]
-
-
-def _entry(attack):
-    """Makes an `Entry` of a name, a factory, or either with options."""
-    given, name = attack, None
-    options: dict = {}
-    fixed: dict = {}
-    if isinstance(attack, (tuple, list)) and len(attack) > 1:
-        parts = list(attack)
-        if len(parts) > 1 and isinstance(parts[0], str) and callable(parts[1]):
-            name = parts.pop(0)
-        if len(parts) == 2:
-            options = parts.pop()
-        (attack,) = parts if len(parts) == 1 else (None,)
-    if isinstance(attack, registry.Attack) or not isinstance(options, Mapping):
-        attack = None  # Made already, or with options that are none.
-    if isinstance(attack, str):
-
-        def make(**arguments):
-            return registry.get(attack, **arguments, **options)
-
-        return chunks.Entry(attack, dict(options), make)
-    if not callable(attack):
-        raise ValueError(
-            "an attack must be a name, (name, {option: value}) or a factory, "
-            "such as a class of attacks, which gets the epsilon. "
-            f"Received: {given}"
-        )
-    fixed = dict(getattr(attack, "keywords", None) or {})
-
-    def make_by_factory(**arguments):
-        return registry.make(attack, **arguments, **options)
-
-    function = getattr(attack, "func", attack)  # Of a functools.partial.
-    known_as = getattr(function, "__name__", type(function).__name__)
-    return chunks.Entry(
-        name or known_as,
-        fixed | dict(options),
-        make_by_factory,
-        "factory" if name is None else "named",
-    )
-
-
-def _recognised(header, plan, models, devices):
-    """Adds to a header by what the evaluation is recognised.
-
-    Args:
-        header: a dict, which is not changed.
-        plan: an `attacking.Plan`.
-        models: a dict from "model" and "surrogate" to the model as the user
-            gave it, its `Logits`, and its name or None.
-        devices: names of devices, None for TensorFlow's choice.
-
-    Raises:
-        ValueError: if a model or an attack cannot be described and has no name.
-    """
-    found = {"data": _digest(plan.data.x, plan.data.y)}
-    for role in ("model", "surrogate"):
-        found |= dict.fromkeys([role, f"{role}_parts", f"{role}_sketch"])
-        if role in models:
-            given, logits, name = models[role]
-            parts = _described(role, given, logits, name)
-            if name is not None:
-                found[role] = str(name)
-            elif logits.identity is not None:
-                found[role] = logits.identity["files"]
-            else:
-                found[role] = identity.digest(parts)
-            found[f"{role}_parts"] = parts
-            found[f"{role}_sketch"] = identity.sketch(
-                logits.function, plan.data.x[:16]
-            )
-    return header | {
-        **found,
-        "attacks": [
-            attack | {"identity": _attack_identity(entry, plan)}
-            for attack, entry in zip(
-                header["attacks"], plan.entries, strict=True
-            )
-        ],
-        "jit_compile": models["model"][1].jit_compile,
-        "devices": chunks.kinds_of(devices),
-        "versions": identity.versions(),
-    }
-
-
-def _described(role, given, logits, name):
-    """Describes a model; an error asks for a name."""
-    try:
-        return classifiers.describe(logits, name)
-    except identity.Unknown as error:
-        argument = "name" if role == "model" else "surrogate_name"
-        raise ValueError(
-            f"with workdir, a {role} that cannot be described ({error}) needs "
-            f"{argument}='...', a text to change whenever the {role} changes. "
-            f"Received: {role}={given}"
-        ) from error
-
-
-def _attack_identity(entry, plan):
-    """Describes an attack at each epsilon, or once for all of them."""
-    if entry.source == "named":
-        return [{"named": entry.name}]
-    found = [_made_identity(entry, plan, epsilon) for epsilon in plan.epsilons]
-    return found[:1] if all(parts == found[0] for parts in found) else found
-
-
-def _made_identity(entry, plan, epsilon):
-    """Describes the attack at an epsilon; None where making it fails."""
-    try:
-        attack = entry.make(epsilon=epsilon, norm=plan.norm, bounds=plan.bounds)
-    except Exception:
-        return None  # What was raised will be in the attack's row.
-    try:
-        return chunks.describe(attack, epsilon)
-    except identity.Unknown as error:
-        if entry.source == "registry":  # A package's: it has a version.
-            kind = type(attack)
-            package = kind.__module__.partition(".")[0]
-            return {
-                "class": f"{kind.__module__}.{kind.__qualname__}",
-                "version": identity.version_of(package),
-            }
-        raise ValueError(
-            f"with workdir, an attack that cannot be described ({error}) needs "
-            "a name, ('...', factory), to change whenever the attack changes. "
-            f"Received: {entry.name}"
-        ) from error
+    return Data(x, *class_labels(y))
 
 
 def check_shard(shard, examples, batch_size):
@@ -525,26 +391,3 @@ def check_shard(shard, examples, batch_size):
             f"shard must be (i, n) with 0 <= i < n, and i below {count}, the "
             f"number of chunks. Received: shard={given}"
         )
-
-
-def _digest(*arrays):
-    total = hashlib.sha256()
-    for array in arrays:
-        total.update(f"{array.dtype} {array.shape}".encode())
-        total.update(np.ascontiguousarray(array).data)
-    return total.hexdigest()
-
-
-def _plain(options):
-    """Options as JSON has them, to be shown."""
-
-    def plain(value):
-        if isinstance(value, (str, int, float, bool, type(None))):
-            return value
-        if isinstance(value, (np.ndarray, np.generic)):
-            digest = hashlib.sha256(value.tobytes()).hexdigest()
-            return f"{value.dtype} {value.shape} {digest}"
-        # Without the address, which is another one in every process.
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-    return {key: plain(value) for key, value in options.items()}

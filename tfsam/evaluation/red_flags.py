@@ -45,7 +45,7 @@ def probe_outputs(function, x):
     rounds its logits as before.
 
     Args:
-        function: a `classifiers.load_logits` function, from pixels to logits.
+        function: the function of a `load_logits`, from pixels to logits.
         x: float array (batch, ...).
 
     Returns:
@@ -134,7 +134,7 @@ def seen_range(function, x):
     """Returns the range of the pixels at the first layer with weights.
 
     Args:
-        function: a `classifiers.load_logits` function, from pixels to logits.
+        function: the function of a `load_logits`, from pixels to logits.
         x: float array (n, ...), the images.
 
     Returns:

@@ -13,6 +13,7 @@ import re
 
 import numpy as np
 
+from tfsam.models import fingerprints
 from tfsam.support import files
 from tfsam.support import identity
 
@@ -282,7 +283,7 @@ def _not_comparable(key, held, header):
 
 def _same(key, new, old):
     if key.endswith("_sketch"):
-        return identity.alike(new, old)
+        return fingerprints.alike(new, old)
     if key == "attacks" and len(new or ()) == len(old or ()):
         return all(map(_same_attack, new, old))
     return _text(new) == _text(old)

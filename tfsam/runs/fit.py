@@ -18,7 +18,7 @@ from tfsam import networks
 from tfsam import parts
 from tfsam.attacks import PGD
 from tfsam.data import batches
-from tfsam.models import classifiers
+from tfsam.models.functions import use_xla
 from tfsam.runs import methods
 from tfsam.support import devices
 from tfsam.support import files
@@ -105,7 +105,7 @@ def make_model(config, images, strategy):
             optimizer,
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
-            jit_compile=classifiers.use_xla(JIT_COMPILE[config["jit_compile"]]),
+            jit_compile=use_xla(JIT_COMPILE[config["jit_compile"]]),
         )
     return model
 

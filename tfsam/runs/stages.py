@@ -21,7 +21,9 @@ from tfsam import parts
 from tfsam import reports
 from tfsam.data import folders
 from tfsam.evaluation import measure
-from tfsam.models import classifiers
+from tfsam.models.fingerprints import from_file
+from tfsam.models.functions import count_classes
+from tfsam.models.loading import load_logits
 from tfsam.runs import fit
 from tfsam.support import devices
 from tfsam.support import files
@@ -119,11 +121,11 @@ def _cache_dir(config):
 
 def _classifier(config, path, images):
     """A model from a file, found to fit the images."""
-    logits = classifiers.load_logits(
+    logits = load_logits(
         files.expanded(path), fit.JIT_COMPILE[config["jit_compile"]]
     )
     x = data.as_float(images.x_test[:128])
-    outputs = classifiers.count_classes(logits, x[:1])
+    outputs = count_classes(logits, x[:1])
     if outputs < len(images.class_names):
         raise ValueError(
             f"the data has {len(images.class_names)} classes; the model "
@@ -364,10 +366,10 @@ def run(config, inputs, workdir, log, stop):
         _keep(network, workdir / "model.keras")
         with files.replacing(workdir / "saved_model") as temporary:
             network.export(temporary, verbose=False)
-        model = classifiers.load_logits(
+        model = load_logits(
             network, fit.JIT_COMPILE[config["jit_compile"]]
         )
-        model.identity = classifiers.from_file(workdir / "model.keras", "keras")
+        model.identity = from_file(workdir / "model.keras", "keras")
     measured = attack(config, model, inputs, workdir, log)
     draw(config, model, inputs, measured, workdir, log)
     results = {

@@ -12,7 +12,7 @@ from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import traced
 from tfsam.data import examples
-from tfsam.models.classifiers import use_xla
+from tfsam.models.functions import use_xla
 from tfsam.support.labels import class_labels
 from tfsam.support.pixels import assert_inside
 from tfsam.training.stateless import PureModel

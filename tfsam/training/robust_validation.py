@@ -28,7 +28,9 @@ from tfsam.attacks.check import contract
 from tfsam.attacks.logits import traced
 from tfsam.evaluation import measure
 from tfsam.evaluation import red_flags
-from tfsam.models import classifiers
+from tfsam.models.functions import count_classes
+from tfsam.models.functions import for_evaluation
+from tfsam.models.loading import load_logits
 from tfsam.support import devices
 from tfsam.support import files
 from tfsam.support.labels import check_classes
@@ -49,12 +51,12 @@ class _Accuracies:
     """
 
     def __init__(self, network, data, attack, batch_size, seed):
-        logits = classifiers.load_logits(network)
-        classes = classifiers.count_classes(logits, data.x[:1])
+        logits = load_logits(network)
+        classes = count_classes(logits, data.x[:1])
         check_classes(data.y, data.labels, classes)
         outputs = logits(tf.constant(data.x[:32])).numpy()
         check_logits(outputs, network)
-        logits = classifiers.for_evaluation(logits, classes, data.x.shape[1:])
+        logits = for_evaluation(logits, classes, data.x.shape[1:])
         logits.count_passes()
 
         def run(x, y, seeds, active):
