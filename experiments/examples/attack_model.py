@@ -3,12 +3,12 @@
   python attack_model.py MODEL DATA.npz
 
 MODEL is a .keras file or the folder of a SavedModel, from pixels in [0, 1] to
-logits. DATA.npz holds the arrays x_train, y_train, x_test and y_test: x uint8
-or floats in [0, 1], y the numbers of the classes.
+logits. DATA.npz holds the arrays x_train, y_train, x_test and y_test: x is
+uint8 or float in [0, 1], y has the numbers of the classes.
 
-A model that ends in a softmax is refused: its gradients vanish, and it would
-look robust. One that wants pixels in 0..255, or normalised, must make them so
-itself. Both are mended in Keras:
+A model that ends in a softmax is rejected: its gradients vanish, so it would
+look robust. A model for pixels in 0..255, or for normalized pixels, must
+convert them itself. In Keras, both are easy to add:
 
   model = keras.saving.load_model("old.keras")
   model.layers[-1].activation = keras.activations.linear
@@ -16,25 +16,29 @@ itself. Both are mended in Keras:
   inputs = keras.Input(model.input_shape[1:])
   keras.Model(inputs, model(rescaling(inputs))).save("model.keras")
 
-Below a table may stand warnings, which say when not to believe it:
+Warnings below a table are signs of a misleading result:
 
-  random_outputs    the model answers anew each time: dropout or noise is on.
-                    Gradient attacks follow one draw, and find too little.
-  batch_dependent   an image's logits depend on its neighbours: BatchNorm is in
-                    training mode. Every accuracy depends on the order, then.
-  no_gradients      the model cannot be differentiated. Only the attacks that
-                    need no gradient, square and noise, say something.
-  zero_gradients    the loss is flat at some images, for instance because the
-                    logits are huge. Believe pgd_dlr, apgd_t and square instead.
-  nan_gradients     gradients are NaN at some images, for instance by a square
-                    root of 0: add a small constant inside of it.
-  low_accuracy      it is near guessing without an attack: are pixels and labels
-                    those that it was trained on?
-  rescaled_pixels   it begins with Rescaling(1/255), and gets pixels in [0, 1].
-  gradients_masked  noise or square broke what PGD could not: gradients mislead
-                    here, and the true robust accuracy is lower, maybe by far.
-  few_classes       there are fewer than ten classes: what the targeted attacks
-                    do then.
+  random_outputs    The logits change from call to call: dropout or noise is
+                    active. Gradient attacks follow one draw and find too
+                    little.
+  batch_dependent   An image's logits depend on the other images of its batch:
+                    BatchNorm is in training mode. Every accuracy then depends
+                    on the order of the images.
+  no_gradients      The model cannot be differentiated. Only attacks that need
+                    no gradient, square and noise, mean anything.
+  zero_gradients    The loss is flat at some images, for instance because the
+                    logits are huge. Trust pgd_dlr, apgd_t and square instead.
+  nan_gradients     Gradients are NaN at some images, for instance through a
+                    square root of 0: add a small constant inside the root.
+  low_accuracy      Accuracy is near guessing without an attack: check that
+                    pixels and labels match the model's training data.
+  rescaled_pixels   The model begins with Rescaling(1/255) and gets pixels in
+                    [0, 1].
+  gradients_masked  Noise or square broke images that PGD could not: gradients
+                    mislead here, and the true robust accuracy is lower,
+                    possibly by far.
+  few_classes       With fewer than ten classes, targeted attacks have fewer
+                    targets than usual.
 """
 
 import sys
@@ -52,18 +56,18 @@ FEW = 50
 
 
 def main(argv):
-    """Sweeps, asks AutoAttack, and attacks one batch by hand."""
+    """Runs a sweep, AutoAttack, and an attack on one batch by hand."""
     if len(argv) != 3:
         print("usage: python attack_model.py MODEL DATA.npz", file=sys.stderr)
         return 2
     _, path, data = argv
 
     try:
-        # With a limit, so many test images of all classes, shuffled.
+        # A limit takes that many test images, shuffled, of all classes.
         images = tfsam.data.load(f"npz:{data}", limit_test=1000)
         x, y = tfsam.data.as_float(images.x_test), images.y_test
-        # PGD at all epsilons, and random noise beside it: an attack that is no
-        # better than noise was misled.
+        # PGD at all epsilons, next to random noise: an attack that is no better
+        # than noise was misled.
         sweep = tfsam.evaluate(
             path,
             (x, y),
@@ -77,8 +81,8 @@ def main(argv):
     print(f"{len(x)} images. The line without an attack is natural accuracy.")
     print(tfsam.reports.table(sweep))
 
-    # PGD gives an upper bound. What papers report is AutoAttack, hundreds of
-    # times as slow: a few images first. The interval says how few they are.
+    # PGD gives an upper bound. Papers report AutoAttack, which is hundreds of
+    # times slower, so start with a few images. The interval shows the price.
     few, labels = x[:FEW], y[:FEW]
     standard = tfsam.evaluate(
         path,
@@ -92,7 +96,7 @@ def main(argv):
     print(tfsam.reports.table(standard))
 
     # One batch by hand. An attack takes any function from pixels to logits,
-    # which a Keras model is; `load_logits` makes one of either kind of file.
+    # such as a Keras model; `load_logits` makes one from either kind of file.
     logits_fn = load_logits(path)
     attack = tfsam.attacks.get("pgd_cw", epsilon=1.0, norm="l2", steps=20)
     adversarial = attack(logits_fn, few, labels, seed=0)

@@ -1,10 +1,10 @@
-"""Train a network of your own by SAM on a folder of your images.
+"""Train a network of your own with SAM on a folder of your images.
 
   python fit_folder.py IMAGES
 
 IMAGES holds the folders train/CLASS and test/CLASS of PNG or JPEG files: square
-images of one size, gray or RGB. Leaves model.keras, saved_model/ and
-history.csv in the current folder.
+images of one size, gray or RGB. The script writes model.keras, saved_model/ and
+history.csv to the current folder.
 """
 
 import sys
@@ -21,13 +21,13 @@ EPSILONS = [1 / 255, 2 / 255, 4 / 255]
 
 
 def make_network(images):
-    """From pixels to logits. Put yours here: any keras.Model will do."""
+    """Returns a network from pixels to logits: any keras.Model will do."""
     mean, deviation = tfsam.data.statistics(images.x_train)
     return keras.Sequential(
         [
             keras.Input(images.x_train.shape[1:]),
-            # In the network, not before it, so that what is attacked are the
-            # pixels, and the saved model takes plain images.
+            # Normalization belongs inside the network: attacks then change the
+            # pixels themselves, and the saved model takes plain images.
             keras.layers.Normalization(
                 mean=mean, variance=np.square(deviation)
             ),
@@ -51,8 +51,8 @@ def main(argv):
         return 2
     try:
         images = tfsam.data.load(f"folder:{argv[1]}")
-        # The test images are for the last table only: what is chosen while
-        # training is chosen on a tenth of the training images.
+        # The test images serve the last table only. Choices during training are
+        # made on a tenth of the training images.
         count = max(len(images.class_names), len(images.x_train) // 10)
         train, held_out = tfsam.data.hold_out(images, count, seed=0)
     except ValueError as error:
@@ -61,9 +61,9 @@ def main(argv):
     x_held_out = tfsam.data.as_float(held_out.x_train)
     keras.utils.set_random_seed(0)
 
-    # The two lines of tfsam: `network` stays an ordinary Keras model, and
-    # `model` is what trains it. With perturb_inputs=tfsam.PGD(4 / 255) it would
-    # be adversarial training, with both arguments both.
+    # `network` stays an ordinary Keras model, and `model` trains it. With
+    # perturb_inputs=tfsam.PGD(4 / 255) instead, this is adversarial training;
+    # both arguments can be combined.
     network = make_network(images)
     model = tfsam.RobustModel(network, perturb_weights=tfsam.SAM(rho=0.1))
     model.compile(
@@ -78,8 +78,8 @@ def main(argv):
         epochs=20,
         verbose=2,
         callbacks=[
-            # Attacks the held-out images after each epoch, and puts back the
-            # best epoch's weights at the end.
+            # Attacks the held-out images after each epoch, and restores the
+            # weights of the best epoch at the end.
             tfsam.RobustValidation(
                 (x_held_out, held_out.y_train),
                 tfsam.PGD(EPSILONS[0]),
@@ -99,7 +99,7 @@ def main(argv):
     )
     print(tfsam.reports.table(result))
 
-    # Both are of stock Keras layers, and load where there is no tfsam.
+    # Both consist of stock Keras layers, and load without tfsam.
     network.save("model.keras")
     network.export("saved_model", verbose=False)
     loaded = keras.saving.load_model("model.keras")

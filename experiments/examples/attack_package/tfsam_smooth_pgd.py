@@ -10,29 +10,29 @@ from tfsam.attacks.logits import input_gradient
 from tfsam.support import validators
 
 
-# Registered, so that a model that is trained with it can be saved and loaded.
+# Registered, so that a model trained with it can be saved and loaded.
 @keras.saving.register_keras_serializable(package="tfsam_smooth_pgd")
 class SmoothPGD(Attack):
     """PGD along a gradient averaged over noise (Wu et al., 2018, vr-IGSM).
 
     x_{t+1} = Proj_{B(x, epsilon)}(x_t + step_size * d_t), d_t the steepest
     direction of mean_i grad L(x_t + noise * xi_i), xi_i standard normal. The
-    mean is the gradient of a smoothed loss: ripples that are finer than the
-    noise, and randomness of the network's own, cancel out.
+    mean is the gradient of a smoothed loss: ripples finer than the noise, and
+    randomness inside the network, cancel out.
 
     Args:
         epsilon: the largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
         steps: number of steps, >= 0.
-        draws: gradients a step, each at noise of its own, >= 1.
-        noise: its standard deviation, in the units of x, >= 0.
+        draws: gradients per step, each with its own noise, >= 1.
+        noise: standard deviation of the noise, in the units of x, >= 0.
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
-    # It is made of TensorFlow's operations alone, for an epsilon that may be a
+    # The attack uses TensorFlow operations only, and its epsilon may be a
     # tensor: evaluation traces it once for all epsilons, and
     # `RobustModel(perturb_inputs=SmoothPGD(...))` can train with it.
     in_graph = True
@@ -58,13 +58,13 @@ class SmoothPGD(Attack):
         step_size = self.epsilon / (4 if self.norm == "linf" else 8)
 
         def slope(x_adv, run):
-            # Seeds of its own for each draw; the same whoever is in the batch.
+            # Each draw has its own seeds, independent of the rest of the batch.
             noise = geometry.random_normal(
                 next_seeds(seeds, run), tf.shape(x), x.dtype
             )
             near = self.clip(x_adv + self.noise * noise)
-            # In training the size of the batch is not known: with it, the rest
-            # of the noise's shape is lost, which the network may need.
+            # In training the batch size is unknown, so the noise has no static
+            # shape; the network may need one.
             return gradient(tf.ensure_shape(near, x.shape), y)[0]
 
         def step(index, x_adv):
@@ -74,8 +74,7 @@ class SmoothPGD(Attack):
             inside = geometry.project(moved - x, self.epsilon, self.norm)
             return index + 1, self.clip(x + inside)
 
-        # Not a loop of Python's, which would write the network into the graph
-        # as often as there are steps.
+        # A Python loop would add the network to the graph once for each step.
         _, x_adv = tf.while_loop(
             lambda index, _: index < self.steps,
             step,
