@@ -12,6 +12,8 @@ for the interface of an attack, and `check` to test that an attack has it.
 from collections.abc import Callable
 from typing import Any
 
+# All native attacks are imported here: importing registers them with Keras, and
+# `.keras` files of models may contain any of them.
 from tfsam import parts
 from tfsam.attacks.autoattack import AutoAttack
 from tfsam.attacks.base import Attack
@@ -20,6 +22,8 @@ from tfsam.attacks.gradient import FGSM
 from tfsam.attacks.gradient import PGD
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.minimum_norm import FMN
+from tfsam.attacks.noise import NoiseL2
+from tfsam.attacks.noise import NoiseLinf
 from tfsam.support.registry import make
 from tfsam.support.registry import option_names
 
@@ -68,6 +72,8 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "Logits",
+    "NoiseL2",
+    "NoiseLinf",
     "check",
     "factory",
     "get",
