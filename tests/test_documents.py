@@ -1,6 +1,7 @@
 """The documents: their links, their numbers and their lengths."""
 
 import ast
+import importlib
 import pathlib
 import re
 
@@ -121,6 +122,15 @@ def test_no_result_is_left_out_of_the_page():
 
 def _text(parts):
     return "\n".join(parts.values())
+
+
+def test_the_commands_of_the_results_have_their_flags():
+    found = re.findall(r"`python -m (experiments\.\w+)([^`]*)`", _text(FOUND))
+    assert len(found) > 10
+    for name, flags in found:
+        known = importlib.import_module(name).FLAGS
+        for flag in re.findall(r"--(\w+)", flags):
+            assert flag in known, f"{name} has no --{flag}"
 
 
 def test_the_numbers_of_a_document_are_found_by_this_test():
