@@ -62,9 +62,10 @@ class Attack(Configurable):
         gradients: number of gradients of the loss that the attack takes of a
             batch, for the cost of a training step.
         predictions: number of forward passes without a gradient, likewise.
-        in_graph: whether the attack can be traced by `tf.function`, for batches
-            of any size, too. False, the default, is slower in evaluation, and
-            refused in training.
+        in_graph: whether `tf.function` can trace the attack, for batches of any
+            size. False runs it eagerly, which is slower, and training rejects
+            it. None, the default, leaves it open: an evaluation runs the attack
+            eagerly, and training tries to trace it.
         gradient_free: whether the attack asks for no gradient. Where it breaks
             what gradient attacks missed, an evaluation warns that the gradients
             may be masked. Other people's attacks may have it, too. None: an
@@ -90,7 +91,7 @@ class Attack(Configurable):
     flag_names: Mapping[str, str] = types.MappingProxyType(
         {"loss": "attack_loss"}
     )
-    in_graph = False
+    in_graph: bool | None = None
     predictions: Any = 0
     gradient_free: bool | None = False
     follows_gradient: Any = None

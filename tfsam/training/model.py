@@ -26,6 +26,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam import parts
 from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
@@ -660,7 +661,7 @@ def _check_perturbations(perturb_inputs, perturb_weights):
             f"Received: perturb_inputs={perturb_inputs}"
         )
     check_scale(perturb_inputs)
-    if not getattr(perturb_inputs, "in_graph", True):
+    if parts.ATTACKS.fact(perturb_inputs, "in_graph") is False:
         raise ValueError(
             "perturb_inputs must be an attack that can run in a graph; "
             "this one serves in evaluation only. "

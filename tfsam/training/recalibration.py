@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam import parts
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import traced
@@ -89,7 +90,7 @@ class Recalibration:
         ]
         self._add = traced(self._added)
         self._perturb = self._perturbed
-        if getattr(attack, "in_graph", True):
+        if parts.ATTACKS.fact(attack, "in_graph") is not False:
             self._perturb = traced(self._perturbed)
 
     def measure(self, data, seed=0, steps=None):

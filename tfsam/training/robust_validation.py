@@ -22,6 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam import parts
 from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.check import contract
@@ -62,7 +63,7 @@ class _Accuracies:
         def run(x, y, seeds, active):
             return attack(logits.only(active), x, y, seeds)
 
-        in_graph = getattr(attack, "in_graph", False)
+        in_graph = parts.ATTACKS.fact(attack, "in_graph")
         self.run = traced(run) if in_graph else run
         self.predict = traced(logits.predict)
         self.logits = logits

@@ -37,6 +37,7 @@ class Adapter(Attack):
         ValueError: if an argument is out of its range.
     """
 
+    in_graph = False
     # Some of a library's attacks take gradients, others do not.
     gradient_free = None
 
