@@ -1,7 +1,9 @@
 """One TensorFlow for all tests, with three logical CPU devices."""
 
+import configparser
 import json
 import os
+import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -84,3 +86,29 @@ def write_run():
 def tiny_network(monkeypatch):
     """The command's small network is a tiny one."""
     monkeypatch.setitem(fit.NETWORKS, "preact_resnet8", tiny)
+
+
+_PLUGIN = pathlib.Path(__file__).parent / "plugin"
+
+
+@pytest.fixture
+def other_package(tmp_path_factory, monkeypatch):
+    """Leaves what `pip install tests/plugin` does, without the network."""
+    package = configparser.ConfigParser()
+    package.read(_PLUGIN / "setup.cfg")
+    site = tmp_path_factory.mktemp("site")
+    folder = site / "tfsam_shift_fixture-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(
+        "Metadata-Version: 2.1\n"
+        f"Name: {package['metadata']['name']}\n"
+        f"Version: {package['metadata']['version']}\n"
+    )
+    (folder / "entry_points.txt").write_text(
+        "\n".join(
+            f"[{group}]\n{points.strip()}\n"
+            for group, points in package["options.entry_points"].items()
+        )
+    )
+    monkeypatch.syspath_prepend(_PLUGIN)
+    monkeypatch.syspath_prepend(site)

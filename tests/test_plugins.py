@@ -1,9 +1,6 @@
 """A package of somebody else's, and the check that its author can run."""
 
-import configparser
 import ctypes
-import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -14,7 +11,6 @@ from tfsam import run
 from tfsam.attacks.check import check
 from tfsam.attacks.check import contract
 
-PLUGIN = pathlib.Path(__file__).parent / "plugin"
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(16, 3)).astype("float32")
 X = RNG.uniform(0.2, 0.8, size=(40, 4, 4, 1)).astype("float32")
@@ -24,29 +20,7 @@ def linear(x):
     return tf.matmul(tf.reshape(x, [-1, 16]), W)
 
 
-@pytest.fixture
-def shift(tmp_path, monkeypatch):
-    """What `pip install tests/plugin` leaves, without pip and its network."""
-    package = configparser.ConfigParser()
-    package.read(PLUGIN / "setup.cfg")
-    folder = tmp_path / "tfsam_shift_fixture-1.0.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text(
-        "Metadata-Version: 2.1\n"
-        f"Name: {package['metadata']['name']}\n"
-        f"Version: {package['metadata']['version']}\n"
-    )
-    (folder / "entry_points.txt").write_text(
-        "\n".join(
-            f"[{group}]\n{points.strip()}\n"
-            for group, points in package["options.entry_points"].items()
-        )
-    )
-    monkeypatch.syspath_prepend(PLUGIN)
-    monkeypatch.syspath_prepend(tmp_path)
-
-
-def test_it_is_found_by_name(shift):
+def test_it_is_found_by_name(other_package):
     assert "shift" in tfsam.attacks.names()
     attack = tfsam.attacks.get("shift", epsilon=0.1)
     y = tf.argmax(linear(X), axis=1)
@@ -54,26 +28,6 @@ def test_it_is_found_by_name(shift):
     np.testing.assert_allclose(np.abs(moved), 0.1, atol=1e-6)
     assert type(attack).__module__ == "tfsam_shift"
     assert not isinstance(attack, tfsam.attacks.Attack)
-
-
-def test_a_weight_perturbation_is_a_method(shift, tmp_path):
-    assert "coin" in tfsam.weights.names()
-    moved = tfsam.weights.get("coin", rho=0.3)
-    assert not isinstance(moved, tfsam.WeightPerturbation)
-    help_of = run.define_flags()["method"].help
-    assert "coin" in help_of
-    code = run.main(
-        [
-            *("--method=coin", "--rho=0.1", "--limit_train=96", "--epochs=2"),
-            *("--batch_size=32", "--limit_test=20", "--attacks=pgd"),
-            *("--attack_steps=1", "--linf_epsilons=0.1", "--l2_epsilons="),
-            f"--workdir={tmp_path / 'run'}",
-        ]
-    )
-    assert code == 0
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["perturb_weights"] == "coin"
-    assert config["rho"] == 0.1
 
 
 def test_without_it_the_name_is_unknown():
@@ -84,7 +38,7 @@ def test_without_it_the_name_is_unknown():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_it_is_evaluated(shift, norm):
+def test_it_is_evaluated(other_package, norm):
     y = np.argmax(linear(X), axis=1)
     row = tfsam.evaluate(linear, (X, y), ["shift"], norm, [0.2], strict=True)[
         "robust"
@@ -97,11 +51,11 @@ def test_it_is_evaluated(shift, norm):
     assert row["accuracy"] < 1
 
 
-def test_it_is_checked(shift):
+def test_it_is_checked(other_package):
     tfsam.attacks.check("shift")
 
 
-def test_it_is_on_the_command_line(shift):
+def test_it_is_on_the_command_line(other_package):
     config, _ = run.configuration(["--attacks=shift,pgd"])
     assert config["attacks"] == ["shift", "pgd"]
 

@@ -16,6 +16,7 @@ the arguments of the constructor: `--perturb_weights=theirs:strength=2`.
 """
 
 from tfsam.support.registry import Registry
+from tfsam.support.registry import did_you_mean
 
 ATTACKS = Registry(
     "attack",
@@ -96,3 +97,34 @@ NETWORKS = Registry(
         "wide_resnet": "tfsam.networks:wide_resnet",
     },
 )
+
+ALL = (ATTACKS, WEIGHTS, OBJECTIVES, OPTIMIZERS, AVERAGES, NETWORKS)
+
+
+def describe(name: str) -> str:
+    """Returns the help of the parts of a name: a summary and the options.
+
+    Args:
+        name: a name that is registered for a part of any kind, in any case.
+
+    Raises:
+        ValueError: if no part has the name.
+        ImportError: if a part cannot be imported.
+
+    Example:
+        >>> print(tfsam.parts.describe("fgsm").splitlines()[0])
+        fgsm: attack
+    """
+    found = [
+        registry.describe(known)
+        for registry in ALL
+        for known in registry.names()
+        if known.casefold() == name.strip().casefold()
+    ]
+    if not found:
+        names = [known for registry in ALL for known in registry.names()]
+        raise ValueError(
+            f"no part has this name{did_you_mean(name, names)}. "
+            f"Received: name={name}"
+        )
+    return "\n\n".join(found)

@@ -90,6 +90,15 @@ def test_facts_have_one_default():
     assert parts.ATTACKS.summary("pgd_cw").endswith("(loss=margin)")
 
 
+def test_a_part_is_described_with_its_options():
+    lines = parts.describe("LookSAM").splitlines()
+    assert lines[0] == "looksam: weight perturbation"
+    assert any(line.startswith("  every=5: ") for line in lines)
+    assert "any other option" in parts.describe("foolbox")
+    with pytest.raises(ValueError, match="did you mean looksam"):
+        parts.describe("looksan")
+
+
 @pytest.mark.parametrize(
     "registry",
     [value for value in vars(parts).values() if isinstance(value, Registry)],

@@ -222,6 +222,7 @@ def methods() -> dict[str, Method]:
                 row["settings"] = {"epsilon": 8 / 255}
             others[name] = Method(
                 f"{PARTS[part].kind} of the package {package}",
+                cost="",
                 package=package,
                 **row,
             )

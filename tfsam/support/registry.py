@@ -15,6 +15,8 @@ import importlib
 import importlib.metadata
 import inspect
 import math
+import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable
@@ -207,6 +209,37 @@ class Registry:
         line = said or (inspect.getdoc(factory) or name).splitlines()[0]
         fixed = ", ".join(f"{k}={v}" for k, v in bound.items())
         return line.rstrip(".") + (f" ({fixed})" if fixed else "")
+
+    def describe(self, name: str) -> str:
+        """Returns the help of a part: what it is, and its options.
+
+        Args:
+            name: a name from `names()`.
+
+        Raises:
+            ImportError: if the part cannot be imported.
+        """
+        factory = self.load(name)
+        package = self.packages().get(name, "tfsam")
+        head = f"{name}: {self.kind}"
+        if package != "tfsam":
+            head += f" of the package {package}"
+        lines = [head, f"  {self.summary(name)}"]
+        if source := self.fact(factory, "source"):
+            lines.append(f"  {source}")
+        told = _arguments(inspect.getdoc(getattr(factory, "func", factory)))
+        for option, parameter in self.options(name).items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                option = "any other option"
+            elif parameter.default is not parameter.empty:
+                option += f"={parameter.default}"
+            lines += textwrap.wrap(
+                option + (f": {t}" if (t := told.get(parameter.name)) else ""),
+                initial_indent="  ",
+                subsequent_indent="    ",
+                width=80,
+            )
+        return "\n".join(lines)
 
     def load(self, name: str) -> Callable[..., Any]:
         """Imports the factory that is registered under exactly this name.
@@ -408,6 +441,21 @@ def _imported(target: str) -> Any:
     """Imports the object that "module:attribute" names."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _arguments(docstring: str | None) -> dict[str, str]:
+    """Returns what the section "Args:" of a docstring says, by argument."""
+    found: dict[str, str] = {}
+    name, inside = "", False
+    for line in (docstring or "").splitlines():
+        indent = len(line) - len(line.lstrip())
+        if line.strip() and not indent:
+            inside = line.strip() == "Args:"
+        elif inside and (match := re.match(r" {2,4}\*{0,2}(\w+): (.*)", line)):
+            name, found[match[1]] = match[1], match[2]
+        elif inside and name and line.strip():
+            found[name] += f" {line.strip()}"
+    return found
 
 
 def _listed(known: Mapping[str, Any]) -> str:

@@ -1,0 +1,102 @@
+"""Parts that another package adds: a module and a line of metadata each."""
+
+import json
+
+import pytest
+
+import tfsam
+from tfsam import parts
+from tfsam import run
+from tfsam.runs import methods
+
+SHORT = (
+    *("--limit_train=96", "--epochs=1", "--batch_size=32", "--limit_test=20"),
+    *("--attack_steps=1", "--linf_epsilons=0.1", "--l2_epsilons="),
+)
+
+
+@pytest.fixture(autouse=True)
+def installed(other_package, tiny_network):
+    """Installs the package in `tests/plugin`."""
+
+
+def test_they_have_their_own_options():
+    coin = tfsam.weights.get("Coin:rho=0.3:heads=1")
+    assert (coin.rho, coin.heads) == (0.3, 1.0)
+    assert parts.OBJECTIVES.make("blend:clean=1/4").clean == 0.25
+    assert tfsam.attacks.get("shift:share=0.5", epsilon=0.1).share == 0.5
+    with pytest.raises(ValueError, match=r"did you mean heads\?.*head=1"):
+        tfsam.weights.get("coin:head=1")
+
+
+def test_their_help_is_their_docstring():
+    lines = parts.describe("coin").splitlines()
+    assert lines[0] == (
+        "coin: weight perturbation of the package tfsam-shift-fixture"
+    )
+    assert lines[1:3] == [
+        "  a step of all weights, up or down as a coin falls",
+        "  a casino, 2026",
+    ]
+    assert lines[-1] == "  heads=0.5: the probability of moving up."
+
+
+def test_they_are_rows_of_the_table():
+    table = methods.table()
+    for row in (
+        "| `coin` | a step of all weights, up or down as a coin falls | - "
+        "| `coin` | `--rho=0.05` | 2 | a casino, 2026 |",
+        "| `blend` | A blend of the losses of clean and perturbed inputs "
+        "| `pgd` | - | `--epsilon=8/255` `--norm=linf` `--steps=5` "
+        "`--step_size` `--attack_loss=cross_entropy` | 5.33 |  |",
+        "| `shift` | Makes an image darker or brighter, whichever has the "
+        "higher loss | `shift` | - | `--epsilon=8/255` `--norm=linf` | 1.67 "
+        "|  |",
+    ):
+        assert row in table
+    help_lines = {name: row.help for name, row in methods.methods().items()}
+    assert help_lines["coin"] == (
+        "weight perturbation of the package tfsam-shift-fixture"
+    )
+
+
+def trained(workdir, *arguments):
+    """Returns the config.json and results.json of a run."""
+    assert run.main([*arguments, *SHORT, f"--workdir={workdir}"]) == 0
+    return (
+        json.loads((workdir / "config.json").read_text()),
+        json.loads((workdir / "results.json").read_text()),
+    )
+
+
+def test_a_run_of_them_all(tmp_path, capsys):
+    arguments = (
+        *("--method=Blend", "--perturb_weights=coin:heads=1:rho=0.01"),
+        *("--perturb_inputs=shift:share=0.5", "--epsilon=0.1"),
+        "--attacks=shift:share=0.5,shift,pgd",
+    )
+    config, results = trained(tmp_path / "run", *arguments)
+    assert config["method"] == config["objective"] == "blend"
+    assert config["perturb_weights"] == "coin:heads=1:rho=0.01"
+    assert config["rho"] == 0.01
+    assert results["train"]["passes"] == pytest.approx(4 + 2 / 3)
+    assert [row["attack"] for row in results["robust"]] == [
+        *("shift:share=0.5", "shift", "pgd"),
+    ]
+    assert not [row for row in results["robust"] if "error" in row]
+    capsys.readouterr()
+    trained(tmp_path / "run", *arguments)
+    assert "finished" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--method=coin", "--rho=0.1"),
+        ("--method=shift", "--epsilon=0.1"),
+        ("--perturb_weights=coin:heads=0.9", "--perturb_inputs=shift"),
+    ],
+)
+def test_a_run_of_each(tmp_path, arguments):
+    trained(tmp_path / "run", *arguments, "--attacks=pgd")
