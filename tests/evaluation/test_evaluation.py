@@ -1,6 +1,7 @@
 """Accuracy under attack: checked against brute force and against cheats."""
 
 import json
+import sys
 
 import keras
 import numpy as np
@@ -192,12 +193,42 @@ def test_the_image_range_is_checked():
     assert "left the image range" in result["robust"][0]["error"]
 
 
-def test_an_unknown_attack_or_option_gives_a_row_with_error():
-    rows = run(["no_such", ("pgd", {"stepsize": 1}), "fgsm"])["robust"]
-    assert "no_such" in rows[0]["error"] and "stepsize" in rows[1]["error"]
-    assert rows[2]["accuracy"] is not None
-    with pytest.raises(ValueError, match="no_such"):
-        run(["no_such"], strict=True)
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ("no_such", "attack must be one of .*Received: attack=no_such"),
+        ("autoatack", r"did you mean autoattack\?"),
+        (("pgd", {"stepsize": 1}), r"mean step_size.*Received: stepsize=1"),
+        ("pgd:stepsize=1", r"did you mean step_size.*Received: stepsize=1"),
+        ((tfsam.PGD, {"stepsize": 1}), "options of PGD.*Received: stepsize=1"),
+        ("pgd:epsilon=0.1", r"sets epsilon .*Received: epsilon=0\.1"),
+        (("pgd", {"norm": "l2"}), "sets norm .*Received: norm=l2"),
+    ],
+)
+def test_an_unknown_attack_or_option_is_refused_at_once(attack, message):
+    def attacked(epsilon, norm, bounds):
+        raise AssertionError("an attack was made")
+
+    with pytest.raises(ValueError, match=message):
+        run([attacked, attack], strict=True)
+
+
+def test_an_attack_whose_library_is_missing_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    with pytest.raises(ImportError, match=r'pip install "tfsam\[foolbox\]"'):
+        run(["foolbox:LinfPGD"])
+
+
+def test_attacks_that_differ_in_their_options_stay_apart():
+    attacks = ["PGD:steps=1", "pgd:steps=3", ("pgd", {"steps": 3})]
+    rows = run([*attacks, "FGSM"], [0.01])["robust"]
+    assert [(row["attack"], row["options"]) for row in rows] == [
+        ("pgd:steps=1", {"steps": 1}),
+        ("pgd:steps=3", {"steps": 3}),
+        ("pgd", {"steps": 3}),
+        ("fgsm", {}),
+    ]
+    assert rows[1]["accuracy"] == rows[2]["accuracy"]
 
 
 @pytest.mark.parametrize(

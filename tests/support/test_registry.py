@@ -83,7 +83,7 @@ def test_facts_have_one_default():
     assert WAVES.fact(Wave, "flag_names") == {"steps": "wave_steps"}
     assert WAVES.fact(anything, "flag_names") == {}
     assert WAVES.fact(Wave(0.1), "source") == ""
-    assert parts.ATTACKS.fact(anything, "in_graph") is False
+    assert parts.ATTACKS.fact(anything, "in_graph") is None
     assert parts.ATTACKS.fact(Wave(0.1, steps=4), "gradients") == 4
     assert parts.WEIGHTS.fact(anything, "extra_passes") == 1
     assert WAVES.summary("Wave") == "Moves everything a little"

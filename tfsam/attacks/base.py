@@ -78,6 +78,9 @@ class Attack(Configurable):
             without the attribute: an evaluation counts the gradients that it
             takes; where it cannot, an attack that is not `gradient_free` counts
             as one that follows them.
+        minimum_norm: whether one call finds the nearest point for all epsilons.
+        library: the distribution package whose version the attack depends on,
+            or None.
         stages: of an ensemble, the attacks that it makes in turn, a list of
             (name, attack); else empty.
         targets: number of wrong classes that the attack goes for, likeliest
@@ -96,6 +99,8 @@ class Attack(Configurable):
     gradient_free: bool | None = False
     follows_gradient: Any = None
     stages: Any = ()
+    minimum_norm = False
+    library: str | None = None
     targets = 0
     # Whether the labels must name classes, as for a loss of the attack's own:
     # a `RobustModel` then refuses regressions, several tags and segmentations.

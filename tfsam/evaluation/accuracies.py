@@ -3,13 +3,11 @@
 import numpy as np
 import scipy.stats
 
+from tfsam.attacks.autoattack import STAGES
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.verdicts import STANDS
-
-# The stages of AutoAttack: an ensemble of others is no standard one.
-_STANDARD = ["apgd_ce", "apgd_t", "fab_t", "square"]
 
 
 def result(record, chunks, errors):
@@ -148,7 +146,7 @@ def _row(held, verdict, names, inherited, header):
             )
             for number, name in enumerate(names, 1)
         }
-        if names == _STANDARD:
+        if names == list(STAGES):  # Those of standard AutoAttack.
             row["standard"] = header["classes"] >= 4
     if "distances" in held[0]:
         median = float(

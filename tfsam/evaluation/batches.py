@@ -15,6 +15,7 @@ from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import has_epsilon
 from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import as_numpy
+from tfsam.parts import ATTACKS
 from tfsam.support import identity
 
 
@@ -50,11 +51,11 @@ def attack_batch(turn, attack, trace, indices, epsilon=None, start=None):
     may have one name, and the attack's `kind_of`.
     """
     plan, worker = turn.plan, turn.worker
-    in_graph = worker.traceable and getattr(attack, "in_graph", False)
-    asks_for = getattr(attack, "selective", False)
+    in_graph = worker.traceable and ATTACKS.fact(attack, "in_graph")
+    asks_for = ATTACKS.fact(attack, "selective")
     selective = in_graph and asks_for and worker.source.rows is not None
     any_epsilon = (
-        getattr(attack, "tensor_epsilon", False)
+        ATTACKS.fact(attack, "tensor_epsilon")
         and epsilon is not None
         and has_epsilon(attack, epsilon)
     )
@@ -137,7 +138,7 @@ def kind_of(attack, epsilon):
     the epsilon itself keeps the attacks apart.
     """
     shared = any(
-        getattr(attack, flag, False)
+        ATTACKS.fact(attack, flag)
         for flag in ("tensor_epsilon", "minimum_norm")
     )
     if not shared or not has_epsilon(attack, epsilon):

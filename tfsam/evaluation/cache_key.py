@@ -15,6 +15,7 @@ import numpy as np
 from tfsam.evaluation.plans import has_epsilon
 from tfsam.evaluation.workers import kinds_of
 from tfsam.models import fingerprints
+from tfsam.parts import ATTACKS
 from tfsam.support import identity
 
 # What tfsam's verdicts come from.
@@ -136,12 +137,12 @@ def describe_attack(attack, epsilon):
         return identity.describe(attack, without)
 
     parts = identity.compact(described(attack))
-    stages = getattr(attack, "stages", None)
+    stages = ATTACKS.fact(attack, "stages")
     if stages:
         parts["stages"] = identity.digest(
             [[name, described(stage)] for name, stage in stages]
         )
-    library = getattr(attack, "library", None)
+    library = ATTACKS.fact(attack, "library")
     if isinstance(library, str):
         parts["library"] = f"{library} {identity.version_of(library)}"
     return parts

@@ -22,6 +22,7 @@ from tfsam.evaluation.progress import LOADED
 from tfsam.evaluation.verdicts import MISCLASSIFIED
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.verdicts import STANDS
+from tfsam.parts import ATTACKS
 
 
 class _Reach(NamedTuple):
@@ -111,7 +112,7 @@ def _attack(turn, attack, epsilon, indices, verdict, images, tell):
     started = time.perf_counter()
     verdict = verdict.copy()
     attacked = int((verdict == STANDS).sum())
-    stages = getattr(attack, "stages", None) or [("", attack)]
+    stages = ATTACKS.fact(attack, "stages") or [("", attack)]
     start = images if plan.warm_start and can_start(attack) else None
     images = plan.data.x[indices].copy()
     largest, passes, nonfinite = 0.0, np.zeros(2, np.int64), 0
@@ -184,7 +185,7 @@ def _serves_all(turn, attack):
     The run of a minimum-norm attack does, except on a surrogate: its nearest
     points measure how robust the surrogate is.
     """
-    nearest = getattr(attack, "minimum_norm", False)
+    nearest = ATTACKS.fact(attack, "minimum_norm")
     return nearest and not turn.worker.source.surrogate
 
 

@@ -75,9 +75,10 @@ def evaluate(
             `keras.utils.PyDataset` or a generator of them (see
             `tfsam.data.examples`); x float (n, ...) inside `bounds`, y class
             numbers (n,) or one-hot (n, classes). A sample_weight is left out.
-        attacks: a list; an entry is a name of `tfsam.attacks.names()`, a pair
-            (name, options), a factory, a pair (factory, options), or a factory
-            with a name of yours: (name, factory) or (name, factory, options).
+        attacks: a list; an entry is a name of `tfsam.attacks.names()`, with or
+            without options ("pgd:steps=50"), a pair (name, options), a
+            factory, a pair (factory, options), or a factory with a name of
+            yours: (name, factory) or (name, factory, options).
         norm: "linf" or "l2".
         epsilons: the budgets, in the units of x.
         bounds: (lowest, highest) value of x, or None for inputs that are not
@@ -141,7 +142,9 @@ def evaluate(
         failed.
 
     Raises:
-        ValueError: if the model, the data or an argument is bad, `warm_start`
+        ImportError: if an attack needs a library that is not installed.
+        ValueError: if the model, the data or an argument is bad, an attack or
+            one of its options is unknown, `warm_start`
             is given to attacks none of which can start from an image, or
             `workdir` holds another evaluation or is given with a model or an
             attack that needs a name: nothing is attacked then.

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tfsam import attacks as registry
+from tfsam.parts import ATTACKS
+from tfsam.support.registry import check_options
 
 
 class Data(NamedTuple):
@@ -71,17 +73,14 @@ def _entry(attack):
     if isinstance(attack, registry.Attack) or not isinstance(options, Mapping):
         attack = None  # Made already, or with options that are none.
     if isinstance(attack, str):
-
-        def make(**arguments):
-            return registry.get(attack, **arguments, **options)
-
-        return Entry(attack, dict(options), make)
+        return _registered(attack, options)
     if not callable(attack):
         raise ValueError(
             "an attack must be a name, (name, {option: value}) or a factory, "
             "such as a class of attacks, which gets the epsilon. "
             f"Received: {given}"
         )
+    _check_options(attack, options)
     fixed = dict(getattr(attack, "keywords", None) or {})
 
     def make_by_factory(**arguments):
@@ -95,6 +94,53 @@ def _entry(attack):
         make_by_factory,
         "factory" if name is None else "named",
     )
+
+
+def _registered(spec, options):
+    """Makes an `Entry` of a registered attack.
+
+    Args:
+        spec: the name, which may have options: "pgd:steps=50". It stays the
+            name of the entry, so that attacks which differ in their options
+            are told apart.
+        options: more options, which override those in `spec`.
+
+    Raises:
+        ValueError: if the name or an option is unknown.
+        ImportError: if the attack needs a library that is not installed.
+    """
+    attack = ATTACKS.factory(spec)
+    _check_options(attack, options)
+    spec = ATTACKS.canonical(spec)
+    _, named = ATTACKS.parse(spec)
+    _check_options(attack, named)
+    # The class in foolbox:LinfPGD is part of the name.
+    named = {k: v for k, v in named.items() if f":{k}=" in spec}
+    return Entry(
+        spec,
+        named | dict(options),
+        lambda **arguments: ATTACKS.make(spec, **arguments, **options),
+    )
+
+
+def _check_options(attack, options):
+    """Checks that an attack has options of these names, left to the user.
+
+    Args:
+        attack: a factory of attacks.
+        options: a mapping from names to values.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    taken = {"epsilon", "norm", "bounds"} & set(options)
+    if taken:
+        name = min(taken)
+        raise ValueError(
+            f"the evaluation sets {', '.join(sorted(taken))} of every attack. "
+            f"Received: {name}={options[name]}"
+        )
+    check_options(attack, options)
 
 
 def cold_entries(entries, norms, epsilon, bounds):

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import traced
+from tfsam.parts import ATTACKS
 from tfsam.support.layers import LEAST_RANGE
 from tfsam.support.layers import flattened
 from tfsam.support.layers import rescaled
@@ -336,13 +337,13 @@ def facts_of(attack, gradients=None):
         gradients: how many gradients of an example it took on average, infinity
             if they could not be counted, None if it was not run.
     """
-    free = getattr(attack, "gradient_free", False)
+    free = ATTACKS.fact(attack, "gradient_free")
     if free is None:
         free = gradients == 0
-    follows = getattr(attack, "follows_gradient", None)
+    follows = ATTACKS.fact(attack, "follows_gradient")
     if follows is None:
         follows = gradients is not None and gradients >= 2
-    targets = getattr(attack, "targets", 0)
+    targets = ATTACKS.fact(attack, "targets")
     return Facts(
         gradient_free=bool(free),
         follows_gradient=bool(follows and not free),

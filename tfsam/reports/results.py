@@ -132,7 +132,7 @@ def table(results: Mapping[str, Any]) -> str:
             name += " (NaN gradients)"
         lines.append(_table_line(name, row["norm"], row["epsilon_text"], row))
     distances = {
-        f"{row['attack']}, {row['norm']}": row["median_distance"]
+        f"{attack_name(row)}, {row['norm']}": row["median_distance"]
         for row in results["robust"]
         if row.get("median_distance") is not None
     }
@@ -156,11 +156,15 @@ def attack_name(row: Mapping[str, Any]) -> str:
     >>> import tfsam
     >>> tfsam.reports.attack_name({"attack": "pgd", "options": {"steps": 50}})
     'pgd (steps=50)'
+    >>> row = {"attack": "pgd:steps=50", "options": {"steps": 50}}
+    >>> tfsam.reports.attack_name(row)
+    'pgd:steps=50'
     """
     name: str = row["attack"]
-    if row.get("options"):
-        options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
-        name += f" ({options})"
+    options = (row.get("options") or {}).items()
+    unsaid = [f"{k}={v}" for k, v in options if f":{k}=" not in name]
+    if unsaid:
+        name += f" ({', '.join(unsaid)})"
     if row.get("standard") is False:
         name += " (not standard)"
     return name

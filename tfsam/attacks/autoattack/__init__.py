@@ -25,7 +25,7 @@ from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import score
 
 # Their defaults are the standard's: 100 steps, 9 targets, 5000 queries.
-_STAGES: dict[str, Callable] = {
+STAGES: dict[str, Callable] = {
     "apgd_ce": apgd_ce,
     "apgd_t": apgd_t,
     "fab_t": FABT,
@@ -63,7 +63,7 @@ class AutoAttack(Attack):
                     self.epsilon
                 ),
             )
-            for name, make in _STAGES.items()
+            for name, make in STAGES.items()
         ]
 
     def perturb(self, logits_fn, x, y, seeds):
