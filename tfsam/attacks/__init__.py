@@ -16,6 +16,11 @@ from typing import Any
 # `.keras` files of models may contain any of them.
 from tfsam import parts
 from tfsam.attacks.autoattack import AutoAttack
+from tfsam.attacks.autoattack.apgd import apgd_ce
+from tfsam.attacks.autoattack.apgd import apgd_dlr
+from tfsam.attacks.autoattack.apgd import apgd_t
+from tfsam.attacks.autoattack.fab import FABT
+from tfsam.attacks.autoattack.square import Square
 from tfsam.attacks.base import Attack
 from tfsam.attacks.check import check
 from tfsam.attacks.gradient import FGSM
@@ -65,6 +70,7 @@ def factory(name: str) -> Callable[..., Any]:
 
 
 __all__ = [
+    "FABT",
     "FGSM",
     "FMN",
     "GROUP",
@@ -74,6 +80,10 @@ __all__ = [
     "Logits",
     "NoiseL2",
     "NoiseLinf",
+    "Square",
+    "apgd_ce",
+    "apgd_dlr",
+    "apgd_t",
     "check",
     "factory",
     "get",
