@@ -100,3 +100,12 @@ def test_a_run_of_them_all(tmp_path, capsys):
 )
 def test_a_run_of_each(tmp_path, arguments):
     trained(tmp_path / "run", *arguments, "--attacks=pgd")
+
+
+def test_a_data_source():
+    images = tfsam.data.load("Stripes:6", limit_train=10)
+    assert images.name == "Stripes:6"
+    assert images.x_train.shape == (10, 6, 6, 1)
+    assert images.x_test.shape == (10, 6, 6, 1)
+    assert images.class_names == ("across", "along")
+    assert "side of an image" in parts.describe("stripes")

@@ -98,7 +98,22 @@ NETWORKS = Registry(
     },
 )
 
-ALL = (ATTACKS, WEIGHTS, OBJECTIVES, OPTIMIZERS, AVERAGES, NETWORKS)
+# A source is a function of the text after the colon, as in folder:PATH. It
+# returns a dict of the arrays x_train, y_train, x_test and y_test, and
+# optionally class_names.
+SOURCES = Registry(
+    "data source",
+    "tfsam.data",
+    {
+        "digits": "tfsam.data.sources:read_digits",
+        "folder": "tfsam.data.sources:read_folder",
+        "npz": "tfsam.data.sources:read_npz",
+    },
+)
+
+ALL = (
+    *(ATTACKS, WEIGHTS, OBJECTIVES, OPTIMIZERS, AVERAGES, NETWORKS, SOURCES),
+)
 
 
 def describe(name: str) -> str:

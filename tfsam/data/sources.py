@@ -9,15 +9,18 @@ import pathlib
 import re
 import zipfile
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 
+from tfsam import parts
 from tfsam.data import folders
 from tfsam.data import tfds
 from tfsam.data.decoding import refusal
 from tfsam.support import files
+from tfsam.support.registry import option_names
 from tfsam.support.validators import check_count
 
 SOURCES = (
@@ -89,6 +92,8 @@ def load(
         `PATH/test/CLASS/*`, all square and of one size;
         `"npz:PATH"`: a file of arrays `x_train`, `y_train`, `x_test` and
         `y_test`, x uint8 or float in [0, 1], y integers;
+        `"NAME:LOCATION"` with the name of a source of another package, see
+        `tfsam.parts.SOURCES`;
         any other name: an image classification data set of TensorFlow
         Datasets, such as `"cifar10"`, downloaded if it is missing.
       limit_train: the number of training examples to keep, at least the
@@ -124,17 +129,16 @@ def load(
         return _subset(labels, limits[split], seed, f"limit_{split}")
 
     kind, _, location = str(source).partition(":")
-    if source == "digits":
-        return _load_digits(pick)
-    if kind in ("folder", "npz"):
-        if not location:
-            raise refusal(f"the source must be {kind}:PATH", source)
-        path = files.expanded(location)
-        if kind == "npz":
-            return _load_npz(path, source, pick)
-        cache = None if cache_dir is None else pathlib.Path(cache_dir)
-        return Images(source, *folders.load(path, pick, cache))
-    return _load_tfds(str(source), pick, data_dir)
+    names = {name.casefold(): name for name in parts.SOURCES.names()}
+    if kind.casefold() not in names:
+        return _load_tfds(str(source), pick, data_dir)
+    read = parts.SOURCES.load(names[kind.casefold()])
+    wanted = option_names(read) or set()
+    given = {"pick": pick, "cache_dir": cache_dir}
+    found = read(location, **{k: v for k, v in given.items() if k in wanted})
+    images = found if isinstance(found, Images) else _images(found)
+    images = images._replace(name=str(source))
+    return images if "pick" in wanted else _limited(images, pick)
 
 
 def listing(source: str) -> str | None:
@@ -329,7 +333,14 @@ def _limited(images: Images, pick: _Pick) -> Images:
     )
 
 
-def _load_digits(pick: _Pick) -> Images:
+def read_digits(location: str) -> Images:
+    """Reads the digits of scikit-learn.
+
+    Args:
+      location: must be empty: the digits are one data set.
+    """
+    if location:
+        raise refusal("the source must be digits", f"digits:{location}")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -341,12 +352,47 @@ def _load_digits(pick: _Pick) -> Images:
         images, labels, test_size=0.2, stratify=labels, random_state=0
     )
     names = tuple(str(name) for name in digits.target_names)
-    images = Images("digits", x_train, y_train, x_test, y_test, names)
-    return _limited(images, pick)
+    return Images("digits", x_train, y_train, x_test, y_test, names)
 
 
-def _load_npz(path: pathlib.Path, source: str, pick: _Pick) -> Images:
-    arrays = _read_npz(path)
+def read_folder(
+    location: str, pick: _Pick, cache_dir: str | os.PathLike[str] | None
+) -> Images:
+    """Reads a folder of images; see `folders.load`.
+
+    Args:
+      location: the folder.
+      pick: a function from the labels of a split and its name to an index of
+        the examples to keep.
+      cache_dir: the folder of decoded images, or None.
+    """
+    if not location:
+        raise refusal("the source must be folder:PATH", "folder:")
+    cache = None if cache_dir is None else pathlib.Path(cache_dir)
+    loaded = folders.load(files.expanded(location), pick, cache)
+    return Images(f"folder:{location}", *loaded)
+
+
+def read_npz(location: str) -> dict[str, np.ndarray]:
+    """Reads the arrays of an npz file.
+
+    Args:
+      location: the file.
+    """
+    if not location:
+        raise refusal("the source must be npz:PATH", "npz:")
+    return _read_npz(files.expanded(location))
+
+
+def _images(arrays: Mapping[str, Any]) -> Images:
+    """Checks arrays of a source, and returns them as `Images`.
+
+    Args:
+      arrays: x_train, y_train, x_test and y_test; and class_names, the numbers
+        of the classes unless they are given.
+    """
+    arrays = dict(arrays)
+    names = arrays.pop("class_names", None)
     for split in ("train", "test"):
         x, y = f"x_{split}", f"y_{split}"
         arrays[x] = _checked_pixels(arrays[x], x)
@@ -369,8 +415,12 @@ def _load_npz(path: pathlib.Path, source: str, pick: _Pick) -> Images:
             f"y_test must not exceed y_train's largest label, {largest}",
             arrays["y_test"].max(),
         )
-    names = tuple(str(label) for label in range(largest + 1))
-    return _limited(Images(source, class_names=names, **arrays), pick)
+    names = tuple(map(str, range(largest + 1) if names is None else names))
+    if len(names) <= largest:
+        raise refusal(
+            f"class_names must name {largest + 1} classes", len(names)
+        )
+    return Images("", class_names=names, **arrays)
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -366,9 +366,7 @@ def run(config, inputs, workdir, log, stop):
         _keep(network, workdir / "model.keras")
         with files.replacing(workdir / "saved_model") as temporary:
             network.export(temporary, verbose=False)
-        model = load_logits(
-            network, fit.JIT_COMPILE[config["jit_compile"]]
-        )
+        model = load_logits(network, fit.JIT_COMPILE[config["jit_compile"]])
         model.identity = from_file(workdir / "model.keras", "keras")
     measured = attack(config, model, inputs, workdir, log)
     draw(config, model, inputs, measured, workdir, log)
