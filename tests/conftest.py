@@ -1,12 +1,15 @@
 """One TensorFlow for all tests, with three logical CPU devices."""
 
 import configparser
+import gc
 import json
 import os
 import pathlib
+import re
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import hypothesis
 import matplotlib
 import pytest
 import sklearn.datasets
@@ -19,6 +22,37 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 3,
 )
+
+# Examples of a property: a few by default, many in the slow tests.
+hypothesis.settings.register_profile(
+    "default", max_examples=25, deadline=None, derandomize=True
+)
+hypothesis.settings.register_profile("slow", max_examples=500, deadline=None)
+
+
+def pytest_configure(config):
+    """Chooses the number of examples by the tests that -m selects."""
+    slow = re.search(r"(?<!not )\bslow", config.option.markexpr)
+    hypothesis.settings.load_profile("slow" if slow else "default")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Counts properties as slow tests, too, where they have many examples."""
+    if hypothesis.settings.get_current_profile_name() != "slow":
+        return
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("slow")
+
+
+def pytest_collection_finish(session):
+    """Takes what is imported out of the garbage collector's sight.
+
+    A collection otherwise looks at all of TensorFlow's objects each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):

@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 
+import hypothesis
 import keras
 import numpy as np
 import pytest
@@ -43,6 +44,15 @@ def network(weights):
         ]
     )
     return model
+
+
+def examples(cost):
+    """Returns how many examples a property takes whose examples are costly.
+
+    Args:
+        cost: of an example, in units of an ordinary one.
+    """
+    return max(hypothesis.settings.default.max_examples // cost, 1)
 
 
 def tiny(classes, input_shape, statistics=None):

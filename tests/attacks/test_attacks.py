@@ -90,7 +90,6 @@ def test_default_step_sizes_are_the_paper_s():
         )
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(
     epsilon=st.floats(0, 2),
     norm=st.sampled_from(["linf", "l2"]),

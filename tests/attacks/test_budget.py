@@ -4,6 +4,7 @@ import hypothesis
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import examples
 from hypothesis import strategies as st
 
 from tfsam import attacks
@@ -54,7 +55,6 @@ def pooled(side):
     return network
 
 
-@hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(
     seed=st.integers(0, 2**31),
     side=st.sampled_from([1, 3, 8, 32, 64]),
@@ -141,7 +141,7 @@ def test_attacks_on_images_of_128_pixels_stay_in_the_ball(name, kind):
     check_budget(name, "l2", 0.05, x, (0.0, 1.0), pooled(128))
 
 
-@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.settings(max_examples=examples(4))
 @hypothesis.given(
     name=st.sampled_from(list(NATIVE)),
     norm=st.sampled_from(["linf", "l2"]),

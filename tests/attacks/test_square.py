@@ -9,6 +9,7 @@ import pytest
 import sklearn.datasets
 import tensorflow as tf
 from helpers import REFERENCE
+from helpers import examples
 from helpers import network
 from hypothesis import strategies as st
 
@@ -219,7 +220,7 @@ def test_mass_moves_as_in_algorithm_3():
     np.testing.assert_allclose(norms(found, "l2"), epsilon)
 
 
-@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.settings(max_examples=examples(2))
 @hypothesis.given(
     epsilon=st.sampled_from([0.0, 1e-3, 0.05, 0.3, 2.0]),
     norm=st.sampled_from(["linf", "l2"]),

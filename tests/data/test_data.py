@@ -401,7 +401,6 @@ def test_limits():
     assert [labels[x.tobytes()] for x in some.x_train] == some.y_train.tolist()
 
 
-@hypothesis.settings(deadline=None, max_examples=200)
 @hypothesis.given(
     counts=st.lists(st.integers(1, 200), min_size=2, max_size=12),
     extra=st.integers(0, 1000),
