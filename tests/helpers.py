@@ -74,6 +74,16 @@ def tiny(classes, input_shape, statistics=None):
 _DIFFERENCE = 1e-5
 
 
+def convolutional(classes, input_shape, statistics=None):
+    """Builds a small functional network with a convolution and BatchNorm."""
+    inputs = keras.Input(input_shape)
+    x = keras.layers.Conv2D(8, 3, padding="same", use_bias=False)(inputs)
+    x = keras.layers.BatchNormalization(momentum=0.9)(x)
+    x = keras.layers.Flatten()(keras.layers.ReLU()(x))
+    outputs = keras.layers.Dense(classes)(x)
+    return keras.Model(inputs, outputs, name="preact_small")
+
+
 @functools.cache
 def tolerance():
     """Measures how far rounding moves a row in another place of its batch.

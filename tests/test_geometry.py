@@ -25,7 +25,7 @@ def norms(x, norm):
     return np.linalg.norm(flat, order, axis=1)
 
 
-# Next to the constant that guards the division, 1e-12, a radius is as good as 0.
+# Below the constant that guards the division, 1e-12, a radius is as good as 0.
 RADII = st.just(0.0) | st.floats(1e-6, 10)
 
 

@@ -190,7 +190,9 @@ def test_epsilon_may_be_a_tensor():
     assert run.experimental_get_tracing_count() == 1
 
 
-@pytest.mark.parametrize("name", ["apgd_ce", "apgd_t"])
+@pytest.mark.parametrize(
+    "name", ["apgd_ce", pytest.param("apgd_t", marks=pytest.mark.slow)]
+)
 def test_the_loop_inside_xla_agrees(name):
     attack = get(name, epsilon=0.05, steps=10)
     plain = attack(Logits(curved), X, Y, 0)

@@ -158,23 +158,13 @@ def test_bad_flags(tmp_path, monkeypatch, capsys, arguments, parts):
 
 
 def test_bad_input_of_a_process(tmp_path):
-    cases = {
-        "--method=adam": ["adam", *METHODS],
-        "--dataset=folder:nowhere": ["nowhere"],
-        "--evaluate=nothing.keras": ["nothing.keras"],
-    }
-    processes = [
-        start("-m", "tfsam.run", argument, cwd=tmp_path) for argument in cases
-    ]
-    for process, parts in zip(processes, cases.values(), strict=True):
-        output, error = process.communicate(timeout=200)
-        assert process.returncode == 2
-        assert output == ""
-        # TensorFlow's own start may say something before.
-        line = error.splitlines()[-1]
-        assert line.startswith("tfsam: ")
-        assert error.count("tfsam: ") == 1
-        assert "Traceback" not in error
-        for part in parts:
-            assert part in line
+    process = start("-m", "tfsam.run", "--dataset=folder:nowhere", cwd=tmp_path)
+    output, error = process.communicate(timeout=200)
+    assert process.returncode == 2
+    assert output == ""
+    # TensorFlow's own start may say something before.
+    line = error.splitlines()[-1]
+    assert line.startswith("tfsam: ") and "nowhere" in line
+    assert error.count("tfsam: ") == 1
+    assert "Traceback" not in error
     assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ import tensorflow as tf
 from helpers import GPUS
 from helpers import assert_measured
 from helpers import assert_refused
+from helpers import convolutional
 from helpers import main
 from helpers import read_json
 from helpers import snapshot
@@ -20,6 +21,7 @@ from helpers import verdicts
 from tfsam import data
 from tfsam import reports
 from tfsam import run
+from tfsam.runs import fit
 from tfsam.support import files
 from tfsam.training import monitoring
 
@@ -37,7 +39,9 @@ FINISHED = (
 def finished(tmp_path_factory):
     """A finished run: (its folder, what it printed)."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    code, output = main(*FINISHED, f"--workdir={workdir}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fit.NETWORKS, "preact_resnet8", convolutional)
+        code, output = main(*FINISHED, f"--workdir={workdir}")
     assert code == 0
     return workdir, output
 
@@ -284,7 +288,7 @@ def test_evaluate_a_model_file_and_an_exported_model(
             f"--evaluate={source / name}",
             "--limit_test=60",
             "--attacks=cleverhans_pgd",
-            "--attack_steps=3",
+            "--attack_steps=1",
             "--linf_epsilons=0.05",
             "--l2_epsilons=",
             f"--workdir={workdir}",
@@ -305,7 +309,7 @@ def test_evaluate_a_model_file_and_an_exported_model(
         (row,) = results["robust"]
         assert "error" not in row
         assert_measured(row, 60)
-        assert row["options"] == {"steps": 3}
+        assert row["options"] == {"steps": 1}
         assert "epoch" not in output
         for file in ("model.keras", "saved_model", "history.csv"):
             assert not (workdir / file).exists()

@@ -128,21 +128,20 @@ def test_a_plug_in_is_imported_when_it_is_named(tmp_path):
         "[tfsam.weights]\ntrap = tfsam_trap:Shift\n"
     )
 
-    def start(code):
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"PYTHONPATH": str(tmp_path)},
-            check=True,
-        )
-        return (tmp_path / "imported").exists()
-
-    assert not start(
-        "import tfsam\n"
-        "from tfsam import run\n"
-        "assert 'trap' in tfsam.attacks.names()\n"
-        "assert run.main(['--help']) == 0\n"
-        "run.configuration(['--attacks=pgd', '--method=sam'])\n"
-    )
-    assert start(
-        "import tfsam\ntfsam.attacks.get('trap', epsilon=0.1, norm='linf')\n"
+    code = """
+        import pathlib
+        import tfsam
+        from tfsam import run
+        assert "trap" in tfsam.attacks.names()
+        assert run.main(["--help"]) == 0
+        run.configuration(["--attacks=pgd", "--method=sam"])
+        assert not pathlib.Path("imported").exists()
+        tfsam.attacks.get("trap", epsilon=0.1, norm="linf")
+        assert pathlib.Path("imported").exists()
+    """
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        check=True,
+        cwd=tmp_path,
     )

@@ -290,7 +290,9 @@ def test_two_devices_are_one():
     assert_same([v.numpy() for v in found.trainable_variables], walk[2], 0)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_it_trains_with_sam(jit_compile):
     model = compiled(tfsam.SAM(0.05), jit_compile, noise=1e-3, scoping=1e-3)
     before = model.evaluate(X, Y, verbose=0)

@@ -1,5 +1,6 @@
 """Mixed precision: halves inside the network, float32 around it."""
 
+import functools
 import json
 
 import keras
@@ -35,14 +36,23 @@ def trained(precision, *arguments, seed=0):
     return before, model
 
 
-@pytest.mark.parametrize("precision", MIXED)
+@functools.cache
+def trained_exactly(*arguments):
+    return trained("float32", *arguments)
+
+
+# The one that scales its loss by default, the other in the slow tests.
+SCALED_AND_NOT = [MIXED[0], pytest.param(MIXED[1], marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("precision", SCALED_AND_NOT)
 @pytest.mark.parametrize(
     "arguments", [("--method=sam", "--rho=0.2"), ("--method=at", "--steps=2")]
 )
 def test_a_step_is_that_of_float32_to_the_precision_of_halves(
     precision, arguments
 ):
-    before, exact = trained("float32", *arguments)
+    before, exact = trained_exactly(*arguments)
     _, model = trained(precision, *arguments)
     scaled = type(model.optimizer).__name__ == "LossScaleOptimizer"
     assert scaled == (precision == "mixed_float16")
@@ -64,7 +74,7 @@ def test_a_step_is_that_of_float32_to_the_precision_of_halves(
     assert keras.config.dtype_policy().name == "float32"
 
 
-@pytest.mark.parametrize("precision", MIXED)
+@pytest.mark.parametrize("precision", SCALED_AND_NOT)
 def test_pixels_logits_weights_and_attacks_stay_in_float32(precision):
     _, model = trained(precision, "--method=at", "--steps=1")
     network = model.network
@@ -179,7 +189,9 @@ def test_a_run_keeps_its_precision(tmp_path):
     assert model.dtype_policy.name == "mixed_bfloat16"
 
 
-def test_a_run_of_before_there_was_a_choice_goes_on(tmp_path, capsys):
+def test_a_run_of_before_there_was_a_choice_goes_on(
+    tmp_path, capsys, tiny_network
+):
     finished(tmp_path, "--method=st")
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
