@@ -10,6 +10,7 @@ import re
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
+import keras
 import matplotlib
 import pytest
 import sklearn.datasets
@@ -69,6 +70,21 @@ def cache(tmp_path_factory):
         # Its fonts take seconds to find anew.
         patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_graphs():
+    """Leaves XLA to the tests that ask for it; not so in the slow tests.
+
+    Keras's own choice is to compile all steps, of which each takes longer to
+    compile than to run on the few images of a test.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if hypothesis.settings.get_current_profile_name() != "slow":
+            patch.setattr(
+                keras.Model, "_resolve_auto_jit_compile", lambda self: False
+            )
         yield
 
 
