@@ -30,8 +30,12 @@ RADII = st.just(0.0) | st.floats(1e-6, 10)
 
 
 @pytest.mark.parametrize("norm", geometry.NORMS)
-@hypothesis.given(x=BATCHES, radius=RADII)
-def test_projection_lands_in_the_ball_and_keeps_what_is_inside(norm, x, radius):
+@hypothesis.given(x=BATCHES, radius=RADII, inside=st.booleans())
+def test_projection_lands_in_the_ball_and_keeps_what_is_inside(
+    norm, x, radius, inside
+):
+    if inside:
+        x = (x * (radius / 2 / max(norms(x, norm).max(), 1.0))).astype("f4")
     found = geometry.project(tf.constant(x), radius, norm).numpy()
     assert (norms(found, norm) <= radius * (1 + 1e-6) + 1e-6).all()
     inside = norms(x, norm) <= radius * (1 - 1e-6)
