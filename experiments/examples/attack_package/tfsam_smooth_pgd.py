@@ -32,6 +32,7 @@ class SmoothPGD(Attack):
         ValueError: if an argument is out of its range.
     """
 
+    source = "Wu et al., 2018"
     # The attack uses TensorFlow operations only, and its epsilon may be a
     # tensor: evaluation traces it once for all epsilons, and
     # `RobustModel(perturb_inputs=SmoothPGD(...))` can train with it.
@@ -51,6 +52,11 @@ class SmoothPGD(Attack):
         self.steps = validators.check_count("steps", steps)
         self.draws = validators.check_count("draws", draws, 1)
         self.noise = validators.check_number("noise", noise)
+
+    @property
+    def gradients(self):
+        """The number of gradients of a batch, for the cost of training."""
+        return self.steps * self.draws
 
     def perturb(self, logits_fn, x, y, seeds):
         """Returns the last iterate; `seeds` has a row for each example."""
