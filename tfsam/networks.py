@@ -1,19 +1,20 @@
-"""Networks of stock Keras layers: pixels in [0, 1] in, logits out.
+"""Residual networks built from stock Keras layers.
 
-The normalisation by channel is the first layer inside, so that an attack's
-epsilon is in the units of the pixels, and `.keras` files and SavedModels of
-these networks load without tfsam.
+The networks take pixels in [0, 1] and return logits. Their first layer
+normalises each channel, so that an attack's epsilon is in the units of the
+pixels. Their `.keras` files and SavedModels load without tfsam.
 
-The residual networks follow He et al. 2016, "Identity mappings in deep residual
-networks", in the form of the paper's code: no biases in convolutions, padding
-of one pixel on each side (Keras's "same" pads one side only at stride 2),
-BatchNorm with momentum 0.9 and epsilon 1e-5, kernels uniform in
-+-1/sqrt(fan_in).
+The architectures follow He et al., 2016, "Identity mappings in deep residual
+networks", as in the paper's code: no biases in convolutions, padding of one
+pixel on each side (Keras's "same" pads only one side at stride 2), BatchNorm
+with momentum 0.9 and epsilon 1e-5, and kernels uniform in +-1/sqrt(fan_in).
 
-The layout is (batch, height, width, channels), whatever the global
-`keras.config.image_data_format()` is: tfsam's data has this layout, and so has
-every image that an evaluation gives to a network.
+The layout is always (batch, height, width, channels), as in tfsam's data and in
+evaluations, regardless of `keras.config.image_data_format()`.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import layers
@@ -30,28 +31,36 @@ CIFAR100_STATISTICS = (
 )
 
 
-def preact_resnet18(
-    num_classes=10,
-    *,
-    width=64,
-    input_shape=(32, 32, 3),
-    statistics=None,
-):
-    """PreActResNet-18: stages of two blocks, 64-128-256-512 channels wide.
+# Means and standard deviations of the channels.
+Statistics = tuple[Sequence[float], Sequence[float]]
 
-    11,172,170 trainable weights for 10 classes, 11,218,340 for 100.
+
+def preact_resnet18(
+    num_classes: int = 10,
+    *,
+    width: int = 64,
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    statistics: Statistics | None = None,
+) -> keras.Model:
+    """Builds a PreActResNet-18, with 64-128-256-512 channels in four stages.
+
+    It has 11,172,170 trainable weights for 10 classes and 11,218,340 for 100.
 
     Args:
-        num_classes: number of logits.
-        width: channels of the first stage.
+        num_classes: Number of logits.
+        width: Number of channels of the first stage.
         input_shape: (height, width, channels).
-        statistics: (mean, standard deviation) of each channel; None takes
-            those of CIFAR-100 for 100 classes, else of CIFAR-10, and of gray
-            images 0.5 and 0.25.
+        statistics: (means, standard deviations) of the channels. None means
+            the statistics of CIFAR-100 for 100 classes and of CIFAR-10
+            otherwise, and (0.5, 0.25) for images that are not RGB.
 
     Returns:
-        A functional `keras.Model`, float (batch, height, width, channels) in
-        [0, 1] to logits (batch, num_classes).
+        A functional `keras.Model` from pixels in [0, 1], a float tensor
+        (batch, height, width, channels), to logits (batch, num_classes).
+
+    Example:
+        >>> preact_resnet18(num_classes=100, width=8).output_shape
+        (None, 100)
     """
     return _preact_resnet(
         "preact_resnet18",
@@ -64,16 +73,29 @@ def preact_resnet18(
 
 
 def preact_resnet8(
-    num_classes=10,
+    num_classes: int = 10,
     *,
-    width=16,
-    input_shape=(32, 32, 3),
-    statistics=None,
-):
-    """The small one: three stages of one block, trains on a CPU in minutes.
+    width: int = 16,
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    statistics: Statistics | None = None,
+) -> keras.Model:
+    """Builds a small network of three stages with a single block each.
 
-    77,850 trainable weights for 10 classes of RGB images. Arguments and result
-    as of `preact_resnet18`.
+    It trains in minutes on a CPU. It has 77,850 trainable weights for 10
+    classes of RGB images.
+
+    Args:
+        num_classes: Number of logits.
+        width: Number of channels of the first stage.
+        input_shape: (height, width, channels).
+        statistics: See `preact_resnet18`.
+
+    Returns:
+        A functional `keras.Model`; see `preact_resnet18`.
+
+    Example:
+        >>> preact_resnet8().count_params()
+        78330
     """
     return _preact_resnet(
         "preact_resnet8",
@@ -86,32 +108,37 @@ def preact_resnet8(
 
 
 def wide_resnet(
-    num_classes=10,
+    num_classes: int = 10,
     *,
-    depth=28,
-    widen_factor=10,
-    input_shape=(32, 32, 3),
-    statistics=None,
-):
-    """WRN-depth-widen_factor (Zagoruyko and Komodakis, 2016).
+    depth: int = 28,
+    widen_factor: int = 10,
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    statistics: Statistics | None = None,
+) -> keras.Model:
+    """Builds a WRN-depth-widen_factor (Zagoruyko and Komodakis, 2016).
 
     Args:
-        num_classes: number of logits.
-        depth: 6 n + 4 for n blocks a stage.
-        widen_factor: the stages have 16, 32 and 64 times as many channels.
-        input_shape: as of `preact_resnet18`.
-        statistics: as of `preact_resnet18`.
+        num_classes: Number of logits.
+        depth: Number of layers, 6 * n + 4 for n >= 1 blocks in each stage.
+        widen_factor: The stages have 16, 32 and 64 times this number of
+            channels.
+        input_shape: (height, width, channels).
+        statistics: See `preact_resnet18`.
 
     Returns:
-        As of `preact_resnet18`.
+        A functional `keras.Model`; see `preact_resnet18`.
 
     Raises:
-        ValueError: if depth is not 6 n + 4.
+        ValueError: If depth is not 6 * n + 4.
+
+    Example:
+        >>> wide_resnet(depth=10, widen_factor=1).name
+        'wide_resnet10_1'
     """
     blocks, rest = divmod(depth - 4, 6)
     if rest or blocks < 1:
         raise ValueError(
-            "depth must be 6 * n + 4 with n >= 1. Received: depth=" + str(depth)
+            f"depth must be 6 * n + 4 with n >= 1. Received: depth={depth}"
         )
     return _preact_resnet(
         f"wide_resnet{depth}_{widen_factor}",
@@ -123,7 +150,15 @@ def wide_resnet(
     )
 
 
-def _preact_resnet(name, num_classes, stem, stages, input_shape, statistics):
+def _preact_resnet(
+    name: str,
+    num_classes: int,
+    stem: int,
+    stages: Sequence[tuple[int, int]],
+    input_shape: tuple[int, int, int],
+    statistics: Statistics | None,
+) -> keras.Model:
+    """Builds a network; `stages` holds (channels, blocks) for each stage."""
     mean, deviation = statistics or _default_statistics(
         num_classes, input_shape[-1]
     )
@@ -147,15 +182,19 @@ def _preact_resnet(name, num_classes, stem, stages, input_shape, statistics):
         bias_initializer=keras.initializers.RandomUniform(
             -(fan_in**-0.5), fan_in**-0.5
         ),
-        # Under mixed precision the logits and the loss stay in float32.
+        # Under mixed precision, keeps the logits and the loss in float32.
         dtype="float32",
         name="logits",
     )(x)
     return keras.Model(inputs, logits, name=name)
 
 
-def _block(x, channels, stride, name):
-    """Two 3x3 convolutions; the shortcut starts at the pre-activated tensor."""
+def _block(x: Any, channels: int, stride: int, name: str) -> Any:
+    """Adds two 3x3 convolutions and a shortcut.
+
+    The identity shortcut starts before the first activation, a shortcut with a
+    convolution after it.
+    """
     activated = _activation(x, f"{name}_a")
     shortcut = x
     if stride != 1 or x.shape[-1] != channels:
@@ -167,15 +206,16 @@ def _block(x, channels, stride, name):
     return layers.Add(name=f"{name}_add")([y, shortcut])
 
 
-def _activation(x, name):
+def _activation(x: Any, name: str) -> Any:
+    """Adds BatchNorm and ReLU."""
     x = layers.BatchNormalization(
         momentum=0.9, epsilon=1e-5, name=f"{name}_norm"
     )(x)
     return layers.ReLU(name=f"{name}_relu")(x)
 
 
-def _every(stride, x, name):
-    """Takes every `stride`-th pixel: a mean over windows of one pixel.
+def _every(stride: int, x: Any, name: str) -> Any:
+    """Takes every `stride`-th pixel, as the mean over windows of one pixel.
 
     A 1x1 convolution with this stride is the same function, but its gradient is
     unsafe on CPUs; see `onednn.warn_of_unsafe_gradients`.
@@ -187,7 +227,10 @@ def _every(stride, x, name):
     )(x)
 
 
-def _convolution(x, channels, size, stride, name):
+def _convolution(
+    x: Any, channels: int, size: int, stride: int, name: str
+) -> Any:
+    """Adds a convolution without bias, padded by size // 2 on each side."""
     padding = "same"
     if stride > 1:
         x = layers.ZeroPadding2D(
@@ -206,14 +249,18 @@ def _convolution(x, channels, size, stride, name):
     )(x)
 
 
-def _uniform_initializer():
-    """PyTorch's default: uniform in +-1/sqrt(fan_in), variance 1/(3 fan_in)."""
+def _uniform_initializer() -> keras.initializers.Initializer:
+    """Returns PyTorch's default, uniform in +-1/sqrt(fan_in).
+
+    Its variance is 1/(3 fan_in).
+    """
     return keras.initializers.VarianceScaling(
         scale=1 / 3, mode="fan_in", distribution="uniform"
     )
 
 
-def _default_statistics(num_classes, channels):
+def _default_statistics(num_classes: int, channels: int) -> Statistics:
+    """Returns the means and standard deviations that are used by default."""
     if channels == 3:
         return CIFAR100_STATISTICS if num_classes == 100 else CIFAR10_STATISTICS
     return (0.5,) * channels, (0.25,) * channels

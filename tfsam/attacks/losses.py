@@ -1,7 +1,7 @@
-"""What an attack climbs: losses of logits, one number an example.
+"""Losses that attacks maximise: functions of logits, one value per example.
 
-Attacks sum these over the batch, never average them: a mean divides every
-input gradient by the batch size, which starves l2 steps and underflows.
+Attacks sum these values over the batch. A mean would divide every input
+gradient by the batch size, which makes l2 steps too short and underflows.
 """
 
 import tensorflow as tf
@@ -9,25 +9,59 @@ import tensorflow as tf
 from tfsam.geometry import TINY
 
 
-def is_sparse(labels):
-    """Whether labels are class numbers (batch,) or (batch, 1)."""
-    return len(labels.shape) == 1 or labels.shape[-1] == 1
-
-
-def classes(labels):
-    """The class number of each example, int64 (batch,).
+def is_sparse(labels: tf.Tensor) -> bool:
+    """Returns whether labels are class numbers rather than distributions.
 
     Args:
-        labels: class numbers (batch,) or (batch, 1), or one-hot or smoothed
-            labels (batch, classes), of which the largest counts.
+        labels: Tensor (batch,), (batch, 1) or (batch, classes).
+
+    Returns:
+        True for the shapes (batch,) and (batch, 1).
+
+    Example:
+        >>> import tensorflow as tf
+        >>> is_sparse(tf.constant([3, 1])), is_sparse(tf.eye(2))
+        (True, False)
+    """
+    return len(labels.shape) == 1 or bool(labels.shape[-1] == 1)
+
+
+def classes(labels: tf.Tensor) -> tf.Tensor:
+    """Returns the class number of each example.
+
+    Args:
+        labels: Class numbers (batch,) or (batch, 1), or one-hot or smoothed
+            labels (batch, classes), of which the largest entry counts.
+
+    Returns:
+        int64 tensor (batch,).
+
+    Example:
+        >>> import tensorflow as tf
+        >>> classes(tf.constant([[0.1, 0.9], [0.8, 0.2]])).numpy().tolist()
+        [1, 0]
     """
     if is_sparse(labels):
         return tf.cast(tf.reshape(labels, [-1]), tf.int64)
     return tf.argmax(labels, axis=-1)
 
 
-def cross_entropy(logits, labels):
-    """Cross-entropy of each example (batch,), for hard or soft labels."""
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Computes the cross-entropy of each example.
+
+    Args:
+        logits: Float tensor (batch, classes).
+        labels: Class numbers (batch,) or (batch, 1), or one-hot or smoothed
+            labels (batch, classes).
+
+    Returns:
+        Float tensor (batch,), >= 0.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> print(cross_entropy(tf.zeros([1, 2]), tf.constant([0])).numpy())
+        [0.6931472]
+    """
     if is_sparse(labels):
         return tf.nn.sparse_softmax_cross_entropy_with_logits(
             labels=classes(labels), logits=logits
@@ -37,13 +71,40 @@ def cross_entropy(logits, labels):
     )
 
 
-def misclassified(logits, labels):
-    """Whether the largest logit is another class's, bool (batch,)."""
+def misclassified(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Returns whether the largest logit is that of a wrong class.
+
+    Args:
+        logits: Float tensor (batch, classes).
+        labels: Class numbers, or one-hot or smoothed labels.
+
+    Returns:
+        Bool tensor (batch,).
+
+    Example:
+        >>> import tensorflow as tf
+        >>> misclassified(tf.eye(2), tf.constant([0, 0])).numpy().tolist()
+        [False, True]
+    """
     return tf.argmax(logits, axis=-1) != classes(labels)
 
 
-def margin(logits, labels):
-    """max_{i != y} z_i - z_y (Carlini and Wagner, 2017); > 0 where broken."""
+def margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Computes max_{i != y} z_i - z_y (Carlini and Wagner, 2017).
+
+    Args:
+        logits: Float tensor (batch, classes).
+        labels: Class numbers, or one-hot or smoothed labels.
+
+    Returns:
+        Float tensor (batch,), > 0 for misclassified examples.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> logits = tf.constant([[3.0, 1.0, 2.0]])
+        >>> margin(logits, tf.constant([0])).numpy().tolist()
+        [-1.0]
+    """
     right = one_hot(logits, labels)
     others = tf.where(
         right, tf.fill(tf.shape(logits), logits.dtype.min), logits
@@ -51,12 +112,26 @@ def margin(logits, labels):
     return tf.reduce_max(others, axis=-1) - _pick(logits, right)
 
 
-def dlr(logits, labels):
-    """Difference of logits ratio (Croce and Hein, 2020, equation 6).
+def dlr(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Computes the difference of logits ratio (Croce and Hein, 2020, eq. 6).
 
-    (max_{i != y} z_i - z_y) / (z_pi1 - z_pi3), pi the order of the logits; it
-    changes neither with their scale nor with a shift. Of two classes, which
-    have no third, it is the margin.
+    The loss is (max_{i != y} z_i - z_y) / (z_pi1 - z_pi3), where pi sorts the
+    logits in decreasing order. It is invariant to shifts and to the scale of
+    the logits. With two classes, there is no third logit and the loss is the
+    margin.
+
+    Args:
+        logits: Float tensor (batch, classes).
+        labels: Class numbers, or one-hot or smoothed labels.
+
+    Returns:
+        Float tensor (batch,), > 0 for misclassified examples.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> logits = tf.constant([[3.0, 1.0, 2.0]])
+        >>> dlr(logits, tf.constant([0])).numpy().tolist()
+        [-0.5]
     """
     if logits.shape[-1] < 3:
         return margin(logits, labels)
@@ -65,11 +140,24 @@ def dlr(logits, labels):
     return margin(logits, labels) / (scale + TINY)
 
 
-def kl(logits, probabilities):
-    """KL(p || softmax(logits)) of each example (batch,), p (batch, classes).
+def kl(logits: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+    """Computes KL(p || softmax(logits)) of each example.
 
-    What TRADES' attack climbs (Zhang et al., 2019), p of the clean images; its
-    gradient is zero where the two agree.
+    This is the loss of TRADES' attack (Zhang et al., 2019), with p the
+    predictions for the clean images. Where the two distributions agree, its
+    gradient is zero.
+
+    Args:
+        logits: Float tensor (batch, classes).
+        probabilities: Float tensor (batch, classes), p.
+
+    Returns:
+        Float tensor (batch,), >= 0.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> kl(tf.zeros([1, 2]), tf.constant([[0.5, 0.5]])).numpy().tolist()
+        [0.0]
     """
     logs = tf.nn.log_softmax(logits)
     return tf.reduce_sum(
@@ -78,19 +166,51 @@ def kl(logits, probabilities):
     )
 
 
-def difference(logits, labels):
-    """z_t - z_y of labels (y, t): the margin over one other class."""
+def difference(
+    logits: tf.Tensor, labels: tuple[tf.Tensor, tf.Tensor]
+) -> tf.Tensor:
+    """Computes z_t - z_y, the margin of a single target class.
+
+    Args:
+        logits: Float tensor (batch, classes).
+        labels: Tuple of the labels y and the target classes t.
+
+    Returns:
+        Float tensor (batch,), > 0 where the target's logit is larger.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> y, t = tf.constant([0]), tf.constant([1])
+        >>> difference(tf.constant([[3.0, 1.0]]), (y, t)).numpy().tolist()
+        [-2.0]
+    """
     y, target = labels
     return _pick(logits, one_hot(logits, target)) - _pick(
         logits, one_hot(logits, y)
     )
 
 
-def targeted_dlr(logits, labels):
-    """Targeted DLR of labels (y, t) (Croce and Hein, 2020, equation 7).
+def targeted_dlr(
+    logits: tf.Tensor, labels: tuple[tf.Tensor, tf.Tensor]
+) -> tf.Tensor:
+    """Computes the targeted DLR loss (Croce and Hein, 2020, eq. 7).
 
-    (z_t - z_y) / (z_pi1 - (z_pi3 + z_pi4) / 2). Of fewer than four classes it
-    is z_t - z_y.
+    The loss is (z_t - z_y) / (z_pi1 - (z_pi3 + z_pi4) / 2). With fewer than
+    four classes it is z_t - z_y.
+
+    Args:
+        logits: Float tensor (batch, classes).
+        labels: Tuple of the labels y and the target classes t.
+
+    Returns:
+        Float tensor (batch,), > 0 where the target's logit is larger.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> logits = tf.constant([[4.0, 3.0, 2.0, 0.0]])
+        >>> y, t = tf.constant([0]), tf.constant([3])
+        >>> print(targeted_dlr(logits, (y, t)).numpy().round(3))
+        [-1.333]
     """
     if logits.shape[-1] < 4:
         return difference(logits, labels)
@@ -99,18 +219,45 @@ def targeted_dlr(logits, labels):
     return difference(logits, labels) / (scale + TINY)
 
 
-def targeted_cross_entropy(logits, labels):
-    """Minus the cross-entropy of the target class, of labels (y, t)."""
+def targeted_cross_entropy(
+    logits: tf.Tensor, labels: tuple[tf.Tensor, tf.Tensor]
+) -> tf.Tensor:
+    """Computes minus the cross-entropy of the target class.
+
+    Args:
+        logits: Float tensor (batch, classes).
+        labels: Tuple of the labels y, which are not used, and the target
+            classes t.
+
+    Returns:
+        Float tensor (batch,), <= 0.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> y, t = tf.constant([0]), tf.constant([1])
+        >>> print(targeted_cross_entropy(tf.zeros([1, 2]), (y, t)).numpy())
+        [-0.6931472]
+    """
     return -cross_entropy(logits, labels[1])
 
 
-def targets(logits, labels, count):
-    """The most likely wrong classes, int64 (batch, count), likeliest first.
+def targets(logits: tf.Tensor, labels: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns the most likely wrong classes, most likely first.
 
     Args:
-        logits: float tensor (batch, classes), of the clean images.
-        labels: labels, of which the class numbers count.
-        count: how many; of fewer other classes, all.
+        logits: Float tensor (batch, classes), the logits of the clean images.
+        labels: Class numbers, or one-hot or smoothed labels.
+        count: Number of classes. If there are fewer wrong classes, all of them
+            are returned.
+
+    Returns:
+        int64 tensor (batch, min(count, classes - 1)).
+
+    Example:
+        >>> import tensorflow as tf
+        >>> logits = tf.constant([[3.0, 1.0, 2.0]])
+        >>> targets(logits, tf.constant([0]), 9).numpy().tolist()
+        [[2, 1]]
     """
     count = min(count, logits.shape[-1] - 1)
     right = one_hot(logits, labels)
@@ -120,18 +267,32 @@ def targets(logits, labels, count):
     return tf.cast(tf.math.top_k(others, count).indices, tf.int64)
 
 
-def one_hot(logits, labels):
-    """Whether a class is the label's, bool (batch, classes)."""
+def one_hot(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Marks the class of each example among the logits.
+
+    Args:
+        logits: Float tensor (batch, classes).
+        labels: Class numbers, or one-hot or smoothed labels.
+
+    Returns:
+        Bool tensor (batch, classes), True at the class of the label.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> one_hot(tf.zeros([1, 2]), tf.constant([1])).numpy().tolist()
+        [[False, True]]
+    """
     return tf.one_hot(
         classes(labels), tf.shape(logits)[-1], on_value=True, off_value=False
     )
 
 
-def _pick(logits, chosen):
+def _pick(logits: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
+    """Returns the chosen logit of each example."""
     return tf.reduce_sum(tf.where(chosen, logits, 0), axis=-1)
 
 
-# By name: untargeted, and towards a class.
+# Untargeted and targeted loss by name.
 LOSSES = {
     "cross_entropy": (cross_entropy, targeted_cross_entropy),
     "margin": (margin, difference),
