@@ -1,32 +1,39 @@
-"""The contract of an attack, and what attacks share.
+"""Base class of attacks, and helpers that attacks share.
 
 An attack is any callable
 
     attack(logits_fn, x, y, seed) -> x_adv
 
-made by a factory that takes `epsilon=`, `norm=` and `bounds=` by keyword, and
-options of its own:
+made by a factory that takes the keyword arguments `epsilon=`, `norm=` and
+`bounds=`, and options of its own:
 
-- `logits_fn`: float pixels (batch, ...) to float32 logits (batch, classes), in
-  inference mode, without side effects, differentiable.
-- `x`: float (batch, ...), inside `bounds`; `y`: class numbers (batch,), or
-  one-hot or smoothed labels (batch, classes).
-- `seed`: an int, an int32 tensor (2,), or one of (batch, 2), a row an example.
-- `x_adv`: of x's shape and dtype, inside `bounds`, within `epsilon` of x.
+- `logits_fn` maps float pixels (batch, ...) to float32 logits (batch, classes),
+  in inference mode, without side effects and differentiably.
+- `x` is a float tensor (batch, ...) inside `bounds`.
+- `y` holds class numbers (batch,), or one-hot or smoothed labels (batch,
+  classes).
+- `seed` is an int, an int32 tensor (2,), or an int32 tensor (batch, 2) with a
+  row for each example.
+- `x_adv` has the shape and dtype of x, is inside `bounds` and within `epsilon`
+  of x.
 
-`Attack` is a convenient base for it: a subclass writes `perturb`. Nothing but
-the contract is required of other people's attacks.
+`Attack` is a convenient base class: a subclass implements `perturb`. Attacks of
+other packages need not use it; the contract above is all that is required, and
+`tfsam.attacks.check` tests it.
 """
 
 import copy
 import numbers
 import types
+from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
+from typing import Self
 
 import tensorflow as tf
 
 from tfsam import geometry
+from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import is_surrogate
 from tfsam.geometry import check_norm
 from tfsam.support.configurable import Configurable
@@ -38,120 +45,160 @@ from tfsam.support.validators import check_budget
 from tfsam.support.validators import check_interval
 from tfsam.support.validators import check_number
 
-# In the copies of a batch that are attacked side by side: 16 MB a tensor.
+# Largest number of pixels in the copies of a batch that are attacked in
+# parallel: 16 MB per float32 tensor.
 _MOST_PIXELS = 2**22
+
+Bounds = tuple[float, float] | None
 
 
 class Attack(Configurable):
-    """Base of attacks: validates, converts, and calls `perturb`.
+    """Base class of attacks: validates, converts and calls `perturb`.
+
+    A subclass implements `perturb` and keeps every constructor argument as an
+    attribute of the same name. The attributes below describe the attack to
+    training and evaluation; a subclass sets those that differ from the default.
+    Attacks of other packages need not derive from this class: the defaults also
+    apply to any attribute that they lack.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
         bounds: (lowest, highest) value of x, or None for inputs that are not
             images.
 
-    An attack of another package need not inherit from this class: a fact that
-    the attack does not state has the default that is declared here.
-
     Attributes:
-        collapses: whether training with the attack is known to collapse, so
-            that a run watches the accuracy under PGD (catastrophic
-            overfitting).
-        flag_names: see `tfsam.support.registry.Part`.
-        gradients: number of gradients of the loss that the attack takes of a
-            batch, for the cost of a training step.
-        predictions: number of forward passes without a gradient, likewise.
-        in_graph: whether `tf.function` can trace the attack, for batches of any
-            size. False runs it eagerly, which is slower, and training rejects
-            it. None, the default, leaves it open: an evaluation runs the attack
-            eagerly, and training tries to trace it.
-        gradient_free: whether the attack asks for no gradient. Where it breaks
-            what gradient attacks missed, an evaluation warns that the gradients
-            may be masked. Other people's attacks may have it, too. None: an
-            evaluation sees whether it takes one.
-        follows_gradient: whether the attack follows the gradient for several
-            steps, so that a gradient-free attack that breaks more is a sign of
-            masked gradients. False for a single step, for steps that together
-            are shorter than epsilon, and for an attack that is weak within a
-            given epsilon. None, the default, also of attacks
-            without the attribute: an evaluation counts the gradients that it
-            takes; where it cannot, an attack that is not `gradient_free` counts
-            as one that follows them.
-        minimum_norm: whether one call finds the nearest point for all epsilons.
-        library: the distribution package whose version the attack depends on,
-            or None.
-        stages: of an ensemble, the attacks that it makes in turn, a list of
-            (name, attack); else empty.
-        targets: number of wrong classes that the attack goes for, likeliest
-            first; 0, the default, is untargeted.
+        collapses: Whether training with the attack is known to collapse
+            (catastrophic overfitting), so that a run watches the accuracy under
+            PGD. The default is False.
+        flag_names: Flag that sets an argument of the constructor, for arguments
+            whose flag has another name.
+        predictions: Number of forward passes without a gradient for a batch;
+            part of the cost of a training step. The default is 0.
+        in_graph: Whether `tf.function` can trace the attack, including for
+            batches of unknown size. Attacks with False run eagerly, which is
+            slower, and are rejected in training. With None, the default, an
+            evaluation runs the attack eagerly, and training tries to trace it.
+        gradient_free: Whether the attack uses no gradients. If a gradient-free
+            attack breaks examples that gradient attacks missed, an evaluation
+            warns of masked gradients. None lets the evaluation count the
+            gradients. The default is False.
+        follows_gradient: Whether the attack follows the gradient for several
+            steps, so that a stronger gradient-free attack is a sign of masked
+            gradients. False for attacks of a single step, for steps that are
+            shorter than epsilon in total, and for attacks that are weak within
+            a given epsilon. With None, the default, an evaluation counts the
+            gradients; where it cannot, every attack that is not
+            `gradient_free` is assumed to follow them.
+        minimum_norm: Whether a single call finds the nearest point for all
+            epsilons. The default is False.
+        library: Name of the distribution package whose version the attack
+            depends on, or None.
+        stages: For an ensemble, the list of its attacks in order, as (name,
+            attack); empty for other attacks.
+        targets: Number of wrong classes that the attack aims at, most likely
+            first. 0, the default, means untargeted.
+        needs_classes: Whether the labels must name classes, for instance for a
+            loss of the attack's own. `RobustModel` then rejects regression,
+            multi-label classification and segmentation. The default is True.
+        tensor_epsilon: Whether `perturb` accepts an epsilon that is a tensor.
+            A sweep over epsilons then traces the attack once. The default is
+            False.
+        selective: Whether `perturb` skips the examples that are not in
+            `tfsam.attacks.logits.examples(logits_fn, x)`, so that the network
+            computes only the survivors. The default is False.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> class Brighten(Attack):
+        ...     in_graph = True
+        ...
+        ...     def perturb(self, logits_fn, x, y, seeds):
+        ...         return self.clip(x + self.epsilon)
+        >>> attack = Brighten(epsilon=0.25)
+        >>> x, y = tf.constant([[0.5, 1.0]]), tf.constant([0])
+        >>> attack(lambda x: x, x, y).numpy().tolist()
+        [[0.75, 1.0]]
     """
 
-    collapses = False
+    collapses: bool = False
     flag_names: Mapping[str, str] = types.MappingProxyType(
         {"loss": "attack_loss"}
     )
-    in_graph: bool | None = None
     predictions: Any = 0
+    in_graph: bool | None = None
     gradient_free: bool | None = False
     follows_gradient: Any = None
     stages: Any = ()
-    minimum_norm = False
+    minimum_norm: bool = False
     library: str | None = None
-    targets = 0
-    # Whether the labels must name classes, as for a loss of the attack's own:
-    # a `RobustModel` then refuses regressions, several tags and segmentations.
+    targets: int = 0
     needs_classes: Any = True
-    # Whether `perturb` computes with an epsilon that is a tensor: a sweep over
-    # epsilons then traces it once.
-    tensor_epsilon = False
-    # Whether `perturb` leaves out the examples that are not `examples` of its
-    # logits_fn: a network in blocks is then asked about the others only.
-    selective = False
+    tensor_epsilon: bool = False
+    selective: bool = False
 
-    def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0)):
+    def __init__(
+        self,
+        epsilon: float,
+        norm: str = "linf",
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
         self.epsilon = check_number("epsilon", epsilon)
         self.norm = check_norm(norm)
         self.bounds = check_interval("bounds", bounds)
 
     @property
-    def gradients(self):
-        """The number of gradients that the attack takes: one for each step."""
+    def gradients(self) -> int:
+        """Number of gradients for a batch: 0 if gradient-free, else the steps.
+
+        Part of the cost of a training step.
+        """
         if getattr(self, "gradient_free", False):
             return 0
-        return getattr(self, "steps", 1)
+        return int(getattr(self, "steps", 1))
 
-    def __call__(self, logits_fn, x, y, seed=0, start=None):
+    def __call__(
+        self,
+        logits_fn: LogitsFn,
+        x: Any,
+        y: Any,
+        seed: Any = 0,
+        start: Any = None,
+    ) -> tf.Tensor:
         """Attacks a batch.
 
         Args:
-            logits_fn: function from pixels to logits.
-            x: float array or tensor (batch, ...), inside `bounds` but for a few
-                units in the last place, which are clipped.
-            y: labels, array or tensor.
-            seed: an int, int32 (2,) or int32 (batch, 2).
-            start: where to start instead of at x or at random, for attacks
-                whose `perturb` can; a tensor of x's shape.
+            logits_fn: Function from pixels to logits.
+            x: Float array or tensor (batch, ...), inside `bounds`. Rounding
+                errors of a few units in the last place are clipped.
+            y: Array or tensor of labels: class numbers (batch,), or one-hot or
+                smoothed labels (batch, classes).
+            seed: An int, an int32 tensor (2,) or an int32 tensor (batch, 2).
+            start: None, or a tensor of x's shape: the starting point of attacks
+                whose `perturb` has an argument `start`, instead of x or a
+                random point.
 
         Returns:
-            A tensor of x's shape and dtype, through which no gradient flows.
-            In l2 it is within epsilon of x but for a few units in the last
-            place of float32; in l-inf each pixel is, to its own rounding.
+            Tensor of x's shape and dtype, through which no gradient flows. In
+            l2 it is within epsilon of x to a few units in the last place of
+            float32; in l-inf each pixel is, to within its own rounding.
 
         Raises:
-            ValueError: if x is not of a floating-point dtype, or epsilon is
-                larger than the width of the bounds in l-inf, or x lies outside
-                the bounds; in a graph the last is an InvalidArgumentError when
-                it runs, and XLA, which drops assertions, clips. Also if
-                logits_fn is a Keras model that ends in a softmax or a sigmoid.
+            ValueError: If x is not of a floating-point dtype, if epsilon is
+                larger than the width of the bounds in l-inf, if x lies outside
+                the bounds, or if logits_fn is a Keras model that ends in a
+                softmax or a sigmoid. In a graph, pixels outside the bounds
+                raise an InvalidArgumentError at run time; XLA, which drops
+                assertions, clips them.
         """
         check_scale(self)
         check_ending(logits_fn)
         x = self._checked(tf.convert_to_tensor(x))
-        # float16 near 1 has steps of 4.9e-4: half of a 0.25/255 attack step.
+        # The spacing of float16 near 1 is 4.9e-4, half of an attack's step of
+        # 0.25/255.
         precise = x if x.dtype.size >= 4 else tf.cast(x, tf.float32)
         if start is not None:
             start = {"start": tf.cast(start, precise.dtype)}
@@ -168,30 +215,55 @@ class Attack(Configurable):
             x_adv = tf.ensure_shape(x_adv, x.shape)
         return tf.stop_gradient(x_adv)
 
-    def _checked(self, x):
-        """Refuses pixels that the attack could only clip, far from x."""
+    def _checked(self, x: tf.Tensor) -> tf.Tensor:
+        """Rejects pixels outside the bounds, and clips rounding errors."""
         if tf.inside_function():
             return assert_inside(x, self.bounds)
         check_floating(x, self.bounds)
         return tf.convert_to_tensor(inside_bounds(x.numpy(), self.bounds))
 
-    def perturb(self, logits_fn, x, y, seeds):
-        """Returns x_adv; `seeds` is int32 (batch, 2)."""
-        raise TypeError(f"{type(self).__name__} has no perturb().")
+    def perturb(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
+        """Finds adversarial examples; implemented by subclasses.
 
-    def with_epsilon(self, epsilon):
+        Args:
+            logits_fn: Function from pixels to logits.
+            x: Tensor (batch, ...) of dtype float32 or float64, inside `bounds`.
+            y: Tensor of labels: class numbers (batch,), or one-hot or smoothed
+                labels (batch, classes).
+            seeds: int32 tensor (batch, 2), a row for each example.
+
+        Returns:
+            Tensor of the shape and dtype of x, inside `bounds` and within
+            `epsilon` of x.
+
+        Raises:
+            TypeError: If the subclass does not implement it.
+        """
+        raise TypeError(
+            "An Attack must implement perturb(). "
+            f"Received: {type(self).__name__}"
+        )
+
+    def with_epsilon(self, epsilon: Any) -> Self:
         """Returns the same attack with another budget.
 
         Args:
-            epsilon: a number, for which the attack is made anew, so that what
-                its constructor derives from epsilon fits; or a scalar tensor,
-                for attacks that compute with one (`tensor_epsilon`), with which
-                all other attributes stay as they are.
+            epsilon: A number, or a scalar tensor if `tensor_epsilon`. For a
+                number, the attack is constructed anew, so that attributes that
+                the constructor derives from epsilon follow. For a tensor, all
+                other attributes stay as they are.
 
         Raises:
-            ValueError: if the number is out of its range, or the attack has no
-                attribute for an argument of its constructor, so that it cannot
-                be made anew.
+            ValueError: If the number is out of its range, or the attack cannot
+                be constructed anew because an argument of its constructor has
+                no attribute.
+
+        Example:
+            >>> from tfsam.attacks import PGD
+            >>> PGD(epsilon=0.1, steps=5).with_epsilon(0.2).epsilon
+            0.2
         """
         if not isinstance(epsilon, numbers.Real):
             other = copy.copy(self)
@@ -208,27 +280,40 @@ class Attack(Configurable):
         made = self.from_config(config | {"epsilon": epsilon})
         return _with_attributes(made, vars(self))
 
-    def clip(self, x):
-        """Brings pixels back into `bounds`."""
+    def clip(self, x: tf.Tensor) -> tf.Tensor:
+        """Clips pixels to `bounds`.
+
+        Args:
+            x: Float tensor (batch, ...).
+
+        Returns:
+            Tensor of x's shape and dtype; x itself if `bounds` is None.
+        """
         return x if self.bounds is None else tf.clip_by_value(x, *self.bounds)
 
 
-def _with_attributes(attack, attributes):
-    """Gives an attack the attributes that its constructor did not."""
+def _with_attributes(attack: Any, attributes: Mapping[str, Any]) -> Any:
+    """Adds the attributes that the constructor did not set."""
     own = vars(attack)
     own.update({k: v for k, v in attributes.items() if k not in own})
     return attack
 
 
-def check_scale(attack):
-    """Refuses an attack whose l-inf epsilon is larger than its bounds are wide.
+def check_scale(attack: Any) -> None:
+    """Rejects an l-inf epsilon that is larger than the width of the bounds.
+
+    Such an epsilon is most likely in other units than the pixels.
 
     Args:
-        attack: a callable; one that lacks `epsilon`, `norm` or `bounds` is let
-            through.
+        attack: A callable. Without attributes `epsilon`, `norm` and `bounds` it
+            is not checked.
 
     Raises:
-        ValueError: if its epsilon is in other units than the pixels.
+        ValueError: If epsilon is larger than the width of the bounds.
+
+    Example:
+        >>> from tfsam.attacks import PGD
+        >>> check_scale(PGD(epsilon=8 / 255))
     """
     check_budget(
         getattr(attack, "epsilon", None),
@@ -237,42 +322,76 @@ def check_scale(attack):
     )
 
 
-def where(condition, x, other):
-    """`tf.where` with a condition an example.
+def where(condition: tf.Tensor, x: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    """Selects whole examples, like `tf.where` with a condition per example.
 
     Args:
-        condition: bool tensor (batch,).
-        x: tensor (batch, ...), taken where it holds.
-        other: tensor of x's shape, taken elsewhere.
+        condition: Bool tensor (batch,).
+        x: Tensor (batch, ...), selected where the condition holds.
+        other: Tensor of x's shape, selected elsewhere.
+
+    Returns:
+        Tensor of x's shape.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> condition = tf.constant([True, False])
+        >>> where(condition, tf.ones([2, 2]), tf.zeros([2, 2])).numpy().tolist()
+        [[1.0, 1.0], [0.0, 0.0]]
     """
     return tf.where(per_example(condition, x), x, other)
 
 
-def per_example(values, x):
-    """One value an example, in a shape that broadcasts against x.
+def per_example(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Reshapes one value per example so that it broadcasts against x.
 
     Args:
-        values: tensor (batch,).
-        x: tensor (batch, ...).
+        values: Tensor (batch,).
+        x: Tensor (batch, ...).
+
+    Returns:
+        Tensor (batch, 1, ..., 1) of the rank of x.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> per_example(tf.zeros([3]), tf.zeros([3, 8, 8, 1])).shape.as_list()
+        [3, 1, 1, 1]
     """
     ones = [1] * (x.shape.rank - 1)
     return tf.reshape(values, [-1, *ones])
 
 
-def repeat(attempt, runs, x, active, score=None):
-    """Attempts in turn, each at those whom the ones before left standing.
+def repeat(
+    attempt: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+    runs: int,
+    x: tf.Tensor,
+    active: tf.Tensor,
+    score: Callable[[tf.Tensor], tf.Tensor] | None = None,
+) -> tf.Tensor:
+    """Makes several attempts, each on the survivors of the previous ones.
 
     Args:
-        attempt: function of (run, active), a scalar int32 tensor and a bool
-            tensor (batch,), to (x_adv, broken).
-        runs: number of attempts, >= 1.
-        x: float tensor (batch, ...), returned where no example is active.
-        active: bool tensor (batch,).
-        score: None, or a function from points to numbers (batch,). Then all
-            attempts are made, and the point of the highest score counts.
+        attempt: Function (run, active) -> (x_adv, broken). `run` is a scalar
+            int32 tensor, `active` and `broken` are bool tensors (batch,).
+        runs: Number of attempts, >= 1.
+        x: Float tensor (batch, ...), returned for examples that are not active.
+        active: Bool tensor (batch,), the examples to attack.
+        score: None, or a function from points to numbers (batch,). With a
+            function, all attempts are made on all examples, and the point of
+            the highest score is returned.
 
     Returns:
-        x_adv: the last attempt's where none succeeded.
+        Tensor of x's shape: for each example the point of the first successful
+        attempt, or that of the last attempt if none succeeded.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> def attempt(run, active):
+        ...     point = tf.fill([2, 1], tf.cast(run, tf.float32))
+        ...     return point, tf.constant([True, False])
+        >>> repeat(attempt, 3, tf.zeros([2, 1]), tf.ones([2], tf.bool)).numpy()
+        array([[0.],
+               [2.]], dtype=float32)
     """
     if runs == 1:
         return where(active, attempt(tf.constant(0), active)[0], x)
@@ -280,7 +399,9 @@ def repeat(attempt, runs, x, active, score=None):
         best = strongest(lambda run: attempt(run, active)[0], runs, x, score)
         return where(active, best, x)
 
-    def body(run, x_adv, active):
+    def body(
+        run: tf.Tensor, x_adv: tf.Tensor, active: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         found, broken = attempt(run, active)
         return run + 1, where(active, found, x_adv), active & ~broken
 
@@ -292,17 +413,37 @@ def repeat(attempt, runs, x, active, score=None):
     )[1]
 
 
-def strongest(attempt, runs, x, score):
-    """Returns each example's point of the highest score of several attempts.
+def strongest(
+    attempt: Callable[[tf.Tensor], tf.Tensor],
+    runs: int,
+    x: tf.Tensor,
+    score: Callable[[tf.Tensor], tf.Tensor],
+) -> tf.Tensor:
+    """Makes several attempts and returns the point of the highest score.
 
     Args:
-        attempt: function of a scalar int32 tensor to x_adv.
-        runs: number of attempts, >= 1.
-        x: float tensor (batch, ...).
-        score: function from points to numbers (batch,).
+        attempt: Function from the number of the attempt, a scalar int32 tensor,
+            to x_adv.
+        runs: Number of attempts, >= 1.
+        x: Float tensor (batch, ...).
+        score: Function from points to numbers (batch,).
+
+    Returns:
+        Tensor of x's shape.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> points = tf.constant([[[0.1]], [[0.3]], [[0.2]]])
+        >>> best = strongest(
+        ...     lambda run: points[run], 3, points[0], lambda x: x[:, 0]
+        ... )
+        >>> print(best.numpy())
+        [[0.3]]
     """
 
-    def body(run, x_adv, best):
+    def body(
+        run: tf.Tensor, x_adv: tf.Tensor, best: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         found = attempt(run)
         reached = tf.cast(score(found), x.dtype)
         better = reached > best
@@ -320,16 +461,25 @@ def strongest(attempt, runs, x, score):
     )[1]
 
 
-def side_by_side(attempts, x, logits_fn):
-    """How many independent attempts to make at once, a divisor of them.
+def side_by_side(attempts: int, x: tf.Tensor, logits_fn: LogitsFn) -> int:
+    """Returns the number of independent attempts to make in parallel.
 
-    A small network spends its time on calls, not on examples.
+    A small network spends most of its time on the overhead of calls, so
+    attempts on several copies of the batch take little longer than one.
 
     Args:
-        attempts: how many there are.
-        x: float tensor (batch, ...).
-        logits_fn: function from pixels to logits. Attempts at a surrogate are
-            compared with each other, and so made in turn.
+        attempts: Total number of attempts, >= 1.
+        x: Float tensor (batch, ...).
+        logits_fn: Function from pixels to logits. Attempts on a surrogate are
+            made one after the other, because they are compared with each other.
+
+    Returns:
+        An int, a divisor of `attempts`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> side_by_side(9, tf.zeros([8, 8, 8, 1]), lambda x: x)
+        9
     """
     if is_surrogate(logits_fn) or not x.shape.is_fully_defined():
         return 1
@@ -339,39 +489,59 @@ def side_by_side(attempts, x, logits_fn):
     )
 
 
-def copies(values, count):
-    """So many copies of a batch, one after the other.
+def copies(values: tf.Tensor, count: int) -> tf.Tensor:
+    """Concatenates copies of a batch.
 
     Args:
-        values: tensor (batch, ...).
-        count: an int >= 1.
+        values: Tensor (batch, ...).
+        count: Number of copies, >= 1.
+
+    Returns:
+        Tensor (count * batch, ...).
+
+    Example:
+        >>> import tensorflow as tf
+        >>> copies(tf.constant([1, 2]), 2).numpy().tolist()
+        [1, 2, 1, 2]
     """
     return tf.concat([values] * count, 0) if count > 1 else values
 
 
-def any_copy(flags, count):
-    """Of each example, whether it holds for any of its copies.
+def any_copy(flags: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns for each example whether a flag is set for any of its copies.
 
     Args:
-        flags: bool tensor (count * batch,).
-        count: how many copies.
+        flags: Bool tensor (count * batch,).
+        count: Number of copies.
 
     Returns:
-        A bool tensor (batch,).
+        Bool tensor (batch,).
+
+    Example:
+        >>> import tensorflow as tf
+        >>> flags = tf.constant([True, False, False, False])
+        >>> any_copy(flags, 2).numpy().tolist()
+        [True, False]
     """
     return tf.reduce_any(tf.reshape(flags, [count, -1]), axis=0)
 
 
-def first_copy(flags, values, count):
-    """Of each example, the first of its copies for which it holds.
+def first_copy(flags: tf.Tensor, values: tf.Tensor, count: int) -> tf.Tensor:
+    """Selects for each example the first of its copies whose flag is set.
 
     Args:
-        flags: bool tensor (count * batch,).
-        values: tensor (count * batch, ...).
-        count: how many copies.
+        flags: Bool tensor (count * batch,).
+        values: Tensor (count * batch, ...).
+        count: Number of copies.
 
     Returns:
-        A tensor (batch, ...); the first copy where it holds for none.
+        Tensor (batch, ...); the first copy if no flag is set.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> flags = tf.constant([False, False, True, False])
+        >>> first_copy(flags, tf.constant([1, 2, 3, 4]), 2).numpy().tolist()
+        [3, 2]
     """
     chosen, *others = tf.split(values, count)
     done, *flags = tf.split(flags, count)
@@ -381,44 +551,67 @@ def first_copy(flags, values, count):
     return chosen
 
 
-def turn(choices, run):
-    """The choice of each example whose turn it is.
+def turn(choices: tf.Tensor, run: Any) -> tf.Tensor:
+    """Selects the current choice of each example, cyclically.
 
     Args:
-        choices: tensor (batch, count).
-        run: scalar int32 tensor; after the last choice comes the first.
+        choices: Tensor (batch, count).
+        run: Number of the attempt, an int or a scalar int32 tensor.
+
+    Returns:
+        Tensor (batch,), column `run % count`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> turn(tf.constant([[4, 7], [5, 8]]), 3).numpy().tolist()
+        [7, 8]
     """
     return tf.gather(choices, run % choices.shape[1], axis=1)
 
 
-def next_seeds(seeds, run):
-    """Seeds of the attempts after the first, which has `seeds` themselves.
+def next_seeds(seeds: tf.Tensor, run: Any) -> tf.Tensor:
+    """Derives the seeds of an attempt from those of the first attempt.
 
     Args:
-        seeds: int32 (batch, 2).
-        run: scalar int32 tensor.
+        seeds: int32 tensor (batch, 2).
+        run: Number of the attempt, an int or a scalar int32 tensor; 0 returns
+            `seeds`.
+
+    Returns:
+        int32 tensor (batch, 2).
+
+    Example:
+        >>> import tensorflow as tf
+        >>> next_seeds(tf.constant([[3, 0]]), 0).numpy().tolist()
+        [[3, 0]]
     """
     return seeds + run * tf.constant([0x61C88647, 0], tf.int32)
 
 
-def example_seeds(seed, batch):
-    """A seed for each example of a batch.
+def example_seeds(seed: Any, batch: Any) -> tf.Tensor:
+    """Derives a seed for each example of a batch.
 
-    An int gives the rows (seed, position); a pair is a key of which position i
-    takes the i-th draw, whatever the size of the batch.
+    An int gives the rows (seed, position). A pair is the key of a random
+    generator: the example at position i takes the i-th draw, whatever the size
+    of the batch.
 
     Args:
-        seed: an int, an int32 tensor (2,) or an int32 tensor (batch, 2).
-        batch: number of examples, an int or a scalar tensor.
+        seed: An int, an int32 tensor (2,) or an int32 tensor (batch, 2), which
+            is returned unchanged.
+        batch: Number of examples, an int or a scalar tensor.
 
     Returns:
-        An int32 tensor (batch, 2).
+        int32 tensor (batch, 2).
 
     Raises:
-        ValueError: if `seed` has another shape.
+        ValueError: If `seed` has another shape.
+
+    Example:
+        >>> example_seeds(7, 2).numpy().tolist()
+        [[7, 0], [7, 1]]
     """
     if isinstance(seed, numbers.Integral):
-        # Any Python int will do: what an int32 holds of it is kept.
+        # Accepts any Python int, by wrapping it into the range of int32.
         seed = (int(seed) + 2**31) % 2**32 - 2**31
         positions = tf.range(batch, dtype=tf.int32)
         return tf.stack([tf.fill([batch], seed), positions], axis=1)

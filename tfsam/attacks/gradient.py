@@ -1,11 +1,12 @@
-"""Attacks by the gradient of the loss: FGSM and PGD.
+"""Attacks along the gradient of the loss: FGSM and PGD.
 
-The whole idea is in `PGD._climb`: step to the steepest point of a small ball
-around the iterate, then project back into the ball around the image. The norm
-decides both; see `geometry.py`.
+Each step of `PGD._climb` moves to the steepest point of a small ball around the
+iterate, and projects it onto the ball around the image. Both depend on the norm
+and are implemented in `tfsam.geometry`.
 """
 
 import functools
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -13,10 +14,13 @@ import tensorflow as tf
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import next_seeds
 from tfsam.attacks.base import repeat
 from tfsam.attacks.base import turn
 from tfsam.attacks.base import where
+from tfsam.attacks.logits import LogitsFn
+from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
@@ -24,7 +28,7 @@ from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import score
-from tfsam.attacks.logits import told
+from tfsam.attacks.logits import setting
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
@@ -34,33 +38,44 @@ from tfsam.support.validators import check_number
 class PGD(Attack):
     """Projected gradient descent (Madry et al., 2018).
 
-    x_{t+1} = Proj_{B(x, epsilon)}(x_t + step_size * d_t), d_t the sign of the
-    gradient (l-inf) or the gradient over its own l2 norm (l2); the last iterate
-    is returned.
+    An iteration is x_{t+1} = Proj_{B(x, epsilon)}(x_t + step_size * d_t), where
+    d_t is the sign of the gradient (l-inf) or the gradient divided by its l2
+    norm (l2). The last iterate is returned.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        steps: number of gradients, >= 0.
-        step_size: None is the paper's epsilon/4 (l-inf) or epsilon/8 (l2).
-        random_start: start at a point uniform in the ball, else at x; or
-            "normal": at x plus normal noise of 0.001, brought into the ball.
+        steps: Number of gradient steps, >= 0.
+        step_size: Length of a step in `norm`, >= 0. None means the paper's
+            epsilon/4 (l-inf) or epsilon/8 (l2).
+        random_start: True starts at a point uniform in the ball, False at x,
+            and "normal" at x plus normal noise of standard deviation 0.001,
+            projected onto the ball.
         bounds: (lowest, highest) value of x, or None.
-        early_stop: leave an example at its first misclassified iterate; the
-            accuracy left is never higher than with the last iterate. An attack
-            on a surrogate does not stop early.
-        loss: None is the compiled loss while a `RobustModel` trains, and
-            cross-entropy elsewhere. "cross_entropy"; "margin", Carlini and
-            Wagner's; "dlr"; or "kl", the divergence from the predictions at x
-            (TRADES, Zhang et al., 2019), which wants a random start: its
-            gradient at x is zero. Of the compiled loss each example counts by
-            itself, without `sample_weight`, `class_weight` and `loss_weights`.
-        restarts: attacks from so many starts, at those who stood before; >= 1.
-        targets: climb towards the likeliest wrong classes, so many of them in
-            turn, at most as many as there are; 0 is untargeted.
+        early_stop: Whether to stop at an example's first misclassified iterate.
+            The robust accuracy is then never higher than with the last iterate.
+            Attacks on a surrogate do not stop early.
+        loss: "cross_entropy"; "margin", Carlini and Wagner's loss; "dlr"; or
+            "kl", the divergence from the predictions at x (TRADES, Zhang et
+            al., 2019). "kl" needs a random start, because its gradient at x is
+            zero. None means the compiled loss while a `RobustModel` trains, and
+            cross-entropy elsewhere. The compiled loss is used for each example
+            separately, without `sample_weight`, `class_weight` and
+            `loss_weights`.
+        restarts: Number of starts, >= 1; each attacks the survivors of the
+            previous ones.
+        targets: Number of wrong classes, most likely first, to attack in turn,
+            >= 0; if there are fewer, all. 0 means untargeted.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> attack = PGD(epsilon=0.1, norm="linf", steps=10)
+        >>> x, y = tf.constant([[0.5, 0.5]]), tf.constant([0])
+        >>> print(attack(lambda x: 10 * x, x, y, seed=0).numpy())
+        [[0.4 0.6]]
     """
 
     in_graph = True
@@ -69,25 +84,25 @@ class PGD(Attack):
 
     def __init__(
         self,
-        epsilon,
-        norm="linf",
-        steps=10,
-        step_size=None,
-        random_start=True,
-        bounds=(0.0, 1.0),
-        early_stop=False,
+        epsilon: float,
+        norm: str = "linf",
+        steps: int = 10,
+        step_size: float | None = None,
+        random_start: bool | str = True,
+        bounds: Bounds = (0.0, 1.0),
+        early_stop: bool = False,
         *,
-        loss=None,
-        restarts=1,
-        targets=0,
-    ):
+        loss: str | None = None,
+        restarts: int = 1,
+        targets: int = 0,
+    ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps)
         if step_size is not None:
             step_size = check_number("step_size", step_size)
         if loss == "kl" and targets:
             raise ValueError(
-                f"loss='kl' has no targets. Received: targets={targets}"
+                f"loss='kl' takes no targets. Received: targets={targets}"
             )
         if random_start not in (True, False, "normal"):
             raise ValueError(
@@ -104,41 +119,50 @@ class PGD(Attack):
         self.targets = check_count("targets", targets)
 
     @property
-    def follows_gradient(self):
-        """Whether its steps, several of them, together cross the ball."""
+    def follows_gradient(self) -> bool:
+        """Whether it makes several steps, at least epsilon long in total."""
         length = self.step_size
         if length is None:
             length = self._default_step_size()
         return crosses(self.epsilon, self.steps, length)
 
     @property
-    def needs_classes(self):
-        """Whether it takes class labels only, whatever the compiled loss."""
+    def needs_classes(self) -> bool:
+        """Whether it needs class labels, regardless of the compiled loss."""
         several = self.restarts > 1 or self.early_stop or self.targets
         return self.loss is not None or bool(several)
 
     @property
-    def gradients(self):
-        """The number of gradients that the attack takes, of all restarts."""
+    def gradients(self) -> int:
+        """Number of gradients for a batch, over all restarts and targets."""
         return self.steps * self.restarts * max(self.targets, 1)
 
     @property
-    def predictions(self):
-        """The passes that find what to climb towards or away from."""
+    def predictions(self) -> int:
+        """Number of forward passes: 1 for the predictions at x, or targets."""
         return 1 if self.loss == "kl" or self.targets else 0
 
-    def perturb(self, logits_fn, x, y, seeds, start=None):
+    def perturb(
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        seeds: tf.Tensor,
+        start: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Returns the last iterate of the first attempt that succeeded.
 
         Args:
-            logits_fn: function from pixels to logits.
-            x: float tensor (batch, ...).
-            y: labels.
-            seeds: int32 (batch, 2).
-            start: where the first attempt starts, instead of at random.
+            logits_fn: Function from pixels to logits.
+            x: Float tensor (batch, ...).
+            y: Class numbers, or one-hot or smoothed labels.
+            seeds: int32 tensor (batch, 2).
+            start: None, or a float tensor of x's shape, the starting point of
+                the first attempt.
         """
         active = examples(logits_fn, x)
         runs, choices, labels = self.restarts, None, y
+        loss: LossFn
         if self.loss == "kl":
             loss = losses.kl
             labels = tf.nn.softmax(predict(logits_fn, x, active))
@@ -149,11 +173,13 @@ class PGD(Attack):
             )
             runs *= choices.shape[1]
         elif self.loss is None:
-            loss = told(logits_fn, "loss") or losses.cross_entropy
+            loss = setting(logits_fn, "loss") or losses.cross_entropy
         else:
             loss = losses.LOSSES[self.loss][0]
 
-        def attempt(run, active):
+        def attempt(
+            run: tf.Tensor, active: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor]:
             first = self._start(x, next_seeds(seeds, run))
             if start is not None:
                 first = tf.where(run == 0, start, first)
@@ -170,25 +196,41 @@ class PGD(Attack):
 
         return repeat(attempt, runs, x, active, score(logits_fn, y, active))
 
-    def _start(self, x, seeds):
+    def _start(self, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Returns the starting point of an attempt."""
         if self.random_start == "normal":
             noise = geometry.random_normal(seeds, tf.shape(x), x.dtype)
             offset = geometry.project(0.001 * noise, self.epsilon, self.norm)
             return self.clip(x + offset)
         return random_start(self, x, seeds) if self.random_start else x
 
-    def _default_step_size(self):
+    def _default_step_size(self) -> float:
+        """Returns the step size for `step_size=None`."""
         return self.epsilon / (4 if self.norm == "linf" else 8)
 
-    def _climb(self, logits_fn, x, y, start, active, *, loss, labels):
-        """Projected steps; the last iterate, and who was broken before."""
+    def _climb(
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        start: tf.Tensor,
+        active: tf.Tensor,
+        *,
+        loss: LossFn,
+        labels: Any,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the last iterate, and which examples stopped early."""
         gradient = input_gradient(logits_fn, loss)
         step_size = self.step_size
         if step_size is None:
             step_size = self._default_step_size()
 
-        def loop(x, start, active):
-            def step(index, x_adv, broken):
+        def loop(
+            x: tf.Tensor, start: tf.Tensor, active: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor]:
+            def step(
+                index: tf.Tensor, x_adv: tf.Tensor, broken: tf.Tensor
+            ) -> tuple[tf.Tensor, ...]:
                 slope, logits = gradient(x_adv, labels, active & ~broken)
                 ahead = geometry.steepest(slope, self.norm)
                 offset = x_adv + step_size * ahead - x
@@ -199,7 +241,7 @@ class PGD(Attack):
                     moved = where(broken, x_adv, moved)
                 return index + 1, moved, broken
 
-            # An explicit loop: Keras switches AutoGraph off inside train_step.
+            # Not a Python loop: Keras disables AutoGraph inside train_step.
             _, x_adv, broken = tf.while_loop(
                 lambda index, _, broken: (
                     (index < self.steps) & tf.reduce_any(active & ~broken)
@@ -215,47 +257,56 @@ class PGD(Attack):
 
 @keras.saving.register_keras_serializable(package="tfsam")
 class FGSM(PGD):
-    """The fast gradient sign method (Goodfellow et al., 2015): one step.
+    """The fast gradient sign method (Goodfellow et al., 2015): a single step.
 
-    It is `PGD` of one step, by cross-entropy, of a length of its own. With
+    It is `PGD` with a single step and another default step size. With
     `random_start` it is the attack of "Fast is better than free" (Wong et al.,
-    2020), whose step is 1.25 epsilon.
+    2020), with a step of 1.25 epsilon.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
-        norm: "linf", or "l2" for the same step in that norm.
-        step_size: None is epsilon from x itself, 1.25 epsilon from a random
-            start.
-        random_start: start at a point uniform in the ball, else at x; or
-            "normal", as of `PGD`.
+        epsilon: Largest perturbation, in the units of x, >= 0.
+        norm: "linf", or "l2" for the corresponding step in l2.
+        step_size: Length of the step, >= 0. None means epsilon from x itself
+            and 1.25 epsilon from a random start.
+        random_start: True starts at a point uniform in the ball, False at x;
+            for "normal", see `PGD`.
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, y = tf.constant([[0.5, 0.5]]), tf.constant([0])
+        >>> FGSM(epsilon=0.25)(lambda x: 10 * x, x, y).numpy().tolist()
+        [[0.25, 0.75]]
     """
 
     collapses = True  # Wong et al., 2020, section 5.4.
 
     def __init__(
         self,
-        epsilon,
-        norm="linf",
-        step_size=None,
-        random_start=False,
-        bounds=(0.0, 1.0),
-    ):
+        epsilon: float,
+        norm: str = "linf",
+        step_size: float | None = None,
+        random_start: bool | str = False,
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
         super().__init__(epsilon, norm, 1, step_size, random_start, bounds)
 
-    # A warm start would make it two steps: it takes none.
-    def perturb(self, logits_fn, x, y, seeds):  # type: ignore[override]
-        """Returns x after its one step."""
+    # Without an argument `start`: from the result of another attack, the step
+    # would be a second one.
+    def perturb(  # type: ignore[override]
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns x after a single step."""
         return super().perturb(logits_fn, x, y, seeds)
 
-    def _default_step_size(self):
+    def _default_step_size(self) -> float:
         return self.epsilon * (1.25 if self.random_start else 1.0)
 
 
-# The registered attacks that are these two with other defaults.
+# Attacks that are registered under names of their own.
 fgsm_rs = functools.partial(FGSM, random_start=True)
 pgd_cw = functools.partial(PGD, loss="margin")
 pgd_dlr = functools.partial(PGD, loss="dlr")
@@ -263,24 +314,41 @@ pgd_kl = functools.partial(PGD, loss="kl", random_start="normal")
 pgd_t = functools.partial(PGD, targets=9)
 
 
-def crosses(epsilon, steps, step_size):
-    """Whether several steps together are as long as the ball's radius.
+def crosses(epsilon: float, steps: int, step_size: float) -> bool:
+    """Returns whether several steps are at least epsilon long in total.
 
     Args:
-        epsilon: the ball's radius, >= 0.
-        steps: number of steps, >= 0.
-        step_size: length of each.
+        epsilon: Radius of the ball, >= 0.
+        steps: Number of steps, >= 0.
+        step_size: Length of each step, >= 0.
+
+    Returns:
+        A bool; False for a single step.
+
+    Example:
+        >>> crosses(0.1, 10, 0.025), crosses(0.1, 1, 0.1)
+        (True, False)
     """
     return steps > 1 and steps * step_size >= epsilon * (1 - 1e-6)
 
 
-def random_start(attack, x, seeds):
-    """A point for each example, uniform in the ball, brought into the bounds.
+def random_start(attack: Attack, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    """Draws a point for each example, uniform in its ball, then clips it.
 
     Args:
-        attack: the `Attack`, for its epsilon, norm and bounds.
-        x: float tensor (batch, ...).
-        seeds: int32 (batch, 2).
+        attack: An `Attack` with the epsilon, norm and bounds to use.
+        x: Float tensor (batch, ...).
+        seeds: int32 tensor (batch, 2).
+
+    Returns:
+        Tensor of x's shape and dtype, inside the bounds.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, seeds = tf.zeros([1, 4]), tf.constant([[0, 1]])
+        >>> start = random_start(PGD(0.1), x, seeds)
+        >>> bool(tf.reduce_max(start) <= 0.1)
+        True
     """
     return attack.clip(
         x

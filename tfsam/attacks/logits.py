@@ -1,12 +1,13 @@
-"""The function that an attack attacks, and how the network behind it is run.
+"""Functions from pixels to logits, as attacks evaluate them.
 
-Attacks take any function from pixels to logits, and ask it by `predict` and
-`input_gradient`. A `Logits` says more: what to compile, and in which blocks the
-examples go through the network.
+Attacks accept any function from pixels to logits and evaluate it by `predict`
+and `input_gradient`. A `Logits` adds how the network is run: whether it is
+compiled, and in blocks of which size.
 """
 
 import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
@@ -15,81 +16,110 @@ import tensorflow as tf
 
 from tfsam.attacks import losses
 
-# Blocks of examples that go through the network side by side. On two cores two
-# were as fast as four, in half the memory.
+# Number of blocks that go through the network in parallel. On two cores, two
+# blocks were as fast as four and used half the memory.
 _PARALLEL_BLOCKS = 2
 
-# Relative to the largest logit; the order of float32 sums changed it by 1e-6.
+# Tolerance for rounding errors, relative to the largest logit. The order of
+# float32 sums changed logits by 1e-6.
 _ROUNDING = 1e-5
+
+LogitsFn = Callable[[tf.Tensor], Any]
+LossFn = Callable[[tf.Tensor, Any], tf.Tensor]
 
 
 class Counts(NamedTuple):
-    """The numbers that a `Logits` counted; see its attributes."""
+    """Numbers counted by a `Logits`; see its attributes of the same names.
 
-    passes: np.ndarray
+    Attributes:
+        passes: int64 array [forward, gradient].
+        nonfinite: Number of examples whose gradient had an entry that was not
+            finite.
+        taken: Number of gradients taken by other libraries' tapes.
+
+    Example:
+        >>> logits = Logits(lambda x: x)
+        >>> logits.count_passes()
+        >>> logits.counted().nonfinite
+        0
+    """
+
+    passes: np.ndarray[Any, Any]
     nonfinite: int
     taken: int
 
 
 class Logits:
-    """A function from pixels to float32 logits that attacks may compile.
+    """A function from pixels to float32 logits, and how to run its network.
 
-    `Attack`s take any callable; one of this class also says how the network is
-    to be run. In an evaluation the network is called on blocks of `rows`
-    examples, always so many: a block has the same shape whatever the batch, so
-    nothing retraces, and an example's logits do not depend on who stands beside
-    it, to the bit where it stands at the same place (on some processors a
-    product rounds differently from row to row). Only examples that are still
-    attacked are put into blocks, so what an attack costs is what it asks for.
+    Attacks take any callable; an instance of this class also carries settings
+    for running the network. In an evaluation the network is called on blocks of
+    exactly `rows` examples. Blocks have the same shape whatever the size of the
+    batch, so nothing is traced anew, and the logits of an example do not depend
+    on its neighbours; they are equal to the bit at the same position in a block
+    (on some processors, products round differently from row to row). Blocks
+    are filled with survivors only, so that broken examples cost nothing.
 
     Args:
-        function: pixels to logits, a pure function of the pixels.
-        jit_compile: whether to compile its gradient with XLA.
-        rows: examples in a block; None is the whole batch at once.
-        jit_loops: whether to compile whole attack loops with XLA. Shapes are
-            fixed then: the whole batch is computed, attacked or not. For GPUs;
-            XLA's loops run on one thread of a CPU.
-        classes: number of logits, where their static shape may not tell.
-        independent: whether an example's logits depend on its own pixels
-            alone, unlike those of BatchNorm in training mode.
-        loss: function of (outputs, labels) to one number an example, the loss
-            that attacks without a loss of their own climb; None is
+        function: Function from pixels (batch, ...) to logits (batch, classes),
+            a pure function of the pixels.
+        jit_compile: Whether to compile its gradient with XLA.
+        rows: Number of examples in a block, >= 1. None means the whole batch at
+            once.
+        jit_loops: Whether to compile whole attack loops with XLA. Shapes are
+            then fixed: the whole batch is computed, including broken examples.
+            For GPUs; on a CPU, XLA runs loops on a single thread.
+        classes: Number of logits, if their static shape may be unknown.
+        independent: Whether the logits of an example depend only on its own
+            pixels, unlike those of BatchNorm in training mode.
+        loss: Function from (outputs, labels) to a float tensor (batch,): the
+            loss for attacks without a loss of their own. None means
             cross-entropy.
 
     Attributes:
-        identity: a dict of JSON's types by which an evaluation recognises the
-            function, in place of its description (see `support.identity`); or
-            None. That of a model from a file has `files`, their checksum, and
-            `loading`, a dict of how they became the function.
-        active: bool tensor (batch,), the examples to attack; None is all.
-        passes: int64 variable [forward, gradient], how many examples went
-            through the network; None unless `count_passes` was called.
-        surrogate: whether the images found will be shown to another network.
-            An attack must not stop at this one's boundary then; see `may_stop`.
-        most: how many examples the network may see at once where it is not run
-            in blocks; None is as many as are attacked.
-        parts: number of parts in which a batch goes through the network where
-            it is not run in blocks; see `in_turn`.
-        rounding: the relative difference that the size of the batch may make
-            to a logit; see `crossed`.
-        nonfinite: int64 variable, how many examples had a gradient with an
-            entry that is NaN or infinite, counted anew at every gradient; None
-            unless `count_passes` was called.
-        taken: int64 variable, how many gradients of examples were taken by
-            tapes of other libraries' attacks, which `passes` does not count;
-            None unless `count_passes` was called.
+        identity: None, or a dict of JSON types that identifies the function to
+            an evaluation, in place of a description of its code. For a model
+            from a file, it has the keys `files`, the checksum, and `loading`,
+            a dict that describes how the file was loaded.
+        active: Bool tensor (batch,), the examples to attack. None means all.
+        surrogate: Whether the adversarial examples are for another network. If
+            so, an attack must not stop at the decision boundary of this one;
+            see `may_stop`.
+        most: Largest number of examples that the network may process at once if
+            `rows` is None. None means the batch size of the attack.
+        parts: Number of parts that a batch is split into if `rows` is None; see
+            `in_turn`.
+        rounding: Relative difference that the size of the batch may make to a
+            logit; see `crossed`.
+        passes: int64 variable [forward, gradient], the number of examples that
+            went through the network. None before `count_passes` is called.
+        nonfinite: int64 variable, the number of examples, summed over all
+            gradients, whose gradient had an entry that was NaN or infinite.
+            None before `count_passes` is called.
+        taken: int64 variable, the number of examples' gradients taken by the
+            tapes of other libraries' attacks, which `passes` does not count.
+            None before `count_passes` is called.
+
+    Example:
+        >>> import keras
+        >>> import tensorflow as tf
+        >>> dense = keras.layers.Dense(2)
+        >>> network = keras.Sequential([keras.Input((4,)), dense])
+        >>> logits_fn = Logits(network, rows=8)
+        >>> logits_fn(tf.zeros([3, 4])).shape.as_list()
+        [3, 2]
     """
 
     def __init__(
         self,
-        function,
-        jit_compile=False,
-        rows=None,
-        jit_loops=False,
-        classes=None,
-        independent=True,
-        loss=None,
-    ):
+        function: LogitsFn,
+        jit_compile: bool | None = False,
+        rows: int | None = None,
+        jit_loops: bool = False,
+        classes: int | None = None,
+        independent: bool = True,
+        loss: LossFn | None = None,
+    ) -> None:
         self.function = function
         self.jit_compile = jit_compile
         self.rows = None if jit_loops else rows
@@ -97,97 +127,129 @@ class Logits:
         self.classes = classes
         self.independent = independent
         self.loss = loss
-        self.identity = None
-        self.active = None
+        self.identity: Any = None
+        self.active: tf.Tensor | None = None
         self.surrogate = False
-        self.most = None
+        self.most: int | None = None
         self.parts = 1
         self.rounding = _ROUNDING
         self.passes: Any = None
         self.nonfinite: Any = None
         self.taken: Any = None
-        self._traced = {}
+        self._traced: dict[Any, Callable[..., Any]] = {}
 
-    def __call__(self, x):
-        """Returns the logits of a whole batch, (batch, classes)."""
+    def __call__(self, x: Any) -> tf.Tensor:
+        """Computes the logits of a whole batch.
+
+        Args:
+            x: Float array or tensor (batch, ...).
+
+        Returns:
+            Tensor (batch, classes), float32 or float64.
+        """
         return self._logits(self.guarded(x))
 
-    def guarded(self, x):
-        """Returns x; a gradient that flows back to it eagerly is made finite.
+    def guarded(self, x: Any) -> tf.Tensor:
+        """Returns x such that gradients with respect to it are finite.
 
-        So other libraries' attacks, which have tapes of their own, get zeros
-        for NaN and infinity, too, and `nonfinite` counts them. In a graph x
-        itself is returned: TensorFlow never frees a custom gradient there, nor
-        the graph that holds it.
+        Other libraries' attacks use tapes of their own. This replaces NaN and
+        infinity in their gradients by zeros, and counts them in `nonfinite`. In
+        a graph, x itself is returned: TensorFlow never frees a custom gradient
+        in a graph, nor the graph that holds it.
+
+        Args:
+            x: Float array or tensor (batch, ...).
         """
         if tf.inside_function():
             return x
 
-        def finite(slopes):
+        def finite(slopes: tf.Tensor) -> tf.Tensor:
             if self.taken is not None:
                 self.taken.assign_add(tf.shape(slopes, tf.int64)[0])
             return self._finite(slopes, None)
 
         @tf.custom_gradient
-        def identity(x):
+        def identity(x: tf.Tensor) -> Any:
             return tf.identity(x), finite
 
         return identity(tf.convert_to_tensor(x))
 
-    def _logits(self, x):
+    def _logits(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the logits in float32 or float64, of the declared shape."""
         logits = tf.convert_to_tensor(self.function(x))
         if self.classes is not None:
             logits = tf.ensure_shape(logits, [None, self.classes])
         return logits if logits.dtype.size > 4 else tf.cast(logits, tf.float32)
 
-    def __identity__(self):
-        """Returns what `identity.describe` describes in place of this."""
+    def __identity__(self) -> Any:
+        """Returns the object to describe in an identity in place of this."""
         return self.function if self.identity is None else self.identity
 
-    def only(self, active):
-        """The same logits, for an attack on the active examples alone.
+    def only(self, active: tf.Tensor) -> "Logits":
+        """Returns a copy for attacks on the active examples only.
 
         Args:
-            active: bool tensor (batch,).
+            active: Bool tensor (batch,).
         """
         other = copy.copy(self)
         other.active = active
         return other
 
-    def as_surrogate(self):
-        """Returns the same logits, attacked in another network's place."""
+    def as_surrogate(self) -> "Logits":
+        """Returns a copy for attacks whose target is another network."""
         other = copy.copy(self)
         other.surrogate = True
         return other
 
-    def count_passes(self):
-        """Counts from now on, from zero."""
+    def count_passes(self) -> None:
+        """Starts counting passes, from zero."""
         if self.passes is None:
             self.passes = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
             self.nonfinite = tf.Variable(0, dtype=tf.int64, trainable=False)
             self.taken = tf.Variable(0, dtype=tf.int64, trainable=False)
-        else:  # What is traced counts in these variables.
+        else:  # Functions traced before count in these variables.
             for counts in (self.passes, self.nonfinite, self.taken):
                 counts.assign(tf.zeros_like(counts))
 
-    def counted(self):
-        """Returns the `Counts` since `count_passes` was called last."""
-        # In the scope of a strategy they are variables of each replica.
+    def counted(self) -> Counts:
+        """Returns the `Counts` since the last call of `count_passes`."""
+        # Made in the scope of a strategy, the variables belong to replicas, and
+        # have no numpy().
         passes, nonfinite, taken = (
             tf.convert_to_tensor(counts).numpy()
             for counts in (self.passes, self.nonfinite, self.taken)
         )
         return Counts(passes, int(nonfinite), int(taken))
 
-    def predict(self, x, active=None):
-        """Logits of the active examples, zeros for the others."""
+    def predict(
+        self, x: tf.Tensor, active: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Computes the logits of the active examples.
+
+        Args:
+            x: Float tensor (batch, ...).
+            active: Bool tensor (batch,). None means all.
+
+        Returns:
+            Tensor (batch, classes). If the network is run in blocks, examples
+            that are not active have zeros.
+        """
         self._count([1, 0], x, active)
         return self._run("predict", lambda x: (self._logits(x),), active, x)[0]
 
-    def gradient(self, loss):
-        """The `input_gradient` of a loss; in a graph it is traced once."""
+    def gradient(self, loss: LossFn) -> Callable[..., Any]:
+        """Returns the `input_gradient` of a loss; in a graph it is traced once.
 
-        def gradient(x, labels, active=None):
+        Args:
+            loss: Function from (logits, labels) to a float tensor (batch,).
+
+        Returns:
+            Function (x, labels, active=None) -> (gradient, logits).
+        """
+
+        def gradient(
+            x: tf.Tensor, labels: Any, active: tf.Tensor | None = None
+        ) -> tuple[tf.Tensor, tf.Tensor]:
             self._count([0, 1], x, active)
             plain = _input_gradient(self._logits, loss, self.independent)
             slopes, logits = self._run(loss, plain, active, x, labels)
@@ -195,8 +257,8 @@ class Logits:
 
         return gradient
 
-    def _finite(self, slopes, active):
-        """Returns `_finite_part` of the slopes, and counts the examples."""
+    def _finite(self, slopes: tf.Tensor, active: tf.Tensor | None) -> tf.Tensor:
+        """Replaces NaN and infinity by zeros, and counts the examples."""
         finite, kept = _finite_part(slopes)
         if self.nonfinite is not None:
             axes = list(range(1, slopes.shape.rank))
@@ -206,14 +268,24 @@ class Logits:
             self.nonfinite.assign_add(tf.math.count_nonzero(bad))
         return finite
 
-    def _count(self, kind, x, active):
+    def _count(
+        self, kind: list[int], x: tf.Tensor, active: tf.Tensor | None
+    ) -> None:
+        """Adds the number of active examples to `passes`."""
         if self.passes is not None:
             count = tf.shape(x, tf.int64)[0]
             if active is not None:
                 count = tf.math.count_nonzero(active)
             self.passes.assign_add(tf.constant(kind, tf.int64) * count)
 
-    def _run(self, key, function, active, *tensors):
+    def _run(
+        self,
+        key: Any,
+        function: Callable[..., Any],
+        active: tf.Tensor | None,
+        *tensors: Any,
+    ) -> Any:
+        """Calls a function, traced once for each key, in blocks or parts."""
         if self.rows or self.jit_compile or tf.inside_function():
             if key not in self._traced:
                 self._traced[key] = traced(function, self.jit_compile)
@@ -226,158 +298,250 @@ class Logits:
         return function(*tensors)
 
 
-def traced(function, jit_compile=None):
-    """A `tf.function` that TensorFlow does not warn of being traced anew.
+def traced(
+    function: Callable[..., Any], jit_compile: bool | None = None
+) -> Any:
+    """Makes a `tf.function` without TensorFlow's warning of retracing.
 
-    It counts the tracings of a line of code, and takes many for a mistake; of
-    ours each is another model's, attack's or size's. A partial has no line.
+    TensorFlow counts how often functions of the same line of code are traced,
+    and warns of many. Here each trace is for another model, attack or size. The
+    count does not apply to a `functools.partial`, which has no line.
 
     Args:
-        function: of tensors to tensors.
-        jit_compile: as of `tf.function`.
+        function: Function from tensors to tensors.
+        jit_compile: See `tf.function`.
+
+    Returns:
+        A `tf.function`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> float(traced(lambda x: 2 * x)(tf.constant(1.5)))
+        3.0
     """
     return tf.function(
         functools.partial(function), jit_compile=jit_compile, autograph=False
     )
 
 
-def input_gradient(logits_fn, loss=losses.cross_entropy):
-    """The gradient of a loss with respect to the pixels alone.
+def input_gradient(
+    logits_fn: LogitsFn, loss: LossFn = losses.cross_entropy
+) -> Callable[..., Any]:
+    """Returns the gradient of a loss with respect to the pixels alone.
 
     Args:
-        logits_fn: function from pixels to logits.
-        loss: function of (logits, labels) to one number an example.
+        logits_fn: Function from pixels to logits.
+        loss: Function from (logits, labels) to a float tensor (batch,).
 
     Returns:
-        A function of (x, labels, active=None) to (gradient, logits). Each
-        example's gradient is that of its own loss, whatever the batch. What it
-        returns for examples that are not active means nothing; where it can,
-        they are not computed. Entries of the gradient that are NaN or infinite
-        are replaced by zeros; a `Logits` counts them in `nonfinite`.
+        Function (x, labels, active=None) -> (gradient, logits), where the
+        gradient has the shape of x. Each example's gradient is that of its own
+        loss, independent of the rest of the batch. The values for examples
+        that are not active are undefined; if possible they are not computed.
+        Entries of the gradient that are NaN or infinite are replaced by zeros;
+        a `Logits` counts them in `nonfinite`.
+
+        The function raises a ValueError if the logits do not depend on the
+        pixels by differentiable operations.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> gradient = input_gradient(lambda x: x, losses.margin)
+        >>> slopes, _ = gradient(tf.constant([[1.0, 0.0]]), tf.constant([0]))
+        >>> slopes.numpy().tolist()
+        [[-1.0, 1.0]]
     """
     if isinstance(logits_fn, Logits):
         return logits_fn.gradient(loss)
     plain = _input_gradient(logits_fn, loss)
 
-    def gradient(x, labels, active=None):
+    def gradient(
+        x: tf.Tensor, labels: Any, active: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         slopes, logits = plain(x, labels)
         return _finite_part(slopes)[0], logits
 
     return gradient
 
 
-def predict(logits_fn, x, active=None):
-    """The logits, where it can those of the active examples alone.
+def predict(
+    logits_fn: LogitsFn, x: tf.Tensor, active: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Computes logits, if possible only those of the active examples.
 
     Args:
-        logits_fn: function from pixels to logits.
-        x: float tensor (batch, ...).
-        active: bool tensor (batch,); None is all.
+        logits_fn: Function from pixels to logits.
+        x: Float tensor (batch, ...).
+        active: Bool tensor (batch,). None means all.
+
+    Returns:
+        Tensor (batch, classes). The logits of examples that are not active are
+        undefined.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> predict(lambda x: 2 * x, tf.constant([[1.0, 2.0]])).numpy().tolist()
+        [[2.0, 4.0]]
     """
     if isinstance(logits_fn, Logits):
         return logits_fn.predict(x, active)
     return tf.convert_to_tensor(logits_fn(x))
 
 
-def told(logits_fn, name):
-    """Returns an attribute of a `Logits`, and None of any other function.
+def setting(logits_fn: LogitsFn, name: str) -> Any:
+    """Returns an attribute of a `Logits`, and None for any other function.
 
-    Other callables have attributes of the same names and another meaning: the
-    `loss` of a compiled Keras model takes (y_true, y_pred), for instance.
+    Attributes of other callables are ignored, because they may have the same
+    name and another meaning: the `loss` of a compiled Keras model, for
+    instance, takes (y_true, y_pred).
 
     Args:
-        logits_fn: function from pixels to logits.
-        name: name of an attribute of `Logits`.
+        logits_fn: Function from pixels to logits.
+        name: Name of an attribute of `Logits`.
+
+    Example:
+        >>> setting(Logits(lambda x: x, rows=8), "rows")
+        8
+        >>> setting(lambda x: x, "rows")
     """
     return getattr(logits_fn, name) if isinstance(logits_fn, Logits) else None
 
 
-def examples(logits_fn, x):
-    """Which examples are to be attacked, bool (batch,).
+def examples(logits_fn: LogitsFn, x: tf.Tensor) -> tf.Tensor:
+    """Returns which examples are to be attacked.
 
     Args:
-        logits_fn: function from pixels to logits.
-        x: float tensor (batch, ...).
+        logits_fn: Function from pixels to logits.
+        x: Float tensor (batch, ...).
+
+    Returns:
+        Bool tensor (batch,): the attribute `active` of a `Logits`, else True
+        for all.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> examples(lambda x: x, tf.zeros([2, 3])).numpy().tolist()
+        [True, True]
     """
-    active = told(logits_fn, "active")
+    active = setting(logits_fn, "active")
     return tf.ones(tf.shape(x)[:1], tf.bool) if active is None else active
 
 
-def may_stop(logits_fn, logits, labels):
-    """Returns which examples an attack may leave as they are, bool (batch,).
+def may_stop(
+    logits_fn: LogitsFn, logits: tf.Tensor, labels: tf.Tensor
+) -> tf.Tensor:
+    """Returns for which examples an attack may stop at the current point.
 
-    An attack may stop at an example's first misclassified point. On a surrogate
-    it may not: a point that only just fools the surrogate seldom fools another
-    network, so the attack makes all of its steps, and the point of the highest
-    loss counts.
+    An attack may stop at the first misclassified point, except on a surrogate:
+    a point that barely fools the surrogate seldom fools another network. There,
+    the attack makes all of its steps and returns the point of the highest loss.
 
     Args:
-        logits_fn: function from pixels to logits.
-        logits: float tensor (batch, classes), its logits.
-        labels: labels.
+        logits_fn: Function from pixels to logits.
+        logits: Float tensor (batch, classes), its logits at the current points.
+        labels: Class numbers, or one-hot or smoothed labels.
+
+    Returns:
+        Bool tensor (batch,).
+
+    Example:
+        >>> import tensorflow as tf
+        >>> logits, labels = tf.eye(2), tf.constant([0, 0])
+        >>> may_stop(lambda x: x, logits, labels).numpy().tolist()
+        [False, True]
     """
     found = losses.misclassified(logits, labels)
     return tf.zeros_like(found) if is_surrogate(logits_fn) else found
 
 
-def is_surrogate(logits_fn):
-    """Returns whether the images found will be shown to another network.
+def is_surrogate(logits_fn: LogitsFn) -> bool:
+    """Returns whether the adversarial examples are for another network.
 
     Args:
-        logits_fn: function from pixels to logits.
+        logits_fn: Function from pixels to logits.
+
+    Example:
+        >>> is_surrogate(Logits(lambda x: x).as_surrogate())
+        True
     """
-    return bool(told(logits_fn, "surrogate"))
+    return bool(setting(logits_fn, "surrogate"))
 
 
-def score(logits_fn, y, active):
+def score(
+    logits_fn: LogitsFn, y: tf.Tensor, active: tf.Tensor
+) -> Callable[[tf.Tensor], tf.Tensor] | None:
     """Returns a function that ranks several points found on a surrogate.
 
     Args:
-        logits_fn: function from pixels to logits.
-        y: labels.
-        active: bool tensor (batch,).
+        logits_fn: Function from pixels to logits.
+        y: Class numbers, or one-hot or smoothed labels.
+        active: Bool tensor (batch,).
 
     Returns:
-        For a surrogate a function from points to their margins (batch,); else
-        None, for the first misclassified point counts.
+        For a surrogate, a function from points to their margins (batch,). Else
+        None: the first misclassified point is used.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> score(lambda x: x, tf.constant([0]), tf.constant([True])) is None
+        True
     """
     if not is_surrogate(logits_fn):
         return None
     return lambda x: losses.margin(predict(logits_fn, x, active), y)
 
 
-def crossed(logits_fn, logits, labels):
-    """Returns where points are misclassified beyond rounding, bool (batch,).
+def crossed(
+    logits_fn: LogitsFn, logits: tf.Tensor, labels: tf.Tensor
+) -> tf.Tensor:
+    """Returns which points are misclassified by more than rounding errors.
 
-    Attacks that look for the nearest point end next to the boundary, where the
-    logits of a batch of another size may be rounded to the other side.
+    Minimum-norm attacks end next to the decision boundary. There, the logits in
+    a batch of another size may be rounded to the other side.
 
     Args:
-        logits_fn: function from pixels to logits.
-        logits: float tensor (batch, classes), its logits.
-        labels: labels.
+        logits_fn: Function from pixels to logits.
+        logits: Float tensor (batch, classes), its logits at the points.
+        labels: Class numbers, or one-hot or smoothed labels.
+
+    Returns:
+        Bool tensor (batch,).
+
+    Example:
+        >>> import tensorflow as tf
+        >>> logits = tf.constant([[1.0, 1.000001], [1.0, 1.1]])
+        >>> crossed(lambda x: x, logits, tf.constant([0, 0])).numpy().tolist()
+        [False, True]
     """
-    rounding = told(logits_fn, "rounding")
+    rounding = setting(logits_fn, "rounding")
     rounding = _ROUNDING if rounding is None else rounding
     largest = tf.reduce_max(tf.abs(logits), axis=-1)
     return losses.margin(logits, labels) > rounding * largest
 
 
-def in_turn(logits_fn, copies, x):
-    """Returns the same function, with copies of a batch sent through in turn.
+def in_turn(logits_fn: LogitsFn, copies: int, x: tf.Tensor) -> LogitsFn:
+    """Returns the same function, which processes copies of a batch in turn.
 
-    Without blocks the network would see all copies at once, and use more memory
-    than the batch size was chosen for.
+    If the network is not run in blocks, it would process all copies at once,
+    and use more memory than the batch size was chosen for.
 
     Args:
-        logits_fn: function from pixels to logits.
-        copies: of how many copies of a batch it will be called.
-        x: float tensor (batch, ...), of a known shape if there are several.
+        logits_fn: Function from pixels to logits.
+        copies: Number of copies of a batch in each call, >= 1.
+        x: Float tensor (batch, ...), of a known shape if `copies` > 1.
+
+    Returns:
+        Function from pixels (copies * batch, ...) to logits.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> in_turn(lambda x: x, 9, tf.zeros([2, 3])).parts  # One batch each.
+        9
     """
-    if copies == 1 or told(logits_fn, "rows"):
+    if copies == 1 or setting(logits_fn, "rows"):
         return logits_fn
     known = isinstance(logits_fn, Logits)
-    other = copy.copy(logits_fn) if known else Logits(logits_fn)
+    other: Any = copy.copy(logits_fn) if known else Logits(logits_fn)
     most = max(other.most or 0, x.shape[0])
     other.parts = next(
         parts
@@ -387,24 +551,35 @@ def in_turn(logits_fn, copies, x):
     return other
 
 
-def compiled(logits_fn, function):
-    """A loop over tensors, compiled by XLA where `logits_fn` asks for that.
+def compiled(
+    logits_fn: LogitsFn, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Compiles an attack's loop by XLA if `logits_fn` has `jit_loops`.
 
     Args:
-        logits_fn: function from pixels to logits.
-        function: a pure function from tensors to tensors; random numbers are
-            drawn outside, for XLA draws others.
+        logits_fn: Function from pixels to logits.
+        function: Pure function from tensors to tensors. It must not draw random
+            numbers, which are different under XLA.
+
+    Returns:
+        The function, compiled or as it is.
+
+    Example:
+        >>> compiled(lambda x: x, abs) is abs
+        True
     """
-    if not told(logits_fn, "jit_loops"):
+    if not setting(logits_fn, "jit_loops"):
         return function
     return tf.function(function, jit_compile=True, autograph=False)
 
 
-def _in_blocks(function, rows, active, *tensors):
-    """Calls a traced function on so many active examples at a time.
+def _in_blocks(
+    function: Any, rows: int, active: tf.Tensor | None, *tensors: Any
+) -> tuple[tf.Tensor, ...]:
+    """Calls a traced function on blocks of `rows` active examples.
 
-    Returns tensors of the whole batch, zeros where an example is not active.
-    The last block is filled up with its last example.
+    The last block is padded with copies of its last example. Returns tensors of
+    the whole batch, with zeros for examples that are not active.
     """
     batch = tf.shape(tensors[0])[0]
     chosen = tf.range(batch)
@@ -415,7 +590,7 @@ def _in_blocks(function, rows, active, *tensors):
     filled = tf.gather(chosen, tf.minimum(tf.range(blocks * rows), count - 1))
     filled = tf.reshape(filled, [blocks, rows])
 
-    def take(indices):
+    def take(indices: tf.Tensor) -> list[Any]:
         return [
             tf.nest.map_structure(lambda t: tf.gather(t, indices), tensor)
             for tensor in tensors
@@ -435,7 +610,7 @@ def _in_blocks(function, rows, active, *tensors):
         fn_output_signature=outputs,
     )
 
-    def place(values):
+    def place(values: tf.Tensor) -> tf.Tensor:
         shape = tf.concat([[blocks * rows], tf.shape(values)[2:]], 0)
         values = tf.reshape(values, shape)[:count]
         whole = tf.concat([[batch], tf.shape(values)[1:]], 0)
@@ -447,16 +622,18 @@ def _in_blocks(function, rows, active, *tensors):
     )
 
 
-def _in_parts(function, parts, *tensors):
+def _in_parts(
+    function: Any, parts: int, *tensors: Any
+) -> tuple[tf.Tensor, ...]:
     """Calls a function on equal parts of a batch, one after the other."""
 
-    def apart(tensor):
+    def apart(tensor: tf.Tensor) -> tf.Tensor:
         size = tensor.shape[0] // parts
         return tf.reshape(tensor, [parts, size, *tensor.shape[1:]])
 
     pieces = tf.nest.map_structure(apart, tensors)
 
-    def call(part):
+    def call(part: Any) -> Any:
         return function(*tf.nest.map_structure(lambda t: t[part], pieces))
 
     if not tf.inside_function():
@@ -477,18 +654,22 @@ def _in_parts(function, parts, *tensors):
     return tuple(tf.reshape(f, [-1, *f.shape[2:]]) for f in found)
 
 
-def _finite_part(slopes):
-    """Zeros in place of NaN and infinity, and which entries were kept.
+def _finite_part(slopes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Replaces NaN and infinity by zeros; also returns which entries are kept.
 
-    Zero is a subgradient of the usual causes, a norm or a square root at 0, and
-    the other pixels of the example can still be attacked.
+    Zero is a subgradient for the usual causes, a norm or a square root at 0,
+    and the other pixels of the example can still be attacked.
     """
     kept = tf.math.is_finite(slopes)
     return tf.where(kept, slopes, tf.zeros([], slopes.dtype)), kept
 
 
-def _input_gradient(logits_fn, loss, independent=True):
-    def gradient(x, labels):
+def _input_gradient(
+    logits_fn: LogitsFn, loss: LossFn, independent: bool = True
+) -> Callable[..., Any]:
+    """Returns the function (x, labels) -> (gradient, logits), not traced."""
+
+    def gradient(x: tf.Tensor, labels: Any) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
             logits = tf.convert_to_tensor(logits_fn(x))
@@ -498,8 +679,8 @@ def _input_gradient(logits_fn, loss, independent=True):
         slopes = loss_tape.gradient(total, logits)
         result = None
         if slopes is not None:
-            # Inside a network of halves the slopes of a confident example
-            # would vanish: each goes through it at its own loss scale.
+            # In a float16 network the gradients of a confident example would
+            # vanish; each example has its own loss scale.
             axis = list(range(1, logits.shape.rank)) if independent else None
             largest = tf.reduce_max(tf.abs(slopes), axis, keepdims=True)
             scale = _power_of_two(largest)
@@ -507,7 +688,8 @@ def _input_gradient(logits_fn, loss, independent=True):
         if result is None:
             raise ValueError(
                 "A gradient attack needs logits that depend on the pixels by "
-                "differentiable operations; no gradient flows. "
+                "differentiable operations: no gradient flows through this "
+                "function. Use a gradient-free attack, such as square. "
                 f"Received: logits_fn={logits_fn}"
             )
         each = [-1] + [1] * (x.shape.rank - 1)
@@ -517,10 +699,10 @@ def _input_gradient(logits_fn, loss, independent=True):
     return gradient
 
 
-def _power_of_two(values):
-    """The largest power of two up to each value; 1 for 0 and the infinite.
+def _power_of_two(values: tf.Tensor) -> tf.Tensor:
+    """Returns the largest power of two up to each value; 1 for 0 and infinity.
 
-    To multiply by it and to divide by it is exact.
+    Multiplying and dividing by a power of two is exact.
     """
     exponents = tf.bitcast(tf.cast(values, tf.float32), tf.int32) & 0x7F800000
     powers = tf.bitcast(exponents, tf.float32)

@@ -1,8 +1,10 @@
-"""Noise of the size of the budget: baselines that use no gradient.
+"""Random noise of the size of the budget, as a gradient-free baseline.
 
-A gradient attack that finds less than noise does was misled: the network masks
-its gradients, and is not robust.
+If noise breaks more examples than a gradient attack does, the network masks its
+gradients: it is not robust, and the gradient attack was misled.
 """
+
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -10,8 +12,10 @@ import tensorflow as tf
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import next_seeds
 from tfsam.attacks.base import repeat
+from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import predict
@@ -20,16 +24,16 @@ from tfsam.support.validators import check_count
 
 
 class _Noise(Attack):
-    """Independent draws, each tried on those that stood before.
+    """Base class of noise attacks: draws noise for the survivors, repeatedly.
 
     Args:
-        epsilon: the size of the noise, in the units of x, >= 0.
-        norm: "linf" or "l2", in which it is measured.
-        samples: number of draws, >= 1.
+        epsilon: Size of the noise in `norm`, in the units of x, >= 0.
+        norm: "linf" or "l2".
+        samples: Number of draws, >= 1.
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     in_graph = True
@@ -37,19 +41,29 @@ class _Noise(Attack):
     selective = True
     tensor_epsilon = True
 
-    def __init__(self, epsilon, norm="linf", samples=10, bounds=(0.0, 1.0)):
+    def __init__(
+        self,
+        epsilon: float,
+        norm: str = "linf",
+        samples: int = 10,
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.samples = check_count("samples", samples, 1)
 
     @property
-    def needs_classes(self):
-        """Whether it takes class labels only: to judge its draws by."""
+    def needs_classes(self) -> bool:
+        """Whether it needs class labels: to choose among several draws."""
         return self.samples > 1
 
-    def perturb(self, logits_fn, x, y, seeds):
+    def perturb(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
         """Returns the first draw that is misclassified, else the last."""
 
-        def attempt(run, active):
+        def attempt(
+            run: tf.Tensor, active: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor]:
             noise = self._noise(next_seeds(seeds, run), tf.shape(x), x.dtype)
             x_adv = self.clip(x + tf.cast(self.epsilon, x.dtype) * noise)
             if self.samples == 1 or is_surrogate(logits_fn):
@@ -61,53 +75,73 @@ class _Noise(Attack):
         best = score(logits_fn, y, active)
         return repeat(attempt, self.samples, x, active, best)
 
-    def _noise(self, seeds, shape, dtype):
-        """Returns noise of size 1 in `norm`."""
-        raise TypeError(f"{type(self).__name__} has no _noise().")
+    def _noise(self, seeds: tf.Tensor, shape: Any, dtype: Any) -> tf.Tensor:
+        """Draws noise of size 1 in `norm`."""
+        raise TypeError(
+            f"A noise attack must implement _noise(). "
+            f"Received: {type(self).__name__}"
+        )
 
-    def _scaled(self, noise):
+    def _scaled(self, noise: tf.Tensor) -> tf.Tensor:
+        """Scales the noise of each example to size 1 in `norm`."""
         size = geometry.example_norms(noise, self.norm)
         return tf.math.divide_no_nan(noise, size)
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
 class NoiseLinf(_Noise):
-    """Noise uniform in the cube: each pixel its own, of any size up to epsilon.
+    """Noise that is uniform in [-epsilon, epsilon] for each pixel.
 
-    In l2, its direction, scaled to length epsilon.
+    With norm="l2", the noise is scaled to length epsilon.
 
     Args:
-        epsilon: the size of the noise, in the units of x, >= 0.
-        norm: "linf" or "l2", in which it is measured.
-        samples: number of draws, each tried on those that stood before, >= 1.
+        epsilon: Size of the noise in `norm`, in the units of x, >= 0.
+        norm: "linf" or "l2".
+        samples: Number of draws, >= 1; each is made for the survivors of the
+            previous ones.
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, y = tf.fill([1, 4], 0.5), tf.constant([0])
+        >>> x_adv = NoiseLinf(epsilon=0.1)(lambda x: x, x, y, seed=0)
+        >>> bool(tf.reduce_max(tf.abs(x_adv - x)) < 0.1)
+        True
     """
 
-    def _noise(self, seeds, shape, dtype):
+    def _noise(self, seeds: tf.Tensor, shape: Any, dtype: Any) -> tf.Tensor:
         noise = geometry.random_point(seeds, shape, 1.0, "linf", dtype)
         return noise if self.norm == "linf" else self._scaled(noise)
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
 class NoiseL2(_Noise):
-    """Gaussian noise scaled to size epsilon: every direction is as likely.
+    """Noise of size epsilon, in a direction that is uniform on the sphere.
 
-    In l-inf, its largest pixel is epsilon.
+    With norm="linf", the noise is scaled so that its largest entry is epsilon.
 
     Args:
-        epsilon: the size of the noise, in the units of x, >= 0.
-        norm: "linf" or "l2", in which it is measured.
-        samples: number of draws, each tried on those that stood before, >= 1.
+        epsilon: Size of the noise in `norm`, in the units of x, >= 0.
+        norm: "linf" or "l2".
+        samples: Number of draws, >= 1; each is made for the survivors of the
+            previous ones.
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, y = tf.fill([1, 4], 0.5), tf.constant([0])
+        >>> x_adv = NoiseL2(epsilon=0.1, norm="l2")(lambda x: x, x, y, seed=0)
+        >>> print(tf.norm(x_adv - x).numpy().round(3))
+        0.1
     """
 
-    def _noise(self, seeds, shape, dtype):
+    def _noise(self, seeds: tf.Tensor, shape: Any, dtype: Any) -> tf.Tensor:
         return self._scaled(
             geometry.random_point(seeds, shape, 1.0, "l2", dtype)
         )

@@ -25,7 +25,7 @@ from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import predict
-from tfsam.attacks.logits import told
+from tfsam.attacks.logits import setting
 from tfsam.geometry import TINY
 from tfsam.geometry import example_norms
 from tfsam.support.validators import check_count
@@ -155,8 +155,8 @@ def _queries_ahead(x, logits_fn):
     """
     if not x.shape.is_fully_defined() or x.shape.num_elements() > _SMALL:
         return 1
-    most = told(logits_fn, "most") or 0
-    blocks = told(logits_fn, "rows")
+    most = setting(logits_fn, "most") or 0
+    blocks = setting(logits_fn, "rows")
     return 4 if blocks or 4 * x.shape[0] <= most else 1
 
 
