@@ -5,8 +5,9 @@
 
 `tfsam.parts.ATTACKS` lists the native attacks. Attacks of other packages, and
 tfsam's own adapters, are entry points of the group `tfsam.attacks` in package
-metadata. An attack is imported when it is first needed. See `attacks/base.py`
-for the interface of an attack, and `check` to test that an attack has it.
+metadata. An attack is imported when it is first needed. See
+`tfsam.attacks.base` for the interface of an attack, and `check` to test that an
+attack satisfies it.
 """
 
 from collections.abc import Callable
@@ -38,10 +39,10 @@ names = parts.ATTACKS.names
 
 
 def get(name: str, **options: Any) -> Callable[..., Any]:
-    """Makes an attack.
+    """Makes an attack by name.
 
     Args:
-        name: a name from `names()`, in any case. Options may follow it:
+        name: A name from `names()`, in any case. Options may follow it:
             "pgd:steps=7" is the attack `pgd` with steps=7, and
             "foolbox:LinfPGD" the attack `foolbox` with attack="LinfPGD".
         **options: `epsilon`, and any other argument of the attack's
@@ -52,10 +53,14 @@ def get(name: str, **options: Any) -> Callable[..., Any]:
         A callable (logits_fn, x, y, seed) -> x_adv.
 
     Raises:
-        ValueError: if the name or an option is unknown, an option is out of
+        ValueError: If the name or an option is unknown, an option is out of
             its range, or two packages register the name.
-        ImportError: if the attack's package cannot be imported, or a library
+        ImportError: If the attack's package cannot be imported, or a library
             that the attack needs is not installed.
+
+    Example:
+        >>> get("pgd:steps=7", epsilon=8 / 255).steps
+        7
     """
     return parts.ATTACKS.make(name, **options)
 
@@ -64,7 +69,15 @@ def factory(name: str) -> Callable[..., Any]:
     """Returns the factory of an attack, without calling it; see `get`.
 
     Args:
-        name: a name from `names()`, with or without options.
+        name: A name from `names()`, with or without options.
+
+    Returns:
+        A callable that takes `epsilon=`, `norm=`, `bounds=` and the options of
+        the attack, and returns the attack.
+
+    Example:
+        >>> factory("pgd:steps=7")(epsilon=8 / 255).steps
+        7
     """
     return parts.ATTACKS.factory(name)
 

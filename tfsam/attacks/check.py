@@ -1,30 +1,34 @@
-"""Whether an attack keeps the contract of `base.py`.
+"""Tests of whether an attack satisfies the contract of `tfsam.attacks.base`.
 
-`contract` judges one batch; evaluation believes no attack without it. `check`
-tries an attack out on a small network, for its author:
+`contract` tests a single batch; evaluations apply it to the output of every
+attack. `check` runs an attack on a small network, for authors of attacks:
 
     tfsam.attacks.check("shift")
 """
 
 import contextlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfsam import attacks as registry
 from tfsam import geometry
+from tfsam.attacks.base import Bounds
 
 # The relative rounding error of a norm that is computed in float32.
 TOLERANCE = 1e-6
 
-# Units in the last place of the largest pixel by which any perturbation may
-# miss the ball or the image range.
+# Tolerance for the ball and the image range, in units in the last place of the
+# largest pixel.
 _UNITS = 8
-# What roundings may add to a perturbation's length in a large image, relative
-# to epsilon.
+# Tolerance for the length of a perturbation in a large image, whose rounding
+# errors add up, relative to epsilon.
 _OF_EPSILON = 5e-5
 
-# What is the same but for the order of float32 sums.
+# Tolerance for pixels that differ only in the order of float32 sums.
 _CLOSE = 1e-4
 
 _BATCH, _SHAPE, _PIXELS, _CLASSES = 8, (6, 6, 1), 36, 4
@@ -33,24 +37,37 @@ _EPSILON = {"linf": 0.1, "l2": 0.5}
 _SEED = 3
 
 
-def contract(x, x_adv, epsilon, norm, bounds):
-    """The largest perturbation; raises where an attack broke its contract.
+def contract(
+    x: np.ndarray[Any, Any],
+    x_adv: Any,
+    epsilon: float,
+    norm: str,
+    bounds: Bounds,
+) -> float:
+    """Checks the output of an attack against its budget and bounds.
+
+    The tolerance is a few units in the last place of float32, or of x's dtype
+    if that is coarser. In l2, rounding errors add up over the pixels.
 
     Args:
-        x: float array (batch, ...), what was attacked.
-        x_adv: what the attack returned.
-        epsilon: its budget, >= 0.
+        x: Float array (batch, ...), the attacked images.
+        x_adv: Output of the attack.
+        epsilon: Budget of the attack, >= 0.
         norm: "linf" or "l2".
         bounds: (lowest, highest) value of x, or None.
 
     Returns:
-        A float, in `norm`.
+        A float, the largest perturbation of an example, in `norm`.
 
     Raises:
-        ValueError: if `x_adv` has another shape or dtype than x, is not finite,
-            or left the bounds or the ball by more than rounding: by some units
-            in the last place of float32, or of x's type if that is coarser; in
-            l2 they add up over the pixels.
+        ValueError: If `x_adv` has another shape or dtype than x, is not finite,
+            or lies outside the bounds or the ball.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.zeros([1, 4], "float32")
+        >>> contract(x, x + 0.125, 0.125, "linf", (0.0, 1.0))
+        0.125
     """
     x_adv = _tensor(x_adv)
     if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
@@ -58,7 +75,7 @@ def contract(x, x_adv, epsilon, norm, bounds):
             f"the attack must return {x.dtype} of shape {x.shape}. Received: "
             f"{x_adv.dtype.name} of shape {tuple(x_adv.shape)}"
         )
-    # In float64: the check must not add rounding of its own.
+    # In float64, so that the check adds no rounding errors of its own.
     found = x_adv.numpy().astype(np.float64)
     tolerance, unit = _rounding(x)
     if not np.isfinite(found).all():
@@ -86,10 +103,10 @@ def contract(x, x_adv, epsilon, norm, bounds):
     return largest
 
 
-def _rounding(x):
-    """Returns how far rounding may move a pixel, and the pixels' largest unit.
+def _rounding(x: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Returns the tolerance for a pixel and the largest unit in the last place.
 
-    Attacks compute in float32 at least, and round what they return to x's type.
+    Attacks compute at least in float32, and round their output to x's dtype.
     """
     size = max(1.0, float(np.abs(x).max(initial=0.0)))
     computed = float(np.spacing(np.float32(size)))
@@ -99,32 +116,40 @@ def _rounding(x):
     return _UNITS * computed + unit / 2, unit
 
 
-def check(attack, **options):
-    """Tries an attack out, in each norm that it takes; silent if all is well.
+def check(attack: Any, **options: Any) -> None:
+    """Tests whether an attack satisfies the contract, in each supported norm.
 
-    On eight random images and a small network it checks: shape, dtype, finite
-    pixels, bounds and budget; that epsilon = 0 changes nothing; the forms of
-    labels and of seeds; that the same seed gives the same result; that x and y
-    are left alone; that an unknown option is refused; and, of an attack that
-    declares `in_graph`, that a `tf.function` of it gives the same, and that one
-    for batches of any size keeps the budget: so it is traced in training.
+    Runs the attack on eight random images and a small network, and checks that
 
-    A factory that raises a ValueError for a norm is taken not to support it.
+    - the result has the shape and dtype of x, is finite, and is within the
+      bounds and the budget, for all forms of labels and seeds;
+    - epsilon = 0 changes nothing;
+    - the same seed gives the same result;
+    - x and y are not modified;
+    - an unknown option is rejected;
+    - for attacks with `in_graph`, a `tf.function` gives the eager result, and
+      a `tf.function` for batches of unknown size, as traced in training,
+      satisfies the budget.
+
+    A norm for which the factory raises a ValueError counts as unsupported.
 
     Args:
-        attack: a name of `tfsam.attacks.names()`, or a factory.
-        **options: what else the factory takes; neither `epsilon`, `norm` nor
+        attack: A name from `tfsam.attacks.names()`, or a factory.
+        **options: Options of the factory other than `epsilon`, `norm` and
             `bounds`.
 
     Raises:
-        ValueError: if the attack breaks a rule of the contract: which one, in
-            which norm, and how.
+        ValueError: If the attack violates the contract. The message names the
+            rule and the norm.
+
+    Example:
+        >>> check("pgd", steps=2)
     """
     factory = registry.factory(attack) if isinstance(attack, str) else attack
     refusals = []
     for norm in geometry.NORMS:
 
-        def make(epsilon, norm=norm, **more):
+        def make(epsilon: float, norm: str = norm, **more: Any) -> Any:
             return registry.make(
                 factory,
                 epsilon=epsilon,
@@ -139,7 +164,7 @@ def check(attack, **options):
         except ValueError as error:
             refusals.append(f"{norm}: {error}")
             continue
-        with _saying(f"{attack} in {norm}: "):
+        with _prefix_errors(f"{attack} in {norm}: "):
             _check_norm(make, norm)
     if len(refusals) == len(geometry.NORMS):
         raise ValueError(
@@ -148,26 +173,26 @@ def check(attack, **options):
         )
 
 
-def _check_norm(make, norm):
-    """All rules, for a function from epsilon to an attack in one norm."""
+def _check_norm(make: Callable[..., Any], norm: str) -> None:
+    """Checks all rules; `make` maps an epsilon to an attack in this norm."""
     x, y = _data()
     attack, epsilon = make(_EPSILON[norm]), _EPSILON[norm]
 
-    def run(attack, y, seed):
+    def run(attack: Any, y: np.ndarray[Any, Any], seed: Any) -> tf.Tensor:
         inputs = tf.constant(x), tf.constant(y)
         x_adv = _tensor(attack(_network, *inputs, seed))
         for given, now in zip((x, y), inputs, strict=True):
             if not np.array_equal(given, now):
                 raise ValueError(
-                    "the attack must leave x and y alone. Received: a batch "
+                    "the attack must not modify x and y. Received: a batch "
                     "that was modified in place"
                 )
         return x_adv
 
-    with _saying("with integer labels and an int for a seed, "):
+    with _prefix_errors("with integer labels and an int as the seed, "):
         first = run(attack, y, _SEED)
         contract(x, first, epsilon, norm, _BOUNDS)
-    with _saying("with the same seed again, "):
+    with _prefix_errors("with the same seed again, "):
         _check_same(first, run(attack, y, _SEED), "the result must be the same")
     rows = np.stack([np.full(_BATCH, _SEED), np.arange(_BATCH)], 1)
     one_hot = np.eye(_CLASSES, dtype=np.float32)[y]
@@ -176,23 +201,23 @@ def _check_norm(make, norm):
         ("a seed of shape (batch, 2)", y, tf.constant(rows, tf.int32)),
         ("one-hot labels", one_hot, _SEED),
     ):
-        with _saying(f"with {form}, "):
+        with _prefix_errors(f"with {form}, "):
             contract(x, run(attack, labels, seed), epsilon, norm, _BOUNDS)
-    with _saying("with epsilon = 0, "):
+    with _prefix_errors("with epsilon = 0, "):
         contract(x, run(make(0.0), y, _SEED), 0.0, norm, _BOUNDS)
     if getattr(attack, "in_graph", False):
         inputs = tf.constant(x), tf.constant(y), tf.constant(rows, tf.int32)
 
-        def traced(x, y, seed):
+        def traced(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
             return attack(_network, x, y, seed)
 
-        with _saying("in a tf.function, as in_graph=True promises, "):
+        with _prefix_errors("in a tf.function, as in_graph=True promises, "):
             _check_same(
                 run(attack, y, inputs[-1]),
                 tf.function(traced, autograph=False)(*inputs),
-                "the result must be the eager one",
+                "the result must equal the eager result",
             )
-        with _saying("in a tf.function of any batch size, "):
+        with _prefix_errors("in a tf.function for any batch size, "):
             any_size = [
                 tf.TensorSpec((None, *i.shape[1:]), i.dtype) for i in inputs
             ]
@@ -201,24 +226,29 @@ def _check_norm(make, norm):
     _check_unknown_option(make, epsilon)
 
 
-def _check_unknown_option(make, epsilon):
+def _check_unknown_option(make: Callable[..., Any], epsilon: float) -> None:
+    """Checks that the factory raises an error for an unknown option."""
     try:
         make(epsilon, no_such_option=1)
     except (TypeError, ValueError):
         return
     raise ValueError(
-        "an option that the factory does not know must be refused. "
+        "the factory must reject unknown options with an error. "
         "Received: no_such_option=1, and no error"
     )
 
 
-def _check_same(one, other, rule):
+def _check_same(one: tf.Tensor, other: tf.Tensor, rule: str) -> None:
+    """Checks that two results are equal up to rounding."""
     difference = float(tf.reduce_max(tf.abs(one - other)))
     if not difference <= _CLOSE:
-        raise ValueError(f"{rule}. Received: pixels that differ {difference:g}")
+        raise ValueError(
+            f"{rule}. Received: pixels that differ by {difference:g}"
+        )
 
 
-def _tensor(x_adv):
+def _tensor(x_adv: Any) -> tf.Tensor:
+    """Converts the output of an attack to a tensor."""
     try:
         return tf.convert_to_tensor(x_adv)
     except (TypeError, ValueError) as error:
@@ -228,8 +258,8 @@ def _tensor(x_adv):
 
 
 @contextlib.contextmanager
-def _saying(where):
-    """Puts words before what is raised, a ValueError from then on."""
+def _prefix_errors(where: str) -> Iterator[None]:
+    """Turns exceptions into ValueErrors whose messages begin with `where`."""
     try:
         yield
     except ValueError as error:
@@ -241,15 +271,15 @@ def _saying(where):
         ) from error
 
 
-def _data():
-    """Images with pixels at the bounds, and the network's own labels."""
+def _data() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Returns images with pixels at the bounds, and the network's labels."""
     noise = np.random.default_rng(0).uniform(-0.2, 1.2, (_BATCH, *_SHAPE))
     x = np.clip(noise, *_BOUNDS).astype(np.float32)
     return x, np.argmax(_network(tf.constant(x)), axis=1)
 
 
-def _network(x):
-    """Logits that are smooth, and not linear, in the pixels."""
+def _network(x: Any) -> tf.Tensor:
+    """Computes logits that are smooth, nonlinear functions of the pixels."""
     rng = np.random.default_rng(1)
     hidden = tf.constant(rng.normal(size=(_PIXELS, 8)), x.dtype)
     output = tf.constant(rng.normal(size=(8, _CLASSES)), x.dtype)

@@ -1,13 +1,15 @@
-"""Attacks that look for the nearest adversarial example: FMN.
+"""Minimum-norm attacks, which search for the nearest adversarial example: FMN.
 
-Pintor et al. (2021), "Fast Minimum-norm Adversarial Attacks through Adaptive
-Norm Constraints", Algorithm 1.
+Pintor et al., 2021, "Fast Minimum-norm Adversarial Attacks through Adaptive
+Norm Constraints", algorithm 1.
 
-One run of a minimum-norm attack measures robustness at every epsilon: an
-example is broken at those above its distance, which `closest` finds.
+A single run of a minimum-norm attack measures robustness at every epsilon: an
+example is broken at all epsilons above its distance to the point that `closest`
+returns.
 """
 
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -15,8 +17,10 @@ import tensorflow as tf
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import per_example
 from tfsam.attacks.base import where
+from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import crossed
 from tfsam.attacks.logits import examples
@@ -28,55 +32,64 @@ from tfsam.geometry import over_largest
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
 
-# What is left of step size and gamma at the end: the paper's 1/100 and, of
-# gamma 0.05, 0.001.
+# Final step size and gamma, relative to the first ones: the paper's 1/100, and
+# 0.001 from 0.05.
 _STEP_SIZE_LEFT = 0.01
 _GAMMA_LEFT = 0.02
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
 class FMN(Attack):
-    """The fast minimum-norm attack (Pintor et al., 2021, Algorithm 1).
+    """The fast minimum-norm attack (Pintor et al., 2021, algorithm 1).
 
-    Ascends the margin within a ball around the image whose radius adapts: it
-    shrinks by 1 - gamma where the iterate is misclassified, and grows by
-    1 + gamma where it is not. Until a first success the radius is the distance
-    to the linearised boundary, ||delta|| + |margin| / ||gradient||_dual.
-    Step size and gamma follow a cosine down to 1/100 and 1/50.
+    The attack ascends the margin within a ball around the image, and adapts the
+    radius of the ball: it shrinks by the factor 1 - gamma if the iterate is
+    misclassified, and grows by 1 + gamma if not. Until the first success the
+    radius is the distance to the linearised boundary, ||delta|| + |margin| /
+    ||gradient||_dual. The step size and gamma decrease by a cosine, to 1/100
+    and 1/50 of their first values.
 
-    Three things are not as in the paper. A step is measured in radii, so that
-    no step size has to be found for each data set; its direction is steepest
-    in the attack's own norm; and the radius also grows before the first
-    success, for the linearised boundary may be approached without being
-    crossed.
+    There are three differences from the paper. Steps are measured in radii, so
+    that no step size needs to be tuned to the data set. Their direction is
+    steepest in the norm of the attack. The radius also grows before the first
+    success, because iterates may approach the linearised boundary without
+    crossing it.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        steps: number of gradients, >= 1.
-        step_size: the first step, in radii of the ball; >= 0.
-        gamma: the first change of the radius, in [0, 1).
+        steps: Number of gradient steps, >= 1.
+        step_size: Length of the first step, in radii of the ball, >= 0.
+        gamma: First relative change of the radius, in [0, 1).
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, y = tf.constant([[0.6, 0.4]]), tf.constant([0])
+        >>> x_adv = FMN(epsilon=0.2)(lambda x: 10 * x, x, y)
+        >>> print(x_adv.numpy().round(1))
+        [[0.5 0.5]]
     """
 
     in_graph = True
     tensor_epsilon = True
     selective = True
-    # A run costs the same whatever epsilon: `closest` once serves them all.
+    # A run costs the same for every epsilon, so that a single call of `closest`
+    # serves all epsilons.
     minimum_norm = True
 
     def __init__(
         self,
-        epsilon,
-        norm="linf",
-        steps=100,
-        step_size=2.0,
-        gamma=0.05,
-        bounds=(0.0, 1.0),
-    ):
+        epsilon: float,
+        norm: str = "linf",
+        steps: int = 100,
+        step_size: float = 2.0,
+        gamma: float = 0.05,
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
         self.follows_gradient = self.steps > 1
@@ -85,38 +98,51 @@ class FMN(Attack):
         if gamma >= 1:
             raise ValueError(f"gamma must be < 1. Received: gamma={gamma}")
 
-    def perturb(self, logits_fn, x, y, seeds):
+    def perturb(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
         """Returns the nearest misclassified point if within epsilon, else x.
 
-        Of a surrogate it is the point at epsilon in its direction.
+        On a surrogate, returns the point at epsilon in the same direction.
         """
         nearest, distance = self._search(logits_fn, x, y)
         return reached(self, logits_fn, x, nearest, distance)
 
-    def closest(self, logits_fn, x, y, seeds):
-        """The nearest misclassified point that was met, whatever epsilon.
+    def closest(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
+        """Finds the nearest misclassified point, regardless of epsilon.
 
         Args:
-            logits_fn: function from pixels to logits.
-            x: float tensor (batch, ...).
-            y: labels.
-            seeds: int32 (batch, 2), of which the attack needs none.
+            logits_fn: Function from pixels to logits.
+            x: Float tensor (batch, ...).
+            y: Class numbers, or one-hot or smoothed labels.
+            seeds: int32 tensor (batch, 2), not used.
 
         Returns:
-            A tensor of x's shape; x where it is misclassified itself, and where
-            no such point was met.
+            Tensor of x's shape; x itself where it is misclassified or where no
+            misclassified point was found.
         """
         return self._search(logits_fn, x, y)[0]
 
-    def _search(self, logits_fn, x, y):
+    def _search(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the nearest points, and their distances (batch,) from x."""
         active = examples(logits_fn, x)
         gradient = input_gradient(logits_fn, losses.margin)
 
-        def loop(x, active):
+        def loop(x: tf.Tensor, active: tf.Tensor) -> Any:
             farthest = self._farthest(x)
 
-            def step(index, point, radius, nearest, distance):
-                # An image that is misclassified itself is done, at distance 0.
+            def step(
+                index: tf.Tensor,
+                point: tf.Tensor,
+                radius: tf.Tensor,
+                nearest: tf.Tensor,
+                distance: tf.Tensor,
+            ) -> tuple[tf.Tensor, ...]:
+                # Images that are misclassified themselves end at distance 0.
                 running = distance > 0
                 slope, logits = gradient(point, y, running)
                 broken = running & crossed(logits_fn, logits, y)
@@ -155,32 +181,49 @@ class FMN(Attack):
 
         return compiled(logits_fn, loop)(x, active)
 
-    def _cosine(self, index, dtype):
-        """From 1 at the first step towards 0 after the last."""
+    def _cosine(self, index: tf.Tensor, dtype: Any) -> tf.Tensor:
+        """Computes the schedule, from 1 at the first step to 0 at the end."""
         share = tf.cast(index, dtype) / self.steps
         return (1 + tf.cos(math.pi * share)) / 2
 
-    def _farthest(self, x):
-        """How far the box reaches: no radius need be larger."""
+    def _farthest(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the distance to the farthest point within the bounds."""
         low, high = self.bounds or (-math.inf, math.inf)
         room = tf.maximum(high - x, x - low)
         return example_norms(room, self.norm, keepdims=False)
 
 
-def reached(attack, logits_fn, x, nearest, distance):
-    """Returns the image for an epsilon, given the nearest misclassified one.
+def reached(
+    attack: Attack,
+    logits_fn: LogitsFn,
+    x: tf.Tensor,
+    nearest: tf.Tensor,
+    distance: tf.Tensor,
+) -> tf.Tensor:
+    """Returns the adversarial example for the attack's epsilon.
 
     Args:
-        attack: the `Attack`.
-        logits_fn: function from pixels to logits.
-        x: float tensor (batch, ...).
-        nearest: float tensor (batch, ...), the points that were found.
-        distance: float tensor (batch,), theirs from x, infinite where none was.
+        attack: The minimum-norm attack.
+        logits_fn: Function from pixels to logits.
+        x: Float tensor (batch, ...).
+        nearest: Float tensor (batch, ...), the nearest misclassified points.
+        distance: Float tensor (batch,), their distances from x; infinite where
+            no misclassified point was found.
 
     Returns:
-        A tensor of x's shape: the nearest point where it is within epsilon,
-        else x. A point on a surrogate's boundary seldom fools another network,
-        so for a surrogate it is the point at epsilon in the same direction.
+        Tensor of x's shape: the nearest misclassified point where it is within
+        epsilon, else x. On a surrogate, the point at epsilon in the direction
+        of the nearest point, because a point on a surrogate's decision boundary
+        seldom fools another network.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, nearest = tf.zeros([2, 1]), tf.constant([[0.1], [0.3]])
+        >>> attack = FMN(epsilon=0.2)
+        >>> found = reached(attack, lambda x: x, x, nearest, nearest[:, 0])
+        >>> print(found.numpy())
+        [[0.1]
+         [0. ]]
     """
     epsilon = tf.cast(attack.epsilon, x.dtype)
     if not is_surrogate(logits_fn):
@@ -190,8 +233,14 @@ def reached(attack, logits_fn, x, nearest, distance):
     return attack.clip(x + epsilon * directions)
 
 
-def _distance(gap, slope, norm):
-    """How far a function with this slope must go to change by the gap."""
+def _distance(gap: tf.Tensor, slope: tf.Tensor, norm: str) -> tf.Tensor:
+    """Returns the distance over which a linear function changes by `gap`.
+
+    Args:
+        gap: Float tensor (batch,), >= 0.
+        slope: Float tensor (batch, ...), the gradients of the functions.
+        norm: "linf" or "l2".
+    """
     scaled, largest = over_largest(slope)
     if norm == "linf":
         dual = example_sums(tf.abs(scaled), keepdims=False)
