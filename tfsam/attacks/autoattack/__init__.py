@@ -1,12 +1,13 @@
-"""AutoAttack, the standard ensemble, natively in TensorFlow.
+"""AutoAttack, the standard ensemble, implemented in TensorFlow.
 
 Croce and Hein, 2020, "Reliable evaluation of adversarial robustness with an
-ensemble of diverse parameter-free attacks", section 5: four attacks without
-anything to tune, one after the other, each on the examples that stood the ones
-before. A file each: `apgd.py`, `fab.py`, `square.py`.
+ensemble of diverse parameter-free attacks", section 5: four parameter-free
+attacks, each on the survivors of the previous ones. They are implemented in
+`apgd.py`, `fab.py` and `square.py`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -20,12 +21,13 @@ from tfsam.attacks.base import Attack
 from tfsam.attacks.base import strongest
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import Logits
+from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import score
 
-# Their defaults are the standard's: 100 steps, 9 targets, 5000 queries.
-STAGES: dict[str, Callable] = {
+# With the defaults of standard AutoAttack: 100 steps, 9 targets, 5000 queries.
+STAGES: dict[str, Callable[..., Any]] = {
     "apgd_ce": apgd_ce,
     "apgd_t": apgd_t,
     "fab_t": FABT,
@@ -35,18 +37,22 @@ STAGES: dict[str, Callable] = {
 
 @keras.saving.register_keras_serializable(package="tfsam")
 class AutoAttack(Attack):
-    """Standard AutoAttack: APGD-CE, APGD-T, FAB-T, Square, in this order.
+    """Standard AutoAttack: APGD-CE, APGD-T, FAB-T and Square, in this order.
 
-    It has no options: what is called AutoAttack is this. Of fewer than ten
-    classes there are as many targets as there are other classes.
+    It has no options, so that results called AutoAttack are comparable. With
+    fewer than ten classes, the targeted attacks use all other classes.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> [name for name, _ in AutoAttack(epsilon=8 / 255).stages]
+        ['apgd_ce', 'apgd_t', 'fab_t', 'square']
     """
 
     in_graph = True
@@ -54,8 +60,8 @@ class AutoAttack(Attack):
     tensor_epsilon = True
 
     @property
-    def stages(self):
-        """The four attacks, (name, attack) each."""
+    def stages(self) -> list[tuple[str, Any]]:
+        """The four attacks in order, as (name, attack)."""
         return [
             (
                 name,
@@ -66,10 +72,13 @@ class AutoAttack(Attack):
             for name, make in STAGES.items()
         ]
 
-    def perturb(self, logits_fn, x, y, seeds):
-        """Returns what the first stage that succeeded found, else x.
+    def perturb(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the result of the first stage that succeeds, else x.
 
-        Of a surrogate it is the point of the largest margin of all stages.
+        On a surrogate, all stages are run, and the point of the largest margin
+        is returned.
         """
         if not isinstance(logits_fn, Logits):
             logits_fn = Logits(logits_fn)

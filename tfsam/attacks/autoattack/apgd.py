@@ -1,15 +1,16 @@
-"""Auto-PGD, with which AutoAttack begins.
+"""Auto-PGD, the first two attacks of AutoAttack.
 
 Croce and Hein, 2020, "Reliable evaluation of adversarial robustness with an
-ensemble of diverse parameter-free attacks", Algorithm 1.
+ensemble of diverse parameter-free attacks", algorithm 1.
 
-PGD with momentum that chooses its step size itself: at checkpoints it is halved
-where the loss has stopped to rise, and the search goes on from the best point.
-An example is left as soon as it is misclassified: any broken iterate counts.
+Auto-PGD is PGD with momentum and an adaptive step size: at checkpoints, if the
+loss has stopped rising, the step size is halved and the search continues from
+the best point. The search stops at an example's first misclassified iterate.
 """
 
 import itertools
 import math
+from typing import Any
 from typing import NamedTuple
 
 import keras
@@ -18,6 +19,7 @@ import tensorflow as tf
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import any_copy
 from tfsam.attacks.base import copies
 from tfsam.attacks.base import first_copy
@@ -27,6 +29,8 @@ from tfsam.attacks.base import repeat
 from tfsam.attacks.base import side_by_side
 from tfsam.attacks.base import turn
 from tfsam.attacks.base import where
+from tfsam.attacks.logits import LogitsFn
+from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import in_turn
@@ -38,13 +42,27 @@ from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
 
-# alpha of equation (1): what a step keeps of its own direction; the rest is
-# momentum.
+# alpha of equation (1): the weight of a step's own direction. The rest is the
+# weight of the momentum.
 _MOMENTUM_SHARE = 0.75
 
 
 class _State(NamedTuple):
-    """A search in progress, one row an example."""
+    """The state of a search: tensors with a row for each example.
+
+    Attributes:
+        x: Current point.
+        previous: Previous point.
+        step_size: Current step size.
+        broken: Whether the search ended at a misclassified point.
+        loss: Loss at the last evaluated point.
+        best: Point of the highest loss.
+        best_loss: Loss at `best`.
+        best_slope: Gradient at `best`.
+        rises: Number of steps since the last checkpoint that raised the loss.
+        checkpoint_loss: Best loss at the last checkpoint.
+        just_halved: Whether the step size was halved at the last checkpoint.
+    """
 
     x: tf.Tensor
     previous: tf.Tensor
@@ -54,29 +72,40 @@ class _State(NamedTuple):
     best: tf.Tensor
     best_loss: tf.Tensor
     best_slope: tf.Tensor
-    rises: tf.Tensor  # Steps since the checkpoint that raised the loss.
-    checkpoint_loss: tf.Tensor  # The best loss at the last checkpoint.
-    just_halved: tf.Tensor  # Whether the step size was halved there.
+    rises: tf.Tensor
+    checkpoint_loss: tf.Tensor
+    just_halved: tf.Tensor
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
 class APGD(Attack):
-    """Auto-PGD on one loss, untargeted or towards the likeliest wrong classes.
+    """Auto-PGD on a single loss, untargeted or targeted.
+
+    Croce and Hein, 2020, algorithm 1. The attacks `apgd_ce`, `apgd_dlr` and
+    `apgd_t` are Auto-PGD with different losses.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        steps: number of gradients of an attempt, >= 1.
+        steps: Number of gradient steps in each attempt, >= 1.
         loss: "cross_entropy", "margin" or "dlr".
-        targets: climb towards so many wrong classes, likeliest first; 0 is
-            untargeted.
-        restarts: attempts (for each target), at those who stood before, >= 1.
-        rho: the part of the steps since a checkpoint that must have raised the
-            loss, or the step size is halved; in [0, 1].
+        targets: Number of wrong classes, most likely first, to attack in turn,
+            >= 0; if there are fewer, all. 0 means untargeted.
+        restarts: Number of attempts (for each target), >= 1; each attacks the
+            survivors of the previous ones.
+        rho: Part of the steps since the last checkpoint, in [0, 1]; if fewer
+            steps raised the loss, the step size is halved.
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, y = tf.constant([[0.6, 0.4]]), tf.constant([0])
+        >>> x_adv = APGD(epsilon=0.2, steps=10)(lambda x: 10 * x, x, y)
+        >>> bool(x_adv[0, 1] > x_adv[0, 0])
+        True
     """
 
     in_graph = True
@@ -85,15 +114,15 @@ class APGD(Attack):
 
     def __init__(
         self,
-        epsilon,
-        norm="linf",
-        steps=100,
-        loss="cross_entropy",
-        targets=0,
-        restarts=1,
-        rho=0.75,
-        bounds=(0.0, 1.0),
-    ):
+        epsilon: float,
+        norm: str = "linf",
+        steps: int = 100,
+        loss: str = "cross_entropy",
+        targets: int = 0,
+        restarts: int = 1,
+        rho: float = 0.75,
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
         self.follows_gradient = self.steps > 1
@@ -102,13 +131,16 @@ class APGD(Attack):
         self.restarts = check_count("restarts", restarts, 1)
         self.rho = check_number("rho", rho, 0, 1)
 
-    def perturb(self, logits_fn, x, y, seeds):
-        """Returns the first misclassified point, else that of the best loss.
+    def perturb(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the first misclassified point, else that of the highest loss.
 
-        Of a surrogate it is that of the best loss, and of several attempts that
-        of the largest margin.
+        On a surrogate, returns the point of the highest loss of each attempt,
+        and of several attempts the point of the largest margin.
         """
         active = examples(logits_fn, x)
+        loss: LossFn
         loss, targeted_loss = losses.LOSSES[self.loss]
         runs, targets = self.restarts, None
         if self.targets:
@@ -120,87 +152,148 @@ class APGD(Attack):
 
         beside = side_by_side(runs, x, logits_fn)
 
-        def attempt(round, active):
+        def attempt(
+            round: tf.Tensor, active: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor]:
             turns = [round * beside + number for number in range(beside)]
             starts = [_start(self, x, next_seeds(seeds, n)) for n in turns]
-            labels = copies(y, beside)
+            labels: Any = copies(y, beside)
             if targets is not None:
                 chosen = tf.concat([turn(targets, n) for n in turns], 0)
                 labels = (losses.classes(labels), chosen)
             return _search(
-                *(self, logits_fn, x, y, tf.concat(starts, 0)),
-                *(active, loss, labels, beside),
+                self,
+                logits_fn,
+                x,
+                y,
+                tf.concat(starts, 0),
+                active,
+                loss=loss,
+                labels=labels,
+                beside=beside,
             )
 
         best = score(logits_fn, y, active)
         return repeat(attempt, runs // beside, x, active, best)
 
 
-def apgd_ce(epsilon, norm="linf", steps=100, restarts=1, bounds=(0.0, 1.0)):
-    """APGD on the cross-entropy, the first of AutoAttack.
+def apgd_ce(
+    epsilon: float,
+    norm: str = "linf",
+    steps: int = 100,
+    restarts: int = 1,
+    bounds: Bounds = (0.0, 1.0),
+) -> APGD:
+    """Makes APGD on the cross-entropy, the first attack of AutoAttack.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        steps: number of gradients of an attempt, >= 1.
-        restarts: attempts, >= 1.
+        steps: Number of gradient steps in each attempt, >= 1.
+        restarts: Number of attempts, >= 1.
         bounds: (lowest, highest) value of x, or None.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> apgd_ce(epsilon=8 / 255).loss
+        'cross_entropy'
     """
     return APGD(epsilon, norm, steps, restarts=restarts, bounds=bounds)
 
 
-def apgd_dlr(epsilon, norm="linf", steps=100, restarts=1, bounds=(0.0, 1.0)):
-    """APGD on the difference of logits ratio.
+def apgd_dlr(
+    epsilon: float,
+    norm: str = "linf",
+    steps: int = 100,
+    restarts: int = 1,
+    bounds: Bounds = (0.0, 1.0),
+) -> APGD:
+    """Makes APGD on the difference of logits ratio, untargeted.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        steps: number of gradients of an attempt, >= 1.
-        restarts: attempts, >= 1.
+        steps: Number of gradient steps in each attempt, >= 1.
+        restarts: Number of attempts, >= 1.
         bounds: (lowest, highest) value of x, or None.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> apgd_dlr(epsilon=8 / 255).loss
+        'dlr'
     """
     return APGD(epsilon, norm, steps, "dlr", restarts=restarts, bounds=bounds)
 
 
 def apgd_t(
-    epsilon, norm="linf", steps=100, targets=9, restarts=1, bounds=(0.0, 1.0)
-):
-    """APGD on the targeted DLR, the second of AutoAttack.
+    epsilon: float,
+    norm: str = "linf",
+    steps: int = 100,
+    targets: int = 9,
+    restarts: int = 1,
+    bounds: Bounds = (0.0, 1.0),
+) -> APGD:
+    """Makes APGD on the targeted DLR loss, the second attack of AutoAttack.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        steps: number of gradients of an attempt, >= 1.
-        targets: wrong classes to go for, likeliest first; with fewer, all.
-        restarts: attempts for each target, >= 1.
+        steps: Number of gradient steps in each attempt, >= 1.
+        targets: Number of wrong classes, most likely first, to attack in turn;
+            if there are fewer, all.
+        restarts: Number of attempts for each target, >= 1.
         bounds: (lowest, highest) value of x, or None.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> apgd_t(epsilon=8 / 255).targets
+        9
     """
     return APGD(epsilon, norm, steps, "dlr", targets, restarts, bounds=bounds)
 
 
-def checkpoints(steps):
-    """The iterations at which the step size is judged (section 3.2).
+def checkpoints(steps: int) -> list[int]:
+    """Returns the iterations at which the step size may be halved.
 
-    w_j = ceil(p_j steps), p_0 = 0, p_1 = 0.22,
-    p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06).
+    Section 3.2 of the paper: w_j = ceil(p_j steps), where p_0 = 0, p_1 = 0.22
+    and p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06).
 
     Args:
-        steps: number of iterations.
+        steps: Number of iterations.
 
     Returns:
-        A list of increasing integers, the first one 0, none above `steps`.
+        List of increasing ints, from 0 to at most `steps`.
+
+    Example:
+        >>> checkpoints(100)
+        [0, 22, 41, 57, 70, 80, 87, 93, 99]
     """
     shares = [0.0, 0.22]
     while shares[-1] <= 1:
         gap = max(shares[-1] - shares[-2] - 0.03, 0.06)
         shares.append(shares[-1] + gap)
-    # Rounded first: 0.41 * 100 is 41, not a bit more.
+    # Rounds first: 0.41 * 100 is slightly more than 41 in floating point.
     found = {math.ceil(round(share * steps, 6)) for share in shares}
     return sorted(w for w in found if w <= steps)
 
 
-def _start(attack, x, seeds):
-    """A random point on the ball's surface, as in the authors' code."""
+def _start(attack: APGD, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    """Draws a point on the surface of the ball, as in the authors' code."""
     points = geometry.random_point(
         seeds, tf.shape(x), 1.0, attack.norm, x.dtype
     )
@@ -208,24 +301,36 @@ def _start(attack, x, seeds):
     return attack.clip(x + attack.epsilon * points / norms)
 
 
-def _search(attack, logits_fn, x, y, starts, active, loss, labels, beside):
-    """Attempts beside each other: (x_adv, broken), an example a row.
+def _search(
+    attack: APGD,
+    logits_fn: LogitsFn,
+    x: tf.Tensor,
+    y: tf.Tensor,
+    starts: tf.Tensor,
+    active: tf.Tensor,
+    *,
+    loss: LossFn,
+    labels: Any,
+    beside: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Runs `beside` attempts in parallel, on copies of the batch.
 
-    An example is done when one of its copies is broken.
+    The search for an example ends when one of its copies is broken. Returns
+    x_adv and whether it is broken, with a row for each example.
     """
     asked = in_turn(logits_fn, beside, x)
     gradient = input_gradient(asked, loss)
     truth = copies(y, beside)
     windows = _windows(attack.steps)
 
-    def loop(x, starts, active):
+    def loop(x: tf.Tensor, starts: tf.Tensor, active: tf.Tensor) -> Any:
         x, wanted = copies(x, beside), copies(active, beside)
 
-        def standing(broken):
+        def survivors(broken: tf.Tensor) -> tf.Tensor:
             return wanted & ~copies(any_copy(broken, beside), beside)
 
-        def step(index, state):
-            left = standing(state.broken)
+        def step(index: tf.Tensor, state: _State) -> tuple[tf.Tensor, _State]:
+            left = survivors(state.broken)
             slope, logits = gradient(state.x, labels, left)
             window = tf.constant(windows)[index]
             broken = left & may_stop(logits_fn, logits, truth)
@@ -241,14 +346,14 @@ def _search(attack, logits_fn, x, y, starts, active, loss, labels, beside):
 
         _, state = tf.while_loop(
             lambda index, state: (
-                (index < attack.steps) & tf.reduce_any(standing(state.broken))
+                (index < attack.steps) & tf.reduce_any(survivors(state.broken))
             ),
             step,
             (0, _initial(attack, starts)),
             parallel_iterations=1,
         )
-        # The last step's point has not been looked at.
-        left = standing(state.broken)
+        # The point of the last step has not been evaluated yet.
+        left = survivors(state.broken)
         logits = predict(asked, state.x, left)
         broken = state.broken | (left & may_stop(logits_fn, logits, truth))
         last = tf.cast(loss(logits, labels), state.best_loss.dtype)
@@ -262,11 +367,13 @@ def _search(attack, logits_fn, x, y, starts, active, loss, labels, beside):
     return compiled(logits_fn, loop)(x, starts, active)
 
 
-def _initial(attack, start):
+def _initial(attack: APGD, start: tf.Tensor) -> _State:
+    """Returns the state of a search at its starting point."""
     nothing = tf.zeros_like(start[:, :1])
     nothing = tf.reshape(nothing, [tf.shape(start)[0], -1])[:, 0]
     lowest = tf.fill(tf.shape(nothing), start.dtype.min)
-    highest = tf.fill(tf.shape(nothing), start.dtype.max)  # No rise at first.
+    # So that the first evaluation does not count as a rise.
+    highest = tf.fill(tf.shape(nothing), start.dtype.max)
     return _State(
         x=start,
         previous=start,
@@ -282,8 +389,10 @@ def _initial(attack, start):
     )
 
 
-def _judged(state, broken, loss, slope):
-    """The state, now that the loss at its point is known."""
+def _judged(
+    state: _State, broken: tf.Tensor, loss: tf.Tensor, slope: tf.Tensor
+) -> _State:
+    """Updates the state with the loss and the gradient at the current point."""
     loss = tf.cast(loss, state.loss.dtype)
     better = loss > state.best_loss
     risen = tf.cast(loss > state.loss, loss.dtype)
@@ -297,16 +406,19 @@ def _judged(state, broken, loss, slope):
     )
 
 
-def _adapted(state, slope, window, rho):
-    """At a checkpoint: halve the step and go back to the best point, or not.
+def _adapted(
+    state: _State, slope: tf.Tensor, window: tf.Tensor, rho: float
+) -> tuple[_State, tf.Tensor]:
+    """Halves the step size at a checkpoint and returns to the best point.
 
-    Conditions 1 and 2 of section 3.2: fewer than rho of the window's steps
-    raised the loss; or neither step size nor best loss changed since the last
-    checkpoint.
+    Both happen under the conditions of section 3.2: fewer than rho * window
+    steps raised the loss (1), or neither the step size nor the best loss has
+    changed since the last checkpoint (2). Returns the state and the gradient at
+    its point.
     """
     few = state.rises < rho * tf.cast(window, state.rises.dtype)
     stuck = ~state.just_halved & (state.best_loss <= state.checkpoint_loss)
-    halve = (few | stuck) & ~state.broken  # What is broken stays where it is.
+    halve = (few | stuck) & ~state.broken  # Broken examples no longer move.
     state = state._replace(
         x=where(halve, state.best, state.x),
         step_size=tf.where(halve, state.step_size / 2, state.step_size),
@@ -317,10 +429,16 @@ def _adapted(state, slope, window, rho):
     return state, where(halve, state.best_slope, slope)
 
 
-def _moved(attack, x, state, slope, first):
-    """Equation (1): a projected step, and some of the step before."""
+def _moved(
+    attack: APGD,
+    x: tf.Tensor,
+    state: _State,
+    slope: tf.Tensor,
+    first: tf.Tensor,
+) -> tf.Tensor:
+    """Returns the next point, equation (1): a projected step with momentum."""
 
-    def project(point):
+    def project(point: tf.Tensor) -> tf.Tensor:
         inside = geometry.project(point - x, attack.epsilon, attack.norm)
         return attack.clip(x + inside)
 
@@ -331,8 +449,8 @@ def _moved(attack, x, state, slope, first):
     return project(state.x + share * (z - state.x) + (1 - share) * momentum)
 
 
-def _windows(steps):
-    """At each iteration, the steps since the last checkpoint if it is one."""
+def _windows(steps: int) -> list[int]:
+    """Returns for each checkpoint the steps since the last one, else 0."""
     marks = checkpoints(steps)
     windows = [0] * (steps + 1)
     for last, mark in itertools.pairwise(marks):

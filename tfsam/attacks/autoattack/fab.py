@@ -1,19 +1,21 @@
-"""FAB-T: the targeted fast adaptive boundary attack.
+"""FAB-T, the targeted fast adaptive boundary attack.
 
-Croce and Hein (2020), "Minimally distorted Adversarial Examples with a Fast
-Adaptive Boundary Attack", Algorithm 1, with targets as standard AutoAttack uses
-it. It walks along the decision boundary, which it takes for a hyperplane at
-every step, and is drawn towards the image as it goes: so it looks for the
-nearest adversarial example, whatever the budget.
+Croce and Hein, 2020, "Minimally distorted Adversarial Examples with a Fast
+Adaptive Boundary Attack", algorithm 1, with targets as in standard AutoAttack.
+The attack moves along the decision boundary, linearised at every step, and is
+biased towards the image. It thereby searches for the nearest adversarial
+example, independent of the budget.
 """
 
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import any_copy
 from tfsam.attacks.base import copies
 from tfsam.attacks.base import first_copy
@@ -21,6 +23,7 @@ from tfsam.attacks.base import per_example
 from tfsam.attacks.base import side_by_side
 from tfsam.attacks.base import turn
 from tfsam.attacks.base import where
+from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import crossed
 from tfsam.attacks.logits import examples
@@ -35,58 +38,66 @@ from tfsam.geometry import over_largest
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
 
-# Newton steps of a projection: images took 3 to 18. A point that is still short
-# of its hyperplane would do no harm, the attack steps again.
+# Largest number of Newton steps in a projection. Images took 3 to 18. A point
+# that does not reach its hyperplane does no harm: the attack steps again.
 _NEWTON_STEPS = 30
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
 class FABT(Attack):
-    """Targeted FAB (Croce and Hein, 2020, Algorithm 1).
+    """Targeted FAB (Croce and Hein, 2020, algorithm 1).
 
-    x_{k+1} = clip((1 - alpha) (x_k + eta delta_k) + alpha (x + eta delta)),
-    where delta_k and delta lead x_k and the image x to the hyperplane on which
-    the target's logit, linearised at x_k, equals that of the label, and
-    alpha = min(||delta_k|| / (||delta_k|| + ||delta||), alpha_max). From a
-    point that is misclassified it goes back towards the image,
-    x_{k+1} = (1 - beta) x + beta x_{k+1}. Each target starts at x itself.
+    An iteration is x_{k+1} = clip((1 - alpha) (x_k + eta delta_k) + alpha (x +
+    eta delta)), where delta_k and delta project x_k and the image x onto the
+    hyperplane on which the target's logit, linearised at x_k, equals that of
+    the label, and alpha = min(||delta_k|| / (||delta_k|| + ||delta||),
+    alpha_max). A misclassified iterate is moved back towards the image:
+    x_{k+1} = (1 - beta) x + beta x_{k+1}. Each target starts at x.
 
-    An example is left at its first misclassified point within epsilon; where
-    there is none, x is returned.
+    The search for an example ends at its first misclassified point within
+    epsilon. Where there is none, x is returned.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        steps: number of gradients for each target, >= 1.
-        targets: so many of the likeliest wrong classes in turn, at most as many
-            as there are; >= 1.
-        alpha_max: the strongest pull towards the image, in [0, 1].
-        eta: how far beyond the hyperplane, >= 1.
-        beta: how far from the image after a success, in [0, 1].
+        steps: Number of gradient steps for each target, >= 1.
+        targets: Number of wrong classes, most likely first, to attack in turn,
+            >= 1; if there are fewer, all.
+        alpha_max: Largest weight of the image's projection, in [0, 1].
+        eta: Overshoot beyond the hyperplane, >= 1; 1 ends on it.
+        beta: Distance from the image after a success, relative to the distance
+            before, in [0, 1].
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, y = tf.constant([[0.6, 0.4]]), tf.constant([0])
+        >>> x_adv = FABT(epsilon=0.2, steps=10)(lambda x: 10 * x, x, y)
+        >>> bool(x_adv[0, 1] > x_adv[0, 0])
+        True
     """
 
     in_graph = True
     tensor_epsilon = True
     selective = True
-    # It does look for the nearest point, but a run for each epsilon, which
-    # leaves out those already broken and stops early, is the cheaper one.
+    # Although it searches for the nearest point: separate runs for each epsilon
+    # are cheaper, because they skip broken examples and stop early.
     minimum_norm = False
 
     def __init__(
         self,
-        epsilon,
-        norm="linf",
-        steps=100,
-        targets=9,
-        alpha_max=0.1,
-        eta=1.05,
-        beta=0.9,
-        bounds=(0.0, 1.0),
-    ):
+        epsilon: float,
+        norm: str = "linf",
+        steps: int = 100,
+        targets: int = 9,
+        alpha_max: float = 0.1,
+        eta: float = 1.05,
+        beta: float = 0.9,
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
         self.follows_gradient = self.steps > 1
@@ -95,36 +106,45 @@ class FABT(Attack):
         self.eta = check_number("eta", eta, 1)
         self.beta = check_number("beta", beta, 0, 1)
 
-    def perturb(self, logits_fn, x, y, seeds):
+    def perturb(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
         """Returns a misclassified point within epsilon, or x.
 
-        Of a surrogate it is the point at epsilon in the direction of the
-        nearest misclassified one.
+        On a surrogate, returns the point at epsilon in the direction of the
+        nearest misclassified point.
         """
         enough = 0.0 if is_surrogate(logits_fn) else self.epsilon
         nearest, distance = self._search(logits_fn, x, y, enough)
         return reached(self, logits_fn, x, nearest, distance)
 
-    def closest(self, logits_fn, x, y, seeds):
-        """The nearest misclassified point that was met, whatever epsilon.
+    def closest(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
+        """Finds the nearest misclassified point, regardless of epsilon.
 
         Args:
-            logits_fn: function from pixels to logits.
-            x: float tensor (batch, ...).
-            y: labels.
-            seeds: int32 (batch, 2), of which the attack needs none.
+            logits_fn: Function from pixels to logits.
+            x: Float tensor (batch, ...).
+            y: Class numbers, or one-hot or smoothed labels.
+            seeds: int32 tensor (batch, 2), not used.
 
         Returns:
-            A tensor of x's shape; x where it is misclassified itself, and where
-            no such point was met.
+            Tensor of x's shape; x itself where it is misclassified or where no
+            misclassified point was found.
         """
         return self._search(logits_fn, x, y, 0.0)[0]
 
-    def _search(self, logits_fn, x, y, enough):
-        """The nearest point, and its distance; stops at one near `enough`."""
+    def _search(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, enough: Any
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the nearest points and their distances (batch,) from x.
+
+        The search for an example ends at a point within the distance `enough`.
+        """
         active = examples(logits_fn, x)
         logits = predict(logits_fn, x, active)
-        standing = active & ~crossed(logits_fn, logits, y)
+        survivors = active & ~crossed(logits_fn, logits, y)
         targets = losses.targets(logits, y, self.targets)
         beside = side_by_side(targets.shape[1], x, logits_fn)
         asked = in_turn(logits_fn, beside, x)
@@ -132,15 +152,22 @@ class FABT(Attack):
         enough = tf.cast(enough, x.dtype)
         classes = losses.classes(copies(y, beside))
 
-        # One loop for all targets: `steps` iterations for some beside each
-        # other, then for the next ones.
-        def loop(x, targets, far):
+        # A single loop over all targets: `steps` iterations for the first
+        # `beside` targets, in parallel, then for the next ones.
+        def loop(
+            x: tf.Tensor, targets: tf.Tensor, far: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor]:
             x = copies(x, beside)
 
-            def running(distance):
+            def running(distance: tf.Tensor) -> tf.Tensor:
                 return ~copies(any_copy(distance <= enough, beside), beside)
 
-            def step(index, point, nearest, distance):
+            def step(
+                index: tf.Tensor,
+                point: tf.Tensor,
+                nearest: tf.Tensor,
+                distance: tf.Tensor,
+            ) -> tuple[tf.Tensor, ...]:
                 left = running(distance)
                 point = tf.where(index % self.steps == 0, x, point)
                 first = index // self.steps * beside
@@ -150,8 +177,8 @@ class FABT(Attack):
                 value = tf.cast(losses.difference(logits, labels), x.dtype)
                 point = self._advance(x, point, slope, value)
                 logits = predict(asked, point, left)
-                # Within rounding of the boundary it turns back, too: its steps
-                # would only become smaller there.
+                # Iterates within rounding errors of the boundary are moved
+                # back, too: steps would only become smaller there.
                 broken = left & losses.misclassified(logits, classes)
                 length = example_norms(point - x, self.norm, keepdims=False)
                 found = broken & crossed(logits_fn, logits, classes)
@@ -176,11 +203,24 @@ class FABT(Attack):
             chosen = distance <= copies(best, beside)
             return first_copy(chosen, nearest, beside), best
 
-        far = tf.where(standing, tf.constant(math.inf, x.dtype), 0)
+        far = tf.where(survivors, tf.constant(math.inf, x.dtype), 0)
         return compiled(logits_fn, loop)(x, targets, far)
 
-    def _advance(self, x, point, slope, value):
-        """The next iterate; `value` is that of z_t - z_y at the present one."""
+    def _advance(
+        self,
+        x: tf.Tensor,
+        point: tf.Tensor,
+        slope: tf.Tensor,
+        value: tf.Tensor,
+    ) -> tf.Tensor:
+        """Returns the next iterate.
+
+        Args:
+            x: Float tensor (batch, ...).
+            point: Float tensor (batch, ...), the current iterate.
+            slope: Float tensor (batch, ...), the gradient of z_t - z_y there.
+            value: Float tensor (batch,), z_t - z_y there.
+        """
         value_at_x = value + example_sums(slope * (x - point), keepdims=False)
         both = tf.concat([point, x], 0)
         landed = project_onto_hyperplane(
@@ -202,26 +242,35 @@ class FABT(Attack):
         )
 
 
-def project_onto_hyperplane(x, w, value, norm, bounds):
-    """The nearest point of a hyperplane inside the box, for each example.
+def project_onto_hyperplane(
+    x: tf.Tensor, w: tf.Tensor, value: tf.Tensor, norm: str, bounds: Bounds
+) -> tf.Tensor:
+    """Projects each example onto a hyperplane, within the box of the bounds.
 
-    argmin_z ||z - x|| over {z in the box: <w, z - x> + value = 0}. Every
-    coordinate goes towards the hyperplane at its own speed, 1 in l-inf and
-    |w_i| in l2, until its bound stops it; all go on for the same time. What is
-    gained by a time is concave and piecewise linear in it, so Newton's method
-    from zero ascends to the solution without sorting, and is exact once it is
-    on the right piece.
+    Computes argmin_z ||z - x|| over {z in the box: <w, z - x> + value = 0}.
+    Every coordinate moves towards the hyperplane at its own speed, 1 in l-inf
+    and |w_i| in l2, until it reaches its bound; all move for the same time. The
+    change of the affine function is concave and piecewise linear in this time.
+    Newton's method, started at zero, therefore ascends to the solution without
+    sorting, and is exact once it reaches the right piece.
 
     Args:
-        x: float tensor (batch, ...), inside `bounds`.
-        w: float tensor of x's shape, the normals.
-        value: float tensor (batch,), of the affine function at x.
+        x: Float tensor (batch, ...), inside `bounds`.
+        w: Float tensor of x's shape, the normals.
+        value: Float tensor (batch,), the affine function at x.
         norm: "linf" or "l2".
         bounds: (lowest, highest) value of x, or None.
 
     Returns:
-        A tensor of x's shape. Where the box and the hyperplane do not meet, the
-        corner of the box that is nearest to it; x where w is zero.
+        Tensor of x's shape. If the box and the hyperplane do not intersect, the
+        corner of the box nearest to the hyperplane; x where w is zero.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, w = tf.constant([[0.5, 0.5]]), tf.constant([[1.0, 1.0]])
+        >>> value = tf.constant([0.5])
+        >>> project_onto_hyperplane(x, w, value, "l2", (0.0, 1.0)).numpy()
+        array([[0.25, 0.25]], dtype=float32)
     """
     w, largest = over_largest(w)
     value = tf.math.divide_no_nan(per_example(value, x), largest)
@@ -237,20 +286,26 @@ def project_onto_hyperplane(x, w, value, norm, bounds):
     return tf.clip_by_value(x + direction * moved, low, high)
 
 
-def _time_to_gain(needed, rates, most, stops):
-    """The time at which all coordinates together have gained what is needed.
+def _time_to_gain(
+    needed: tf.Tensor, rates: tf.Tensor, most: tf.Tensor, stops: tf.Tensor
+) -> tf.Tensor:
+    """Returns the time at which the total change reaches the needed value.
 
     Args:
-        needed: float tensor (batch, 1, ...).
-        rates: float tensor (batch, ...), what each gains in a unit of time.
-        most: float tensor (batch, ...), what each has gained when it stops.
-        stops: float tensor (batch, ...), when each stops.
+        needed: Float tensor (batch, 1, ...).
+        rates: Float tensor (batch, ...), the change of each coordinate in a
+            unit of time.
+        most: Float tensor (batch, ...), the change of each coordinate until it
+            stops.
+        stops: Float tensor (batch, ...), the time at which each stops.
 
     Returns:
-        A tensor of the shape of `needed`; infinite if they never have.
+        Tensor of the shape of `needed`, infinite if the value is not reached.
     """
 
-    def newton(count, time, _before):
+    def newton(
+        count: tf.Tensor, time: tf.Tensor, _before: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         moving = stops > time
         rate = example_sums(tf.where(moving, rates, 0))
         rest = needed - example_sums(
