@@ -1,15 +1,20 @@
-"""The Square attack: random search, without gradients.
+"""The Square attack, a gradient-free random search.
 
-Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient
-black-box adversarial attack via random search", 2020. Each query changes the
-perturbation inside a square window; the change is kept if it lowers the margin.
+Andriushchenko, Croce, Flammarion and Hein, 2020, "Square Attack: a
+query-efficient black-box adversarial attack via random search". Each query
+changes the perturbation inside a square window; the change is kept if it raises
+the loss, the margin of the wrong classes.
 
-All random numbers are drawn before the search, from an example's own seed. Each
-norm turns them into `moves`, tensors of which row i is what iteration i needs,
-and gives the function from (x, best, move) to the next candidate.
+All random numbers are drawn before the search, from the seed of each example.
+For each norm, they are converted to `moves`, a list of tensors whose row i
+holds the random choices of iteration i, and there is a function from (x, best,
+move) to the next candidate.
 """
 
 import math
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,10 +22,12 @@ import tensorflow as tf
 
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import any_copy
 from tfsam.attacks.base import copies
 from tfsam.attacks.base import first_copy
 from tfsam.attacks.base import where
+from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import may_stop
@@ -31,38 +38,48 @@ from tfsam.geometry import example_norms
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_fraction
 
-# Section 3.2: p is halved after these of 10,000 iterations.
+# The iterations, out of 10,000, after which p is halved (section 3.2).
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
-
-# Pixels of a batch whose candidates are asked about several at a time.
+# Largest number of pixels in a batch for which several candidates are evaluated
+# at once.
 _SMALL = 2**14
+
+Integers = np.ndarray[Any, np.dtype[np.int32]]
+Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
 class Square(Attack):
     """The Square attack (Andriushchenko et al., 2020), untargeted.
 
-    Algorithm 1 with the moves of Algorithm 2 (l-inf) or 3 (l2), on the margin
-    z_y - max_{i != y} z_i, as in standard AutoAttack. An example is left at its
-    first misclassified candidate. Windows reach the last row and column, which
-    those of AutoAttack's code never do (but where they fill the image). About
-    small images several queries ahead are asked at once, with the same result.
+    Algorithm 1 of the paper with the moves of algorithm 2 (l-inf) or 3 (l2), on
+    the margin, as in standard AutoAttack. The search for an example ends at its
+    first misclassified candidate. Windows can reach the last row and column;
+    in AutoAttack's code they do so only if they fill the image. For small
+    images, several candidates are evaluated at once, with the same result.
 
-    The shape of an input must be known when it is traced. Inputs that are not
-    (height, width, channels) are searched as an image of one column and one
-    channel, whose windows are clipped to that column.
+    The shape of an example must be known when the attack is traced. Inputs that
+    are not of shape (height, width, channels) are treated as an image with a
+    single column and a single channel, and windows are clipped to the column.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        queries: the candidates that an example may try, the first included;
+        queries: Number of candidates for each example, including the first,
             >= 1.
-        p_init: share of the pixels that the first windows cover, in (0, 1].
+        p_init: Share of the pixels that the first windows cover, in (0, 1].
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, y = tf.constant([[0.6, 0.4]]), tf.constant([0])
+        >>> x_adv = Square(epsilon=0.2, queries=100)(lambda x: x, x, y, seed=0)
+        >>> bool(x_adv[0, 1] > x_adv[0, 0])
+        True
     """
 
     in_graph = True
@@ -72,20 +89,23 @@ class Square(Attack):
 
     def __init__(
         self,
-        epsilon,
-        norm="linf",
-        queries=5000,
-        p_init=0.8,
-        bounds=(0.0, 1.0),
-    ):
+        epsilon: float,
+        norm: str = "linf",
+        queries: int = 5000,
+        p_init: float = 0.8,
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.queries = check_count("queries", queries, 1)
         self.p_init = check_fraction("p_init", p_init)
 
-    def perturb(self, logits_fn, x, y, seeds):
-        """Returns the candidate of the smallest margin, or the first broken.
+    def perturb(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the first misclassified candidate, else the best.
 
-        Of a surrogate it is the candidate of the smallest margin.
+        The best candidate is that of the highest loss. On a surrogate, it is
+        returned in any case.
         """
         active = examples(logits_fn, x)
         image = x
@@ -93,29 +113,53 @@ class Square(Attack):
             image = tf.reshape(x, [-1, math.prod(x.shape[1:]), 1, 1])
         prepare = _squares if self.norm == "linf" else _bumps
         start, moves, propose = prepare(self, image, seeds)
+        search = self._search(logits_fn, x, y, propose)
+        best = compiled(logits_fn, search)(image, start, moves, active)
+        return where(active, tf.reshape(best, tf.shape(x)), x)
 
+    def _search(
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        propose: Callable[..., tf.Tensor],
+    ) -> Callable[..., tf.Tensor]:
+        """Returns the search as a function of tensors that draws no numbers."""
         ahead = _queries_ahead(x, logits_fn)
         last = self.queries - 1
 
-        def loop(image, start, moves, active):
+        def query(
+            candidate: tf.Tensor, survivors: tf.Tensor, y: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor]:
+            candidate = tf.reshape(candidate, [-1, *x.shape[1:]])
+            logits = predict(logits_fn, candidate, survivors)
+            broken = may_stop(logits_fn, logits, y)
+            return losses.margin(logits, y), broken
+
+        def search(
+            image: tf.Tensor,
+            start: tf.Tensor,
+            moves: list[tf.Tensor],
+            active: tf.Tensor,
+        ) -> tf.Tensor:
             if not last:
                 return start
             batch = tf.shape(image)[0]
             images, truth = copies(image, ahead), copies(y, ahead)
 
-            def query(candidate, standing, y):
-                candidate = tf.reshape(candidate, [-1, *x.shape[1:]])
-                logits = predict(logits_fn, candidate, standing)
-                broken = may_stop(logits_fn, logits, y)
-                return losses.margin(logits, y), broken
-
-            def step(index, best, margin, standing):
-                # Each example's next candidates, as if none of them were taken;
-                # of those that are, the first counts, the others are forgotten.
+            def step(
+                index: tf.Tensor,
+                best: tf.Tensor,
+                margin: tf.Tensor,
+                survivors: tf.Tensor,
+            ) -> tuple[tf.Tensor, ...]:
+                # Makes each example's next candidates as if none of them were
+                # accepted. The first that is accepted counts; those after it
+                # are discarded.
                 turns = tf.concat([index + n for n in range(ahead)], 0)
                 moves_now = [_of_examples(m, turns, batch) for m in moves]
                 candidates = propose(images, copies(best, ahead), moves_now)
-                asked = copies(standing, ahead) & (turns < last)
+                asked = copies(survivors, ahead) & (turns < last)
                 found, broken = query(candidates, asked, truth)
                 better = asked & (broken | (found > copies(margin, ahead)))
                 taken = any_copy(better, ahead)
@@ -126,32 +170,26 @@ class Square(Attack):
                     index,
                     where(taken, first_copy(better, candidates, ahead), best),
                     tf.where(taken, first_copy(better, found, ahead), margin),
-                    standing & ~hit & (index < last),
+                    survivors & ~hit & (index < last),
                 )
 
             margin, broken = query(start, active, y)
-            _, best, _, _ = tf.while_loop(
-                lambda index, best, margin, standing: tf.reduce_any(standing),
+            index = tf.zeros([batch], tf.int32)
+            return tf.while_loop(
+                lambda index, best, margin, survivors: tf.reduce_any(survivors),
                 step,
-                (
-                    tf.zeros([batch], tf.int32),
-                    start,
-                    margin,
-                    active & ~broken,
-                ),
+                (index, start, margin, active & ~broken),
                 parallel_iterations=1,
-            )
-            return best
+            )[1]
 
-        best = compiled(logits_fn, loop)(image, start, moves, active)
-        return where(active, tf.reshape(best, tf.shape(x)), x)
+        return search
 
 
-def _queries_ahead(x, logits_fn):
-    """How many candidates to ask about at once.
+def _queries_ahead(x: tf.Tensor, logits_fn: LogitsFn) -> int:
+    """Returns the number of candidates of an example to evaluate at once.
 
-    A query of a few small images takes as long as four, where the network may
-    see so many.
+    Four queries of a few small images take as long as one, if the network may
+    process that many examples.
     """
     if not x.shape.is_fully_defined() or x.shape.num_elements() > _SMALL:
         return 1
@@ -160,8 +198,16 @@ def _queries_ahead(x, logits_fn):
     return 4 if blocks or 4 * x.shape[0] <= most else 1
 
 
-def _of_examples(values, turns, batch):
-    """Of (moves, batch, ...) the move of each row's turn; of (moves,) too."""
+def _of_examples(
+    values: tf.Tensor, turns: tf.Tensor, batch: tf.Tensor
+) -> tf.Tensor:
+    """Selects the current move of each row.
+
+    Args:
+        values: Tensor (moves, batch, ...) or (moves,).
+        turns: int32 tensor, the iteration of each row.
+        batch: Number of examples, which the rows repeat.
+    """
     last = tf.shape(values)[0] - 1
     turns = tf.minimum(turns, last)
     if values.shape.rank == 1:
@@ -171,45 +217,60 @@ def _of_examples(values, turns, batch):
     return tf.gather(flat, turns * batch + rows)
 
 
-def _column(values):
+def _column(values: tf.Tensor) -> tf.Tensor:
+    """Reshapes (batch,) to (batch, 1, 1, 1)."""
     return values[:, None, None, None]
 
 
-def window_shares(queries, p_init):
-    """The share of the pixels that each window covers: p of section 3.2.
+def window_shares(queries: int, p_init: float) -> Floats:
+    """Returns the share of the pixels that each window covers.
 
-    Iteration i of so many queries has the p of i / queries * 10,000, as in
-    AutoAttack.
+    This is p of section 3.2, whose schedule is for 10,000 iterations. As in
+    AutoAttack, it is scaled to the number of queries.
 
     Args:
-        queries: number of queries.
-        p_init: the first share.
+        queries: Number of queries, >= 1.
+        p_init: First share, in (0, 1].
 
     Returns:
-        A float array (queries - 1,), for iterations 1, 2, ...: query 0 is the
+        Float array (queries - 1,), for iterations 1, 2, ...; query 0 is the
         first candidate.
+
+    Example:
+        >>> window_shares(5, 0.8).round(4).tolist()
+        [0.025, 0.0125, 0.0062, 0.0031]
     """
     scaled = np.arange(1, queries) / queries * 10_000
     return p_init / 2.0 ** np.searchsorted(_HALVED_AFTER, scaled.astype(int))
 
 
-def eta(height, width):
-    """The l2 attack's window (section 3.4): a bump above its negative.
+def eta(height: int, width: int) -> Floats:
+    """Returns the window of the l2 attack: a bump above its negative.
+
+    See section 3.4 of the paper.
 
     Args:
-        height: number of rows.
-        width: number of columns.
+        height: Number of rows, >= 1.
+        width: Number of columns, >= 1.
 
     Returns:
-        A float array (height, width) of l2 norm 1.
+        Float array (height, width) of l2 norm 1.
+
+    Example:
+        >>> eta(2, 1).round(3).tolist()
+        [[0.707], [-0.707]]
     """
     half = height // 2
     pattern = np.concatenate([_bump(half, width), -_bump(height - half, width)])
     return pattern / np.linalg.norm(pattern)
 
 
-def _bump(height, width):
-    """A pyramid of norm 1: sum_{d < j <= n + 1} 1/j^2, d from the centre."""
+def _bump(height: int, width: int) -> Floats:
+    """Returns a pyramid of l2 norm 1.
+
+    At distance d from the centre it is proportional to
+    sum_{d < j <= n + 1} 1/j^2.
+    """
     terms = 1.0 / np.arange(1, max(height, width) // 2 + 2) ** 2
     sums = np.cumsum(terms[::-1])[::-1]
     rows = np.abs(np.arange(height) - height // 2)
@@ -218,16 +279,20 @@ def _bump(height, width):
     return pattern / np.linalg.norm(pattern)
 
 
-def _squares(attack, x, seeds):
-    """Algorithm 2, l-inf: a window is set to +-epsilon, channel by channel.
+# The first candidate, the moves and the function that proposes candidates.
+_Search = tuple[tf.Tensor, list[tf.Tensor], Callable[..., tf.Tensor]]
 
-    Its step of 2 epsilon, projected, ends at a face of the ball wherever it
-    starts; so a candidate takes its window from one of the two faces.
+
+def _squares(attack: Square, x: tf.Tensor, seeds: tf.Tensor) -> _Search:
+    """Prepares algorithm 2, l-inf: sets a window to +-epsilon in each channel.
+
+    A step of 2 epsilon, projected, ends at a face of the ball from any starting
+    point. Therefore a candidate copies its window from one of the two faces.
     """
     _, height, width, channels = x.shape
     epsilon = tf.cast(attack.epsilon, x.dtype)
 
-    def faces(x):
+    def faces(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return attack.clip(x - epsilon), attack.clip(x + epsilon)
 
     lower, upper = faces(x)
@@ -244,7 +309,9 @@ def _squares(attack, x, seeds):
     rows = tf.range(height, dtype=tf.float32)[:, None, None]
     columns = tf.range(width, dtype=tf.float32)[:, None]
 
-    def propose(x, best, move):
+    def propose(
+        x: tf.Tensor, best: tf.Tensor, move: Sequence[tf.Tensor]
+    ) -> tf.Tensor:
         middle, reach_down, centre, reach_across, down = move
         inside = (tf.abs(rows - middle) < reach_down) & (
             tf.abs(columns - centre) < reach_across
@@ -254,8 +321,8 @@ def _squares(attack, x, seeds):
     return tf.where(stripes, lower, upper), moves, propose
 
 
-def _bumps(attack, x, seeds):
-    """Algorithm 3, l2: mass moves from one window to another, as a bump."""
+def _bumps(attack: Square, x: tf.Tensor, seeds: tf.Tensor) -> _Search:
+    """Prepares algorithm 3, l2: moves mass from one window to another."""
     _, height, width, channels = x.shape
     epsilon = tf.cast(attack.epsilon, x.dtype)
     patterns, tiles = _tiles(height, width)
@@ -270,7 +337,7 @@ def _bumps(attack, x, seeds):
     table = tf.constant(table.reshape(-1), x.dtype)
     pages = pages[:, None] + tf.cast(numbers[..., 4] < 0.5, tf.int32)
 
-    def addresses(numbers):
+    def addresses(numbers: tf.Tensor) -> tf.Tensor:
         rows = height - 1 - _places(numbers[..., 0], height, heights)
         columns = width - 1 - _places(numbers[..., 1], width, widths)
         rows += pages * (2 * height - 1)
@@ -284,11 +351,13 @@ def _bumps(attack, x, seeds):
     rows = tf.range(height)[:, None, None]
     pixels = rows * (2 * width - 1) + tf.range(width)[:, None]
 
-    def at_epsilon(x, delta):
+    def at_epsilon(x: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
         size = example_norms(delta, "l2") + TINY
         return attack.clip(x + delta * (epsilon / size))
 
-    def propose(x, best, move):
+    def propose(
+        x: tf.Tensor, best: tf.Tensor, move: Sequence[tf.Tensor]
+    ) -> tf.Tensor:
         target, source, signs = move
         bump = tf.gather(table, pixels + target)
         emptied = tf.gather(table, pixels + source) != 0
@@ -299,30 +368,51 @@ def _bumps(attack, x, seeds):
     return at_epsilon(x, start), moves, propose
 
 
-def _move_mass(delta, bump, emptied, signs, epsilon):
-    """The body of Algorithm 3: the perturbation before it is rescaled.
+def _move_mass(
+    delta: tf.Tensor,
+    bump: tf.Tensor,
+    emptied: tf.Tensor,
+    signs: tf.Tensor,
+    epsilon: tf.Tensor,
+) -> tf.Tensor:
+    """Moves mass between windows, as in the body of algorithm 3.
 
     Args:
-        delta: the perturbation, (batch, height, width, channels).
-        bump: eta in the window that gains, zero elsewhere, one channel.
-        emptied: bool, the window that loses, one channel.
-        signs: of the bump, (batch, 1, 1, channels).
-        epsilon: the budget.
+        delta: Perturbation (batch, height, width, channels).
+        bump: Float tensor (batch, height, width, 1): eta in the window that
+            gains mass, zero elsewhere.
+        emptied: Bool tensor (batch, height, width, 1), the window that loses
+            its mass.
+        signs: Signs of the bump, (batch, 1, 1, channels).
+        epsilon: Budget, a scalar tensor.
+
+    Returns:
+        Tensor of the shape of `delta`, before it is rescaled to epsilon.
     """
     gaining = bump != 0
     nothing = tf.zeros_like(delta)
     kept = tf.where(gaining | emptied, nothing, delta)
     own = tf.where(gaining, delta, nothing)
     new = bump * signs + own / (_channel_norms(own) + TINY)
-    # What clipping to the bounds left unused goes to all channels alike.
+    # Budget that clipping to the bounds left unused is divided equally among
+    # the channels.
     unused = epsilon**2 - tf.square(example_norms(delta, "l2"))
     unused = tf.maximum(unused, 0) / delta.shape[-1]
     mass = tf.sqrt(tf.square(_channel_norms(delta - kept)) + unused)
     return kept + new * (mass / (_channel_norms(new) + TINY))
 
 
-def _first_bumps(numbers, patterns, tiles, channels, dtype):
-    """The first l2 perturbation: a grid of eta, some turned, random signs."""
+def _first_bumps(
+    numbers: tf.Tensor,
+    patterns: Floats,
+    tiles: Integers,
+    channels: int,
+    dtype: Any,
+) -> tf.Tensor:
+    """Returns the first l2 perturbation.
+
+    It is a grid of eta with random signs, some of them transposed.
+    """
     upright, turned = patterns[..., None].astype(dtype.as_numpy_dtype)
     numbers = tf.reshape(numbers, [-1, tiles.max() + 1, 1 + channels])
     numbers = tf.gather(numbers, tiles, axis=1)
@@ -330,18 +420,18 @@ def _first_bumps(numbers, patterns, tiles, channels, dtype):
     return bumps * _signs(numbers[..., 1:], dtype)
 
 
-def _tiles(height, width):
-    """The grid of the first l2 perturbation, a tile a fifth of the image.
+def _tiles(height: int, width: int) -> tuple[Floats, Integers]:
+    """Returns the grid of the first l2 perturbation, about five tiles a side.
 
     Returns:
-        patterns: float array (2, height, width), upright and turned, zero on
-            the border that the grid leaves free.
-        tiles: int array (height, width), the number of each pixel's tile.
+        patterns: Float array (2, height, width), eta in each tile, upright and
+            transposed; zero on the border that the grid does not cover.
+        tiles: int32 array (height, width), the number of each pixel's tile.
     """
     size = np.array([height, width])
     sides = np.maximum(size // 5, 1)
     before = np.maximum((size - 5 * sides) // 2, 0)
-    # Five a side, and more where they are so small that more fit.
+    # Five tiles on each side, or more if the tiles are so small that more fit.
     counts = (size - before) // sides
     border = list(zip(before, size - before - counts * sides, strict=True))
     patterns = np.tile(_both_ways(*sides), (1, *counts))
@@ -350,16 +440,20 @@ def _tiles(height, width):
     return np.pad(patterns, [(0, 0), *border]), np.pad(tiles, border)
 
 
-def _pages(heights, widths, height, width):
-    """Every window as a page of a table, for any place by one address.
+def _pages(
+    heights: Integers, widths: Integers, height: int, width: int
+) -> tuple[Floats, Integers]:
+    """Returns a table of windows from which an image is read by its address.
 
-    A page is zero but for eta, which starts in its middle. The image of a
-    window at (row, column) is the part of the page that starts at (height - 1 -
-    row, width - 1 - column): one `gather`, whatever the window's size.
+    A page of the table is zero except for eta, which starts in its middle. The
+    image with a window at (row, column) is the part of the page that starts at
+    (height - 1 - row, width - 1 - column). Therefore a single `gather` makes
+    the images of windows of all sizes.
 
     Returns:
-        table: float array (pages, 2 * height - 1, 2 * width - 1).
-        pages: int array, the page of each window; the next has it turned.
+        table: Float array (sizes, 2, 2 * height - 1, 2 * width - 1): two pages
+            for each size, with eta upright and transposed.
+        pages: int32 array, the first page of each window.
     """
     shapes, order = np.unique(
         np.stack([heights, widths], axis=1), axis=0, return_inverse=True
@@ -373,54 +467,66 @@ def _pages(heights, widths, height, width):
     return table, 2 * order.reshape(-1).astype(np.int32)
 
 
-def _both_ways(height, width):
+def _both_ways(height: int, width: int) -> Floats:
+    """Returns eta upright and transposed, (2, height, width)."""
     return np.stack([eta(height, width), eta(width, height).T])
 
 
-def _window_sizes(attack, height, width):
-    """Heights and widths of the windows, two int arrays (queries - 1,)."""
+def _window_sizes(
+    attack: Square, height: int, width: int
+) -> tuple[Integers, Integers]:
+    """Returns the heights and widths of the windows, each (queries - 1,)."""
     shares = window_shares(attack.queries, attack.p_init)
     sides = np.round(np.sqrt(shares * height * width)).astype(np.int32)
     if attack.norm == "linf":
         sides = np.maximum(sides, 1)
     else:
-        # Odd, so that a bump has a centre.
+        # Makes the sides odd, so that a bump has a centre.
         sides = np.maximum(sides, 3) // 2 * 2 + 1
     return np.minimum(sides, height), np.minimum(sides, width)
 
 
-def _places(numbers, size, sides):
-    """Where windows start, for uniform numbers (queries - 1, batch)."""
+def _places(numbers: tf.Tensor, size: int, sides: Integers) -> tf.Tensor:
+    """Converts uniform numbers (queries - 1, batch) to starts of windows."""
     count = tf.constant(size - sides[:, None] + 1, numbers.dtype)
     return tf.cast(numbers * count, tf.int32)
 
 
-def _spans(numbers, size, sides):
-    """Windows along an axis: |place - middle| < reach, in float32."""
+def _spans(
+    numbers: tf.Tensor, size: int, sides: Integers
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the middles and reaches of windows along an axis, in float32.
+
+    A window consists of the places with |place - middle| < reach.
+    """
     places = tf.cast(_places(numbers, size, sides), tf.float32)
     reaches = tf.constant(sides / 2, tf.float32)
     return _image(places + reaches[:, None] - 0.5), reaches
 
 
-def _image(values):
-    """(queries - 1, batch) as (queries - 1, batch, 1, 1, 1)."""
+def _image(values: tf.Tensor) -> tf.Tensor:
+    """Reshapes (queries - 1, batch) to (queries - 1, batch, 1, 1, 1)."""
     return values[..., None, None, None]
 
 
-def _signs(numbers, dtype):
+def _signs(numbers: tf.Tensor, dtype: Any) -> tf.Tensor:
+    """Converts uniform numbers to random signs."""
     return tf.where(numbers < 0.5, -tf.ones([], dtype), tf.ones([], dtype))
 
 
-def _channel_norms(delta):
+def _channel_norms(delta: tf.Tensor) -> tf.Tensor:
+    """Computes the l2 norm of each channel, (batch, 1, 1, channels)."""
     squares = tf.reduce_sum(tf.square(delta), axis=[1, 2], keepdims=True)
     return tf.sqrt(squares)
 
 
-def _uniform(seeds, start, moves, each):
-    """Uniform numbers for the start (batch, start), and for the moves.
+def _uniform(
+    seeds: tf.Tensor, start: int, moves: int, each: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws uniform numbers for the first candidate and for the moves.
 
     Returns:
-        Two tensors; the second is (moves, batch, each).
+        Tuple of tensors (batch, start) and (moves, batch, each).
     """
     numbers = _draw(seeds, tf.constant(start + moves * each))
     shape = [tf.shape(seeds)[0], moves, each]
@@ -428,9 +534,10 @@ def _uniform(seeds, start, moves, each):
     return numbers[:, :start], tf.transpose(rest, [1, 0, 2])
 
 
-# A graph of its own: eagerly, a loop over examples takes a second a batch.
+# Compiled into a graph: eagerly, a loop over examples takes a second per batch.
 @tf.function(autograph=False)
-def _draw(seeds, count):
+def _draw(seeds: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Draws `count` uniform numbers for each example."""
     return tf.map_fn(
         lambda seed: tf.random.stateless_uniform([count], seed, alg="philox"),
         seeds,
