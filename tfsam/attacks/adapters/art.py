@@ -1,11 +1,12 @@
-"""Any evasion attack of the Adversarial Robustness Toolbox (1.20.1), by name.
+"""Adapter for evasion attacks of the Adversarial Robustness Toolbox (ART).
 
     attack = ART(8 / 255, attack="SquareAttack", max_iter=1000)
 
-ART is imported when an attack is made, not before.
+Written for ART 1.20.1, which is imported when an attack is made.
 """
 
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,10 +15,13 @@ import tensorflow as tf
 from tfsam.attacks.adapters.outside import Adapter
 from tfsam.attacks.adapters.outside import check_options
 from tfsam.attacks.adapters.outside import class_named
+from tfsam.attacks.base import Bounds
+from tfsam.attacks.logits import LogitsFn
 
-# What the adapter decides: no options of the user's.
+# Arguments that the adapter sets, and that are not options.
 _DECIDED = {"eps", "norm", "targeted"}
-# ART does not say them. Attacks that take a norm, and others, take both.
+# Norms of attacks, which ART does not declare. An attack that is not listed
+# works in both norms.
 _NORM = {
     "l0": ("CarliniL0Method", "PixelAttack", "SaliencyMapMethod"),
     "l1": ("ElasticNet",),
@@ -32,41 +36,46 @@ _NORM = {
     ),
     "linf": ("BasicIterativeMethod", "CarliniLInfMethod", "ThresholdAttack"),
 }
-# DeepFool's paper's. ART's 1e-6 ends on the boundary, where float32 decides;
-# and it has the name of the budget, so that nobody else can set it.
+# DeepFool's overshoot, from its paper. With ART's default, 1e-6, it ends on the
+# decision boundary, where rounding decides. As the argument is named epsilon,
+# like the budget, users cannot set it.
 _OVERSHOOT = {"DeepFool": {"epsilon": 0.02}}
 
 
 @keras.saving.register_keras_serializable("tfsam", "ART")
 class ART(Adapter):
-    """An evasion attack of ART on a classifier, away from the true label.
+    """An untargeted evasion attack of ART.
 
-    Where the attack takes them, it gets `eps`, `norm`, `targeted=False`,
-    `verbose=False`, the whole batch as its `batch_size` and, as `eps_step`,
-    not ART's 0.1 whatever eps but that of `tfsam.PGD`, eps/4 (l-inf) or eps/8
-    (l2), or 2 eps, APGD's, for those named Auto. Options override the last
-    three.
+    If the attack takes them, the adapter sets `eps`, `norm`, `targeted=False`,
+    `verbose=False`, `batch_size`, to the whole batch, and `eps_step`. ART's
+    default for the latter is 0.1 regardless of eps; the adapter uses the step
+    size of `tfsam.PGD`, eps/4 (l-inf) or eps/8 (l2), and for attacks with
+    "Auto" in their names that of APGD, 2 eps. Options override the last three.
 
-    An attack that takes no `eps` looks for the smallest perturbation, whatever
-    epsilon: what it finds outside the ball is projected onto it, and has most
-    often lost its effect. Attacks that need
-    probabilities, such as SimBA, refuse a model of logits.
+    An attack without `eps` searches for the smallest perturbation, regardless
+    of epsilon. Perturbations outside the ball are projected onto it, and are
+    then seldom adversarial. Attacks that need probabilities, such as SimBA,
+    reject a model that returns logits.
 
-    ART draws from global generators for a whole batch. They are seeded from
-    `seed`: the same batch gives the same points, another batch size others, and
-    so may verdicts differ.
+    ART draws from global random number generators for a whole batch. They are
+    seeded from `seed`: the same batch gives the same result, but another batch
+    size may give other points and other verdicts.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        attack: name of a class in `art.attacks.evasion`.
+        attack: Name of a class in `art.attacks.evasion`.
         bounds: (lowest, highest) value of x.
-        **options: keyword arguments of that class.
+        **options: Keyword arguments of that class.
 
     Raises:
-        ImportError: if ART is not installed.
-        ValueError: if there is no such attack, it is for another norm, or an
+        ImportError: If ART is not installed.
+        ValueError: If there is no such attack, it is for another norm, or an
             option is unknown.
+
+    Example:
+        >>> attack = ART(8 / 255, attack="SquareAttack")  # doctest: +SKIP
+        >>> x_adv = attack(logits_fn, x, y, seed=0)  # doctest: +SKIP
     """
 
     library = "adversarial-robustness-toolbox"
@@ -74,17 +83,18 @@ class ART(Adapter):
 
     def __init__(
         self,
-        epsilon,
-        norm="linf",
-        attack="ProjectedGradientDescent",
-        bounds=(0.0, 1.0),
-        **options,
-    ):
+        epsilon: float,
+        norm: str = "linf",
+        attack: str = "ProjectedGradientDescent",
+        bounds: Bounds = (0.0, 1.0),
+        **options: Any,
+    ) -> None:
         super().__init__(epsilon, norm, attack, bounds, options)
         known = _parameters(self._class())
         check_options(attack, options, known - _DECIDED)
         if "eps" not in known:
-            self.follows_gradient = False  # It is weak within a given epsilon.
+            # Minimum-norm attacks are weak within a given epsilon.
+            self.follows_gradient = False
         for own, names in _NORM.items():
             if attack in names and norm != own:
                 raise ValueError(
@@ -92,8 +102,8 @@ class ART(Adapter):
                     f"Received: attack={attack}, norm={norm}"
                 )
 
-    def find(self, logits_fn, x, labels):
-        """Returns ART's points."""
+    def find(self, logits_fn: LogitsFn, x: tf.Tensor, labels: tf.Tensor) -> Any:
+        """Runs ART's attack."""
         from art.estimators.classification import TensorFlowV2Classifier
 
         classes = logits_fn(x[:1]).shape[-1]
@@ -101,7 +111,7 @@ class ART(Adapter):
             model=lambda x, training=False: logits_fn(x),
             nb_classes=classes,
             input_shape=tuple(x.shape[1:]),
-            # A mean would divide the gradients by the batch size.
+            # A mean would divide gradients by the batch size.
             loss_object=keras.losses.CategoricalCrossentropy(
                 from_logits=True, reduction="sum"
             ),
@@ -114,10 +124,12 @@ class ART(Adapter):
         one_hot = tf.one_hot(labels, classes)
         return attack.generate(x=x.numpy(), y=one_hot.numpy())
 
-    def _class(self):
+    def _class(self) -> Any:
+        """Returns ART's class."""
         return class_named(self.attack, _classes())
 
-    def _defaults(self, x):
+    def _defaults(self, x: tf.Tensor) -> dict[str, Any]:
+        """Returns the arguments to set, if the attack has them."""
         halves_its_steps = "Auto" in self.attack
         steps = 0.5 if halves_its_steps else 4 if self.norm == "linf" else 8
         return {
@@ -130,7 +142,8 @@ class ART(Adapter):
         } | _OVERSHOOT.get(self.attack, {})
 
 
-def _classes():
+def _classes() -> dict[str, Any]:
+    """Imports ART and returns its evasion attacks by name."""
     try:
         import art.attacks.evasion as evasion
     except ImportError as error:
@@ -140,12 +153,12 @@ def _classes():
     return {
         name: member
         for name, member in vars(evasion).items()
-        # Those for PyTorch take no classifier of TensorFlow, and to import
-        # PyTorch beside TensorFlow can end the process.
+        # Attacks for PyTorch take no TensorFlow classifier, and importing
+        # PyTorch after TensorFlow can crash the process.
         if inspect.isclass(member) and "PyTorch" not in name
     }
 
 
-def _parameters(cls):
-    # The first is the classifier.
+def _parameters(cls: Any) -> set[str]:
+    """Returns the names of the constructor's arguments, but the classifier."""
     return set(list(inspect.signature(cls).parameters)[1:])

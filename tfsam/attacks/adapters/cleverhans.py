@@ -1,26 +1,28 @@
-"""cleverhans's TensorFlow 2 attacks: FGM, PGD, BIM, MIM, Carlini-Wagner, SPSA.
+"""Adapters for cleverhans: FGM, PGD, BIM, MIM, Carlini-Wagner and SPSA.
 
-Steps, projections, the momentum and the searches are cleverhans's own code
-(4.0.0), run with the true labels. What differs from cleverhans as shipped, all
-by `_with`, which changes nothing that others see:
+Steps, projections, momentum and searches are the code of cleverhans 4.0.0, run
+with the true labels and in float32. The following is replaced, always by
+`_with`, which leaves the modules of cleverhans unchanged:
 
-- The gradient is that of `logits.input_gradient`: the same number, compiled as
-  `logits_fn` says and shared by all attacks on it. cleverhans's own is a
-  module-level `tf.function` that retraces for, and never frees, each new
-  function, and fails on one that closes over another trace's tensors.
-- The random start has cleverhans's law (uniform in the ball) but draws from the
-  attack's seed, example by example; so does SPSA. cleverhans can only draw from
+- The gradient is computed by `tfsam.attacks.logits.input_gradient`. It has the
+  same values, is compiled according to `logits_fn`, and is shared by all
+  attacks. cleverhans's own is a module-level `tf.function` that is traced anew
+  for each new function, never freed, and fails on functions that close over
+  tensors of another trace.
+- The random start is uniform in the ball, as in cleverhans, but drawn from the
+  seed of each example; so are the samples of SPSA. cleverhans draws from
   TensorFlow's global generator.
-- Carlini-Wagner is untargeted with labels, gets a constant per example where
-  4.0.0 makes one per pixel (which fails for a batch of color images), an Adam
-  with Keras 2's interface, and inputs of any rank. What it finds outside the
-  epsilon ball is projected onto it.
-- SPSA gets an optimizer that Keras 3 can construct, and its images one by one.
-
-cleverhans computes in float32.
+- Carlini-Wagner is untargeted when labels are given. It has one constant per
+  example, where 4.0.0 makes one per pixel (which fails for batches of color
+  images), an Adam optimizer with the interface of Keras 2, and accepts inputs
+  of any rank. Perturbations outside the epsilon ball are projected onto it.
+- SPSA uses an optimizer that Keras 3 can construct, and attacks the images one
+  by one.
 """
 
 import types
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -35,7 +37,9 @@ from cleverhans.tf2.attacks import spsa
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import Bounds
 from tfsam.attacks.gradient import crosses
+from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
 from tfsam.support.validators import check_count
@@ -43,18 +47,21 @@ from tfsam.support.validators import check_number
 
 
 class _CleverhansAttack(Attack):
-    """What the adapters share: float32 in, the budget kept in x's dtype."""
+    """Base class of the adapters: converts to float32 and back."""
 
     library = "cleverhans"
     in_graph = True
     selective = True
 
-    def perturb(self, logits_fn, x, y, seeds):
-        """Returns what cleverhans finds."""
+    def perturb(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
+        """Runs the attack of cleverhans."""
         if not self.in_graph and tf.inside_function():
             raise ValueError(
                 "This cleverhans attack runs eagerly, not in a tf.function or "
-                f"in training. Received: attack={self}"
+                "in training; train with one of tfsam's own attacks. "
+                f"Received: attack={self}"
             )
         x_adv = self._run(
             logits_fn, tf.cast(x, tf.float32), losses.classes(y), seeds
@@ -63,14 +70,26 @@ class _CleverhansAttack(Attack):
             return x_adv
         return self._into_budget(x, tf.cast(x_adv, x.dtype))
 
-    def _run(self, logits_fn, x, labels, seeds):
-        raise TypeError(f"{type(self).__name__} has no _run().")
+    def _run(
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        seeds: tf.Tensor,
+    ) -> tf.Tensor:
+        """Runs the attack on float32 pixels; implemented by subclasses."""
+        raise TypeError(
+            "A cleverhans adapter must implement _run(). "
+            f"Received: {type(self).__name__}"
+        )
 
-    def _into_budget(self, x, x_adv):
+    def _into_budget(self, x: tf.Tensor, x_adv: tf.Tensor) -> tf.Tensor:
+        """Projects x_adv onto the ball and clips it to the bounds."""
         perturbation = geometry.project(x_adv - x, self.epsilon, self.norm)
         return self.clip(x + perturbation)
 
-    def _order_and_bounds(self):
+    def _order_and_bounds(self) -> dict[str, Any]:
+        """Returns cleverhans's arguments for the norm and the bounds."""
         low, high = self.bounds or (None, None)
         order = np.inf if self.norm == "linf" else 2
         return {"norm": order, "clip_min": low, "clip_max": high}
@@ -78,17 +97,34 @@ class _CleverhansAttack(Attack):
 
 @keras.saving.register_keras_serializable("tfsam", "CleverhansFGM")
 class FGM(_CleverhansAttack):
-    """The fast gradient method: one step of length epsilon.
+    """The fast gradient method (Goodfellow et al., 2015) of cleverhans.
+
+    A single step of length epsilon.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
         bounds: (lowest, highest) value of x, or None.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, y = tf.constant([[0.5, 0.5]]), tf.constant([0])
+        >>> FGM(epsilon=0.25)(lambda x: 10 * x, x, y).numpy().tolist()
+        [[0.25, 0.75]]
     """
 
     follows_gradient = False
 
-    def _run(self, logits_fn, x, labels, seeds):
+    def _run(
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        seeds: tf.Tensor,
+    ) -> tf.Tensor:
         attack = _with(
             fgm.fast_gradient_method, compute_gradient=_gradient_of(logits_fn)
         )
@@ -98,12 +134,19 @@ class FGM(_CleverhansAttack):
 
 
 class _Iterative(_CleverhansAttack):
-    """What PGD, BIM and MIM share: their steps."""
+    """Base class of the attacks that make steps: PGD, BIM and MIM."""
 
-    # cleverhans asserts it, in PGD and thereby in BIM.
+    # cleverhans asserts this in PGD, and thereby in BIM.
     _step_within_epsilon = True
 
-    def __init__(self, epsilon, norm, steps, step_size, bounds):
+    def __init__(
+        self,
+        epsilon: float,
+        norm: str,
+        steps: int,
+        step_size: float | None,
+        bounds: Bounds,
+    ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps)
         if step_size is not None:
@@ -116,16 +159,18 @@ class _Iterative(_CleverhansAttack):
         self.step_size = step_size
 
     @property
-    def follows_gradient(self):
-        """Whether its steps, several of them, together cross the ball."""
+    def follows_gradient(self) -> bool:
+        """Whether it makes several steps, at least epsilon long in total."""
         return crosses(self.epsilon, self.steps, self._length())
 
-    def _length(self):
+    def _length(self) -> float:
+        """Returns the step size."""
         if self.step_size is not None:
             return self.step_size
         return self.epsilon / (4 if self.norm == "linf" else 8)
 
-    def _loop(self):
+    def _loop(self) -> dict[str, Any]:
+        """Returns cleverhans's arguments for the steps and the budget."""
         return {
             "eps": self.epsilon,
             "eps_iter": self._length(),
@@ -136,39 +181,56 @@ class _Iterative(_CleverhansAttack):
 
 @keras.saving.register_keras_serializable("tfsam", "CleverhansPGD")
 class PGD(_Iterative):
-    """Projected gradient descent, the paper's evaluation with 10 steps.
+    """Projected gradient descent (Madry et al., 2018) of cleverhans.
+
+    With 10 steps, the default, it is the attack of the paper's evaluation.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        steps: number of gradients, >= 0.
-        step_size: at most epsilon; None is epsilon/4 (l-inf) or epsilon/8 (l2).
-        random_start: start at a point uniform in the ball, else at x.
+        steps: Number of gradient steps, >= 0.
+        step_size: Length of a step, in [0, epsilon]. None means epsilon/4
+            (l-inf) or epsilon/8 (l2).
+        random_start: True starts at a point uniform in the ball, False at x.
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, y = tf.constant([[0.5, 0.5]]), tf.constant([0])
+        >>> print(PGD(epsilon=0.25)(lambda x: 10 * x, x, y, seed=0).numpy())
+        [[0.25 0.75]]
     """
 
     def __init__(
         self,
-        epsilon,
-        norm="linf",
-        steps=10,
-        step_size=None,
-        random_start=True,
-        bounds=(0.0, 1.0),
-    ):
+        epsilon: float,
+        norm: str = "linf",
+        steps: int = 10,
+        step_size: float | None = None,
+        random_start: bool = True,
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
         super().__init__(epsilon, norm, steps, step_size, bounds)
         self.random_start = random_start
 
-    def _run(self, logits_fn, x, labels, seeds):
-        def random_lp_vector(shape, ord, eps, dtype):
+    def _run(
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        seeds: tf.Tensor,
+    ) -> tf.Tensor:
+        def random_lp_vector(
+            shape: Any, ord: Any, eps: float, dtype: Any
+        ) -> tf.Tensor:
             del ord
             return geometry.random_point(seeds, shape, eps, self.norm, dtype)
 
         attack = _with(_pgd_on(logits_fn), random_lp_vector=random_lp_vector)
-        # rand_init=None, cleverhans's default, is no random start.
+        # cleverhans's default, None, means no random start.
         return attack(
             logits_fn,
             x,
@@ -180,35 +242,50 @@ class PGD(_Iterative):
 
 @keras.saving.register_keras_serializable("tfsam", "CleverhansBIM")
 class BIM(_Iterative):
-    """The basic iterative method: PGD from x itself.
+    """The basic iterative method (Kurakin et al., 2017) of cleverhans.
+
+    It is PGD started at x.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        steps: number of gradients, >= 0.
-        step_size: at most epsilon; None is epsilon/4 (l-inf) or epsilon/8 (l2).
+        steps: Number of gradient steps, >= 0.
+        step_size: Length of a step, in [0, epsilon]. None means epsilon/4
+            (l-inf) or epsilon/8 (l2).
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, y = tf.constant([[0.5, 0.5]]), tf.constant([0])
+        >>> BIM(epsilon=0.25)(lambda x: 10 * x, x, y).numpy().tolist()
+        [[0.25, 0.75]]
     """
 
     def __init__(
         self,
-        epsilon,
-        norm="linf",
-        steps=10,
-        step_size=None,
-        bounds=(0.0, 1.0),
-    ):
+        epsilon: float,
+        norm: str = "linf",
+        steps: int = 10,
+        step_size: float | None = None,
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
         super().__init__(epsilon, norm, steps, step_size, bounds)
 
-    def _run(self, logits_fn, x, labels, seeds):
+    def _run(
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        seeds: tf.Tensor,
+    ) -> tf.Tensor:
         attack = _with(
             bim.basic_iterative_method,
             projected_gradient_descent=_pgd_on(logits_fn),
         )
-        # Its sanity checks read tensors' values, which a graph has not.
+        # The sanity checks read the values of tensors, which fails in a graph.
         return attack(
             logits_fn, x, y=labels, sanity_checks=False, **self._loop()
         )
@@ -216,36 +293,51 @@ class BIM(_Iterative):
 
 @keras.saving.register_keras_serializable("tfsam", "CleverhansMIM")
 class MIM(_Iterative):
-    """The momentum iterative method (Dong et al., 2018), from x itself.
+    """The momentum iterative method (Dong et al., 2018) of cleverhans.
+
+    It starts at x.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        steps: number of gradients, >= 0.
-        step_size: None is epsilon/4 (l-inf) or epsilon/8 (l2), as for PGD;
-            cleverhans's own default is 0.06, for an epsilon of 0.3.
-        decay_factor: what a step keeps of the momentum, >= 0.
+        steps: Number of gradient steps, >= 0.
+        step_size: Length of a step, >= 0. None means epsilon/4 (l-inf) or
+            epsilon/8 (l2), as for PGD; cleverhans's own default is 0.06, for an
+            epsilon of 0.3.
+        decay_factor: Factor of the momentum in each step, >= 0.
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, y = tf.constant([[0.5, 0.5]]), tf.constant([0])
+        >>> MIM(epsilon=0.25)(lambda x: 10 * x, x, y).numpy().tolist()
+        [[0.25, 0.75]]
     """
 
     _step_within_epsilon = False
 
     def __init__(
         self,
-        epsilon,
-        norm="linf",
-        steps=10,
-        step_size=None,
-        decay_factor=1.0,
-        bounds=(0.0, 1.0),
-    ):
+        epsilon: float,
+        norm: str = "linf",
+        steps: int = 10,
+        step_size: float | None = None,
+        decay_factor: float = 1.0,
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
         super().__init__(epsilon, norm, steps, step_size, bounds)
         self.decay_factor = check_number("decay_factor", decay_factor)
 
-    def _run(self, logits_fn, x, labels, seeds):
+    def _run(
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        seeds: tf.Tensor,
+    ) -> tf.Tensor:
         attack = _with(
             mim.momentum_iterative_method,
             compute_gradient=_gradient_of(logits_fn),
@@ -262,43 +354,50 @@ class MIM(_Iterative):
 
 @keras.saving.register_keras_serializable("tfsam", "CleverhansCarliniWagner")
 class CarliniWagner(_CleverhansAttack):
-    """Carlini and Wagner's l2 attack (2017), away from the true label.
+    """Carlini and Wagner's l2 attack (2017), untargeted, of cleverhans.
 
-    It looks for the smallest perturbation, whatever epsilon: one that is larger
-    than epsilon is projected onto the ball, and has most often lost its effect.
-    It runs eagerly, `steps * search_steps` gradients a batch, and traces the
-    model once a batch.
+    It searches for the smallest perturbation, regardless of epsilon. A
+    perturbation that is larger than epsilon is projected onto the ball, and is
+    then seldom adversarial. The attack runs eagerly. For each batch it takes
+    `steps * search_steps` gradients and traces the model once.
 
-    The defaults are for a batch in minutes on a CPU; those of cleverhans are
-    1000 steps, 5 search steps and a first constant of 0.01.
+    With the defaults, a batch takes minutes on a CPU. cleverhans's own defaults
+    are 1000 steps, 5 search steps and an initial constant of 0.01.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "l2".
-        steps: steps of Adam for each constant, >= 0.
-        search_steps: number of constants tried, >= 1.
-        initial_const: first weight of the margin against the distance.
-        learning_rate: Adam's, in the space of arctanh pixels.
-        bounds: (lowest, highest) value of x.
+        steps: Number of Adam steps for each constant, >= 0.
+        search_steps: Number of constants in the search, >= 1.
+        initial_const: First weight of the margin relative to the distance, >=
+            0.
+        learning_rate: Learning rate of Adam, in the space of arctanh pixels, >=
+            0.
+        bounds: (lowest, highest) value of x; None is rejected.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> CarliniWagner(epsilon=0.5, steps=50).search_steps
+        3
     """
 
     in_graph = False
-    # Many steps, towards the nearest point: within a given epsilon it is weak.
+    # It is weak within a given epsilon, as it searches for the nearest point.
     follows_gradient = False
+    bounds: tuple[float, float]
 
     def __init__(
         self,
-        epsilon,
-        norm="l2",
-        steps=100,
-        search_steps=3,
-        initial_const=1.0,
-        learning_rate=0.005,
-        bounds=(0.0, 1.0),
-    ):
+        epsilon: float,
+        norm: str = "l2",
+        steps: int = 100,
+        search_steps: int = 3,
+        initial_const: float = 1.0,
+        learning_rate: float = 0.005,
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
         super().__init__(epsilon, norm, bounds)
         if self.norm != "l2":
             raise ValueError(
@@ -314,9 +413,15 @@ class CarliniWagner(_CleverhansAttack):
         self.initial_const = check_number("initial_const", initial_const)
         self.learning_rate = check_number("learning_rate", learning_rate)
 
-    def _run(self, logits_fn, x, labels, seeds):
+    def _run(
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        seeds: tf.Tensor,
+    ) -> tf.Tensor:
         search = _UntargetedCarliniWagner(
-            # cleverhans takes batches of rank 4 only.
+            # cleverhans accepts only batches of rank 4.
             lambda flat: logits_fn(tf.reshape(flat, tf.shape(x))),
             y=labels,
             batch_size=len(x),
@@ -335,21 +440,25 @@ class CarliniWagner(_CleverhansAttack):
 class SPSA(_CleverhansAttack):
     """SPSA (Uesato et al., 2018): Adam on gradients estimated from logits.
 
-    It needs no gradient of the model, and is slow: image by image, eagerly,
-    `steps * samples` forward passes each.
+    The attack uses no gradients of the model. It is slow: it runs eagerly on
+    single images, with `steps * samples` forward passes for each.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf".
-        steps: steps of Adam, >= 0.
-        samples: forward passes for an estimate, an even number >= 2.
-        delta: distance of the samples from the iterate, > 0.
-        learning_rate: Adam's.
-        early_stop: leave an image once it is misclassified.
+        steps: Number of Adam steps, >= 0.
+        samples: Number of forward passes for an estimate, an even number >= 2.
+        delta: Distance of the samples from the iterate, > 0.
+        learning_rate: Learning rate of Adam, >= 0.
+        early_stop: Whether to stop as soon as an image is misclassified.
         bounds: (lowest, highest) value of x, or None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> SPSA(epsilon=8 / 255, samples=64).steps
+        10
     """
 
     in_graph = False
@@ -357,15 +466,15 @@ class SPSA(_CleverhansAttack):
 
     def __init__(
         self,
-        epsilon,
-        norm="linf",
-        steps=10,
-        samples=128,
-        delta=0.01,
-        learning_rate=0.01,
-        early_stop=True,
-        bounds=(0.0, 1.0),
-    ):
+        epsilon: float,
+        norm: str = "linf",
+        steps: int = 10,
+        samples: int = 128,
+        delta: float = 0.01,
+        learning_rate: float = 0.01,
+        early_stop: bool = True,
+        bounds: Bounds = (0.0, 1.0),
+    ) -> None:
         super().__init__(epsilon, norm, bounds)
         if self.norm != "linf":
             raise ValueError(f"SPSA's norm must be linf. Received: norm={norm}")
@@ -381,7 +490,13 @@ class SPSA(_CleverhansAttack):
         self.learning_rate = check_number("learning_rate", learning_rate)
         self.early_stop = early_stop
 
-    def _run(self, logits_fn, x, labels, seeds):
+    def _run(
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        seeds: tf.Tensor,
+    ) -> tf.Tensor:
         # Traced once for all images and steps of the batch.
         model_fn = tf.function(logits_fn, autograph=False)
         low, high = self.bounds or (-np.inf, np.inf)
@@ -396,7 +511,7 @@ class SPSA(_CleverhansAttack):
                 self.steps,
                 clip_min=low,
                 clip_max=high,
-                # The margin of the true label, < 0 once it has lost.
+                # Of the true label's margin, < 0 for misclassified images.
                 early_stop_loss_threshold=0.0 if self.early_stop else None,
                 learning_rate=self.learning_rate,
                 delta=self.delta,
@@ -406,10 +521,14 @@ class SPSA(_CleverhansAttack):
         return tf.concat(images, axis=0)
 
 
-def _with(function, **names):
-    """A copy of cleverhans's function that finds `names` instead of its own.
+def _with(function: Any, **names: Any) -> Any:
+    """Copies a function of cleverhans and replaces some of its globals.
 
-    No module is patched: only who holds the copy sees them.
+    The module of the function is not patched.
+
+    Args:
+        function: A Python function.
+        **names: The new values of its globals.
     """
     return types.FunctionType(
         function.__code__,
@@ -419,23 +538,27 @@ def _with(function, **names):
     )
 
 
-def _gradient_of(logits_fn):
-    """What stands in for cleverhans's `compute_gradient` of cross-entropy."""
+def _gradient_of(logits_fn: LogitsFn) -> Callable[..., tf.Tensor]:
+    """Returns a replacement of cleverhans's `compute_gradient`."""
     gradient = input_gradient(logits_fn, losses.cross_entropy)
-    # cleverhans's loops unroll in a graph: the model is traced once, not once a
-    # step. Eagerly, a fresh tf.function would trace it for each batch.
+    # In a graph, cleverhans's loops are unrolled: this traces the model once
+    # instead of once per step. Eagerly, a new tf.function would be traced for
+    # each batch.
     compiled = isinstance(gradient, tf.types.experimental.PolymorphicFunction)
     if tf.inside_function() and not compiled:
         gradient = tf.function(gradient, autograph=False)
 
-    def compute_gradient(model_fn, loss_fn, x, y, targeted):
+    def compute_gradient(
+        model_fn: Any, loss_fn: Any, x: tf.Tensor, y: tf.Tensor, targeted: bool
+    ) -> tf.Tensor:
         del model_fn, loss_fn, targeted
         return gradient(x, y, examples(logits_fn, x))[0]
 
     return compute_gradient
 
 
-def _pgd_on(logits_fn):
+def _pgd_on(logits_fn: LogitsFn) -> Any:
+    """Returns cleverhans's PGD with the gradient of `logits_fn`."""
     step = _with(
         fgm.fast_gradient_method, compute_gradient=_gradient_of(logits_fn)
     )
@@ -443,26 +566,28 @@ def _pgd_on(logits_fn):
 
 
 class _Namespace:
-    """A module, but for the names given."""
+    """A view of a module with some names replaced."""
 
-    def __init__(self, module, **names):
+    def __init__(self, module: Any, **names: Any) -> None:
         self._module = module
         self.__dict__.update(names)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
 
 class _UntargetedCarliniWagner(cw.CarliniWagnerL2):
-    """The search of cleverhans, repaired where 4.0.0 fails."""
+    """The search of cleverhans, with the faults of 4.0.0 corrected."""
 
-    def __init__(self, model_fn, *, learning_rate, **arguments):
+    def __init__(
+        self, model_fn: LogitsFn, *, learning_rate: float, **arguments: Any
+    ) -> None:
         super().__init__(model_fn, learning_rate=learning_rate, **arguments)
-        # 4.0.0 takes any labels for targets.
+        # 4.0.0 treats any labels as targets.
         self.targeted = False
         self.optimizer = _Keras2Adam(learning_rate)
 
-    # 4.0.0 asks for tf.ones(x.shape) where it means one constant an example.
+    # 4.0.0 calls tf.ones(x.shape) for its constants, one for each example.
     _attack = _with(
         cw.CarliniWagnerL2._attack,
         tf=_Namespace(tf, ones=lambda shape: tf.ones(shape[:1])),
@@ -472,23 +597,27 @@ class _UntargetedCarliniWagner(cw.CarliniWagnerL2):
 class _Keras2Adam:
     """Adam with the part of Keras 2's interface that Carlini-Wagner uses."""
 
-    def __init__(self, learning_rate):
+    def __init__(self, learning_rate: float) -> None:
         self._adam = keras.optimizers.Adam(learning_rate)
 
-    def apply_gradients(self, gradients_and_variables):
+    def apply_gradients(self, gradients_and_variables: Any) -> None:
+        """Applies (gradient, variable) pairs."""
         self._adam.apply_gradients(gradients_and_variables)
 
-    def variables(self):
-        # Those that a restart sets to zero: not the learning rate.
+    def variables(self) -> list[Any]:
+        """Returns the variables that a restart of the search sets to zero."""
+        # Without the learning rate.
         rate = self._adam.learning_rate
         return [v for v in self._adam.variables if v is not rate]
 
 
-def _seeded_spsa(seed):
-    """The SPSA of cleverhans whose n-th draw is a function of (seed, n)."""
+def _seeded_spsa(seed: tf.Tensor) -> Any:
+    """Returns cleverhans's SPSA; its n-th draw is a function of (seed, n)."""
     count = 0
 
-    def uniform(shape, minval, maxval, dtype):
+    def uniform(
+        shape: Any, minval: float, maxval: float, dtype: Any
+    ) -> tf.Tensor:
         nonlocal count
         count += 1
         draw = tf.random.experimental.stateless_fold_in(
@@ -501,17 +630,19 @@ def _seeded_spsa(seed):
     seeded = _Namespace(tf, random=_Namespace(tf.random, uniform=uniform))
 
     class Adam:
-        """Stands in for SPSAAdam, whose constructor Keras 3 refuses."""
+        """A replacement of SPSAAdam, which Keras 3 cannot construct."""
 
         _get_delta = _with(spsa.SPSAAdam._get_delta, tf=seeded)
         _compute_gradients = spsa.SPSAAdam._compute_gradients
         _apply_gradients = spsa.SPSAAdam._apply_gradients
         init_state = spsa.SPSAAdam.init_state
         minimize = spsa.SPSAAdam.minimize
-        # Adam's defaults in Keras.
+        # The defaults of Adam in Keras.
         beta_1, beta_2, epsilon = 0.9, 0.999, 1e-7
 
-        def __init__(self, lr, delta, num_samples, num_iters):
+        def __init__(
+            self, lr: float, delta: float, num_samples: int, num_iters: int
+        ) -> None:
             self.lr = lr
             self._delta = delta
             # Each sample is used with both signs.

@@ -1,45 +1,53 @@
-"""Any attack of foolbox (3.3.4), by the name of its class.
+"""Adapter for attacks of foolbox.
 
     attack = Foolbox(8 / 255, attack="LinfPGD", steps=10)
 
-foolbox is imported when an attack is made, not before.
+Written for foolbox 3.3.4, which is imported when an attack is made.
 """
 
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfsam.attacks.adapters.outside import Adapter
 from tfsam.attacks.adapters.outside import check_options
 from tfsam.attacks.adapters.outside import class_named
+from tfsam.attacks.base import Bounds
+from tfsam.attacks.logits import LogitsFn
 
 _ORDER = {"linf": np.inf, "l2": 2}
 
 
 @keras.saving.register_keras_serializable("tfsam", "Foolbox")
 class Foolbox(Adapter):
-    """An attack of foolbox, away from the true label, at one epsilon.
+    """An untargeted attack of foolbox at a single epsilon.
 
-    An attack of foolbox that looks for the smallest perturbation stops early
-    where it can, and what it finds outside the epsilon ball is projected onto
-    it. Attacks that leave the distance open measure in `norm`.
+    Attacks of foolbox that search for the smallest perturbation stop early
+    where they can; perturbations outside the epsilon ball are projected onto
+    it. Attacks that take a distance as an argument use `norm`.
 
-    foolbox draws from global generators for a whole batch. They are seeded from
-    `seed`: the same batch gives the same points, another batch size others, and
-    so may verdicts differ.
+    foolbox draws from global random number generators for a whole batch. They
+    are seeded from `seed`: the same batch gives the same result, but another
+    batch size may give other points and other verdicts.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2"; the attack's own.
-        attack: name of a class in `foolbox.attacks`.
+        epsilon: Largest perturbation, in the units of x, >= 0.
+        norm: "linf" or "l2", the norm of the attack.
+        attack: Name of a class in `foolbox.attacks`.
         bounds: (lowest, highest) value of x.
-        **options: keyword arguments of that class.
+        **options: Keyword arguments of that class.
 
     Raises:
-        ImportError: if foolbox is not installed.
-        ValueError: if there is no such attack, it is for another norm, or an
+        ImportError: If foolbox is not installed.
+        ValueError: If there is no such attack, it is for another norm, or an
             option is unknown.
+
+    Example:
+        >>> attack = Foolbox(8 / 255, attack="LinfPGD")  # doctest: +SKIP
+        >>> x_adv = attack(logits_fn, x, y, seed=0)  # doctest: +SKIP
     """
 
     library = "foolbox"
@@ -47,28 +55,30 @@ class Foolbox(Adapter):
 
     def __init__(
         self,
-        epsilon,
-        norm="linf",
-        attack="LinfPGD",
-        bounds=(0.0, 1.0),
-        **options,
-    ):
+        epsilon: float,
+        norm: str = "linf",
+        attack: str = "LinfPGD",
+        bounds: Bounds = (0.0, 1.0),
+        **options: Any,
+    ) -> None:
         super().__init__(epsilon, norm, attack, bounds, options)
         if isinstance(self._make(), _foolbox().attacks.base.MinimizationAttack):
-            self.follows_gradient = False  # It is weak within a given epsilon.
+            # Minimum-norm attacks are weak within a given epsilon.
+            self.follows_gradient = False
 
-    def find(self, logits_fn, x, labels):
-        """Returns foolbox's points, clipped by foolbox."""
+    def find(self, logits_fn: LogitsFn, x: tf.Tensor, labels: tf.Tensor) -> Any:
+        """Runs foolbox's attack; foolbox clips the result."""
         model = _foolbox().TensorFlowModel(
             logits_fn,
-            # foolbox asserts that x is inside, and x is rounded to float32.
+            # Rounded to float32, as x is: foolbox asserts that x is inside.
             bounds=tuple(float(np.float32(bound)) for bound in self.bounds),
             device=x.device,
         )
         _, (found,), _ = self._make()(model, x, labels, epsilons=[self.epsilon])
         return found
 
-    def _make(self):
+    def _make(self) -> Any:
+        """Makes the attack of foolbox."""
         foolbox = _foolbox()
         cls = class_named(self.attack, _classes(foolbox))
         known = inspect.signature(cls).parameters
@@ -77,7 +87,7 @@ class Foolbox(Adapter):
         if "distance" in known:
             defaults["distance"] = getattr(foolbox.distances, self.norm)
         attack = cls(**defaults | self.options)
-        # Attacks like SpatialAttack measure no distance at all.
+        # Attacks such as SpatialAttack have no distance.
         order = getattr(getattr(attack, "distance", None), "p", None)
         if order != _ORDER[self.norm]:
             own = "no norm" if order is None else f"l{order:g}"
@@ -88,7 +98,8 @@ class Foolbox(Adapter):
         return attack
 
 
-def _foolbox():
+def _foolbox() -> Any:
+    """Imports foolbox."""
     try:
         import foolbox
     except ImportError as error:
@@ -98,7 +109,8 @@ def _foolbox():
     return foolbox
 
 
-def _classes(foolbox):
+def _classes(foolbox: Any) -> dict[str, Any]:
+    """Returns foolbox's attacks by name."""
     return {
         name: member
         for name, member in vars(foolbox.attacks).items()

@@ -1,8 +1,8 @@
-"""What the adapters of other libraries' attacks share.
+"""Base class of adapters for attacks of other libraries.
 
-Those attacks are found by the name of their class. They run eagerly, on float32
-and on a whole batch, and draw from the global generators, which are seeded for
-them and given back.
+An attack of another library is selected by the name of its class. It runs
+eagerly, in float32 and on a whole batch. It draws from the global random number
+generators, whose states are set before and restored after the attack.
 """
 
 import contextlib
@@ -10,6 +10,10 @@ import difflib
 import random
 import threading
 import zlib
+from collections.abc import Collection
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,46 +21,70 @@ import tensorflow as tf
 from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
+from tfsam.attacks.base import Bounds
 from tfsam.attacks.logits import Logits
+from tfsam.attacks.logits import LogitsFn
 
-# Evaluation runs a thread for each device: the generators are of all of them.
+# An evaluation runs a thread for each device, and the threads share the global
+# generators.
 _GENERATORS = threading.RLock()
 
 
 class Adapter(Attack):
-    """Base of adapters: a subclass writes `find`.
+    """Base class of adapters; a subclass implements `find`.
 
     Args:
-        epsilon: the largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        attack: name of a class of the library.
-        bounds: (lowest, highest) value of x.
-        options: keyword arguments for that class.
+        attack: Name of a class of the library.
+        bounds: (lowest, highest) value of x; None is rejected.
+        options: Keyword arguments of that class.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> class Darken(Adapter):
+        ...     def find(self, logits_fn, x, labels):
+        ...         return x - 1.0
+        >>> attack = Darken(0.25, "linf", "Darken", (0.0, 1.0), {})
+        >>> x, y = tf.constant([[0.5, 0.1]]), tf.constant([0])
+        >>> attack(lambda x: x, x, y).numpy().tolist()
+        [[0.25, 0.0]]
     """
 
     in_graph = False
-    # Some of a library's attacks take gradients, others do not.
+    # Depends on the attack of the library.
     gradient_free = None
+    bounds: tuple[float, float]
 
-    def __init__(self, epsilon, norm, attack, bounds, options):
+    def __init__(
+        self,
+        epsilon: float,
+        norm: str,
+        attack: str,
+        bounds: Bounds,
+        options: dict[str, Any],
+    ) -> None:
         super().__init__(epsilon, norm, bounds)
         if self.bounds is None:
             raise ValueError(
-                f"{type(self).__name__} needs the range of the pixels. "
+                f"{type(self).__name__} needs bounds, the range of the pixels. "
                 f"Received: bounds={bounds}"
             )
         self.attack = attack
         self.options = options
 
-    def perturb(self, logits_fn, x, y, seeds):
-        """Returns what the library finds, projected onto the ball."""
+    def perturb(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the result of the library, projected onto the ball."""
         if tf.inside_function():
             raise ValueError(
                 f"{type(self).__name__} runs eagerly, not in a tf.function or "
-                f"in training. Received: attack={self}"
+                f"in training; train with one of tfsam's own attacks. "
+                f"Received: attack={self}"
             )
         if self.epsilon == 0:
             return x
@@ -71,37 +99,52 @@ class Adapter(Attack):
             x + geometry.project(perturbation, self.epsilon, self.norm)
         )
 
-    def find(self, logits_fn, x, labels):
-        """Returns the library's points.
+    def find(self, logits_fn: LogitsFn, x: tf.Tensor, labels: tf.Tensor) -> Any:
+        """Runs the attack of the library; implemented by subclasses.
 
         Args:
-            logits_fn: function from pixels to a float32 tensor of logits.
+            logits_fn: Function from pixels to a float32 tensor of logits.
             x: float32 tensor (batch, ...), inside `bounds`.
-            labels: int64 tensor (batch,).
-        """
-        raise TypeError(f"{type(self).__name__} has no find().")
+            labels: int64 tensor (batch,), the true classes.
 
-    def get_config(self):
-        """The constructor's arguments."""
+        Returns:
+            Array or tensor of x's shape. It may lie outside the ball.
+
+        Raises:
+            TypeError: If the subclass does not implement it.
+        """
+        raise TypeError(
+            f"An Adapter must implement find(). Received: {type(self).__name__}"
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, the options among them."""
         config = super().get_config()
         return config | config.pop("options")
 
 
-def class_named(name, classes):
-    """The class of that name.
+def class_named(name: str, classes: Mapping[str, Any]) -> Any:
+    """Returns the class of a given name.
 
     Args:
-        name: what the user asks for.
-        classes: classes by name.
+        name: Name of the class.
+        classes: Classes by name.
+
+    Returns:
+        `classes[name]`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: If there is none. The message suggests similar names.
+
+    Example:
+        >>> class_named("Square", {"Square": int})
+        <class 'int'>
     """
     if name in classes:
         return classes[name]
     by_lower_case = {known.lower(): known for known in classes}
     close = difflib.get_close_matches(str(name).lower(), by_lower_case, 5, 0.4)
-    # Nothing comes close: any will show what names look like.
+    # Without a similar name, shows a few as examples.
     suggestions = [by_lower_case[c] for c in close] or sorted(classes)[:5]
     raise ValueError(
         f"attack must be the name of a class, such as "
@@ -109,43 +152,54 @@ def class_named(name, classes):
     )
 
 
-def check_options(name, options, known):
-    """Raises a ValueError for an unknown option.
+def check_options(
+    name: str, options: Mapping[str, Any], known: Collection[str] | None
+) -> None:
+    """Rejects unknown options.
 
     Args:
-        name: the attack's.
-        options: keyword arguments for it.
-        known: names of its options, or None if it takes any.
+        name: Name of the attack, for the message.
+        options: Keyword arguments for the attack.
+        known: Names of its options, or None if it takes any.
+
+    Raises:
+        ValueError: If an option is unknown.
+
+    Example:
+        >>> check_options("LinfPGD", {"steps": 10}, ["steps", "rel_stepsize"])
     """
     unknown = [] if known is None else sorted(set(options) - set(known))
     if unknown:
         raise ValueError(
-            f"The options of {name} are {sorted(known)}. "
+            f"The options of {name} are {sorted(known or ())}. "
             f"Received: {', '.join(f'{k}={options[k]}' for k in unknown)}"
         )
 
 
-def _to_float32(logits_fn):
+def _to_float32(logits_fn: LogitsFn) -> LogitsFn:
+    """Returns a function whose logits are float32 tensors."""
     function = logits_fn
     if isinstance(logits_fn, Logits):
-        # Traced once a batch. Another callable may be one of NumPy.
+        # Traced once for a batch. Other callables may use NumPy, which cannot
+        # be traced.
         compiled = tf.function(
             logits_fn, autograph=False, reduce_retracing=True
         )
 
-        def function(x):
+        def function(x: tf.Tensor) -> tf.Tensor:
             return compiled(logits_fn.guarded(x))
 
     return lambda x: tf.cast(tf.convert_to_tensor(function(x)), tf.float32)
 
 
 @contextlib.contextmanager
-def _seeded(seeds):
-    """Global generators that depend on `seeds` inside, and are untouched after.
+def _seeded(seeds: tf.Tensor) -> Iterator[None]:
+    """Seeds the global generators inside the context and restores them after.
 
-    TensorFlow's cannot be read. It goes on from a number that it drew before:
-    as random, or as reproducible, as it was. Deterministic ops draw nothing
-    without a seed; there it is left without one.
+    The state of TensorFlow's generator cannot be read. It is therefore seeded
+    afterwards with a number that it drew before, which is as random, or as
+    reproducible, as it was. With deterministic ops and without a global seed,
+    TensorFlow cannot draw, and is left without a seed.
     """
     seed = zlib.crc32(seeds.numpy().tobytes())
     python, numpy = random.getstate(), np.random.get_state()
