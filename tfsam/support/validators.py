@@ -1,24 +1,39 @@
-"""Arguments in their ranges: each check names what it expected and received.
+"""Checks of arguments, whose errors name the expected and the received value.
 
-A check returns the value, so that it can be kept where it is made:
+A check returns the value, so that it can be used in an assignment:
 `self.rho = check_number("rho", rho)`.
 """
 
 import math
 import numbers
+from collections.abc import Collection
+from collections.abc import Sequence
+from typing import Any
 
-# Of the difference of two bounds, relative.
+# Relative tolerance for the width of the bounds.
 _ROUNDING = 1e-6
 
 
-def check_number(name, value, least=0, most=math.inf):
-    """Returns `value` as a float; raises a ValueError if it is not in range.
+def check_number(
+    name: str, value: Any, least: float = 0, most: float = math.inf
+) -> float:
+    """Checks that a value is a finite number in a range.
 
     Args:
-        name: the argument's name, for the message.
-        value: a finite number.
-        least: the smallest that is allowed.
-        most: the largest.
+        name: Name of the argument, for the message.
+        value: The value to check.
+        least: Smallest allowed value.
+        most: Largest allowed value.
+
+    Returns:
+        The value as a float.
+
+    Raises:
+        ValueError: If it is not a finite number in [least, most].
+
+    Example:
+        >>> check_number("rho", 1)
+        1.0
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not least <= value <= most:
@@ -31,25 +46,45 @@ def check_number(name, value, least=0, most=math.inf):
     return float(value)
 
 
-def check_fraction(name, value):
-    """Returns `value` as a float; raises a ValueError unless in (0, 1].
+def check_fraction(name: str, value: Any) -> float:
+    """Checks that a value is a number in (0, 1].
 
     Args:
-        name: the argument's name, for the message.
-        value: a number.
+        name: Name of the argument, for the message.
+        value: The value to check.
+
+    Returns:
+        The value as a float.
+
+    Raises:
+        ValueError: If it is not a number in (0, 1].
+
+    Example:
+        >>> check_fraction("sample_fraction", 0.5)
+        0.5
     """
     if not 0 < check_number(name, value) <= 1:
         raise ValueError(f"{name} must be in (0, 1]. Received: {name}={value}")
     return float(value)
 
 
-def check_count(name, value, least=0):
-    """Returns `value`; raises a ValueError unless it is an integer >= least.
+def check_count(name: str, value: Any, least: int = 0) -> int:
+    """Checks that a value is an integer of at least a given size.
 
     Args:
-        name: the argument's name, for the message.
-        value: a number.
-        least: the smallest that is allowed.
+        name: Name of the argument, for the message.
+        value: The value to check.
+        least: Smallest allowed value.
+
+    Returns:
+        The value as an int.
+
+    Raises:
+        ValueError: If it is not an integer >= least.
+
+    Example:
+        >>> check_count("steps", 10)
+        10
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or value < least:
@@ -59,15 +94,22 @@ def check_count(name, value, least=0):
     return int(value)
 
 
-def check_interval(name, value):
-    """Returns (lowest, highest) as floats, or None.
+def check_interval(name: str, value: Any) -> tuple[float, float] | None:
+    """Checks that a value is None or a pair of numbers, the lower first.
 
     Args:
-        name: the argument's name, for the message.
-        value: a pair of numbers, the lower first, or None.
+        name: Name of the argument, for the message.
+        value: The value to check.
+
+    Returns:
+        The value as a tuple (lowest, highest) of floats, or None.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: If it is neither.
+
+    Example:
+        >>> check_interval("bounds", [0, 255])
+        (0.0, 255.0)
     """
     if value is None:
         return None
@@ -83,21 +125,30 @@ def check_interval(name, value):
     return lowest, highest
 
 
-def check_budget(epsilon, norm, bounds, name="epsilon"):
-    """Refuses an l-inf epsilon that is larger than the range of the pixels.
+def check_budget(
+    epsilon: Any,
+    norm: str | None,
+    bounds: Sequence[float] | None,
+    name: str = "epsilon",
+) -> None:
+    """Rejects an l-inf epsilon that is larger than the width of the bounds.
 
-    Such an attack may return any image, so this is a mistake of the unit. In
-    other norms a large epsilon can be meant, and is never refused.
+    Within such an epsilon an attack may return any image; most likely epsilon
+    is in other units than the pixels. In other norms a large epsilon may be
+    intended and is not rejected.
 
     Args:
-        epsilon: the budget of an attack, >= 0; anything but a number, such as
-            a tensor, is let through.
-        norm: of the attack.
+        epsilon: Budget of an attack, >= 0. Values that are not numbers, such as
+            tensors, are not checked.
+        norm: Norm of the attack, or None.
         bounds: (lowest, highest) value of the pixels, or None.
-        name: the argument's name, for the message.
+        name: Name of the argument, for the message.
 
     Raises:
-        ValueError: if it is larger than the width of the bounds.
+        ValueError: If epsilon is larger than the width of the bounds.
+
+    Example:
+        >>> check_budget(8 / 255, "linf", (0.0, 1.0))
     """
     if (
         bounds is None
@@ -120,13 +171,23 @@ def check_budget(epsilon, norm, bounds, name="epsilon"):
     )
 
 
-def check_choice(name, value, choices):
-    """Returns `value`; raises a ValueError if it is not one of some.
+def check_choice(name: str, value: Any, choices: Collection[str]) -> Any:
+    """Checks that a value is one of several strings.
 
     Args:
-        name: the argument's name, for the message.
-        value: a string.
-        choices: the strings that are allowed.
+        name: Name of the argument, for the message.
+        value: The value to check.
+        choices: The allowed strings.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it is not one of the choices.
+
+    Example:
+        >>> check_choice("mask", "fisher", ("fisher", "dynamic"))
+        'fisher'
     """
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
