@@ -76,6 +76,13 @@ class PGD(Attack):
         >>> x, y = tf.constant([[0.5, 0.5]]), tf.constant([0])
         >>> print(attack(lambda x: 10 * x, x, y, seed=0).numpy())
         [[0.4 0.6]]
+
+        Adversarial training:
+
+        >>> import tfsam
+        >>> layers = [keras.Input((4,)), keras.layers.Dense(2)]
+        >>> network = keras.Sequential(layers)
+        >>> model = tfsam.RobustModel(network, perturb_inputs=PGD(8 / 255))
     """
 
     in_graph = True

@@ -76,6 +76,13 @@ class SAM(WeightPerturbation):
         >>> moved, _ = SAM(rho=0.5).perturb(weights, gradients, [], None)
         >>> print(moved[0].numpy())
         [0.3 0.4]
+
+        Training with SAM:
+
+        >>> import tfsam
+        >>> layers = [keras.Input((4,)), keras.layers.Dense(2)]
+        >>> network = keras.Sequential(layers)
+        >>> model = tfsam.RobustModel(network, perturb_weights=SAM(rho=0.2))
     """
 
     def __init__(
