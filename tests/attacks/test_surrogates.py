@@ -89,7 +89,7 @@ def test_all_stages_of_autoattack_are_tried_on_a_surrogate(rows, monkeypatch):
         stage: functools.partial(attacks.factory(stage), **STOPPING[stage])
         for stage in ("apgd_ce", "fab_t", "square")
     }
-    monkeypatch.setattr("tfsam.attacks.autoattack._STAGES", stages)
+    monkeypatch.setattr("tfsam.attacks.autoattack.STAGES", stages)
     attack = attacks.get("autoattack", epsilon=0.05)
     stopped, whole = stopped_and_whole(attack, rows=rows)
     assert accuracy(whole) < accuracy(stopped) - 0.02
