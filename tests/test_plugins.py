@@ -1,4 +1,4 @@
-"""A package of somebody else's, and the check that its author can run."""
+"""Tests of parts of another package, and of `tfsam.attacks.check`."""
 
 import ctypes
 
@@ -75,7 +75,7 @@ def test_options_are_passed_and_one_norm_is_enough():
 
 
 def cheat(change, in_graph=False):
-    """A factory of attacks that do what `change` does."""
+    """Returns a factory of attacks that call `change`."""
 
     class Cheat:
         def __init__(self, epsilon, norm, bounds):
@@ -171,7 +171,7 @@ def test_cheats_are_caught_and_named(change, in_graph, message):
 
 
 def test_an_attack_that_modifies_its_batch():
-    """TensorFlow guards tensors' memory; this one writes to it all the same."""
+    """Writes to the memory of a tensor, which TensorFlow protects."""
 
     def modify(self, logits_fn, x, y, seed):
         result = tf.identity(x) + 0

@@ -1,4 +1,4 @@
-"""APGD: the paper's rule by hand, and against the reference implementation."""
+"""Tests of APGD: the paper's rules by hand, and against the reference."""
 
 import numpy as np
 import pytest
@@ -124,7 +124,7 @@ def test_budget_and_bounds_hold(name, norm, bounds):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_linear_model_has_its_exact_robust_accuracy(name, norm):
-    """Whom a perturbation of size epsilon can break, and nobody else."""
+    """Breaks exactly the examples that epsilon suffices for."""
     y = np.argmax(linear(X), axis=1)
     z = linear(X).numpy()
     distance = np.full(20, np.inf)
@@ -259,7 +259,7 @@ def attacked(digits):
     ],
 )
 def test_it_is_as_strong_as_the_reference(name, model, norm, attacked):
-    """200 digits; the reference's verdicts come with the tests."""
+    """Compares 200 digits with stored verdicts of the reference."""
     x, y = attacked
     net = network(model)
     logits = Logits(lambda x: net(x, training=False), rows=32)

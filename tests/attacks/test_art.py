@@ -1,4 +1,4 @@
-"""The adapter of ART: any evasion attack, by name, inside the budget."""
+"""Tests of the adapter for ART: attacks by name, within the budget."""
 
 import random
 
@@ -22,7 +22,7 @@ W = RNG.normal(size=(48, 2)).astype("float32")
 X = RNG.uniform(0.3, 0.7, size=(50, 4, 4, 3)).astype("float32")
 EPSILON = {"linf": 0.02, "l2": 0.12}
 
-# Name, options, norms, whether it finds all that there is on a linear model.
+# Name, options, norms, whether the attack is exact on a linear model.
 EVERY = [
     ("ProjectedGradientDescent", {"max_iter": 20}, ("linf", "l2"), True),
     ("FastGradientMethod", {}, ("linf", "l2"), True),
@@ -65,7 +65,7 @@ Y = np.argmax(linear(X), axis=1)
 
 
 def exact(epsilon, norm):
-    """Robust accuracy: every margin's distance is known; no bound is near."""
+    """Returns the robust accuracy: all distances are known, all bounds far."""
     slope = np.linalg.norm(W[:, 0] - W[:, 1], 1 if norm == "linf" else 2)
     gap = np.abs(linear(X)[:, 0] - linear(X)[:, 1])
     return np.mean(gap > epsilon * slope)
@@ -147,7 +147,7 @@ def test_dtypes_labels_and_logits():
         assert x_adv.dtype == dtype
         moved = tf.cast(x_adv, tf.float64) - tf.cast(x, tf.float64)
         assert norms(moved, "linf").max() <= 0.08 + slack
-        # A rounded pixel can turn a sign.
+        # The rounding of a pixel can change a sign.
         assert np.mean(np.abs(x_adv - expected) > 2e-3) < 0.01
         np.testing.assert_array_equal(ART(0.0)(linear, x, Y, 1), x)
     logits = Logits(linear)
@@ -155,13 +155,13 @@ def test_dtypes_labels_and_logits():
 
 
 def test_attacks_run_away_from_the_true_label():
-    """Also where ART's default is to run towards a target."""
+    """Tests attacks that are targeted by default in ART."""
     boundary = ART(2.0, "l2", "BoundaryAttack", max_iter=5)
     assert broken(boundary(linear, X[:5], Y[:5], 1).numpy()[[0] * 50]).any()
 
 
 def test_step_sizes_follow_epsilon():
-    """ART's own 0.1 would leave a small ball at its corners."""
+    """With ART's default, 0.1, iterates would jump between corners."""
     steps = {}
     for name in ("ProjectedGradientDescent", "AutoProjectedGradientDescent"):
         for norm in EPSILON:

@@ -1,4 +1,4 @@
-"""The native attacks, the contract of all, and the registry."""
+"""Tests of the native attacks, the contract of attacks, and the registry."""
 
 import importlib.metadata
 
@@ -22,12 +22,12 @@ Y = RNG.integers(0, 3, 6)
 
 
 def linear(x):
-    """Logits that are linear in the pixels."""
+    """Returns logits that are linear in the pixels."""
     return tf.matmul(tf.reshape(x, [-1, 16]), tf.cast(W, x.dtype))
 
 
 def binary(x):
-    """Two logits, m and -m: the worst case is known in both norms."""
+    """Returns logits m and -m, whose worst case is known in both norms."""
     margin = tf.matmul(tf.reshape(x, [-1, 16]), tf.cast(W[:, :1], x.dtype))
     return tf.concat([margin, -margin], axis=1)
 
@@ -54,7 +54,7 @@ def test_the_exact_worst_case_of_a_linear_model(make, norm):
     w = W[:, 0].reshape(4, 4, 1)
     steepest = np.sign(w) if norm == "linf" else w / np.linalg.norm(w)
     sign = np.where(y == 0, -1, 1).reshape(-1, 1, 1, 1)
-    # From a random start l2 only comes near the point.
+    # From a random start, l2 only approaches the point.
     np.testing.assert_allclose(x_adv, x + 0.1 * sign * steepest, atol=2e-3)
 
 
@@ -212,7 +212,7 @@ def test_early_stop_leaves_no_more_accuracy():
 
 
 def test_a_saturated_network_is_attacked_in_l2():
-    """A gradient of 1e-30, over its own norm, still points somewhere."""
+    """A gradient of 1e-30 still has a direction after normalisation."""
     x_adv = tfsam.PGD(0.5, "l2", random_start=False)(
         lambda x: 30.0 * binary(x), X, np.argmax(binary(X), axis=1), 0
     )
@@ -263,7 +263,7 @@ def test_config_round_trip(name):
 
 
 class Plugin:
-    """Somebody else's attack: nothing of tfsam in it."""
+    """An attack of another package, which uses nothing of tfsam."""
 
     def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0), shift=1.0):
         self.shift = epsilon * shift
@@ -313,7 +313,7 @@ def test_the_names_that_are_promised():
 
 
 def quadratic(x):
-    """Logits whose gradients depend on the pixels."""
+    """Returns logits whose gradients depend on the pixels."""
     z = linear(x)
     return tf.concat([z, tf.square(z)], axis=1)
 
@@ -342,14 +342,14 @@ def test_blocks_give_what_the_whole_batch_gives(jit_compile):
             atol=1e-6,
         )
     np.testing.assert_array_equal(logits.passes, [16, 16])
-    # Nobody active, in the same trace.
+    # With no active example, in the same trace.
     for found in both(x, y, np.zeros(24, bool)):
         assert not np.any(found)
     np.testing.assert_array_equal(logits.passes, [16, 16])
 
 
 def test_blocks_do_not_depend_on_neighbours():
-    """To the bit at the same place in a block; elsewhere where it can be."""
+    """Equal to the bit at the same place in a block, else up to rounding."""
     network = tfsam.networks.preact_resnet8(3, input_shape=(8, 8, 1))
     logits = attacks.Logits(lambda x: network(x, training=False), rows=8)
     x = RNG.random((30, 8, 8, 1), dtype="float32")
@@ -386,7 +386,7 @@ def test_inactive_examples_are_left_alone():
 
 
 def test_early_stop_is_any_broken_iterate():
-    """Against the same loop, unrolled: PGD of 0, 1, 2, ... steps."""
+    """Compares with the unrolled loop: PGD of 0, 1, 2, ... steps."""
     x = RNG.uniform(0.3, 0.7, size=(40, 4, 4, 1)).astype("float32")
     y = np.argmax(quadratic(x), axis=1)
     options = {"step_size": 0.02}
@@ -453,7 +453,7 @@ def test_losses_by_hand():
     np.testing.assert_array_equal(
         losses.targets(logits, labels, 9), [[2, 1, 3], [1, 3, 0]]
     )
-    # Of two and of three classes: the stated substitutes.
+    # With two and with three classes: the documented substitutes.
     np.testing.assert_allclose(
         losses.dlr(logits[:, :2], np.array([0, 1])), [-3, -2]
     )

@@ -1,4 +1,4 @@
-"""AutoAttack: that it is the standard ensemble, and as strong."""
+"""Tests that AutoAttack is the standard ensemble, and as strong."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ from tfsam.attacks import Logits
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.verdicts import STANDS
 
-# Published epsilons of the reference, and how far tfsam may be weaker.
+# Published epsilons of the reference, and the tolerance for tfsam.
 EPSILONS = {"linf": (0.05, 0.1, 0.15, 0.2), "l2": (0.25, 0.5, 1.0)}
 
 
 @pytest.fixture
 def short(monkeypatch):
-    """AutoAttack whose Square asks 60 times."""
+    """Returns an AutoAttack whose Square makes 60 queries."""
     defaults = ("linf", 60, 0.8, (0.0, 1.0))
     monkeypatch.setattr(attacks.Square.__init__, "__defaults__", defaults)
 
@@ -69,7 +69,7 @@ def test_called_as_a_function_it_gives_evaluation_s_verdicts(
 
 
 def measured(model, norm, epsilons, digits, workdir):
-    """Verdicts of AutoAttack, as many arrays as epsilons."""
+    """Returns the verdicts of AutoAttack, an array for each epsilon."""
     data = digits[0][1200:1400], digits[1][1200:1400]
     result = tfsam.evaluate(
         network(model),
@@ -108,7 +108,7 @@ def test_a_cell_of_the_reference(model, norm, epsilon, digits, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # Four sweeps of the whole ensemble.
 def test_all_cells_of_the_reference(digits, tmp_path):
-    """As sweeps; no cell 1 point weaker, on average none 0.25 points."""
+    """Cells are at most 1 point weaker, and 0.25 points on average."""
     weaker = []
     for model in ("standard", "adversarial"):
         for norm, epsilons in EPSILONS.items():

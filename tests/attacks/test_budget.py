@@ -1,4 +1,4 @@
-"""No attack leaves its ball by more than a few units in the last place."""
+"""Tests that attacks stay in their ball to a few units in the last place."""
 
 import hypothesis
 import numpy as np
@@ -27,7 +27,7 @@ NATIVE = {
 
 
 def images(rng, shape, kind, bounds):
-    """Images between the bounds: noise, flat, or black and white."""
+    """Returns images of noise, of a single color, or of black and white."""
     low, high = bounds or (-2.0, 3.0)
     x = rng.uniform(size=shape)
     if kind == "flat":
@@ -43,7 +43,7 @@ def length(x, x_adv):
 
 
 def pooled(side):
-    """A network of an image's eight by eight averages."""
+    """Returns a network that sees an image as 8 x 8 averages."""
     weights = np.random.default_rng(2).normal(size=(8 * 8 * 3, 4))
 
     def network(x):
@@ -64,7 +64,7 @@ def pooled(side):
     size=st.sampled_from([1.0, 255.0]),
     dtype=st.sampled_from(["float32", "float64", "float16", BFLOAT16]),
 )
-# Radii that halves round up, and down, and that float32 rounds.
+# Radii that float16 rounds up and down, and that float32 rounds.
 @hypothesis.example(0, 1, "noise", 0.25, 1.0, 1.0, BFLOAT16)
 @hypothesis.example(0, 1, "noise", 0.03125, 1.0, 1.0, "float16")
 @hypothesis.example(0, 1, "noise", 1.5, 1.001, 1.0, "float64")
@@ -88,7 +88,7 @@ def test_a_perturbation_is_shrunk_into_the_ball(
     assert (after <= radius * (1 + FEW_UNITS)).all()
     inside = before <= radius
     np.testing.assert_array_equal(found[inside], moved[inside])
-    # Rounding each pixel once shortens it by no more than this.
+    # Rounding each pixel once shortens it by at most this length.
     unit = np.spacing(np.abs(moved).max(initial=size).astype(dtype))
     lost = np.sqrt(x[0].size) * float(unit)
     assert (after >= np.minimum(before, radius) - lost - 1e-9).all()
@@ -195,7 +195,7 @@ def test_the_contract_finds_a_violation_of_one_in_ten_thousand(
 
 
 def test_the_contract_allows_what_rounding_adds_in_a_large_image():
-    """Another's attack, which projects in float32 and does not look again."""
+    """Tests an attack that projects in float32 without a check."""
     unit = np.spacing(np.float32(0.7))
     step = np.float32(0.5 / np.sqrt(224 * 224 * 3))
     step = (np.ceil(step / unit) - 0.49) * unit  # All pixels are rounded up.

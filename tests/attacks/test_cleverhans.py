@@ -1,4 +1,4 @@
-"""The adapters of cleverhans: its own numbers, true labels, seeds, traces."""
+"""Tests of the adapters for cleverhans: results, labels, seeds and traces."""
 
 import gc
 import weakref
@@ -44,7 +44,7 @@ SHORT = {
 
 
 def network(seed=0):
-    """A convolution, a ReLU and a dense layer, of fixed weights."""
+    """Returns a network of three layers with fixed weights."""
     rng = np.random.default_rng(seed)
     kernel = tf.constant(rng.normal(size=(3, 3, 2, 4)), tf.float32)
     dense = tf.constant(rng.normal(size=(64, CLASSES)), tf.float32)
@@ -57,7 +57,7 @@ def network(seed=0):
 
 
 def linear(seed=0):
-    """Logits of which the loss is convex: an attack's steps can only climb."""
+    """Returns logits with a convex loss, which every attack step raises."""
     rng = np.random.default_rng(seed)
     weights = tf.constant(rng.normal(size=(32, CLASSES)), tf.float32)
     return lambda x: tf.matmul(tf.reshape(x - 0.5, [-1, 32]), weights)
@@ -178,7 +178,7 @@ def test_random_start_is_seeded(norm):
     changed = np.any(first != start(logits_fn, x, y, 2), axis=(1, 2, 3))
     assert np.all(changed)
     assert np.all(sizes(first - x, norm) > 0.5 * EPSILON[norm])
-    # Neither TensorFlow's global generator nor its seed plays a part.
+    # TensorFlow's global generator and its seed have no effect.
     state = tf.random.get_global_generator().state.numpy()
     tf.random.set_seed(7)
     assert np.array_equal(first, start(logits_fn, x, y, 1))
@@ -202,7 +202,7 @@ def test_random_start_is_seeded_in_graphs():
         x_adv = graph(x, y, rows)
         assert np.array_equal(x_adv, graph(x, y, rows))
         assert not np.allclose(x_adv, graph(x, y, rows + 1), atol=1e-3)
-        # XLA's generator is another.
+        # XLA has another random number generator.
         if not jit_compile:
             eager = attack(linear(), x, y, 1)
             np.testing.assert_allclose(x_adv, eager, atol=1e-5)
@@ -215,7 +215,7 @@ def test_spsa_is_seeded():
     x_adv = attack(logits_fn, x, y, 1)
     assert np.array_equal(x_adv, attack(logits_fn, x, y, 1))
     assert not np.array_equal(x_adv, attack(logits_fn, x, y, 2))
-    # An image's draws are its own: the rest of the batch has no part in them.
+    # The draws of an image do not depend on the rest of the batch.
     rows = tf.constant([[1, 2]])
     alone = attack(logits_fn, x[2:], y[2:], rows)
     np.testing.assert_allclose(alone, x_adv[2:], atol=1e-6)
@@ -235,7 +235,7 @@ def test_compiled_logits_give_the_same(attack, norm):
 
 @pytest.mark.parametrize(("attack", "norm"), EACH)
 def test_attacks_the_true_label(attack, norm):
-    """Also where the network is wrong already, and with soft labels."""
+    """Includes misclassified images, and soft labels."""
     logits_fn = linear()
     x, guess = data(logits_fn)
     y = (guess + 1) % CLASSES
@@ -260,7 +260,7 @@ def test_carlini_wagner_finds_a_small_perturbation():
     )
     x_adv = attack(logits_fn, x, y)
     assert not np.any(np.argmax(logits_fn(x_adv), -1) == y)
-    # The distance to the nearest of the other classes, in closed form.
+    # The distance to the nearest other class, in closed form.
     corners = np.eye(33, 32, dtype=np.float32)
     weights = logits_fn(corners).numpy()
     weights = weights[:32] - weights[32]
@@ -278,7 +278,7 @@ def test_carlini_wagner_finds_a_small_perturbation():
     )
     found = sizes(x_adv - x, "l2")
     assert np.all(found >= nearest * (1 - 1e-4))
-    # Adam's steps leave it a little farther.
+    # The steps of Adam end slightly farther away.
     assert np.all(found <= nearest * 1.2 + 0.06)
 
 
@@ -341,7 +341,7 @@ def test_saves_and_loads(attack, norm):
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("attack", [cleverhans.PGD, cleverhans.MIM])
 def test_symbolic_weights_of_two_traces(attack, jit_compile):
-    """As in a train step: the weights are tensors of the outer trace."""
+    """As in a train step, the weights are tensors of the outer trace."""
     x, y = data(linear())
     attack = make(attack, "linf", steps=3)
 

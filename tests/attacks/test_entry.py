@@ -1,4 +1,4 @@
-"""What an attack refuses before it starts: pixels or a budget out of scale."""
+"""Tests that attacks reject pixels and budgets of the wrong scale."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def linear(x):
 
 @pytest.mark.parametrize("name", NATIVE + OTHERS)
 def test_pixels_outside_the_bounds_are_refused(name):
-    """An attack would clip them, by 254 for pixels in [0, 255]."""
+    """The attack would clip pixels in [0, 255], by up to 254."""
     attack = attacks.get(name, epsilon=8 / 255)
     nan = np.where(X == X.min(), np.nan, X).astype("float32")
     for x in (255 * X, X - 0.5, nan):

@@ -1,4 +1,4 @@
-"""FAB-T, and the projection that it lives on."""
+"""Tests of FAB-T and of its projection onto a hyperplane."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ def linear(x):
 
 
 def quadratic(x):
-    """Logits whose gradients depend on the pixels."""
+    """Returns logits whose gradients depend on the pixels."""
     z = linear(x)
     return tf.concat([z, tf.square(z) - 0.3], axis=1)
 
@@ -36,7 +36,7 @@ def norms(delta, norm):
 
 
 def run(attack, logits, x, y):
-    """The attack in a graph, and its `closest`."""
+    """Runs the attack in a graph, and its `closest`."""
     x, y = tf.constant(x), tf.constant(y)
     both = tf.function(
         lambda x, y: (attack(logits, x, y, 0), attack.closest(logits, x, y, 0)),
@@ -46,10 +46,10 @@ def run(attack, logits, x, y):
 
 
 def nearest_by_brute_force(x, w, value, norm):
-    """argmin ||z - x||, z in the unit box, <w, z - x> + value = 0."""
+    """Computes argmin ||z - x||, z in the unit box, <w, z - x> + value = 0."""
     size = len(x)
     if norm == "linf":
-        # Of (z, t) the smallest t with |z - x| <= t.
+        # Minimises t over (z, t) with |z - x| <= t.
         ones = np.ones((size, 1))
         eye = np.eye(size)
         solved = scipy.optimize.linprog(
@@ -79,7 +79,7 @@ def test_projection_against_brute_force(norm):
     x = np.clip(rng.uniform(-0.3, 1.3, size=(40, 8)), 0, 1)
     w = rng.normal(size=(40, 8)) * np.exp(rng.normal(size=(40, 8)))
     w[rng.random((40, 8)) < 0.1] = 0
-    # The hyperplane through another point of the box: within reach.
+    # The hyperplane contains another point of the box.
     value = np.sum(w * (x - rng.random((40, 8))), axis=1)
     found = project_onto_hyperplane(
         tf.constant(x), tf.constant(w), tf.constant(value), norm, (0.0, 1.0)
@@ -92,7 +92,7 @@ def test_projection_against_brute_force(norm):
         np.testing.assert_allclose(
             norms((found - x)[row : row + 1], norm), expected, atol=1e-6
         )
-        # The pixels without weight may be anywhere in the l-inf ball.
+        # Pixels with weight 0 may be anywhere in the l-inf ball.
         weighty = w[row] != 0
         np.testing.assert_allclose(
             found[row, weighty], best[weighty], atol=1e-5
@@ -110,21 +110,21 @@ def test_projection_by_hand(norm):
     step = [1 / 6, -1 / 6, 0] if norm == "linf" else [1 / 5, -1 / 10, 0]
     near = project(x, w, 1.0)
     np.testing.assert_allclose(near, np.subtract(x, step), rtol=1e-6)
-    # On the other side the third is free.
+    # On the other side, the third pixel is free.
     step = [1 / 7, -1 / 7, 1 / 7]
     step = step if norm == "linf" else np.multiply(w, 1 / 21)
     np.testing.assert_allclose(project(x, w, -1.0), np.add(x, step), rtol=1e-6)
-    # Out of reach, 4 * 0.5 + 2 * 0.5 < 5: the corner.
+    # Not reachable, 4 * 0.5 + 2 * 0.5 < 5: the corner.
     np.testing.assert_array_equal(project(x, w, 5.0), [0, 1, 0])
     np.testing.assert_array_equal(project(x, w, -5.0), [1, 0, 1])
-    # On it, and without a normal.
+    # On the hyperplane, and with a normal of zero.
     np.testing.assert_array_equal(project(x, w, 0.0), x)
     for value in (-1.0, 0.0, 1.0):
         for bounds in ((0.0, 1.0), None):
             np.testing.assert_array_equal(
                 project(x, [0.0, 0.0, 0.0], value, bounds), x
             )
-    # Of a confident network.
+    # As from a confident network.
     tiny = project(x, np.multiply(w, 1e-30), 1e-30)
     np.testing.assert_allclose(tiny, near, rtol=1e-6)
     np.testing.assert_array_equal(
@@ -138,7 +138,7 @@ def test_projection_by_hand(norm):
 
 
 def test_projection_does_not_depend_on_the_batch():
-    """One that takes many Newton steps stands beside one that takes none."""
+    """One example takes many Newton steps, the other none."""
     x = RNG.random((30, 50), dtype="float32")
     w = RNG.standard_cauchy((30, 50)).astype("float32")
     most = np.abs(w * np.where(w < 0, 1 - x, x)).sum(axis=1)
@@ -200,7 +200,7 @@ def test_budget_and_bounds_hold(norm, bounds):
     broken, closest = run(attack, quadratic, x, y)
     assert norms(broken - x, norm).max() <= epsilon * (1 + 1e-6)
     assert (norms(broken - x, norm) == 0).any()
-    # The early stop costs nothing that the long run finds within epsilon.
+    # The early stop loses no example that the long run breaks within epsilon.
     near = (norms(closest - x, norm) <= epsilon) & (closest != x).any((1, 2, 3))
     np.testing.assert_array_equal((broken != x).any((1, 2, 3)), near)
 
@@ -213,7 +213,7 @@ def test_what_is_misclassified_already_stays():
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_example_s_attack_does_not_depend_on_its_batch(norm, digits):
-    """To the bit where the processor can, with a network run in blocks."""
+    """Equal to the bit where the processor allows it, with blocks."""
     x, y = digits[0][1200:1230], digits[1][1200:1230]
     net = network("standard")
     logits = Logits(lambda x: net(x, training=False), rows=8)
@@ -307,7 +307,7 @@ def test_what_is_broken_is_left():
     everything = [12 * 12 + 12, 12 * 12]
     np.testing.assert_array_equal(passes(0.0), everything)
     np.testing.assert_array_equal(passes(0.5, closest=True), everything)
-    # All are broken by the first steps, four targets beside each other.
+    # All are broken by the first steps, with four targets in parallel.
     assert passes(0.5)[1] <= 4 * 12
 
 
@@ -322,7 +322,7 @@ def test_dtype_comes_back(dtype):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_saturated_network(norm):
-    """No gradient, or one of 1e-30, and a boundary out of reach."""
+    """Tests gradients of 0 and 1e-30, and a boundary that is too far."""
     y = np.zeros(12, "int64")
     for scale in (0.0, 1e-30):
 
@@ -394,5 +394,5 @@ def test_accuracy_left_against_the_reference(name, norm, epsilon, digits):
     left = right & (net(x_adv, training=False).numpy().argmax(axis=1) == y)
     key = "Linf" if norm == "linf" else "L2"
     expected = REFERENCE[f"{name}/robust/{key}/{epsilon}/fab-t"]
-    # Two points of 200 examples; found: the reference's verdict on each one.
+    # Tolerance of two points; all verdicts were equal to the reference's.
     assert left.sum() <= expected.sum() + 4

@@ -1,4 +1,4 @@
-"""The adapter of foolbox: any attack, by name, inside the budget."""
+"""Tests of the adapter for foolbox: attacks by name, within the budget."""
 
 import random
 
@@ -36,14 +36,14 @@ EVERY = [
     ),
     ("DDNAttack", "l2", {"steps": 20}),
     ("LInfFMNAttack", "linf", {"steps": 20}),
-    # Decisions alone.
+    # Attacks that use only decisions.
     ("BoundaryAttack", "l2", {"steps": 30, "tensorboard": False}),
     ("L2RepeatedAdditiveGaussianNoiseAttack", "l2", {"repeats": 5}),
-    # One that leaves the distance open, in both norms.
+    # An attack that takes a distance, in both norms.
     ("LinearSearchBlendedUniformNoiseAttack", "linf", {"steps": 20}),
     ("LinearSearchBlendedUniformNoiseAttack", "l2", {"steps": 20}),
 ]
-# On a binary linear model they find all that there is.
+# These are exact on a binary linear model.
 GRADIENT_ATTACKS = EVERY[:7]
 
 
@@ -55,7 +55,7 @@ Y = np.argmax(linear(X), axis=1)
 
 
 def exact(epsilon, norm):
-    """Robust accuracy: every margin's distance is known; no bound is near."""
+    """Returns the robust accuracy: all distances are known, all bounds far."""
     slope = np.linalg.norm(W[:, 0] - W[:, 1], 1 if norm == "linf" else 2)
     gap = np.abs(linear(X)[:, 0] - linear(X)[:, 1])
     return np.mean(gap > epsilon * slope)
@@ -124,7 +124,7 @@ def test_dtypes_labels_and_logits():
         assert x_adv.dtype == dtype
         moved = tf.cast(x_adv, tf.float64) - tf.cast(x, tf.float64)
         assert norms(moved, "linf").max() <= 0.08 + slack
-        # A rounded pixel can turn a sign.
+        # The rounding of a pixel can change a sign.
         assert np.mean(np.abs(x_adv - expected) > 2e-3) < 0.01
         np.testing.assert_array_equal(Foolbox(0.0)(linear, x, Y, 1), x)
     logits = Logits(linear)
@@ -136,7 +136,7 @@ def test_dtypes_labels_and_logits():
 
 
 def test_a_callable_in_numpy():
-    """Enough for attacks that ask for decisions alone."""
+    """Suffices for attacks that use only decisions."""
     row = tfsam.evaluate(
         lambda x: np.asarray(x).reshape(-1, 48) @ W - W.sum(0) / 2,
         (X, Y),
@@ -189,8 +189,8 @@ def test_seeds_and_the_generators_of_others():
 
     undisturbed = seeded(lambda: None)
     disturbed = seeded(lambda: attack(linear, X, Y, 1))
-    # Python's and NumPy's go on as if nothing had been; TensorFlow's goes on
-    # from its own, reproducibly, and not from the attack's seed.
+    # Python's and NumPy's generators continue unchanged. TensorFlow's continues
+    # from its own state, reproducibly, and not from the attack's seed.
     assert disturbed[:2] == undisturbed[:2]
     assert disturbed == seeded(lambda: attack(linear, X, Y, 2))
     keras.utils.set_random_seed(8)

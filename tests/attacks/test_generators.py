@@ -1,4 +1,4 @@
-"""Other libraries' attacks need no seed where ops are deterministic."""
+"""Tests that other libraries' attacks need no seed with deterministic ops."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def linear(x):
 
 @pytest.fixture
 def deterministic():
-    """Deterministic ops, and no seed, in a process that has none of them."""
+    """Enables deterministic ops without a seed, and disables them after."""
     tf.random.set_seed(None)
     tf.config.experimental.enable_op_determinism()
     yield

@@ -1,4 +1,4 @@
-"""Nearest points lie beyond the boundary by more than rounding."""
+"""Tests that nearest points cross the boundary by more than rounding."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ ATTACKS = {
 
 
 def rounded(sign):
-    """Logits as a batch of another size may round them."""
+    """Rounds logits as a batch of another size may do."""
 
     def logits(x):
         z = tf.matmul(tf.reshape(x, [-1, 16]) - 0.5, W)
@@ -35,7 +35,7 @@ Y = np.argmax(rounded(0)(X), axis=1)
 
 
 def nearest(name, norm, rounding):
-    """Points, and which of them were found."""
+    """Returns the nearest points, and which of them were found."""
     attack = attacks.get(name, epsilon=1.0, norm=norm, **ATTACKS[name])
     logits = attacks.Logits(rounded(1))
     logits.rounding = rounding
@@ -67,7 +67,7 @@ def test_another_rounding_does_not_change_the_verdict(name, norm):
 
 
 def test_without_a_margin_verdicts_do_change():
-    """So the test above would notice."""
+    """Shows that the test above can fail."""
     bare, found = nearest("fmn", "linf", 0.0)
     wrong = losses.misclassified(rounded(-1)(bare), Y).numpy()
     assert not wrong[found].all()

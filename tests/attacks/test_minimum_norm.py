@@ -1,4 +1,4 @@
-"""FMN: its distances, and the contract."""
+"""Tests of FMN: its distances, and the contract of attacks."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ def linear(x):
 
 
 def quadratic(x):
-    """Logits whose gradients depend on the pixels."""
+    """Returns logits whose gradients depend on the pixels."""
     z = linear(x)
     return tf.concat([z, tf.square(z) - 0.3], axis=1)
 
@@ -33,7 +33,7 @@ def norms(delta, norm):
 
 
 def run(attack, logits, x, y):
-    """The attack in a graph, and its `closest`."""
+    """Runs the attack in a graph, and its `closest`."""
     x, y = tf.constant(x), tf.constant(y)
     both = tf.function(
         lambda x, y: (attack(logits, x, y, 0), attack.closest(logits, x, y, 0)),
@@ -43,7 +43,7 @@ def run(attack, logits, x, y):
 
 
 def distances(attack, net, x, y):
-    """How near `closest` comes, infinite where it is not misclassified."""
+    """Returns the distances of `closest`, infinite where it fails."""
     logits = Logits(lambda x: net(x, training=False), rows=32)
     closest = tf.function(
         lambda x, y: attack.closest(logits, x, y, 0), autograph=False
@@ -55,7 +55,7 @@ def distances(attack, net, x, y):
     margin = z.max(axis=1, where=own, initial=-np.inf) - z.max(
         axis=1, where=~own, initial=-np.inf
     )
-    # The nearest point may be so near that rounding, in another batch, decides.
+    # The nearest point may be decided by rounding in another batch.
     near = margin < tolerance()
     wrong = near | (z.argmax(axis=1) != y)
     return np.where(wrong, norms(found - x, attack.norm), np.inf)
@@ -85,7 +85,7 @@ def test_the_distance_to_the_boundary_of_a_linear_model(norm):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_first_radius_is_the_distance_to_the_linearised_boundary(norm):
-    """By hand, with a step that reaches the ball's surface anywhere."""
+    """Computed by hand, with a step that always reaches the ball's surface."""
 
     def binary(x):
         margin = 4 * x[:, 0] + 2 * x[:, 1] - 2
@@ -132,7 +132,7 @@ def test_what_is_misclassified_already_stays():
     logits.count_passes()
     for found in run(FMN(0.1), logits, X, y):
         np.testing.assert_array_equal(found, X)
-    # One pass each in both runs, to see it.
+    # Each run makes one pass to detect this.
     np.testing.assert_array_equal(logits.passes, [0, 24])
 
 
@@ -147,7 +147,7 @@ def test_one_gradient_a_step_whatever_epsilon():
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_example_s_attack_does_not_depend_on_its_batch(norm, digits):
-    """To the bit where the processor can, with a network run in blocks."""
+    """Equal to the bit where the processor allows it, with blocks."""
     x, y = digits[0][1200:1230], digits[1][1200:1230]
     net = network("standard")
     logits = Logits(lambda x: net(x, training=False), rows=8)
@@ -219,10 +219,10 @@ def test_dtype_comes_back(dtype):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_saturated_network(norm):
-    """A gradient of 1e-30 points somewhere; one of zero does not."""
+    """A gradient of 1e-30 has a direction; a gradient of zero has none."""
 
     def confident(x):
-        """Sure of class 0 until a pixel comes to the end of the box."""
+        """Returns logits for class 0, unless a pixel reaches its bound."""
         z = 1e-30 * linear(x)
         end = tf.reduce_max(tf.abs(x - 0.5), axis=[1, 2, 3]) > 0.49
         return z + tf.where(end[:, None], [-30.0, 0, 0], [30.0, 0, 0])
@@ -266,7 +266,7 @@ def test_config_round_trip():
     [("linf", (0.05, 0.1, 0.15, 0.2)), ("l2", (0.25, 0.5, 1.0))],
 )
 def test_the_curve_against_the_reference_s_fab(norm, epsilons, digits):
-    """One run of 100 gradients, against 900 and 900 passes an epsilon."""
+    """FMN makes 100 gradients; FAB makes 900, and 900 passes, per epsilon."""
     x, y = digits[0][1200:1400], digits[1][1200:1400]
     net = network("standard")
     found = distances(FMN(0.0, norm), net, x, y)

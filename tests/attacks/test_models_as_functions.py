@@ -1,4 +1,4 @@
-"""Attacks that are called with a Keras model, whatever its attributes."""
+"""Tests of attacks on Keras models, whose attributes must not matter."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ ONE_HOT = np.eye(3, dtype="float32")[Y]
 
 
 class Tagged(keras.Model):
-    """A model with attributes of its own that a `Logits` has, too."""
+    """A model with attributes that a `Logits` has, too."""
 
     def __init__(self):
         super().__init__()

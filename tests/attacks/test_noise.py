@@ -1,4 +1,4 @@
-"""Noise baselines: their size, their law, their draws."""
+"""Tests of the noise baselines: sizes, distributions and draws."""
 
 import keras
 import numpy as np
@@ -54,7 +54,7 @@ def test_the_size_is_the_budget(attack, norm):
 
 
 def test_the_laws():
-    """Of one pixel: uniform in the cube; Gaussian, over the noise's size."""
+    """Each pixel is uniform in the cube, or Gaussian over the noise's size."""
     x = np.full((2000, 4, 4, 1), 0.5, "float32")
     y = np.argmax(linear(x), axis=1)
 
@@ -88,7 +88,7 @@ def test_each_draw_is_tried_on_those_that_stood_before(attack):
     assert 0 < broken[1].sum() < broken[10].sum() < 40
     first = make[1](linear, X, Y, 1).numpy()
     kept = make[10](linear, X, Y, 1).numpy()
-    # Draw 0 is the attack with one sample.
+    # Draw 0 equals the attack with a single sample.
     np.testing.assert_array_equal(kept[broken[1]], first[broken[1]])
     assert (norms(kept - first, "linf")[~broken[1]] > 0).all()
     logits = attacks.Logits(linear, rows=8)
@@ -120,7 +120,7 @@ def test_evaluates_below_a_gradient_attack(attack, norm):
 
 
 def test_masked_gradients_show():
-    """A staircase has no gradient; the noise crosses its steps."""
+    """A step function has no gradient; noise crosses its steps."""
 
     def stairs(x):
         flat = tf.round(linear(x) * 4) / 4

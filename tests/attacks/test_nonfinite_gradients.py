@@ -1,4 +1,4 @@
-"""Gradients that are NaN or infinite are no direction, and are counted."""
+"""Tests that NaN and infinity in gradients become zero, and are counted."""
 
 import numpy as np
 import pytest
@@ -25,12 +25,12 @@ NETWORKS = {
 
 
 def plain(x):
-    """Logits that are linear in the pixels."""
+    """Returns logits that are linear in the pixels."""
     return tf.matmul(tf.reshape(x, [-1, 16]), tf.cast(W, x.dtype))
 
 
 def rooted(x):
-    """The same logits of pixels >= 0; their gradient at a pixel 0 is NaN."""
+    """Returns the same logits, whose gradient at a pixel of 0 is NaN."""
     return plain(tf.sqrt(tf.square(x)))
 
 
@@ -97,7 +97,7 @@ def test_an_infinite_gradient_is_a_zero_too():
 def test_attacks_go_on_where_some_pixels_have_no_derivative(
     name, options, norm
 ):
-    """What they find is finite, counted, and breaks what can be broken."""
+    """Results are finite, and break all examples that can be broken."""
     epsilon = {"linf": 0.3, "l2": 1.5}[norm]
     attack = attacks.get(name, epsilon=epsilon, norm=norm, **options)
     logits = attacks.Logits(rooted, rows=4)
@@ -125,7 +125,7 @@ def test_attacks_go_on_where_some_pixels_have_no_derivative(
     ],
 )
 def test_attacks_of_other_libraries_are_counted_too(name):
-    """Their own tapes go through the `Logits`, and get finite gradients."""
+    """Tapes of other libraries get finite gradients through a `Logits`."""
     logits = attacks.Logits(rooted)
     logits.count_passes()
     attack = attacks.get(name, epsilon=0.3)

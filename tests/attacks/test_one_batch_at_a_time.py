@@ -1,4 +1,4 @@
-"""A network that is not run in blocks sees no more examples than were given."""
+"""Tests that a network without blocks processes one batch at a time."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ ATTACKS = {
 
 
 class Network:
-    """Logits that note how many examples they are called with."""
+    """Logits that record the sizes of their batches."""
 
     def __init__(self):
         self.seen = set()
@@ -67,7 +67,7 @@ def test_the_network_sees_the_batch_and_no_more(name):
     ],
 )
 def test_what_is_found_is_the_same(name, norm):
-    """As if all copies went through the network at once, and in blocks."""
+    """Equal to all copies at once, and to blocks."""
     network = Network()
     in_turn = attacks.Logits(network)
     at_once = attacks.Logits(network)

@@ -1,4 +1,4 @@
-"""Against the reference implementations in PyTorch: see the .json beside."""
+"""Compares with reference implementations in PyTorch; see the .json file."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_pgd_iterates(norm, epsilon, step_size, steps, jit_compile, digits):
         lambda x: model(x, training=False), jit_compile
     )
     found = attack(logits_fn, x, y, seed=0).numpy()
-    # Where the loss is smaller its gradient is rounding noise.
+    # For smaller losses the gradient is dominated by rounding errors.
     steady = REFERENCE["pgd/clean_loss"] > 1e-3
     assert steady.sum() == 26
     expected = REFERENCE[f"pgd/{norm}/{steps}"]
@@ -80,7 +80,7 @@ def test_weights_after_three_steps(name, perturb_weights, mode, digits):
     ):
         expected = REFERENCE[f"after3/{name}/{layer}/{part}"]
         np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
-    # The loss that is shown is the one at the clean weights.
+    # The reported loss is that at the unperturbed weights.
     updates = json.loads((TESTS / "digits_reference.json").read_text())[
         "updates"
     ]

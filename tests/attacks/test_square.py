@@ -1,4 +1,4 @@
-"""The Square attack: its schedule, its windows, its search."""
+"""Tests of the Square attack: schedule, windows and search."""
 
 import itertools
 
@@ -23,7 +23,7 @@ X = RNG.random((12, 6, 6, 3), dtype="float32")
 
 
 def quadratic(x):
-    """Six logits; everything that the tests share is small."""
+    """Returns six logits that are quadratic in the pixels."""
     z = tf.matmul(tf.reshape(x, [-1, 108]), tf.cast(W, x.dtype))
     return tf.concat([z, tf.square(z) / 5], axis=1)
 
@@ -32,7 +32,7 @@ Y = np.argmax(quadratic(X), axis=1)
 
 
 def traced(attack, logits_fn, x=X, y=Y, seed=0):
-    """What the attack finds, in a graph: eagerly, a query takes a while."""
+    """Runs the attack in a graph, because eager queries are slow."""
     return tf.function(
         lambda x, y: attack(logits_fn, x, y, seed), autograph=False
     )(x, y).numpy()
@@ -45,7 +45,7 @@ def norms(delta, norm):
 
 
 def margins(x, y, logits_fn=quadratic):
-    """Of the right class over the others, (batch,)."""
+    """Returns the margins of the true class, (batch,)."""
     logits = np.array(logits_fn(x))
     rows = np.arange(len(y))
     right = logits[rows, y]
@@ -54,13 +54,13 @@ def margins(x, y, logits_fn=quadratic):
 
 
 def test_the_schedule_by_hand():
-    # Of 10,000 queries an iteration is its own number.
+    # With 10,000 queries, the schedule is not scaled.
     shares = np.r_[0, square.window_shares(10_000, 0.8)]
     assert len(shares) == 10_000
     ends = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000, 9999]
     for power, (after, last) in enumerate(itertools.pairwise([0, *ends])):
         assert (shares[after + 1 : last + 1] == 0.8 / 2**power).all()
-    # Of 100, iterations 0, 1 (100: after 50), 2 (200), 3 (300), ..., 99.
+    # With 100: iterations 0, 1 (100: after 50), 2 (200), 3 (300), ..., 99.
     np.testing.assert_array_equal(
         np.log2(0.8 / square.window_shares(100, 0.8))[[0, 1, 2, 4, 5, 98]],
         [2, 2, 3, 3, 4, 9],
@@ -100,7 +100,7 @@ def test_eta_by_hand():
         expected = unit(np.concatenate([unit(upper), -unit(lower)]))
         found = square.eta(*expected.shape)
         np.testing.assert_allclose(found, expected)
-    # A single row has no upper half.
+    # A single row has an empty upper half.
     np.testing.assert_allclose(square.eta(1, 3), -unit([[1, 5, 1]]))
 
 
@@ -132,7 +132,7 @@ def test_the_first_grid(size, side, free, count):
 @pytest.mark.parametrize("queries", [1, 4])
 def test_the_first_query_is_stripes(queries):
     attack = Square(0.1, queries=queries, bounds=None)
-    # Nothing is ever accepted: the margin is constant.
+    # No candidate is accepted: the margin is constant.
     start = traced(attack, lambda x: tf.ones([tf.shape(x)[0], 6]), y=Y * 0) - X
     np.testing.assert_allclose(np.abs(start), 0.1, atol=1e-6)
     up = start > 0
@@ -143,7 +143,7 @@ def test_the_first_query_is_stripes(queries):
 
 
 def candidates(norm, queries=200, size=9, channels=2, epsilon=0.5, count=3):
-    """The candidates of a search in which every one is accepted."""
+    """Returns the candidates of a search that accepts all of them."""
     attack = Square(epsilon, norm, queries, bounds=None)
     x = tf.zeros([count, size, size, channels])
     prepare = square._squares if norm == "linf" else square._bumps
@@ -167,7 +167,7 @@ def test_linf_moves_are_squares():
                 assert np.ptp(rows) < side and np.ptp(columns) < side
             for channel in np.moveaxis(change, -1, 0):
                 touched |= channel
-    # The last row and column can be reached like any other.
+    # Windows reach the last row and column.
     assert touched.all()
 
 
@@ -189,7 +189,7 @@ def test_l2_moves_are_two_windows():
 
 
 def test_mass_moves_as_in_algorithm_3():
-    """One move, against loops over examples and channels."""
+    """Compares one move with loops over examples and channels."""
     delta = RNG.normal(size=(4, 7, 7, 2)) / 10
     signs = np.where(RNG.random((4, 1, 1, 2)) < 0.5, -1.0, 1.0)
     bump, emptied = np.zeros((4, 7, 7, 1)), np.zeros((4, 7, 7, 1), bool)
@@ -216,7 +216,7 @@ def test_mass_moves_as_in_algorithm_3():
         *(tf.constant(t) for t in (delta, bump, emptied, signs)), epsilon
     )
     np.testing.assert_allclose(found, expected, atol=1e-9)
-    # What clipping lost is there again.
+    # The budget lost by clipping is restored.
     np.testing.assert_allclose(norms(found, "l2"), epsilon)
 
 
@@ -234,7 +234,7 @@ def test_mass_moves_as_in_algorithm_3():
 def test_budget_and_bounds_hold(
     epsilon, norm, queries, p_init, seed, bounds, dtype, shape
 ):
-    # In l-inf a ball that is wider than the bounds is refused.
+    # In l-inf, a ball that is wider than the bounds is rejected.
     hypothesis.assume(norm == "l2" or bounds is None or epsilon <= 1)
     x = X.reshape(12, *shape).astype(dtype)
     attack = Square(epsilon, norm, queries, p_init, bounds)
@@ -339,7 +339,7 @@ def test_a_loop_inside_xla_agrees(norm, queries):
 
 
 def test_a_linear_model_s_exact_robustness():
-    """In l-inf |w| epsilon is what a binary linear margin can lose."""
+    """In l-inf, the margin of a binary linear model falls by |w| epsilon."""
     w = W[:64, 0].reshape(8, 8, 1)
     x = RNG.uniform(0.3, 0.7, (40, 8, 8, 1)).astype("float32")
 
@@ -413,5 +413,5 @@ def test_no_weaker_than_the_reference(name, norm, epsilon):
     left = right & (np.argmax(model(found), axis=1) == y)
     key = f"{name}/robust/{norm}/{epsilon}"
     assert left.mean() <= REFERENCE[f"{key}/square"].mean() + 0.04
-    # Nor stronger than the truth: the ensemble is close to it.
+    # Nor much stronger: the ensemble is close to the truth.
     assert left.mean() >= REFERENCE[f"{key}/standard"].mean() - 0.02

@@ -1,4 +1,4 @@
-"""An attack on a surrogate does not stop at the surrogate's boundary."""
+"""Tests that attacks on a surrogate do not stop at its boundary."""
 
 import functools
 
@@ -38,13 +38,13 @@ STOPPING = {
 
 
 def accuracy(x_adv):
-    """That of the judge."""
+    """Returns the accuracy of the target network."""
     assert np.min(x_adv) >= 0 and np.max(x_adv) <= 1
     return 1 - losses.misclassified(judge(x_adv), Y).numpy().mean()
 
 
 def stopped_and_whole(attack, **how):
-    """What is found where it may stop, and where it may not."""
+    """Returns the results with and without stopping."""
     logits = attacks.Logits(source, **how)
 
     @tf.function(autograph=False)
@@ -67,7 +67,7 @@ def test_the_whole_budget_is_spent_on_a_surrogate(name):
 
 
 def test_all_attempts_at_a_surrogate_are_made():
-    """At each example: also at those that an attempt has broken."""
+    """Includes the examples that an earlier attempt has broken."""
     attack = tfsam.PGD(0.03, targets=3, steps=5)
     stopped, whole = stopped_and_whole(attack)
     margins = [losses.margin(source(x), Y).numpy() for x in (stopped, whole)]
@@ -106,7 +106,7 @@ def test_early_stop_changes_nothing_in_a_transfer_attack():
 
 
 def eagerly(x):
-    """The surrogate as a function that cannot be traced."""
+    """Computes the surrogate's logits; cannot be traced."""
     assert np.isfinite(x.numpy()).all()
     return source(x)
 

@@ -1,4 +1,4 @@
-"""An epsilon in other units than the pixels is refused at every door."""
+"""Tests that an epsilon in other units than the pixels is rejected."""
 
 import keras
 import numpy as np

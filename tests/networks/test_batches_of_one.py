@@ -1,4 +1,4 @@
-"""Networks at batches, and replicas' shares, of one image.
+"""Tests of networks on batches, and on shares of replicas, of one image.
 
 oneDNN's gradient of a strided 1x1 convolution writes past its memory there; see
 `onednn.unsafe_gradients`. The networks of tfsam have none.
@@ -29,7 +29,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 @NETWORKS
 def test_no_network_has_an_unsafe_gradient(make):
-    """Not even of so few channels that the gradient would be unsafe."""
+    """Includes so few channels that the gradient would be unsafe."""
     assert not unsafe_gradients(make(3, width=1, input_shape=(8, 8, 1)))
 
 

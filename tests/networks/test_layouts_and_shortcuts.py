@@ -1,4 +1,4 @@
-"""The networks in any layout, and the residual networks' shortcuts."""
+"""Tests of the networks' layout and of their shortcuts."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ OLD = pathlib.Path(__file__).parent / "preact_resnet8_of_0_1_0.keras"
 
 @pytest.fixture
 def layout():
-    """A function that sets Keras's global layout, which is then put back."""
+    """Returns a function that sets Keras's global layout; restores it after."""
     before = keras.config.image_data_format()
     yield keras.config.set_image_data_format
     keras.config.set_image_data_format(before)
@@ -22,12 +22,12 @@ def layout():
 
 @pytest.fixture(scope="module")
 def old():
-    """A network that tfsam 0.1.0 saved: its shortcut has a stride."""
+    """Loads a network saved by tfsam 0.1.0, with a strided shortcut."""
     return keras.saving.load_model(OLD)
 
 
 def settings(network):
-    """The settings of all layers, without the inputs' shapes in the graph."""
+    """Returns the settings of all layers, without the shapes of inputs."""
     return [layer.get_config() for layer in network.layers]
 
 
@@ -61,7 +61,7 @@ def new_with_weights_of(old):
 
 
 def test_weights_of_0_1_0_are_those_of_today(old, tmp_path):
-    """By order, by path and by file: the new layer has no weights."""
+    """Equal by order, by path and by file: the new layer has no weights."""
     new = networks.preact_resnet8(3, width=2, input_shape=(7, 8, 1))
     assert [w.path for w in new.weights] == [w.path for w in old.weights]
     old.save_weights(tmp_path / "old.weights.h5")
@@ -101,7 +101,7 @@ def test_the_shortcut_is_the_strided_convolution_of_0_1_0(old):
 
 
 def test_not_a_number_stays_where_it_is():
-    """A shortcut takes pixels; it neither mixes nor hides them."""
+    """A shortcut selects pixels without mixing them."""
     x = np.arange(2 * 5 * 4 * 3, dtype="float32").reshape(2, 5, 4, 3)
     x[0, 1, 1] = np.nan
     x[1, 2, 2] = np.nan

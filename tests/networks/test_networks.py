@@ -1,4 +1,4 @@
-"""The networks: sizes, padding, normalisation, initialisation."""
+"""Tests of the networks: sizes, padding, normalisation, initialisation."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ def test_number_of_weights(make, classes, count):
 
 
 def test_blocks_by_hand():
-    """A stride-2 block against NumPy, PyTorch's padding of one included."""
+    """Compares a stride-2 block, with PyTorch's padding of one, with NumPy."""
     network = networks.preact_resnet8(2, width=2, input_shape=(4, 4, 1))
     convolution = network.get_layer("stage2_1_conv_a")
     padded = keras.Model(network.inputs, convolution.input)

@@ -1,4 +1,4 @@
-"""Every update against one worked out by hand, on two weights in float64.
+"""Compares every update with a computation by hand, on two float64 weights.
 
 The model has two inputs and the logits (u, -u), u = w'x. Its gradients are a
 line of NumPy, and everything else is written out from the papers' equations,
@@ -21,7 +21,7 @@ RATE, MOMENTUM, RHO = 0.3, 0.9, 0.4
 
 
 def set_precision(name):
-    # The policy is made of floatx when the first layer is, and stays.
+    # The dtype policy is set from floatx with the first layer, and remains.
     keras.config.set_floatx(name)
     keras.config.set_dtype_policy(name)
 
@@ -34,7 +34,7 @@ def float64():
 
 
 def trained(steps=3, **kwargs):
-    """The two weights after some steps on the whole batch."""
+    """Returns the two weights after some steps on the whole batch."""
     layer = keras.layers.Dense(1, use_bias=False)
     inputs = keras.Input((2,))
     logit = layer(inputs)
@@ -64,12 +64,12 @@ def losses(w, x=X):
 
 
 def slopes(w, x=X):
-    """Of each example's loss by its u, (6,)."""
+    """Returns the derivative of each example's loss by u, (6,)."""
     return 2 * (softmax(w, x)[:, 0] - (Y == 0))
 
 
 def gradients(w, x=X):
-    """Of each example, (6, 2)."""
+    """Returns the gradient of each example, (6, 2)."""
     return slopes(w, x)[:, None] * x
 
 
@@ -82,7 +82,7 @@ def unit(v):
 
 
 def descended(update, steps=3):
-    """SGD with momentum by gradients that `update(w, step)` gives."""
+    """Runs SGD with momentum on the gradients `update(w, step)`."""
     w, buffer = W.copy(), 0
     for step in range(steps):
         buffer = MOMENTUM * buffer + update(w, step)
@@ -95,7 +95,7 @@ def assert_same(found, update, steps=3):
 
 
 def ball(radius, direction):
-    """Descent by the gradient at the edge of a ball."""
+    """Descends along the gradient at the edge of a ball."""
     return lambda w, _: gradient(w + radius * direction(w, gradient(w)))
 
 
@@ -122,7 +122,7 @@ def gsam(w, _):
 
 
 def part_by_part(w, _):
-    """m-sharpness: two parts of three examples."""
+    """Computes m-sharpness with two parts of three examples."""
 
     def of(some):
         g = gradients(w)[some].mean(axis=0)
@@ -187,7 +187,7 @@ def test_looksam():
 
 
 def test_ssam_f():
-    """One of two coordinates, the one whose squared gradients are larger."""
+    """Perturbs the coordinate with the larger squared gradients."""
     masks = {"now": np.ones(2), "next": np.ones(2)}
 
     def update(w, step):
@@ -214,7 +214,7 @@ def test_ssam_d():
 
 
 def attacked(w, epsilon, step_size, steps, slope, start=X):
-    """PGD in l-inf: signs, ball, box."""
+    """Runs PGD in l-inf: signs, ball, box."""
     x = start
     for _ in range(steps):
         x = x + step_size * np.sign(slope(w, x))
@@ -270,7 +270,7 @@ def test_adversarial_weight_perturbation():
 
 
 def of_the_weights(objective):
-    """The gradient by central differences, good to ten digits here."""
+    """Computes the gradient by central differences, to ten digits."""
 
     def slope(w):
         steps = 1e-4 * np.eye(2)
@@ -287,7 +287,7 @@ def kl(p, q):
 
 def test_trades():
     def update(w, _):
-        # By the logits the divergence's gradient is q - p, which is (d, -d).
+        # The divergence's gradient by the logits is q - p, which is (d, -d).
         clean = softmax(w)
 
         def slope(w, x):
@@ -303,7 +303,7 @@ def test_trades():
         return of_the_weights(objective)(w)
 
     class FromFGSM(tfsam.PGD):
-        """Starts away from x: there the divergence has no gradient."""
+        """Starts away from x, where the gradient of the divergence is zero."""
 
         def __call__(self, logits_fn, x, y, seed=0):
             start = tfsam.FGSM(0.1)(logits_fn, x, y, seed)

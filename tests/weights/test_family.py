@@ -1,4 +1,4 @@
-"""The sharpness-aware family in training: identities, steps by hand, state."""
+"""Tests of the sharpness-aware family in training: identities and state."""
 
 import itertools
 
@@ -17,7 +17,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 RHO = 0.2
 
 
-# All of them are tried in the slow tests.
+# The slow tests use all of them.
 MODES = [
     "graph",
     *[pytest.param(mode, marks=pytest.mark.slow) for mode in ("eager", "xla")],
@@ -25,7 +25,7 @@ MODES = [
 
 
 def some(names, chosen):
-    """All names, those that are not chosen in the slow tests."""
+    """Returns all names; marks those that are not chosen as slow."""
     return [
         name if name in chosen else pytest.param(name, marks=pytest.mark.slow)
         for name in names
@@ -67,7 +67,7 @@ def trained(perturb_weights=None, mode="graph", **kwargs):
 
 
 def difference(one, other):
-    """Of all weights, BatchNorm's statistics among them."""
+    """Returns the largest difference of all weights and statistics."""
     return max(
         np.abs(a - b).max()
         for a, b in zip(
@@ -164,7 +164,7 @@ def test_each_does_something_of_its_own(name, sam, standard):
 
 @pytest.mark.parametrize("name", some(CHANGES, ("GSAM", "ESAM")))
 def test_each_trains_with_an_attack(name):
-    """All combine with adversarial training, and move nothing they must not."""
+    """Trains with an attack, and checks that all weights stay finite."""
     model = trained(CHANGES[name], perturb_inputs=tfsam.PGD(0.1, steps=2))
     weights = np.concatenate([w.ravel() for w in model.network.get_weights()])
     assert np.isfinite(weights).all()
@@ -172,7 +172,7 @@ def test_each_trains_with_an_attack(name):
 
 @pytest.mark.parametrize("name", some(CHANGES, ("LookSAM", "SSAM-F", "ESAM")))
 def test_state_is_saved_and_training_goes_on(name, tmp_path):
-    """Four steps are two, a file, and two."""
+    """Four steps equal two steps, saving and loading, and two steps."""
     method = CHANGES[name]
     whole = fitted(made(method), 4)
     half = fitted(made(method), 2)
@@ -187,7 +187,7 @@ def test_state_is_saved_and_training_goes_on(name, tmp_path):
 
 
 def by_hand(perturbed, model, learning_rate=0.5, x=X, y=Y):
-    """One step of gradient descent from the weights that `perturbed` gives."""
+    """Makes a step of gradient descent with the gradient at `perturbed`."""
     start = model.network
     clean = start.get_weights()
 
@@ -223,7 +223,7 @@ def flat(arrays):
 
 
 def test_sparse_sam_by_hand():
-    """The mask of the first step is that which init made."""
+    """The first step uses the mask of `init`."""
     method = tfsam.SSAM(RHO, sparsity=0.5, mask="dynamic")
     fresh = made(method, batch_norm=False)
     mask = fresh.perturbation_state[0].numpy()
@@ -265,7 +265,7 @@ def test_gsam_by_hand():
 
 @pytest.mark.parametrize("fraction", [0.25, 0.5])
 def test_esam_by_hand(fraction):
-    """e from all examples, the gradient from those whose loss rose most."""
+    """All examples perturb; those whose loss rose most give the gradient."""
     fresh = made(batch_norm=False)
 
     def step(w, gradients, losses_now, set_weights):
@@ -310,7 +310,7 @@ def test_awp_by_hand():
 
 
 def test_m_sharpness_by_hand():
-    """Each part has a perturbation of its own; the parts need not be equal."""
+    """Each part has its own perturbation; parts may differ in size."""
     edges = (0, 5, 10, 16)
     totals = [0, 0, 0, 0]
     for begin, end in itertools.pairwise(edges):
@@ -361,7 +361,7 @@ def test_m_sharpness_moves_the_statistics_once_a_part():
 
 
 def test_a_batch_smaller_than_its_parts_has_a_part_an_example():
-    """Batches of 6, 6 and 4: the last is the last of a run with 4 parts."""
+    """Splits batches of 6, 6 and 4 into 5 parts; the last has only 4."""
 
     def run(*counts):
         model = made(tfsam.SAM(RHO), sub_batches=counts[0], batch_norm=False)
@@ -385,7 +385,7 @@ def test_looksam_s_cheap_steps_are_standard_without_alpha():
 
 
 def test_looksam_makes_one_second_pass_in_so_many_steps():
-    """Counted where it is made: in the graph that runs."""
+    """Counts the second passes in the graph that runs."""
     calls = tf.Variable(0)
 
     class Counting(tfsam.LookSAM):
@@ -399,7 +399,7 @@ def test_looksam_makes_one_second_pass_in_so_many_steps():
 
 
 def test_ssam_f_s_fisher_information_is_that_of_single_examples():
-    """In inference mode: BatchNorm by its running statistics."""
+    """Uses inference mode: BatchNorm with its moving statistics."""
     method = tfsam.SSAM(RHO, sparsity=0.5, refresh_every=100, samples=17)
     model = made(method)
     net = model.network
@@ -413,7 +413,7 @@ def test_ssam_f_s_fisher_information_is_that_of_single_examples():
     _, fisher, count = model.perturbation_state
     assert float(count) == 16
     np.testing.assert_allclose(fisher, expected, rtol=1e-4, atol=1e-9)
-    # One example more is needed, then the mask is made.
+    # After one more example, the mask is made.
     fitted(model, 2)
     mask = model.perturbation_state[0].numpy()
     assert mask.sum() == len(mask) // 2
@@ -421,13 +421,13 @@ def test_ssam_f_s_fisher_information_is_that_of_single_examples():
 
 
 def test_ssam_f_s_sum_goes_on_past_the_next_due_step():
-    """Three batches of 8 are 17 examples, and a mask is due each 2 steps."""
+    """17 examples need three batches of 8; a mask is due every 2 steps."""
     model = made(tfsam.SSAM(RHO, sparsity=0.5, refresh_every=2, samples=17))
     counts = []
     for start in (0, 8, 0, 8, 0):
         model.train_on_batch(X[start : start + 8], Y[start : start + 8])
         counts.append(float(model.perturbation_state[2]))
-    # Step 3 finds the sum full, step 4 begins another.
+    # At step 3 the sum is complete; step 4 begins another.
     assert counts == [8, 16, 24, -1, 8]
     mask = model.perturbation_state[0].numpy()
     assert mask.sum() == len(mask) // 2
@@ -455,7 +455,7 @@ def test_what_weighs_examples_refuses_what_is_no_class_logits(
 
 
 def test_m_sharpness_refuses_a_sum():
-    """Divided by the number of parts it would be another loss at rho = 0."""
+    """Divided by the number of parts, the loss would change at rho = 0."""
     loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, reduction="sum"
     )
@@ -511,7 +511,7 @@ def test_esam_needs_the_losses_of_the_examples():
         model.train_on_batch(X, Y)
 
 
-# Two devices: what is kept is the same on both.
+# Two devices: the state is the same on both.
 
 
 def replicated(method, devices, sharpness="per_replica", **kwargs):
@@ -552,7 +552,7 @@ def test_replicas_agree_on_what_is_kept(name):
     "name", some([*STATEFUL, "ESAM", "FSAM", "AWP"], ("LookSAM", "SSAM-D"))
 )
 def test_global_sharpness_makes_two_replicas_one(name):
-    # ESAM selects on each replica: the masks are what replicas share.
+    # ESAM selects on each replica; replicas share only the masks.
     method = (
         STATEFUL.get(name)
         or {
@@ -571,14 +571,14 @@ def test_global_sharpness_makes_two_replicas_one(name):
 
 
 def test_replicas_of_m_sharpness_are_its_parts():
-    """Per-replica SAM on two devices is SAM in two parts on one."""
+    """Per-replica SAM on two devices equals SAM in two parts on one."""
     two = replicated(tfsam.SAM(RHO), 2)
     parts = replicated(tfsam.SAM(RHO), 1, sub_batches=2)
     assert difference(two, parts) < 1e-6
 
 
 def test_ssam_f_on_a_residual_network_of_few_channels():
-    """Single images go through it, which strided 1x1 convolutions must not."""
+    """Processes single images, on which strided 1x1 convolutions fail."""
     x = RNG.random((4, 32, 32, 3)).astype("float32")
     model = tfsam.RobustModel(
         tfsam.networks.preact_resnet8(3, width=4),

@@ -1,4 +1,4 @@
-"""Perturbations of weights as pure functions: closed forms."""
+"""Tests of weight perturbations as pure functions, by closed forms."""
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ def offsets(moved, weights):
 
 
 def init(method, weights):
-    """The state as the model keeps it: tensors."""
+    """Returns the initial state as tensors, as the model keeps it."""
     values = method.init(weights, 0) if method.init else ()
     return [tf.constant(value) for value in values]
 
@@ -86,7 +86,7 @@ def test_asam_is_sam_where_all_weights_have_one_size():
 
 
 def test_asam_follows_the_rescaling_of_two_layers():
-    """w1 -> a w1, w2 -> w2 / a leaves a ReLU network, and e with it."""
+    """w1 -> a w1, w2 -> w2 / a leaves a ReLU network and e unchanged."""
     asam = tfsam.ASAM(0.3, eta=0.0, adaptive="all")
     e = perturb(asam, WEIGHTS, GRADIENTS)
     rescaled = perturb(
@@ -191,7 +191,7 @@ def test_kinds():
 
 
 def test_more_steps_of_sam_on_a_quadratic():
-    """Two steps by hand, the second from the first one's end."""
+    """Computes two steps by hand, the second from the end of the first."""
     h = np.diag([2.0, 5.0])
     w = np.array([1.0, -2.0])
 
@@ -209,7 +209,7 @@ def test_more_steps_of_sam_on_a_quadratic():
     np.testing.assert_allclose(
         e, first + 0.25 * direction(w + first), rtol=1e-10
     )
-    # Longer steps end at the sphere.
+    # Longer steps end on the sphere.
     method = tfsam.SAM(0.5, steps=2, step_size=0.4)
     (e,) = perturb(
         method, tensors(w), tensors(h @ w), ["kernel"], gradient=gradient
@@ -238,7 +238,7 @@ def test_fsam_has_its_radius_in_the_fisher_metric():
     np.testing.assert_allclose(
         e / e[0], g / (1 + 2 * g**2) * (1 + 2 * g[0] ** 2) / g[0], rtol=1e-9
     )
-    # The loss times c, eta over c^2: the same.
+    # Scaling the loss by c and eta by 1 / c^2 changes nothing.
     scaled = [5 * g for g in GRADIENTS]
     other = perturb(tfsam.FSAM(0.3, eta=2.0 / 25), WEIGHTS, scaled)
     np.testing.assert_allclose(flat(other), e, rtol=1e-10)
@@ -256,7 +256,7 @@ def test_awp_moves_each_kernel_by_gamma_of_its_norm():
     e = perturb(method, weights, gradients, kinds)
     np.testing.assert_allclose(e[0], [[0.0, -0.1]], rtol=1e-10)
     assert not any(part.any() for part in e[1:])
-    # Of one kernel it is SAM; and as large as the kernel is.
+    # For a single kernel it equals SAM, relative to the kernel's norm.
     one = perturb(method, weights[:1], gradients[:1], kinds[:1])
     sam = perturb(tfsam.SAM(0.1), weights[:1], gradients[:1], kinds[:1])
     np.testing.assert_allclose(one[0], sam[0], rtol=1e-10)
@@ -285,7 +285,7 @@ def test_gsam_leaves_what_is_along_the_sharp_gradient():
     zeros = [tf.zeros_like(g) for g in GRADIENTS]
     final, _ = method.combine(GRADIENTS, zeros, [], at())
     np.testing.assert_allclose(flat(final), -0.7 * g, rtol=1e-10)
-    # One weight alone has nothing orthogonal to it.
+    # With a single weight, the orthogonal component is zero.
     (final,), _ = method.combine(tensors([3.0]), tensors([-2.0]), [], at())
     np.testing.assert_allclose(final, [-2.0], rtol=1e-10)
 
@@ -302,7 +302,7 @@ def test_gsam_s_radius_follows_the_learning_rate():
     for rate, expected in ((0.11, 0.3), (0.01, 0.1), (0.06, 0.2), (1.0, 0.3)):
         found, _ = radius(method, [], rate)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-    # The highest rate so far, where the schedule is not told.
+    # Without a schedule: the highest learning rate so far.
     method = tfsam.GSAM(0.3, rho_min=0.1)
     state = init(method, WEIGHTS)
     for rate, expected in ((0.05, 0.3), (0.1, 0.3), (0.05, 0.2), (0.0, 0.1)):
@@ -317,7 +317,7 @@ def test_looksam_keeps_what_is_orthogonal():
     perturbed = tensors(RNG.normal(size=(3, 2)), RNG.normal(size=2))
     state = init(method, WEIGHTS)
     g = flat(GRADIENTS)
-    # Before the first of SAM's steps there is nothing to look at.
+    # Before the first step of SAM, g_v is zero.
     final, state = method.combine(GRADIENTS, None, state, at())
     np.testing.assert_array_equal(flat(final), g)
     final, state = method.combine(GRADIENTS, perturbed, state, at())
@@ -391,7 +391,7 @@ def test_ssam_s_mask_takes_part_of_sam_s_perturbation():
 
 
 def test_ssam_f_keeps_the_largest_fisher_information():
-    """Examples are gathered until there are enough; then comes the mask."""
+    """The mask is made as soon as enough examples are collected."""
     squares = tensors(np.arange(6.0).reshape(3, 2), [10.0, 0.5])
     calls = []
 
@@ -409,7 +409,7 @@ def test_ssam_f_keeps_the_largest_fisher_information():
         masks.append(state[0].numpy().tolist())
     made = [0, 0, 0, 1, 1, 1, 1, 0]
     assert masks == [[1] * 8] * 2 + [made] * 5
-    # Steps 0 and 1 gather 8 examples, and 5 and 6 again.
+    # Steps 0 and 1 collect 8 examples, as do steps 5 and 6.
     assert len(calls) == 4
 
 
@@ -438,21 +438,21 @@ def test_ssam_d_exchanges_the_smallest_gradients():
         assert dropped.sum() == grown.sum()
         exchanged.append(dropped.sum())
         if dropped.any():
-            # The smallest |g| of the refreshing step, which was the last one.
+            # The smallest |g| of the refresh step, the previous one.
             scores = np.array(state[1])
             kept = (before == 1) & (mask == 1)
             assert scores[dropped].max() < scores[kept].min()
         e = offsets(moved, weights)[0]
         assert ((e != 0) == (mask == 1)).all()
         state = after
-    # 0.5 * (1 + cos(pi t / 8)) / 2 of 60 live ones, at t = 0, 2, 4, 6, 8.
+    # 0.5 * (1 + cos(pi t / 8)) / 2 of 60 ones, at t = 0, 2, 4, 6, 8.
     assert exchanged == [0, 30, 0, 26, 0, 15, 0, 4, 0, 0]
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.3, 1.0])
 @pytest.mark.parametrize("drop_fraction", [0.0, 0.9])
 def test_ssam_d_keeps_its_density(sparsity, drop_fraction):
-    """The official code loses density where sparsity is small: never here."""
+    """Unlike in the official code, the density stays for small sparsities."""
     method = tfsam.SSAM(
         0.3,
         sparsity=sparsity,
@@ -470,7 +470,7 @@ def test_ssam_d_keeps_its_density(sparsity, drop_fraction):
 
 
 def test_asam_and_awp_follow_two_rescaled_layers_loss():
-    """A loss of w1 * w2 does not see the rescaling; nor does it after them."""
+    """A loss of w1 * w2 is invariant to rescaling, also when perturbed."""
 
     def loss(weights):
         return float((weights[0] * weights[1] - 1) ** 2)
