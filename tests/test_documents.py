@@ -91,6 +91,17 @@ def test_packages_import_only_from_the_layers_below():
                 assert places[other] > place, f"{path} imports {other}"
 
 
+def test_the_notes_name_modules_that_exist():
+    notes = (ROOT / "BUILD_NOTES.md").read_text()
+    rows = re.findall(r"^\| `(\w+/)` \| (.*) \|$", notes, re.M)
+    assert len(rows) > 5
+    for package, text in rows:
+        folder = ROOT / "tfsam" / package
+        for name in re.findall(r"`(\w+)/?`", text):
+            module = folder / f"{name}.py"
+            assert module.exists() or (folder / name).is_dir(), module
+
+
 def sections(text):
     """A document's second-level sections, by title."""
     parts = re.split(r"^## ", text, flags=re.M)[1:]
