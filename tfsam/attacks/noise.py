@@ -78,7 +78,7 @@ class _Noise(Attack):
     def _noise(self, seeds: tf.Tensor, shape: Any, dtype: Any) -> tf.Tensor:
         """Draws noise of size 1 in `norm`."""
         raise TypeError(
-            f"A noise attack must implement _noise(). "
+            "A noise attack must implement _noise(). "
             f"Received: {type(self).__name__}"
         )
 

@@ -174,7 +174,7 @@ class WeightPerturbation(Configurable):
             TypeError: If the subclass does not implement it.
         """
         raise TypeError(
-            f"A WeightPerturbation must implement perturb(). "
+            "A WeightPerturbation must implement perturb(). "
             f"Received: {type(self).__name__}"
         )
 

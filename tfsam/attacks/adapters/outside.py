@@ -83,7 +83,7 @@ class Adapter(Attack):
         if tf.inside_function():
             raise ValueError(
                 f"{type(self).__name__} runs eagerly, not in a tf.function or "
-                f"in training; train with one of tfsam's own attacks. "
+                "in training; train with one of tfsam's own attacks. "
                 f"Received: attack={self}"
             )
         if self.epsilon == 0:
