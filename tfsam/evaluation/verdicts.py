@@ -170,7 +170,8 @@ def part_of(number, name):
         number: its place in the list of attacks.
         name: its name.
     """
-    return f"{number:02d}-{re.sub(r'[^a-zA-Z0-9_.-]+', '-', name)}"
+    slug = re.sub(r"[^a-zA-Z0-9_.-]+", "-", name)
+    return f"{number:02d}-{slug[:200]}"
 
 
 def chunk_count(header):
