@@ -127,7 +127,7 @@ def describe(name: str) -> str:
         ImportError: if a part cannot be imported.
 
     Example:
-        >>> print(tfsam.parts.describe("fgsm").splitlines()[0])
+        >>> print(describe("FGSM").splitlines()[0])
         fgsm: attack
     """
     found = [

@@ -139,6 +139,11 @@ class Registry:
             ValueError: if the name or an option is unknown, or a value is
                 missing or given twice.
             ImportError: if the part has options and cannot be imported.
+
+        Example:
+            >>> from tfsam.parts import WEIGHTS
+            >>> WEIGHTS.parse("LookSAM:alpha=0.3:every=5")
+            ('looksam', {'alpha': 0.3, 'every': 5})
         """
         given, *segments = str(spec).split(":")
         name = self._known(given)
@@ -176,6 +181,11 @@ class Registry:
             ValueError: if the name or an option is unknown, or a value is out
                 of its range.
             ImportError: see `factory`.
+
+        Example:
+            >>> from tfsam.parts import WEIGHTS
+            >>> WEIGHTS.make("sam:rho=0.2", steps=2).rho
+            0.2
         """
         return make(self.factory(spec), **options)
 
@@ -382,6 +392,10 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     Args:
         name: the name that is unknown.
         names: the names that are known.
+
+    Example:
+        >>> did_you_mean("loksam", ["looksam", "pgd"])
+        '; did you mean looksam?'
     """
     by_lower_case = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), by_lower_case, 2)
