@@ -21,8 +21,7 @@ from experiments import command
 from experiments import figures
 from experiments import sweep
 from experiments import tables
-from tfsam import run
-from tfsam.runs import methods
+from tfsam.runs import settings
 from tfsam.support import files
 
 FLAGS = flags.FlagValues()
@@ -68,11 +67,11 @@ def gather(preset, rows, workdir):
     for row, columns in tables.summaries(cells).items():
         if not set(columns).issuperset((sweep.NATURAL, ROBUST)):
             continue
-        config, _ = run.configuration(list(sweep.row_flags(row)))
+        chosen = settings.from_argv(sweep.row_flags(row))
         minutes = columns.get(sweep.MINUTES)
         costs[row] = Cost(
             {c: columns[c].mean for c in sweep.COLUMNS if c in columns},
-            methods.passes(config),
+            chosen.recipe.passes(),
             None if minutes is None else 60 * minutes.mean,
             columns[sweep.NATURAL].seeds,
         )

@@ -13,8 +13,8 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from tfsam import run
 from tfsam.runs import methods
+from tfsam.runs import settings
 from tfsam.runs import workdirs
 from tfsam.support import files
 from tfsam.support import signals
@@ -265,7 +265,7 @@ def finished(folder, arguments):
         ValueError: if the folder holds the results of another one.
     """
     results = read(folder)
-    wanted, _ = run.configuration(list(arguments))
+    wanted = settings.from_argv(arguments).config()
     held = (results or {}).get("config", {})
     for key in _BOUND:
         if key in held and held[key] != wanted[key]:
@@ -379,7 +379,7 @@ def paper_figures(preset, workdir):
         preset: a `Preset`.
         workdir: folder of the sweep.
     """
-    config, _ = run.configuration([f"--preset={preset.images}"])
+    config = settings.from_argv([f"--preset={preset.images}"]).config()
     found = map(read, (p.parent for p in workdir.rglob("results.json")))
     others = [
         results

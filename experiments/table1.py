@@ -27,7 +27,7 @@ from absl import flags
 from experiments import command
 from experiments import sweep
 from experiments import tables
-from tfsam import run
+from tfsam.runs import settings
 from tfsam.support import files
 
 FLAGS = flags.FlagValues()
@@ -97,7 +97,7 @@ def main():
             f"base must be one of the rows {', '.join(rows)}. "
             f"Received: base={_BASE.value}"
         )
-    share, shares = run.share("cells", _CELLS.value or "0/1")
+    share, shares = settings.share("cells", _CELLS.value or "0/1")
     workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
     if _TABLE.value and not workdir.is_dir():
         raise ValueError(

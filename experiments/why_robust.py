@@ -33,6 +33,7 @@ from tfsam import Landscape
 from tfsam import data
 from tfsam.data import folders
 from tfsam.runs import fit
+from tfsam.runs import settings
 from tfsam.support import files
 from tfsam.training import monitoring
 
@@ -123,7 +124,7 @@ def measure_cell(folder, count):
         seed=config["seed"],
         cache_dir=folders.default_cache(),
     )
-    images = fit.trained_on(config, images)
+    images = fit.trained_on(settings.from_config(config, folder), images)
     train = data.sample(len(images.x_train), count, config["seed"])
     test = data.sample(len(images.x_test), count, config["seed"])
     found = measure(

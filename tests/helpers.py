@@ -17,6 +17,7 @@ import tensorflow as tf
 
 import tfsam
 from tfsam import run
+from tfsam.runs import settings
 from tfsam.support import files
 from tfsam.training import monitoring
 
@@ -139,6 +140,11 @@ def main(*arguments):
     with contextlib.redirect_stdout(output):
         code = run.main([str(argument) for argument in arguments])
     return code, output.getvalue()
+
+
+def settings_of(*arguments):
+    """The settings of a command line."""
+    return settings.from_argv([str(argument) for argument in arguments])
 
 
 def read_json(path):

@@ -5,9 +5,9 @@ import ctypes
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import settings_of
 
 import tfsam
-from tfsam import run
 from tfsam.attacks.check import check
 from tfsam.attacks.check import contract
 
@@ -56,8 +56,7 @@ def test_it_is_checked(other_package):
 
 
 def test_it_is_on_the_command_line(other_package):
-    config, _ = run.configuration(["--attacks=shift,pgd"])
-    assert config["attacks"] == ["shift", "pgd"]
+    assert settings_of("--attacks=shift,pgd").attacks == ("shift", "pgd")
 
 
 @pytest.mark.parametrize(

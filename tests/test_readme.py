@@ -7,9 +7,11 @@ import re
 import shlex
 
 import pytest
+from helpers import settings_of
 
 import tfsam
-from tfsam import run
+from tfsam.runs import flags
+from tfsam.runs import help
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -81,7 +83,7 @@ def test_the_commands_are_found():
 @pytest.mark.parametrize("module, words", COMMANDS)
 def test_flags_of_a_command_exist(module, words):
     assert module == "tfsam.run"
-    known = run.define_flags()
+    known = flags.FLAGS
     for word in words:
         name, _, _ = word.removeprefix("--").partition("=")
         assert name in known, word
@@ -100,7 +102,7 @@ def test_flags_of_a_command_exist(module, words):
 def test_a_command_is_accepted(words):
     if words[0].startswith("--shard"):
         words = ["--evaluate=model.keras", *words]
-    run.configuration(words)
+    settings_of(*words)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +165,8 @@ def test_the_exit_codes_are_those_of_the_command():
 
 
 def test_help_has_every_flag_and_every_attack():
-    text = run.define_flags().get_help()
-    for name in run.define_flags():
+    text = help.answer(flags.parse(["--help"]))
+    for name in flags.FLAGS:
         assert re.search(rf"--(\[no\])?{name}\b", text), name
     for name in tfsam.attacks.names():
         assert re.search(rf"\b{name}\b", text), name

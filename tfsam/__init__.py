@@ -1,97 +1,42 @@
 """Sharpness-aware minimization, adversarial training and their evaluation.
 
-model = tfsam.RobustModel(network, perturb_weights=tfsam.SAM(rho=0.2))
-model.compile(optimizer, loss, metrics=["accuracy"])
-model.fit(train)
-result = tfsam.evaluate(network, (x, y), attacks=["cleverhans_pgd"],
-                        norm="linf", epsilons=[1 / 255, 2 / 255])
+    model = tfsam.RobustModel(network, perturb_weights=tfsam.SAM(rho=0.2))
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    model.fit(train)
+    result = tfsam.evaluate(network, (x, y), attacks=["cleverhans_pgd"],
+                            norm="linf", epsilons=[1 / 255, 2 / 255])
+
+The public names live in `tfsam.public`. They are imported at once, because
+Keras can only load classes that are registered; but the command line, which
+answers `--help` and mistyped flags without TensorFlow, imports them later.
 """
 
-import os
+import importlib.util
+import pathlib
 import sys
+from typing import Any
 
-# The command line's one-line errors would drown in the notes of TensorFlow's
-# C++ parts, which are silenced before it is imported or not at all.
-if "tfsam.run" in sys.orig_argv:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+__version__ = "0.2.0"
 
-if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-    raise ImportError(
-        "tfsam needs Keras on TensorFlow: set KERAS_BACKEND=tensorflow. "
-        f"Received: KERAS_BACKEND={os.environ['KERAS_BACKEND']}"
-    )
 
-import keras
+def _is_the_command() -> bool:
+    """Whether this process is `tfsam`, `python -m tfsam` or `-m tfsam.run`."""
+    if sys.argv[:1] == ["-m"]:  # Python is about to run a module.
+        module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+        return module in ("tfsam", "tfsam.run", "tfsam.__main__")
+    program = pathlib.Path(sys.argv[0]) if sys.argv[:1] else pathlib.Path()
+    return program.parent.name in ("bin", "Scripts") and program.stem == "tfsam"
 
-if keras.config.backend() != "tensorflow":
-    raise ImportError(
-        'tfsam needs Keras on TensorFlow: set "backend" to "tensorflow" in '
-        "keras.json, or KERAS_BACKEND=tensorflow. "
-        f"Received: backend={keras.config.backend()}"
-    )
 
-from tfsam import attacks
-from tfsam import data
-from tfsam import networks
-from tfsam import reports
-from tfsam import weights
-from tfsam.attacks import FGSM
-from tfsam.attacks import PGD
-from tfsam.evaluation import verdicts
-from tfsam.evaluation.landscape import Landscape
-from tfsam.evaluation.measure import evaluate
-from tfsam.evaluation.measure import merge
-from tfsam.reports import page
-from tfsam.training.averages import EMA
-from tfsam.training.averages import SWA
-from tfsam.training.entropy_sgd import EntropySGD
-from tfsam.training.model import RobustModel
-from tfsam.training.objectives import MART
-from tfsam.training.objectives import TRADES
-from tfsam.training.optimizers import SGD
-from tfsam.training.robust_validation import RobustValidation
-from tfsam.training.robust_validation import StopAtCollapse
-from tfsam.weights import ASAM
-from tfsam.weights import AWP
-from tfsam.weights import ESAM
-from tfsam.weights import FSAM
-from tfsam.weights import GSAM
-from tfsam.weights import SAM
-from tfsam.weights import SSAM
-from tfsam.weights import LookSAM
-from tfsam.weights import WeightPerturbation
+if not _is_the_command():
+    from tfsam.public import *  # noqa: F403
+    from tfsam.public import __all__  # noqa: F401
 
-__version__ = "0.1.0"
 
-__all__ = [
-    "ASAM",
-    "AWP",
-    "EMA",
-    "ESAM",
-    "FGSM",
-    "FSAM",
-    "GSAM",
-    "MART",
-    "PGD",
-    "SAM",
-    "SGD",
-    "SSAM",
-    "SWA",
-    "TRADES",
-    "EntropySGD",
-    "Landscape",
-    "LookSAM",
-    "RobustModel",
-    "RobustValidation",
-    "StopAtCollapse",
-    "WeightPerturbation",
-    "attacks",
-    "data",
-    "evaluate",
-    "merge",
-    "networks",
-    "page",
-    "reports",
-    "verdicts",
-    "weights",
-]
+def __getattr__(name: str) -> Any:
+    """Imports a submodule or a public name that is not imported yet."""
+    if name.startswith("_"):
+        raise AttributeError(f"module 'tfsam' has no attribute {name!r}")
+    if importlib.util.find_spec(f"tfsam.{name}"):
+        return importlib.import_module(f"tfsam.{name}")
+    return getattr(importlib.import_module("tfsam.public"), name)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import settings_of
 from helpers import tiny
 
 import tfsam
@@ -98,9 +99,9 @@ def test_the_command_line_says_so_in_one_line(flags, capsys, tmp_path):
 
 
 def test_the_command_line_takes_l2_and_the_whole_width():
-    run.configuration(["--method=at", "--norm=l2", "--epsilon=8"])
-    run.configuration(["--method=at", "--epsilon=1", "--l2_epsilons=8"])
-    run.configuration(["--linf_epsilons=255/255"])
+    settings_of("--method=at", "--norm=l2", "--epsilon=8")
+    settings_of("--method=at", "--epsilon=1", "--l2_epsilons=8")
+    settings_of("--linf_epsilons=255/255")
 
 
 def test_a_warm_up_of_epsilon_still_trains():

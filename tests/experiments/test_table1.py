@@ -11,12 +11,12 @@ import threading
 
 import pytest
 import scipy.stats
+from helpers import settings_of
 
 from experiments import command
 from experiments import sweep
 from experiments import table1
 from experiments import tables
-from tfsam import run
 from tfsam.runs import workdirs
 
 
@@ -28,7 +28,7 @@ def test_every_row_of_a_preset_is_a_run(preset):
         for folder, arguments in sweep.commands(
             found, row, 0, sweep.cell_folder(pathlib.Path("w"), row, 0)
         ):
-            config, _ = run.configuration([*arguments, f"--workdir={folder}"])
+            config = settings_of(*arguments, f"--workdir={folder}").config()
             assert config["seed"] == 0
 
 
@@ -44,7 +44,7 @@ def test_every_row_of_a_preset_is_a_run(preset):
     ],
 )
 def test_attacks_in_training_are_the_authors(row, epsilon, steps, step_size):
-    config, _ = run.configuration(sweep.row_flags(row))
+    config = settings_of(*sweep.row_flags(row)).config()
     assert config["method"] == "at"
     assert config["norm"] == row.split("-")[1]
     assert 255 * config["epsilon"] == pytest.approx(epsilon)
@@ -53,7 +53,7 @@ def test_attacks_in_training_are_the_authors(row, epsilon, steps, step_size):
 
 
 def test_any_method_is_a_row_with_its_flags():
-    config, _ = run.configuration(sweep.row_flags("looksam:rho=0.3:every=2"))
+    config = settings_of(*sweep.row_flags("looksam:rho=0.3:every=2")).config()
     assert (config["method"], config["rho"], config["every"]) == (
         *("looksam", 0.3),
         2,

@@ -11,11 +11,11 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import settings_of
 
-from experiments import command
-from experiments import report
 from tfsam import data
 from tfsam import reports
+from tfsam.reports import command
 from tfsam.reports import page
 from tfsam.reports import plots
 from tfsam.reports.page import document
@@ -539,7 +539,8 @@ def test_a_run_leaves_its_examples(tmp_path):
         "robust": [robust("fgsm", "linf", 0.25, 2)],
     }
     inputs = stages.Inputs(None, images, None, None)
-    stages.draw({"seed": 0}, model, inputs, results, tmp_path, print)
+    settings = settings_of(f"--workdir={tmp_path}")
+    stages.draw(settings, model, inputs, results, print)
     with np.load(tmp_path / "examples.npz") as arrays:
         clean, adversarial = arrays["clean"], arrays["adversarial"]
         assert arrays["attack"] == "fgsm"
@@ -704,7 +705,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, spoil, why):
     spoil(run)
     output = tmp_path / "report.html"
     arguments = [str(run), f"--output={output}"]
-    assert command.run(report.main, report.FLAGS, arguments) == 2
+    assert command.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("report: expected a f")
     assert "Received: " in line
@@ -715,14 +716,14 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, spoil, why):
 
 @pytest.mark.parametrize("arguments", [[], ["/nowhere"], ["--unknown"]])
 def test_no_folder_is_exit_code_2(arguments, capsys):
-    assert command.run(report.main, report.FLAGS, arguments) == 2
+    assert command.main(arguments) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_the_command_writes_the_page(folder, tmp_path, capsys):
     output = tmp_path / "report.html"
     arguments = [str(folder), f"--output={output}"]
-    assert command.run(report.main, report.FLAGS, arguments) == 0
+    assert command.main(arguments) == 0
     assert capsys.readouterr().out == f"{output}: 3 runs\n"
     assert output.read_text() == page.render([folder])
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import assert_refused
+from helpers import settings_of
 from helpers import snapshot
 from helpers import spoil_method
 from helpers import truncate
 
-from tfsam import run
 from tfsam.runs import stages
 from tfsam.runs import workdirs
 from tfsam.support import files
@@ -30,11 +30,11 @@ def small_model(shape=(8, 8, 1), outputs=10, activation=None):
 def test_paths_begin_at_home(tmp_path, monkeypatch):
     small_model().save(tmp_path / "model.keras")
     monkeypatch.setenv("HOME", str(tmp_path))
-    config, workdir = run.configuration(
-        ["--evaluate=~/model.keras", "--limit_test=20", "--workdir=~/run"]
+    settings = settings_of(
+        "--evaluate=~/model.keras", "--limit_test=20", "--workdir=~/run"
     )
-    assert workdir == tmp_path / "run"
-    assert stages.prepare(config).logits is not None
+    assert settings.workdir == tmp_path / "run"
+    assert stages.prepare(settings).logits is not None
 
 
 def write_images(folder, *, classes=("ant", "bee"), side=8):
@@ -248,11 +248,12 @@ def test_bad_model(tmp_path, capsys, prepare):
 
 
 def test_an_evaluation_of_an_older_tfsam_goes_on(tmp_path):
-    config, _ = run.configuration(["--evaluate=model.keras"])
+    settings = settings_of("--evaluate=model.keras", f"--workdir={tmp_path}")
+    config = settings.config()
     later = ("precision", "strategy", *workdirs.UNBOUND)
     older = {key: config[key] for key in config if key not in later}
     files.write_json(tmp_path / "config.json", older)
-    assert workdirs.finished(tmp_path, config) is None
+    assert workdirs.finished(settings) is None
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "config.json", ".hidden"])

@@ -28,6 +28,7 @@ from helpers import assert_same_run
 from helpers import cpu_only
 from helpers import kill_at_write
 from helpers import main
+from helpers import settings_of
 from helpers import snapshot
 from helpers import spoil_method
 from helpers import tiny
@@ -36,7 +37,7 @@ from helpers import without_clocks
 
 import tfsam
 from experiments import soak
-from tfsam import run
+from tfsam import parts
 from tfsam.runs import fit
 from tfsam.runs import methods
 from tfsam.runs import stages
@@ -56,7 +57,7 @@ RUN = (
 @pytest.fixture(scope="module", autouse=True)
 def tiny_network():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(fit.NETWORKS, "preact_resnet8", tiny)
+        patch.setitem(parts.NETWORKS.native, "preact_resnet8", tiny)
         yield
 
 
@@ -143,11 +144,11 @@ def test_stopped_by_sigterm_it_goes_on_from_that_step(tmp_path, method):
 def trained(workdir, *arguments):
     """The weights and the history after training alone."""
     workdir.mkdir(exist_ok=True)
-    config, _ = run.configuration([*RUN, *arguments, f"--workdir={workdir}"])
-    inputs = stages.prepare(config)
+    settings = settings_of(*RUN, *arguments, f"--workdir={workdir}")
+    inputs = stages.prepare(settings)
     with signals.handled() as stop:
         network, _ = fit.train(
-            config, inputs.images, workdir, inputs.strategy, print, stop
+            settings, inputs.images, inputs.strategy, print, stop
         )
     return network.get_weights(), without_clocks(workdir / "history.csv")
 

@@ -1,25 +1,26 @@
 """Flags and presets: the configuration of a run."""
 
 import pathlib
+import re
 
 import numpy as np
 import pytest
 from helpers import main
+from helpers import settings_of
 
 from tfsam import attacks
 from tfsam import data
-from tfsam import run
+from tfsam import parts
 from tfsam.runs import fit
+from tfsam.runs import flags
 from tfsam.runs import methods
 
 
 def test_fractions_are_accepted_as_written():
-    config, _ = run.configuration(
-        [
-            *("--method=at", "--epsilon=8/255", "--step_size=2/255"),
-            *("--linf_epsilons=1/255,2/255,0.1", "--weight_decay=5e-4"),
-        ]
-    )
+    config = settings_of(
+        *("--method=at", "--epsilon=8/255", "--step_size=2/255"),
+        *("--linf_epsilons=1/255,2/255,0.1", "--weight_decay=5e-4"),
+    ).config()
     assert config["epsilon"] == 8 / 255
     assert config["step_size"] == 2 / 255
     assert config["linf_epsilons"] == [1 / 255, 2 / 255, 0.1]
@@ -55,6 +56,8 @@ OVERRIDES = {
     "perturb_inputs": ("pgd_dlr", "pgd_dlr"),
     "perturb_weights": ("sam", "sam"),
     "average": ("ema", "ema"),
+    "objective": ("mart", "mart"),
+    "optimizer": ("entropy_sgd", "entropy_sgd"),
     "eta": ("0.1", 0.1),
     "adaptive": ("all", "all"),
     "ascent_steps": ("2", 2),
@@ -113,7 +116,10 @@ OF = {
 
 
 # These change what other settings there are.
-PARTS = ("method", "evaluate", "perturb_inputs", "perturb_weights", "average")
+PARTS = (
+    *("method", "evaluate", "perturb_inputs", "perturb_weights", "average"),
+    *("objective", "optimizer"),
+)
 
 
 @pytest.mark.parametrize("flag", OVERRIDES)
@@ -124,8 +130,8 @@ def test_any_flag_overrides_its_preset(flag):
         arguments.append(f"--method={OF.get(flag, 'at_sam')}")
     if flag == "validation_images":
         arguments.append("--select=clean")
-    before, _ = run.configuration(arguments)
-    after, _ = run.configuration([*arguments, f"--{flag}={text}"])
+    before = settings_of(*arguments).config()
+    after = settings_of(*arguments, f"--{flag}={text}").config()
     assert after[flag] == value
     assert before[flag] != value
     if flag not in PARTS:
@@ -133,14 +139,15 @@ def test_any_flag_overrides_its_preset(flag):
 
 
 def test_overrides_are_all_flags():
-    assert set(OVERRIDES) == set(run.define_flags()) - {
+    assert set(OVERRIDES) == set(flags.FLAGS) - {
         *("help", "preset", "workdir", "shard", "merge"),
+        *("version", "methods", "overwrite"),
     }
 
 
 def test_digits_is_the_default_preset():
-    config, _ = run.configuration([])
-    assert config == run.configuration(["--preset=digits"])[0]
+    config = settings_of().config()
+    assert config == settings_of("--preset=digits").config()
     assert config["dataset"] == "digits"
     assert config["method"] == "sam"
     assert config["attacks"] == ["cleverhans_pgd"]
@@ -151,7 +158,8 @@ def test_digits_is_the_default_preset():
     [("cifar10", 10, 11_172_170), ("cifar100", 100, 11_218_340)],
 )
 def test_presets_are_the_papers_recipe(preset, classes, weights):
-    config, _ = run.configuration([f"--preset={preset}"])
+    settings = settings_of(f"--preset={preset}")
+    config = settings.config()
     assert config["dataset"] == preset
     assert config["network"] == "preact_resnet18"
     assert (config["batch_size"], config["epochs"]) == (128, 100)
@@ -170,7 +178,7 @@ def test_presets_are_the_papers_recipe(preset, classes, weights):
         y_test=np.zeros(1, np.int64),
         class_names=tuple(map(str, range(classes))),
     )
-    model = fit.make_model(config, images, None)
+    model = fit.make_model(settings, images, None)
     assert sum(v.numpy().size for v in model.trainable_variables) == weights
     optimizer = model.optimizer
     assert optimizer.momentum == 0.9
@@ -189,7 +197,7 @@ def test_presets_are_the_papers_recipe(preset, classes, weights):
 
 
 def test_adversarial_training_of_the_presets():
-    config, _ = run.configuration(["--preset=cifar100", "--method=at"])
+    config = settings_of("--preset=cifar100", "--method=at").config()
     perturb_inputs = methods.build("perturb_inputs", config)
     assert methods.build("perturb_weights", config) is None
     assert perturb_inputs.epsilon == 8 / 255
@@ -200,25 +208,25 @@ def test_adversarial_training_of_the_presets():
 
 @pytest.mark.parametrize("method", methods.methods())
 def test_a_step_s_passes_are_the_table_s(method):
-    config, _ = run.configuration([f"--method={method}"])
+    config = settings_of(f"--method={method}").config()
     cost = methods.methods()[method].cost.replace("2 steps", "2 * steps")
     cost = cost.replace("3 sample_fraction", "3 * sample_fraction")
     assert methods.passes(config) == pytest.approx(eval(cost, dict(config)))
 
 
 def test_parts_add_their_passes():
-    config, _ = run.configuration(
-        ["--method=trades", "--perturb_weights=awp", "--steps=4"]
-    )
+    config = settings_of(
+        "--method=trades", "--perturb_weights=awp", "--steps=4"
+    ).config()
     # Four steps and their target; clean and perturbed images, by the weights
     # and by the perturbed weights.
     assert methods.passes(config) == pytest.approx(8 / 3 + 1 / 3 + 4)
-    config, _ = run.configuration(["--method=sam", "--ascent_steps=3"])
+    config = settings_of("--method=sam", "--ascent_steps=3").config()
     assert methods.passes(config) == 4
 
 
 def built(*arguments):
-    config, _ = run.configuration(arguments)
+    config = settings_of(*arguments).config()
     return [
         methods.build(part, config)
         for part in ("perturb_inputs", "perturb_weights", "objective")
@@ -269,29 +277,31 @@ def test_default_workdirs_differ():
         [f"--dataset=folder:{folder}", f"--evaluate={folder}", "--seed=1"],
         [f"--dataset=folder:{folder}", f"--evaluate={folder}", "--seed=2"],
     ]
-    path = run.configuration(variants[-1])[1]
+    path = settings_of(*variants[-1]).workdir
     free = ["--cache_dir=elsewhere", "--checkpoint_steps=7"]
-    assert run.configuration([*variants[1], *free]) == (
-        run.configuration(variants[1])[0]
-        | {"cache_dir": "elsewhere", "checkpoint_steps": 7},
-        run.configuration(variants[1])[1],
-    )
-    assert run.configuration([*variants[-1], free[0]])[1] == path
-    found = [run.configuration(arguments)[1] for arguments in variants]
+    bound, other = (settings_of(*variants[1], *more) for more in ((), free))
+    assert other.config() == bound.config() | {
+        "cache_dir": "elsewhere",
+        "checkpoint_steps": 7,
+    }
+    assert other.workdir == bound.workdir
+    assert settings_of(*variants[-1], free[0]).workdir == path
+    found = [settings_of(*arguments).workdir for arguments in variants]
     assert len(set(found)) == len(variants)
     for path in found:
         assert path.parent == pathlib.Path("runs")
         assert len(path.name) < 250
     assert found[2].name == "digits-rho=0.2"
-    assert run.configuration(["--rho=0.2"])[1] == found[2]
+    assert settings_of("--rho=0.2").workdir == found[2]
 
 
 def test_help(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, output = main("--help")
     assert code == 0
-    for name in set(run.define_flags()) - {"help"}:
-        assert f"--{name}:" in output or f"--[no]{name}:" in output
-    for name in (*methods.methods(), *fit.NETWORKS, *attacks.names()):
+    for name in flags.FLAGS:
+        assert re.search(rf"^  --(\[no\])?{name}\s", output, re.M), name
+    named = (*methods.methods(), *parts.NETWORKS.names(), *attacks.names())
+    for name in named:
         assert name in output
     assert not list(tmp_path.iterdir())

@@ -24,6 +24,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import settings_of
 from hypothesis import strategies as st
 
 from tfsam import run
@@ -55,7 +56,7 @@ def no_runs():
     """Input that is good after all would be trained on: it is not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "run", lambda *_: None)
-        patch.setattr(run.reports, "table", lambda _: "let through")
+        patch.setattr(stages.reports, "table", lambda _: "let through")
         yield
 
 
@@ -445,7 +446,7 @@ def test_results_files(folder, data):
     """Those of a workdir's own run, which finished."""
     workdir = folder / "results"
     workdir.mkdir(exist_ok=True)
-    config, _ = run.configuration([])
+    config = settings_of().config()
     name = data.draw(st.sampled_from(["config.json", "results.json"]))
     if name == "config.json":
         (workdir / name).write_bytes(data.draw(broken_json(config)))

@@ -7,6 +7,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+from helpers import settings_of
 
 from tfsam import run
 from tfsam.runs import workdirs
@@ -44,15 +45,15 @@ def write_arrays(path, pixel):
     np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
 
 
-def configured(source, **flags):
+def configured(source, workdir, **flags):
     flags = [f"--{key}={value}" for key, value in flags.items()]
-    return run.configuration([f"--dataset={source}", *flags])[0]
+    return settings_of(f"--dataset={source}", f"--workdir={workdir}", *flags)
 
 
-def finish(workdir, config):
-    workdirs.claim(workdir, config)
-    files.write_json(workdir / "results.json", RESULTS)
-    assert workdirs.finished(workdir, config) == RESULTS
+def finish(settings):
+    workdirs.claim(settings)
+    files.write_json(settings.workdir / "results.json", RESULTS)
+    assert workdirs.finished(settings) == RESULTS
 
 
 def delete(folder):
@@ -78,42 +79,44 @@ def touch(folder):
 
 @pytest.mark.parametrize("edit", [delete, add, rename, change, touch])
 def test_a_folder_that_changed_is_another_run(images, tmp_path, edit):
-    config = configured(f"folder:{images}")
-    finish(tmp_path / "run", config)
+    settings = configured(f"folder:{images}", tmp_path / "run")
+    finish(settings)
     edit(images)
-    with pytest.raises(ValueError, match=r"files of dataset=1[123] files, "):
-        workdirs.finished(tmp_path / "run", config)
+    changed = "the files of the data set changed since: 1[123] files, "
+    with pytest.raises(ValueError, match=changed):
+        workdirs.finished(settings)
 
 
 def test_the_command_says_so_before_it_prints_a_table(images, tmp_path, capsys):
     workdir = tmp_path / "run"
     command = [f"--dataset=folder:{images}", f"--workdir={workdir}"]
-    finish(workdir, run.configuration(command)[0])
+    finish(settings_of(*command))
     assert run.main(command) == 0
     assert "finished" in capsys.readouterr().out
     delete(images)
     assert run.main(command) == 2
     found = capsys.readouterr()
     (line,) = found.err.splitlines()
-    assert "Received: files of dataset=11 files" in line
-    assert "(it has 12 files" in line
+    assert "the files of the data set changed since: 11 files" in line
+    assert "before: 12 files" in line
+    assert "--overwrite" in line
     assert found.out == ""
 
 
 def test_what_is_no_image_of_the_data_changes_nothing(images, tmp_path):
-    config = configured(f"folder:{images}")
-    finish(tmp_path / "run", config)
+    settings = configured(f"folder:{images}", tmp_path / "run")
+    finish(settings)
     for name in ("notes.txt", "train/.hidden", "train/cat/Thumbs.db"):
         (images / name).write_text("")
-    assert workdirs.finished(tmp_path / "run", config) == RESULTS
+    assert workdirs.finished(settings) == RESULTS
 
 
 def test_arrays_that_changed_are_another_run(arrays, tmp_path):
-    config = configured(f"npz:{arrays}")
-    finish(tmp_path / "run", config)
+    settings = configured(f"npz:{arrays}", tmp_path / "run")
+    finish(settings)
     write_arrays(arrays, 1)
-    with pytest.raises(ValueError, match="files of dataset="):
-        workdirs.finished(tmp_path / "run", config)
+    with pytest.raises(ValueError, match="files of the data set changed"):
+        workdirs.finished(settings)
 
 
 def test_a_saved_model_with_other_weights_is_another_run(arrays, tmp_path):
@@ -121,42 +124,42 @@ def test_a_saved_model_with_other_weights_is_another_run(arrays, tmp_path):
     model = tmp_path / "saved"
     network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
     network.export(model, verbose=False)
-    config = configured(f"npz:{arrays}", evaluate=model)
-    finish(tmp_path / "run", config)
+    settings = configured(f"npz:{arrays}", tmp_path / "run", evaluate=model)
+    finish(settings)
     (part,) = model.glob("variables/*.index")
     part.write_bytes(part.read_bytes() + b"x")
-    with pytest.raises(ValueError, match="files of evaluate="):
-        workdirs.finished(tmp_path / "run", config)
+    with pytest.raises(ValueError, match="the model file changed since"):
+        workdirs.finished(settings)
 
 
 def test_a_run_of_0_1_0_knows_no_more_than_it_kept(images, arrays, tmp_path):
     for name, source in (("a", f"folder:{images}"), ("b", f"npz:{arrays}")):
-        config = configured(source)
         folder = tmp_path / name
-        finish(folder, config)
-        older = config | workdirs._files(config)
+        settings = configured(source, folder)
+        finish(settings)
+        older = settings.config() | workdirs._files(settings)
         files.write_json(folder / "config.json", older)
-        assert workdirs.finished(folder, config) == RESULTS
+        assert workdirs.finished(settings) == RESULTS
         # Going on with it, the run keeps what it works on.
         (folder / "results.json").unlink()
-        assert workdirs.finished(folder, config) is None
-        workdirs.claim(folder, config)
+        assert workdirs.finished(settings) is None
+        workdirs.claim(settings)
         held = json.loads((folder / "config.json").read_text())
         assert list(held["inputs"]) == ["dataset"]
     files.write_json(folder / "config.json", older)
     write_arrays(arrays, 1)
-    with pytest.raises(ValueError, match="Received: files="):
-        workdirs.finished(folder, config)
+    with pytest.raises(ValueError, match="an input file changed since"):
+        workdirs.finished(settings)
 
 
 def test_a_table_is_shown_where_the_data_is_gone(arrays, tmp_path):
-    config = configured(f"npz:{arrays}")
-    finish(tmp_path / "run", config)
+    settings = configured(f"npz:{arrays}", tmp_path / "run")
+    finish(settings)
     pathlib.Path(arrays).unlink()
-    assert workdirs.finished(tmp_path / "run", config) == RESULTS
+    assert workdirs.finished(settings) == RESULTS
 
 
 def test_data_without_files_has_no_listing(tmp_path):
-    workdirs.claim(tmp_path, configured("digits"))
+    workdirs.claim(configured("digits", tmp_path))
     held = json.loads((tmp_path / "config.json").read_text())
     assert held["inputs"] == {}

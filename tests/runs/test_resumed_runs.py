@@ -14,10 +14,10 @@ from helpers import cpu_only
 from helpers import kill_at_write
 from helpers import main
 from helpers import read_json
+from helpers import settings_of
 from helpers import start
 from helpers import truncate
 
-from tfsam import run
 from tfsam.runs import fit
 from tfsam.runs import workdirs
 from tfsam.support import files
@@ -205,16 +205,16 @@ def test_killed_while_writing(uninterrupted, tmp_path, monkeypatch, name, nth):
 
 
 def test_killed_before_anything_is_written(tmp_path, monkeypatch):
-    config, workdir = run.configuration([f"--workdir={tmp_path}"])
+    settings = settings_of(f"--workdir={tmp_path}")
     with monkeypatch.context() as patch:
         kill_at_write(patch, "config.json")
         with pytest.raises(Killed):
-            workdirs.claim(workdir, config)
+            workdirs.claim(settings)
     assert len(list(tmp_path.iterdir())) == 1
-    assert workdirs.finished(workdir, config) is None
-    workdirs.claim(workdir, config)
+    assert workdirs.finished(settings) is None
+    workdirs.claim(settings)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    assert workdirs.finished(workdir, config) is None
+    assert workdirs.finished(settings) is None
 
 
 def spoil(path):

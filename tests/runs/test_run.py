@@ -19,9 +19,9 @@ from helpers import start
 from helpers import verdicts
 
 from tfsam import data
+from tfsam import parts
 from tfsam import reports
-from tfsam import run
-from tfsam.runs import fit
+from tfsam.runs import flags
 from tfsam.support import files
 from tfsam.training import monitoring
 
@@ -40,7 +40,7 @@ def finished(tmp_path_factory):
     """A finished run: (its folder, what it printed)."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(fit.NETWORKS, "preact_resnet8", convolutional)
+        patch.setitem(parts.NETWORKS.native, "preact_resnet8", convolutional)
         code, output = main(*FINISHED, f"--workdir={workdir}")
     assert code == 0
     return workdir, output
@@ -64,8 +64,8 @@ def test_results_fields(finished):
 def test_results_config_has_every_flag(finished):
     workdir, _ = finished
     config = read_json(workdir / "results.json")["config"]
-    parts = {"objective", "optimizer"}  # Of the method; no flags.
-    assert set(config) == set(run.define_flags()) - {"help", "merge"} | parts
+    others = {"help", "methods", "version", "merge", "overwrite"}
+    assert set(config) == set(flags.FLAGS) - others
     assert config["preset"] == config["dataset"] == "digits"
     assert config["workdir"] == str(workdir)
     assert (config["epochs"], config["batch_size"]) == (2, 10)

@@ -12,9 +12,9 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from helpers import settings_of
 
 import tfsam
-from tfsam import run
 from tfsam.evaluation import verdicts
 from tfsam.training import checkpoints
 
@@ -91,9 +91,9 @@ def test_parts_of_a_record_are_folders_in_it(name):
 
 
 def test_default_workdirs_are_below_runs():
-    _, path = run.configuration(
-        ["--dataset=folder:../../outside/..", "--evaluate=/etc/../outside"]
-    )
+    path = settings_of(
+        "--dataset=folder:../../outside/..", "--evaluate=/etc/../outside"
+    ).workdir
     assert path.parent == pathlib.Path("runs")
     assert path.name not in ("", ".", "..")
 
@@ -132,9 +132,10 @@ def test_a_plug_in_is_imported_when_it_is_named(tmp_path):
         import pathlib
         import tfsam
         from tfsam import run
+        from tfsam.runs import settings
         assert "trap" in tfsam.attacks.names()
         assert run.main(["--help"]) == 0
-        run.configuration(["--attacks=pgd", "--method=sam"])
+        settings.from_argv(["--attacks=pgd", "--method=sam"])
         assert not pathlib.Path("imported").exists()
         tfsam.attacks.get("trap", epsilon=0.1, norm="linf")
         assert pathlib.Path("imported").exists()

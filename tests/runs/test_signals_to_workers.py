@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from helpers import settings_of
 
 from tfsam import run
 from tfsam.runs import stages
@@ -69,7 +70,7 @@ def test_a_signal_to_another_worker_stops_this_one(
 def test_a_signal_between_agreement_and_training_waits_for_training(cluster):
     stop = signals.Stop()
     stop.hold()
-    workdirs.agree(run.files.expanded("nowhere"), {}, None, stop)
+    workdirs.agree(settings_of("--workdir=nowhere"), None, stop)
     stop.ask(signal.SIGTERM)  # Does not raise.
     with (
         pytest.raises(signals.Stopped, match="SIGTERM"),

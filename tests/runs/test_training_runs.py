@@ -9,9 +9,10 @@ from helpers import convolutional
 from helpers import cpu_only
 from helpers import main
 from helpers import read_json
+from helpers import settings_of
 
 from tfsam import data
-from tfsam import run
+from tfsam import parts
 from tfsam.runs import fit
 from tfsam.runs import methods
 from tfsam.training import checkpoints
@@ -62,7 +63,7 @@ def test_a_collapse_is_watched_for_on_images_of_all_classes():
     x, y = np.zeros((90, 8, 8, 1), np.float32), np.repeat([0, 1, 2], 30)
     images = data.Images("folder:x", x, y, x, y, ("a", "b", "c"))
     arguments = ["--method=fgsm_at", "--batch_size=20"]
-    stop = fit._stop(run.configuration(arguments)[0], images, None)
+    stop = fit._stop(settings_of(*arguments), images, None)
     assert set(stop.data.y) == {0, 1, 2}
     assert len(stop.data.y) == 20
 
@@ -103,9 +104,9 @@ def test_an_average_measures_batchnorm_on_images_of_all_classes(monkeypatch):
     labels = np.repeat(np.arange(10), 2000)  # As a folder lists them.
     x = np.zeros([len(labels), 1, 1, 1], np.uint8)
     images = data.Images("sorted", x, labels, x, labels, list("0123456789"))
-    config, _ = run.configuration(["--preset=cifar10", "--method=swa"])
+    settings = settings_of("--preset=cifar10", "--method=swa")
     monkeypatch.setattr(methods, "build", lambda part, config, **given: given)
-    _, y = fit._average(config, images, None)["data"]
+    _, y = fit._average(settings, images, None)["data"]
     assert len(y) == 10_000
     assert set(y[:128]) == set(range(10))
 
@@ -136,7 +137,7 @@ def test_each_method_trains_and_reports(
 
 @cpu_only
 def test_two_devices(tmp_path, monkeypatch):
-    monkeypatch.setitem(fit.NETWORKS, "preact_resnet8", convolutional)
+    monkeypatch.setitem(parts.NETWORKS.native, "preact_resnet8", convolutional)
     # The last of the 33 images would leave the second device with none, and
     # convolutions fail there.
     code, _ = main(
@@ -173,9 +174,9 @@ def test_nan_in_the_first_epoch(tmp_path, devices):
 
 
 def test_nan_later_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    def schedule(config, steps):
+    def schedule(settings, steps):
         return keras.optimizers.schedules.PiecewiseConstantDecay(
-            [2 * steps], [config["learning_rate"], 1e30]
+            [2 * steps], [settings.recipe.learning_rate, 1e30]
         )
 
     monkeypatch.setattr(fit, "_schedule", schedule)

@@ -13,10 +13,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import settings_of
 
 import tfsam
 from experiments import workers
 from tfsam import data
+from tfsam import parts
 from tfsam import run
 from tfsam.data import batches
 from tfsam.runs import fit
@@ -188,13 +190,13 @@ def test_workers_that_cannot_meet(
 
 
 def test_workers_may_differ_where_their_results_do_not(tmp_path, monkeypatch):
-    config, _ = run.configuration(["--cache_dir=here"])
+    settings = settings_of("--cache_dir=here", f"--workdir={tmp_path}")
     agreed = {}
     monkeypatch.setattr(
         devices, "check_agreement", lambda strategy, what: agreed.update(what)
     )
-    workdirs.agree(tmp_path, config, None, signals.Stop())
-    bound = config.keys() - {*workdirs.UNBOUND}
+    workdirs.agree(settings, None, signals.Stop())
+    bound = settings.config().keys() - {*workdirs.UNBOUND}
     assert agreed.keys() == bound | {"checkpoint"}
 
 
@@ -278,21 +280,20 @@ def test_what_is_true_anywhere(monkeypatch):
 
 
 def test_what_the_devices_share_is_said():
-    config = {
-        "batch_size": 32,
-        "learning_rate": 0.1,
-        "perturb_weights": "sam",
-        "sharpness": "per_replica",
-    }
-    assert fit.sharing(config, None) == (
+    settings = settings_of("--batch_size=32")
+    assert fit.sharing(settings, None) == (
         "a step takes 32 images at learning rate 0.1"
     )
-    line = fit.sharing(config, replicas(2))
+    line = fit.sharing(settings, replicas(2))
     assert "16 on each of 2 devices, the rate is for all" in line
     assert "perturbs the weights by its own gradient" in line
-    line = fit.sharing(config | {"sharpness": "global"}, replicas(2))
+    line = fit.sharing(
+        settings_of("--batch_size=32", "--sharpness=global"), replicas(2)
+    )
     assert "by the gradient of the whole batch" in line
-    line = fit.sharing(config | {"perturb_weights": None}, replicas(2))
+    line = fit.sharing(
+        settings_of("--batch_size=32", "--method=st"), replicas(2)
+    )
     assert "perturbs" not in line
 
 
@@ -311,9 +312,9 @@ def global_batches():
 def test_batches_are_shared_in_order():
     shared = fit.shared(global_batches(), replicas(2))
     local = replicas(2).experimental_local_results
-    for parts, (x, y) in zip(shared, global_batches(), strict=True):
-        np.testing.assert_array_equal(np.concatenate(local(parts[0])), x)
-        np.testing.assert_array_equal(np.concatenate(local(parts[1])), y)
+    for shares, (x, y) in zip(shared, global_batches(), strict=True):
+        np.testing.assert_array_equal(np.concatenate(local(shares[0])), x)
+        np.testing.assert_array_equal(np.concatenate(local(shares[1])), y)
 
 
 def test_workers_with_several_devices_share_in_order():
@@ -351,16 +352,15 @@ def small_network(classes, input_shape, statistics):
 def test_every_method_trains_an_epoch_on_two_devices(
     method, jit_compile, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(fit.NETWORKS, "preact_resnet8", small_network)
-    config, _ = run.configuration(
-        [
-            *(f"--method={method}", "--devices=cpu:2", "--epochs=1"),
-            *(f"--jit_compile={jit_compile}", "--batch_size=32"),
-        ]
+    monkeypatch.setitem(parts.NETWORKS.native, "preact_resnet8", small_network)
+    settings = settings_of(
+        *(f"--method={method}", "--devices=cpu:2", "--epochs=1"),
+        *(f"--jit_compile={jit_compile}", "--batch_size=32"),
+        f"--workdir={tmp_path}",
     )
     images = data.load("digits")
     network, summary = fit.train(
-        config, images, tmp_path, replicas(2), print, signals.Stop()
+        settings, images, replicas(2), print, signals.Stop()
     )
     assert summary["epochs"] == 1
     (row,) = monitoring.read_history(tmp_path / "history.csv")

@@ -5,6 +5,7 @@ import pathlib
 import time
 
 import pytest
+from helpers import settings_of
 
 from tfsam.runs import workdirs
 from tfsam.support import files
@@ -72,8 +73,9 @@ def test_what_nobody_wrote_for_a_week_is_left(tmp_path, name):
 
 
 def test_a_folder_of_temporary_files_alone_is_empty(tmp_path):
+    settings = settings_of(f"--workdir={tmp_path}")
     (tmp_path / ".1_elsewhere-config.json").write_text("half")
-    assert workdirs.finished(tmp_path, {"evaluate": None}) is None
+    assert workdirs.finished(settings) is None
     (tmp_path / ".hidden-file").write_text("somebody's")
     with pytest.raises(ValueError, match="must be an empty folder"):
-        workdirs.finished(tmp_path, {"evaluate": None})
+        workdirs.finished(settings)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import settings_of
 
 import tfsam
 from tfsam import run
@@ -26,11 +27,11 @@ MIXED = ("mixed_float16", "mixed_bfloat16")
 
 def trained(precision, *arguments, seed=0):
     """(network before, model) after a step on 32 digits."""
-    config, _ = run.configuration(
-        ["--batch_size=32", f"--precision={precision}", *arguments]
+    settings = settings_of(
+        "--batch_size=32", f"--precision={precision}", *arguments
     )
     images = tfsam.data.load("digits", limit_train=32, seed=seed)
-    model = fit.make_model(config, images, None)
+    model = fit.make_model(settings, images, None)
     before = [np.array(w) for w in model.network.get_weights()]
     model.train_on_batch(images.x_train, images.y_train)
     return before, model

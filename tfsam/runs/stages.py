@@ -1,17 +1,20 @@
-"""One run in a folder of its own: train, export, attack, draw, report.
+"""The stages of a run: train, export, attack, draw, report.
 
-Everything here is a function of `config`, a dict of settings that `run.py`
-makes from flags. Each stage leaves a file behind when it is finished, and is
-not done again; a run that was killed goes on from there.
+Each stage leaves a file behind when it is finished and is not repeated; a run
+that was killed resumes from there.
 """
 
 import importlib.metadata
 import pathlib
 import platform
 import time
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -25,15 +28,33 @@ from tfsam.models.fingerprints import from_file
 from tfsam.models.functions import count_classes
 from tfsam.models.loading import load_logits
 from tfsam.runs import fit
+from tfsam.runs.settings import BOUNDS
+from tfsam.runs.settings import Settings
+from tfsam.runs.settings import attack_entries
 from tfsam.support import devices
 from tfsam.support import files
+from tfsam.support import signals
 
-# Relative and absolute, of a weight.
+# Differences between two weights that count as rounding: relative, absolute.
 _ROUNDING = (1e-4, 1e-5)
+
+# Images of which some are drawn, and how many are drawn.
+_CANDIDATES = 200
+_DRAWN = 5
+
+Log = Callable[[str], None]
 
 
 class Inputs(NamedTuple):
-    """What a run works on, checked: nothing has been written yet."""
+    """The inputs of a run, checked before a file is written.
+
+    Attributes:
+        strategy: a `tf.distribute` strategy, or None for one device.
+        images: the images.
+        logits: the model to attack; None where a network is to be trained.
+        surrogate: the model that attacks are computed on; None for the
+            attacked model itself.
+    """
 
     strategy: Any
     images: data.Images
@@ -41,89 +62,73 @@ class Inputs(NamedTuple):
     surrogate: attacks.Logits | None
 
 
-def prepare(config):
-    """Finds the devices, loads the images and the model to be attacked.
+def prepare(settings: Settings) -> Inputs:
+    """Selects the devices, and loads the images and the models to attack.
 
     Args:
-        config: settings, as of `tfsam.run.configuration`.
-
-    Returns:
-        `Inputs`; `strategy` is None for one device, `logits` where a network
-        is to be trained, `surrogate` where the network itself is attacked.
+        settings: the settings of the run.
 
     Raises:
-        ValueError: if anything is missing or does not fit.
+        ValueError: if an input is missing, or does not fit the others.
     """
-    taking = [name for name in config["attacks"] if _takes_steps(name)]
-    if config["attack_steps"] is not None and not taking:
-        raise ValueError(
-            f"no attack of {','.join(config['attacks'])} takes --attack_steps. "
-            f"Received: attack_steps={config['attack_steps']}"
-        )
-    if config["evaluate"] and devices.cluster_size() > 1:
+    if settings.evaluate and devices.cluster_size() > 1:
         raise ValueError(
             "processes share an evaluation by --shard=i/n, each with a "
             "workdir of its own, without TF_CONFIG. "
-            f"Received: evaluate={config['evaluate']}"
+            f"Received: evaluate={settings.evaluate}"
         )
-    _check_warm_start(config)
-    strategy = devices.make_strategy(config["devices"], config["strategy"])
+    _check_warm_start(settings)
+    strategy = devices.make_strategy(settings.devices, settings.strategy)
     images = data.load(
-        config["dataset"],
-        limit_train=config["limit_train"],
-        limit_test=config["limit_test"],
-        seed=config["seed"],
-        cache_dir=_cache_dir(config),
+        settings.dataset,
+        limit_train=settings.limit_train,
+        limit_test=settings.limit_test,
+        seed=settings.seed,
+        cache_dir=_cache_dir(settings),
     )
     logits = surrogate = None
-    if config["surrogate"]:
-        surrogate = _classifier(config, config["surrogate"], images)
-    if config["evaluate"]:
+    if settings.surrogate:
+        surrogate = _classifier(settings, settings.surrogate, images)
+    if settings.evaluate is not None:
         measure.check_shard(
-            config["shard"] or (0, 1),
+            settings.shard or (0, 1),
             len(images.x_test),
-            config["attack_batch_size"],
+            settings.attack_batch_size,
         )
-        logits = _classifier(config, config["evaluate"], images)
+        logits = _classifier(settings, settings.evaluate, images)
     else:
-        fit.check(config, images, strategy)
+        fit.check(settings, images, strategy)
     return Inputs(strategy, images, logits, surrogate)
 
 
-def _check_warm_start(config):
-    """Refuses a warm start that no attack of the run can use."""
-    budgets = {
-        norm: config[f"{norm}_epsilons"]
-        for norm in ("linf", "l2")
-        if config[f"{norm}_epsilons"]
-    }
-    if config["warm_start"] and budgets:
-        (epsilon, *_), *_ = budgets.values()
+def _entries(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
+    """Returns the attacks of the evaluation as (name, options)."""
+    return attack_entries(settings.attacks, settings.attack_steps)
+
+
+def _check_warm_start(settings: Settings) -> None:
+    """Rejects a warm start that no attack of the run can use."""
+    if settings.warm_start and settings.budgets:
+        (epsilon, *_), *_ = settings.budgets.values()
         measure.check_warm_start(
-            [
-                (name, _attack_options(name, config))
-                for name in config["attacks"]
-            ],
-            list(budgets),
-            epsilon,
-            (0.0, 1.0),
+            _entries(settings), list(settings.budgets), epsilon, BOUNDS
         )
 
 
-def _cache_dir(config):
-    given = config["cache_dir"]
-    if given == "none":
+def _cache_dir(settings: Settings) -> pathlib.Path | None:
+    """Returns the folder for decoded images, or None."""
+    if settings.cache_dir == "none":
         return None
-    if given is None:
+    if settings.cache_dir is None:
         return folders.default_cache()
-    return files.expanded(given)
+    return files.expanded(settings.cache_dir)
 
 
-def _classifier(config, path, images):
-    """A model from a file, found to fit the images."""
-    logits = load_logits(
-        files.expanded(path), fit.JIT_COMPILE[config["jit_compile"]]
-    )
+def _classifier(
+    settings: Settings, path: str, images: data.Images
+) -> attacks.Logits:
+    """Loads a model from a file, and checks that it fits the images."""
+    logits = load_logits(files.expanded(path), settings.compiles)
     x = data.as_float(images.x_test[:128])
     outputs = count_classes(logits, x[:1])
     if outputs < len(images.class_names):
@@ -131,98 +136,90 @@ def _classifier(config, path, images):
             f"the data has {len(images.class_names)} classes; the model "
             f"must have as many outputs. Received: {outputs} outputs"
         )
-    # Finds probabilities and NaN, too.
+    # Rejects probabilities and NaN, too.
     measure.evaluate(logits, (x, images.y_test[: len(x)]), [])
     return logits
 
 
-def attack(config, model, inputs, workdir, log):
-    """Evaluates; each verdict stays in a file, chunk by chunk.
+def attack(
+    settings: Settings, model: attacks.Logits, inputs: Inputs, log: Log
+) -> dict[str, Any]:
+    """Evaluates a model; each verdict is kept in a file, chunk by chunk.
 
     Args:
-        config: settings, as of `tfsam.run.configuration`.
-        model: a `Logits`.
-        inputs: of `prepare`.
-        workdir: the run's folder.
+        settings: the settings of the run.
+        model: the model to attack.
+        inputs: the inputs of the run.
         log: a function of a line of text.
 
     Returns:
-        `natural`, `robust` and `warnings`, as of `tfsam.evaluate`.
+        `natural`, `robust` and `warnings`; see `tfsam.evaluate`.
     """
     images = inputs.images
-    asked = [
-        (name, _attack_options(name, config)) for name in config["attacks"]
-    ]
 
-    def evaluate(norm, epsilons, attacks=asked):
-        names = ", ".join(name for name, _ in attacks)
+    def evaluate(
+        norm: str,
+        epsilons: Sequence[float],
+        entries: Sequence[tuple[str, dict[str, Any]]],
+    ) -> dict[str, Any]:
+        names = ", ".join(name for name, _ in entries)
         log(f"attacking in {norm} by {names or 'nothing'}")
         return measure.evaluate(
             model,
             (data.as_float(images.x_test), images.y_test),
-            attacks,
+            entries,
             norm,
             epsilons,
-            seed=config["seed"],
-            batch_size=config["attack_batch_size"],
+            seed=settings.seed,
+            batch_size=settings.attack_batch_size,
             progress=log,
-            workdir=workdir / "evaluation" / norm,
-            save_adversarial=config["save_adversarial"],
+            workdir=settings.workdir / "evaluation" / norm,
+            save_adversarial=settings.save_adversarial,
             devices=inputs.strategy and devices.names(inputs.strategy),
-            shard=config["shard"] or (0, 1),
+            shard=settings.shard or (0, 1),
             surrogate=inputs.surrogate,
-            warm_start=config["warm_start"],
+            warm_start=settings.warm_start,
         )
 
     measured = {
-        norm: evaluate(norm, config[f"{norm}_epsilons"])
-        for norm in ("linf", "l2")
-        if config[f"{norm}_epsilons"]
+        norm: evaluate(norm, epsilons, _entries(settings))
+        for norm, epsilons in settings.budgets.items()
     }
     return _together(measured or {"linf": evaluate("linf", [], [])})
 
 
-def merge(folders, workdir):
-    """Puts the shards of an evaluation together, into a results.json.
+def merge(
+    folders: Sequence[pathlib.Path], workdir: pathlib.Path
+) -> dict[str, Any]:
+    """Merges the shards of an evaluation, and writes the whole results.json.
 
     Args:
-        folders: of runs with --shard.
-        workdir: the folder of the whole; it may not hold a run.
+        folders: folders of finished runs with --shard.
+        workdir: the folder of the result; it may not hold a run.
 
     Returns:
-        What results.json holds.
+        The content of results.json.
 
     Raises:
-        ValueError: if a folder holds no shard, or one of another evaluation, or
-            they do not make up the whole.
+        ValueError: if a folder holds no shard, or a shard of another
+            evaluation, or shards are missing.
     """
-    paths = [pathlib.Path(folder) for folder in folders]
-    first = None
-    for path in paths:
-        found = reports.read(path / "results.json")
-        if found is None or not (found.get("config") or {}).get("shard"):
-            raise ValueError(
-                "merge takes folders of finished runs with --shard. "
-                f"Received: {path}"
-            )
-        first = first or found
-    if first is None:
-        raise ValueError("merge takes folders. Received: none")
+    first = _first_shard(folders)
     if workdir.exists() and any(workdir.iterdir()):
         raise ValueError(
             f"workdir must be an empty folder. Received: workdir={workdir}"
         )
     measured = {
-        norm: measure.merge([p / "evaluation" / norm for p in paths])
+        norm: measure.merge([p / "evaluation" / norm for p in folders])
         for norm in ("linf", "l2")
-        if (paths[0] / "evaluation" / norm).is_dir()
+        if (folders[0] / "evaluation" / norm).is_dir()
     }
     workdir.mkdir(parents=True, exist_ok=True)
     results = {
         **first,
         "config": first["config"] | {"shard": None, "workdir": str(workdir)},
         **_together(measured),
-        "merged": [str(path) for path in paths],
+        "merged": [str(path) for path in folders],
     }
     reports.robustness_plot(results, workdir / "robustness.png")
     results["artifacts"] = _artifacts(workdir)
@@ -230,8 +227,24 @@ def merge(folders, workdir):
     return results
 
 
-def _together(measured):
-    """The results of both norms as one, attack by attack."""
+def _first_shard(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
+    """Returns the results of the first of some shards; checks that all are."""
+    found = []
+    for path in folders:
+        results = reports.read(path / "results.json")
+        if results is None or not (results.get("config") or {}).get("shard"):
+            raise ValueError(
+                "merge takes folders of finished runs with --shard. "
+                f"Received: {path}"
+            )
+        found.append(results)
+    if not found:
+        raise ValueError("merge takes folders. Received: none")
+    return found[0]
+
+
+def _together(measured: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Joins the results of both norms, attack by attack."""
     robust = [row for result in measured.values() for row in result["robust"]]
     order = list(dict.fromkeys(row["attack"] for row in robust))
     first, *others = measured.values()
@@ -246,79 +259,47 @@ def _together(measured):
     }
 
 
-def _attack_options(name, config):
-    """The given number of steps; without it each attack has its own."""
-    steps = config["attack_steps"]
-    return {} if steps is None or not _takes_steps(name) else {"steps": steps}
+def draw(
+    settings: Settings,
+    model: attacks.Logits,
+    inputs: Inputs,
+    results: Mapping[str, Any],
+    log: Log,
+) -> None:
+    """Draws robustness.png, and examples.png at the largest linf epsilon.
 
-
-def _takes_steps(name):
-    """Returns whether --attack_steps sets the steps of an attack."""
-    _, options = parts.ATTACKS.parse(name)
-    return "steps" not in options and "steps" in parts.ATTACKS.options(name)
-
-
-def draw(config, model, inputs, results, workdir, log):
-    """Draws robustness.png, and examples.png by the strongest l-inf budget.
-
-    examples.npz holds what examples.png shows.
+    examples.npz holds the images of examples.png.
 
     Args:
-        config: settings, as of `tfsam.run.configuration`.
-        model: a `Logits`.
-        inputs: of `prepare`.
-        results: of `attack`.
-        workdir: the run's folder.
+        settings: the settings of the run.
+        model: the model that was attacked.
+        inputs: the inputs of the run.
+        results: the result of `attack`.
         log: a function of a line of text.
     """
-    images = inputs.images
+    workdir = settings.workdir
     reports.robustness_plot(results, workdir / "robustness.png")
     rows = [r for r in results["robust"] if r["accuracy"] is not None]
     if not rows:
         return
     row = max(rows, key=lambda r: (r["norm"] == "linf", r["epsilon"]))
-    some = data.sample(len(images.x_test), 200, config["seed"])
-    x, y = data.as_float(images.x_test[some]), images.y_test[some]
-    before = np.argmax(model(tf.constant(x)), axis=1)
-    shown = np.flatnonzero(before == y)[:5]
-    if not len(shown):
+    x, y, before = _correct_examples(settings, model, inputs.images)
+    if not len(x):
         return
-    x, y, before = x[shown], y[shown], before[shown]
-    name = row["attack"]
     try:
-        attack = attacks.get(
-            name, epsilon=row["epsilon"], norm=row["norm"], **row["options"]
-        )
-        stages = parts.ATTACKS.fact(attack, "stages")
-        if stages:  # The whole ensemble would take minutes for five images.
-            name, attack = stages[0]
-        source = model
-        if inputs.surrogate is not None:
-            source = inputs.surrogate.as_surrogate()
-
-        def attacked():
-            return attack(
-                source, tf.constant(x), tf.constant(y), config["seed"]
-            )
-
-        if parts.ATTACKS.fact(
-            attack, "in_graph"
-        ):  # Op by op it would take long.
-            attacked = tf.function(attacked, autograph=False)
-        x_adv = tf.convert_to_tensor(attacked()).numpy()
-    except Exception as error:  # Somebody else's attack, after all.
+        name, x_adv = _attacked(settings, model, inputs, row, x, y)
+    except Exception as error:  # The attack may be another package's.
         log(f"no examples.png: {type(error).__name__}: {error}")
         return
     after = np.argmax(model(tf.constant(x_adv)), axis=1)
-    known = len(images.class_names)
+    known = len(inputs.images.class_names)
     # A network may have more outputs than the data has classes.
     others = range(known, 1 + max(*before, *after))
-    names = np.array([*images.class_names, *map(str, others)])
-    titles = list(zip(names[before], names[after], strict=True))
+    names = np.array([*inputs.images.class_names, *map(str, others)])
     reports.examples_plot(
         x,
         x_adv,
-        titles,
+        list(zip(names[before], names[after], strict=True)),
         workdir / "examples.png",
         heading=f"{name}, {row['norm']}, epsilon {row['epsilon_text']}",
     )
@@ -334,47 +315,97 @@ def draw(config, model, inputs, results, workdir, log):
     files.write_arrays(workdir / "examples.npz", arrays)
 
 
-def run(config, inputs, workdir, log, stop):
-    """Does all of it, and writes results.json last.
+def _correct_examples(
+    settings: Settings, model: attacks.Logits, images: data.Images
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (images, labels, predictions) of some correct predictions."""
+    some = data.sample(len(images.x_test), _CANDIDATES, settings.seed)
+    x, y = data.as_float(images.x_test[some]), images.y_test[some]
+    before = np.argmax(model(tf.constant(x)), axis=1)
+    shown = np.flatnonzero(before == y)[:_DRAWN]
+    return x[shown], y[shown], before[shown]
+
+
+def _attacked(
+    settings: Settings,
+    model: attacks.Logits,
+    inputs: Inputs,
+    row: Mapping[str, Any],
+    x: np.ndarray,
+    y: np.ndarray,
+) -> tuple[str, np.ndarray]:
+    """Attacks images as a row of results says.
 
     Args:
-        config: settings, as of `tfsam.run.configuration`.
-        inputs: of `prepare`.
-        workdir: the run's folder, taken by `claim`.
-        log: a function of a line of text.
-        stop: a `tfsam.support.signals.Stop`.
+        settings: the settings of the run.
+        model: the model to attack.
+        inputs: the inputs of the run.
+        row: the row; of an ensemble the first stage is used, since the whole
+            takes minutes.
+        x: the images.
+        y: their labels.
 
     Returns:
-        What results.json holds; None in a worker that is not the chief.
+        The name of the attack, and the attacked images.
+    """
+    name = row["attack"]
+    attack = attacks.get(
+        name, epsilon=row["epsilon"], norm=row["norm"], **row["options"]
+    )
+    stages = parts.ATTACKS.fact(attack, "stages")
+    if stages:
+        name, attack = stages[0]
+    source = model
+    if inputs.surrogate is not None:
+        source = inputs.surrogate.as_surrogate()
+
+    def attacked() -> Any:
+        return attack(source, tf.constant(x), tf.constant(y), settings.seed)
+
+    if parts.ATTACKS.fact(attack, "in_graph"):  # Eagerly it would take long.
+        attacked = tf.function(attacked, autograph=False)
+    return name, tf.convert_to_tensor(attacked()).numpy()
+
+
+def run(
+    settings: Settings, inputs: Inputs, log: Log, stop: signals.Stop
+) -> dict[str, Any] | None:
+    """Runs all stages, and writes results.json last.
+
+    Args:
+        settings: the settings of the run, whose folder is claimed.
+        inputs: the inputs of the run.
+        log: a function of a line of text.
+        stop: the signals that the run has received.
+
+    Returns:
+        The content of results.json; None in a worker that is not the chief.
 
     Raises:
         ConnectionError: if another worker was lost.
         FloatingPointError: if the loss became NaN.
         tfsam.support.files.DiskFull: if there is no room for a file.
-        tfsam.support.signals.Stopped: if a signal asked for it.
+        tfsam.support.signals.Stopped: if a signal has arrived.
     """
     model, trained = inputs.logits, None
     if model is None:
         with devices.losing_workers(inputs.strategy):
             network, trained = fit.train(
-                config, inputs.images, workdir, inputs.strategy, log, stop
+                settings, inputs.images, inputs.strategy, log, stop
             )
         stop.release()  # Where training had nothing left to do.
         if not devices.is_chief(inputs.strategy):
             log("done; the chief goes on alone")
             return None
-        _keep(network, workdir / "model.keras")
-        with files.replacing(workdir / "saved_model") as temporary:
-            network.export(temporary, verbose=False)
-        model = load_logits(network, fit.JIT_COMPILE[config["jit_compile"]])
-        model.identity = from_file(workdir / "model.keras", "keras")
-    measured = attack(config, model, inputs, workdir, log)
-    draw(config, model, inputs, measured, workdir, log)
+        model = _export(settings, network)
+    measured = attack(settings, model, inputs, log)
+    draw(settings, model, inputs, measured, log)
+    workdir = settings.workdir
     results = {
         "schema": 1,
-        "method": config["method"],
-        "config": config | {"workdir": str(workdir)},
-        "seed": config["seed"],
+        "method": settings.training and settings.training.method,
+        "config": settings.config() | {"workdir": str(workdir)},
+        "seed": settings.seed,
         "versions": _versions(),
         "devices": devices.names(inputs.strategy),
         "workers": devices.workers(inputs.strategy),
@@ -383,28 +414,38 @@ def run(config, inputs, workdir, log, stop):
         "artifacts": _artifacts(workdir),
     }
     files.write_json(workdir / "results.json", results)
-    log(f"done: {workdir / 'results.json'}")
     return results
 
 
-def _keep(network, path):
+def _export(settings: Settings, network: keras.Model) -> attacks.Logits:
+    """Writes the trained network, and returns it as a model to attack."""
+    workdir = settings.workdir
+    _keep(network, workdir / "model.keras")
+    with files.replacing(workdir / "saved_model") as temporary:
+        network.export(temporary, verbose=False)
+    model = load_logits(network, settings.compiles)
+    model.identity = from_file(workdir / "model.keras", "keras")
+    return model
+
+
+def _keep(network: keras.Model, path: pathlib.Path) -> None:
     """Writes the trained network, unless the file has it but for rounding.
 
-    A run that goes on in its evaluation restores the network from the newest
+    A run that resumes in its evaluation restores the network from the newest
     checkpoint, and measures the BatchNorm statistics of averaged weights again:
-    sums over many threads round differently. The network in the file is the
-    one that the verdicts so far are of, so its weights are taken.
+    sums over many threads round differently. The verdicts so far belong to the
+    network in the file, so its weights are used.
 
     Args:
         network: a built `keras.Model`.
-        path: of the `.keras` file.
+        path: the `.keras` file.
     """
     restored = network.get_weights()
     if path.exists():
         try:
             network.load_weights(path)
         except Exception:
-            # A file can be broken in more ways than one knows.
+            # A file can be damaged in many ways.
             network.set_weights(restored)
         else:
             pairs = zip(network.get_weights(), restored, strict=True)
@@ -415,14 +456,16 @@ def _keep(network, path):
         network.save(temporary)
 
 
-def _versions():
+def _versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that matter."""
     packages = ("tfsam", "tensorflow", "keras", "cleverhans", "numpy")
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in packages
     }
 
 
-def _artifacts(workdir):
+def _artifacts(workdir: pathlib.Path) -> list[str]:
+    """Returns the names of the files and folders that a run has left."""
     names = (
         *("config.json", "evaluation", "history.csv", "model.keras"),
         *("saved_model", "tensorboard", "robustness.png", "examples.png"),
@@ -431,16 +474,16 @@ def _artifacts(workdir):
     return [name for name in names if (workdir / name).exists()]
 
 
-def logger(path, strategy=None):
-    """A function that prints a line and keeps it in a file, with the time.
+def logger(path: pathlib.Path, strategy: Any = None) -> Callable[[str], None]:
+    """Makes a function that prints a line, and adds it to a file with the time.
 
     Args:
-        path: of the file.
+        path: the file.
         strategy: a `tf.distribute` strategy or None; a worker that is not the
             chief prints alone.
     """
 
-    def log(line):
+    def log(line: str) -> None:
         if not devices.is_chief(strategy):
             worker = strategy.cluster_resolver.task_id
             print(f"worker {worker}: {line}", flush=True)

@@ -1,67 +1,65 @@
-"""Whose a run's folder is: which run's, and which process's.
+"""The folder of a run: its identity, its lock and its files.
 
-A folder holds one run, that of its config.json. To go on with it is to want
-the same run, in one process at a time, and in all workers of a cluster.
+A folder holds one run, whose settings are in its config.json. To resume it, a
+command must ask for the same run, in one process at a time, and in all workers
+of a cluster.
 """
 
 import contextlib
 import fcntl
 import json
 import os
+import pathlib
 import shlex
 import socket
 import sys
 import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 from tfsam import data
 from tfsam import reports
+from tfsam.runs import flags
+from tfsam.runs.settings import OLDER
+from tfsam.runs.settings import UNBOUND
+from tfsam.runs.settings import Settings
 from tfsam.support import devices
 from tfsam.support import files
 from tfsam.support import signals
 from tfsam.training import checkpoints
 
-# What runs did before there was a flag for it: those of an older tfsam go on.
-_BEFORE = {"precision": "float32", "strategy": "auto"}
+# Everything that a run leaves in its folder, beside the lock.
+MADE = (
+    *("config.json", "results.json", "log.txt", "history.csv"),
+    *("stopped.json", "checkpoints", "average", "best.keras"),
+    *("model.keras", "saved_model", "tensorboard", "evaluation"),
+    *("robustness.png", "examples.png", "examples.npz"),
+)
 
-# What a run may change when it goes on: the results are the same.
-UNBOUND = ("cache_dir", "checkpoint_steps")
 
-
-def finished(workdir, config):
-    """The results of the run that a folder holds, None if it has none yet.
+def finished(settings: Settings) -> dict[str, Any] | None:
+    """Returns the results of the run in a folder, None if it has none yet.
 
     Args:
-        workdir: the folder; it need not exist.
-        config: settings, as of `tfsam.run.configuration`.
+        settings: the settings of the run that is wanted; its folder need not
+            exist.
 
     Raises:
         ValueError: if the folder holds another run or other files, or its
-            results.json is broken.
+            results.json is damaged.
     """
+    workdir = settings.workdir
     held = files.read_json(workdir / "config.json")
     if held:
-        # Runs of an older tfsam have some of the files alone.
-        wanted = config | (_inputs if "inputs" in held else _files)(config)
-        # Not of a setting that a run by --evaluate has no use for.
-        before = {k: v for k, v in _BEFORE.items() if wanted.get(k)}
-        held = before | held
-        changes = ", ".join(
-            [
-                f"{key}={wanted[key]} (it has {held.get(key)})"
-                for key in wanted
-                if key not in (*UNBOUND, "inputs")
-                and held.get(key) != wanted[key]
-            ]
-            + _changed_inputs(held, wanted)
-        )
-        if changes:
-            raise ValueError(
-                f"workdir {workdir} holds a run with another configuration; "
-                f"choose another --workdir. Received: {changes}"
-            )
+        if settings.overwrite:
+            _check_inputs_outside(settings)
+            return None
+        _check_same_run(settings, held)
         results = reports.read(workdir / "results.json")
-        # What failed is tried again; what was measured is kept.
-        return None if results is None or _failed(results) else results
+        # An attack that failed is tried again; other results are kept.
+        return None if results is None or failed(results) else results
     if workdir.exists() and not (
         workdir.is_dir()
         and set(workdir.iterdir())
@@ -74,25 +72,78 @@ def finished(workdir, config):
     return None
 
 
-def agree(workdir, config, strategy, stop):
-    """Waits for all workers, and finds whether they want the same run.
-
-    A signal that one of them was sent until now stops all of them; a signal
-    that comes later does so in training, after a step.
+def _check_same_run(settings: Settings, held: Mapping[str, Any]) -> None:
+    """Raises a ValueError that names each difference to the run in a folder.
 
     Args:
-        workdir: the folder, seen by `finished`.
-        config: settings, as of `tfsam.run.configuration`.
+        settings: the settings of the run that is wanted.
+        held: the config.json of the folder.
+    """
+    # Runs of an older tfsam describe some of the files alone.
+    describe = _inputs if "inputs" in held else _files
+    wanted = settings.config() | describe(settings)
+    # Not a setting that a run by --evaluate does not use.
+    held = {k: v for k, v in OLDER.items() if wanted.get(k)} | dict(held)
+    settings_of = {
+        key: value
+        for key, value in wanted.items()
+        if key not in (*UNBOUND, "inputs", "files")
+    }
+    changed = {k: v for k, v in settings_of.items() if held.get(k) != v}
+    words = [
+        f"{key} is {_written(value)}, was {_written(held.get(key))}"
+        for key, value in changed.items()
+    ]
+    received = [f"{key}={_written(value)}" for key, value in changed.items()]
+    for name, now, before in _changed_inputs(held, wanted):
+        words.append(f"{name} changed since: {now}; before: {before}")
+        received.append(f"files that changed: {name}")
+    if words:
+        raise ValueError(
+            f"workdir {settings.workdir} holds a run with another "
+            f"configuration: {', '.join(words)}. Choose another --workdir, or "
+            "start again in this one with --overwrite. "
+            f"Received: {', '.join(received)}"
+        )
+
+
+def _written(value: Any) -> str:
+    """Returns the value of a setting as the command line takes it."""
+    return "none" if value is None else flags.written(value)
+
+
+def _check_inputs_outside(settings: Settings) -> None:
+    """Rejects --overwrite where it would remove a model that is needed."""
+    workdir = settings.workdir.resolve()
+    for flag in ("evaluate", "surrogate"):
+        path = getattr(settings, flag)
+        if path and files.expanded(path).resolve().is_relative_to(workdir):
+            raise ValueError(
+                f"--overwrite removes the run in {settings.workdir}, and with "
+                f"it the model; choose another --workdir. Received: "
+                f"{flag}={path}"
+            )
+
+
+def agree(settings: Settings, strategy: Any, stop: signals.Stop) -> None:
+    """Waits for all workers, and checks that they want the same run.
+
+    A signal that one of them has received by now stops all of them; a signal
+    that arrives later does so in training, after a step.
+
+    Args:
+        settings: the settings of the run.
         strategy: a `tf.distribute` strategy or None.
-        stop: a `tfsam.support.signals.Stop`.
+        stop: the signals that this process has received.
 
     Raises:
         ConnectionError: if another worker was lost.
         ValueError: if the workers do not all want the same run of one folder.
-        tfsam.support.signals.Stopped: if a worker was asked to stop.
+        tfsam.support.signals.Stopped: if a worker has received a signal.
     """
-    found = checkpoints.newest_first(workdir / "checkpoints")
+    found = checkpoints.newest_first(settings.workdir / "checkpoints")
     newest = {"checkpoint": [position for position, _ in found[:1]]}
+    config = settings.config()
     bound = {k: v for k, v in config.items() if k not in UNBOUND}
     with devices.losing_workers(strategy):
         devices.check_agreement(strategy, bound | newest)
@@ -104,17 +155,17 @@ def agree(workdir, config, strategy, stop):
 
 
 @contextlib.contextmanager
-def locked(workdir):
-    """Within, the folder, which is made, is this process's alone.
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Locks a folder, which is made, for this process within the context.
 
-    The lock is the kernel's and ends with the process, however that ends; the
-    file, WORKDIR/lock, says who held it last.
+    The kernel releases the lock when the process ends, however it ends; the
+    file WORKDIR/lock describes the last holder.
 
     Args:
         workdir: the folder.
 
     Raises:
-        ValueError: if another process has it.
+        ValueError: if another process has locked it.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "lock"
@@ -123,7 +174,7 @@ def locked(workdir):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"workdir {workdir} is in use by {_who(path)}. "
+                f"workdir {workdir} is in use by {_holder(path)}. "
                 f"Received: workdir={workdir}"
             ) from None
         holder = {
@@ -139,12 +190,12 @@ def locked(workdir):
         yield
 
 
-def wait_until_free(workdir, say):
-    """Returns once no process has the folder; at once where none does.
+def wait_until_free(workdir: pathlib.Path, say: Callable[[str], None]) -> None:
+    """Waits until no process has locked the folder.
 
     Args:
         workdir: the folder; it need not exist.
-        say: called with a line before a wait.
+        say: called with a line of text before a wait.
     """
     path = workdir / "lock"
     if not path.exists():
@@ -153,74 +204,99 @@ def wait_until_free(workdir, say):
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for {_who(path)}, who has {workdir}")
+            say(f"waiting for {_holder(path)}, who has {workdir}")
             fcntl.flock(file, fcntl.LOCK_SH)
 
 
-def _who(path):
-    """Who has a lock, by its file."""
+def _holder(path: pathlib.Path) -> str:
+    """Describes the process that holds a lock, by the lock's file."""
     holder = files.read_json(path)
-    if not holder:  # It was taken this moment.
+    if not holder:  # The lock was taken this moment.
         return "another process"
     return "pid {pid} on host {host} since {since}".format(**holder)
 
 
-def claim(workdir, config):
-    """Makes the folder, and writes into it what run it holds.
+def claim(settings: Settings) -> None:
+    """Makes the folder of a run, and writes its config.json.
+
+    With --overwrite the files of the run before are removed first.
 
     Args:
-        workdir: the folder, seen by `finished`.
-        config: settings, as of `tfsam.run.configuration`.
+        settings: the settings of the run, checked by `finished`.
     """
+    workdir = settings.workdir
     workdir.mkdir(parents=True, exist_ok=True)
+    if settings.overwrite:
+        for name in MADE:
+            files.remove(workdir / name)
     for folder in list(workdir.glob("**/")):
         for path in files.leftovers(folder):
             files.remove(path)
-    files.write_json(workdir / "config.json", config | _inputs(config))
+    content = settings.config() | _inputs(settings)
+    files.write_json(workdir / "config.json", content)
 
 
-def _inputs(config):
-    """Describes the files that a configuration names: data and models.
+def _inputs(settings: Settings) -> dict[str, Any]:
+    """Describes the files of the data and the models, by kind.
 
-    Other files in the same place are another run. What is gone is not
+    Other files in the same place are another run. A missing file is not
     described: the results of a finished run can be shown without its inputs.
     """
-    found = {"dataset": data.listing(config["dataset"])}
+    found = {"dataset": data.listing(settings.dataset)}
     for key in ("evaluate", "surrogate"):
-        path = config[key] and files.expanded(config[key])
+        name = getattr(settings, key)
+        path = name and files.expanded(name)
         if path and path.exists():
             found[key] = files.listing(files.entries(path))
     return {"inputs": {k: v for k, v in found.items() if v is not None}}
 
 
-def _changed_inputs(held, wanted):
-    """Says which inputs are not those that a run began with."""
+# The inputs of a run in words.
+_IN_WORDS = {
+    "dataset": "the files of the data set",
+    "evaluate": "the model file",
+    "surrogate": "the surrogate's model file",
+}
+
+
+def _changed_inputs(
+    held: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """Returns (name, now, before) of each input that changed since a run."""
+    if "inputs" not in wanted:  # A run of tfsam 0.1.0.
+        now, kept = wanted.get("files"), held.get("files")
+        return [] if now in (None, kept) else [("an input file", now, kept)]
     before = held.get("inputs")
     if not isinstance(before, dict):
         return []
     return [
-        f"files of {key}={found} (it has {before.get(key)})"
+        (_IN_WORDS[key], found, before.get(key))
         for key, found in wanted["inputs"].items()
         if found != before.get(key)
     ]
 
 
-def _files(config):
-    """Size and time of files that a configuration names, as 0.1.0 kept them."""
-    kind, _, path = config["dataset"].partition(":")
+def _files(settings: Settings) -> dict[str, Any]:
+    """Describes files as runs of tfsam 0.1.0 did: by their size and time."""
+    kind, _, path = settings.dataset.partition(":")
     named = [
-        *(config["evaluate"], config["surrogate"]),
+        *(settings.evaluate, settings.surrogate),
         path if kind == "npz" else None,
     ]
     found = {}
     for name in filter(None, named):
-        path = files.expanded(name)
-        for file in [path, path / "saved_model.pb"]:
+        expanded = files.expanded(name)
+        for file in [expanded, expanded / "saved_model.pb"]:
             if file.is_file():
                 stat = file.stat()
                 found[str(file)] = [stat.st_size, stat.st_mtime_ns]
     return {"files": found} if found else {}
 
 
-def _failed(results):
+def failed(results: Mapping[str, Any]) -> bool:
+    """Returns whether an attack failed.
+
+    Args:
+        results: the content of results.json.
+    """
     return any("error" in row for row in results["robust"])

@@ -1,0 +1,130 @@
+"""Lines of text about a run: its settings when it starts, and its results."""
+
+import shlex
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from tfsam.runs import flags
+from tfsam.runs import methods
+from tfsam.runs.settings import Settings
+
+# What a run leaves, in words.
+_IN_WORDS = {
+    "model.keras": "the network",
+    "saved_model": "the network for serving",
+    "results.json": "all numbers",
+    "history.csv": "training by epoch",
+    "robustness.png": "accuracy by epsilon",
+    "examples.png": "adversarial images",
+    "evaluation": "the verdict on each image",
+    "log.txt": "the log",
+}
+
+
+def opening(
+    settings: Settings, argv: Sequence[str], training_images: int
+) -> list[str]:
+    """Returns the first lines of a run's log: the settings that hold.
+
+    Args:
+        settings: the settings of the run.
+        argv: the command line, without the program's name.
+        training_images: the number of images to train on.
+    """
+    lines = [f"{settings.workdir}: {shlex.join(argv)}"]
+    if settings.training:
+        recipe = settings.training
+        lines.append(
+            f"training: {recipe.method} on {training_images} images of "
+            f"{settings.dataset}, {recipe.network}, {recipe.epochs} epochs, "
+            f"seed {settings.seed}"
+        )
+        lines += [
+            f"{title}: {described}"
+            for title, part in _PARTS.items()
+            if (described := _part(settings, part))
+        ]
+    else:
+        lines.append(
+            f"evaluation of {settings.evaluate} on {settings.dataset}, "
+            f"seed {settings.seed}"
+        )
+    return [*lines, f"evaluation: {evaluation(settings)}"]
+
+
+# The parts of a method that the log describes, by their title.
+_PARTS = {
+    "training's attack": "perturb_inputs",
+    "perturbation of the weights": "perturb_weights",
+    "objective": "objective",
+    "average": "average",
+}
+
+
+def _part(settings: Settings, part: str) -> str | None:
+    """Describes a part of the method with its options, or returns None."""
+    name = getattr(settings.recipe, part)
+    if name is None:
+        return None
+    options = {
+        flag: getattr(settings.recipe, flag)
+        for flag in methods.flags_of(part, name)
+    }
+    listed = [
+        f"{flag} {flags.written(value)}"
+        for flag, value in options.items()
+        if value is not None
+    ]
+    return ", ".join([name, *listed])
+
+
+def evaluation(settings: Settings) -> str:
+    """Describes the attacks of an evaluation and the values of epsilon."""
+    budgets = "; ".join(
+        f"{norm} epsilon {', '.join(map(flags.written, epsilons))}"
+        for norm, epsilons in settings.budgets.items()
+    )
+    return f"{', '.join(settings.attacks)} at {budgets or 'no epsilon'}"
+
+
+def closing(settings: Settings, results: Mapping[str, Any]) -> list[str]:
+    """Returns the lines that follow the table of a finished run.
+
+    Args:
+        settings: the settings of the run.
+        results: the content of results.json.
+    """
+    made = ["results.json", *results["artifacts"]]
+    listed = [
+        f"{name} ({words})" for name, words in _IN_WORDS.items() if name in made
+    ]
+    lines = [
+        f"Accuracy is the percentage of the {results['natural']['n']} test "
+        "images that are classified correctly: as they are (clean), and after "
+        "an attack that may change each image by at most epsilon in the norm "
+        "(pixels are in [0, 1]).",
+        f"Made in {settings.workdir}: {', '.join(listed)}.",
+        f"Report: tfsam report {shlex.quote(str(settings.workdir))}",
+    ]
+    if settings.training:
+        attack = _part(settings, "perturb_inputs") or "no attack"
+        lines.insert(0, f"Trained by {settings.training.method}: {attack}.")
+    return lines
+
+
+def failure(results: Mapping[str, Any]) -> str | None:
+    """Returns a line about the attacks that failed, None if there are none.
+
+    Args:
+        results: the content of results.json.
+    """
+    rows = [row for row in results["robust"] if "error" in row]
+    if not rows:
+        return None
+    first = rows[0]
+    names = ", ".join(dict.fromkeys(row["attack"] for row in rows))
+    reason = " ".join(str(first["error"]).split())
+    return (
+        f"failed: {names}: {reason}; the same command tries again what failed"
+    )

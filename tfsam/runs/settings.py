@@ -1,0 +1,459 @@
+"""The settings of a run: one frozen object, made and checked once.
+
+Settings are made from the flags of the command line or from a run's
+config.json. The rest of a run reads their attributes and checks nothing again.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from tfsam import parts
+from tfsam.runs import flags
+from tfsam.runs import methods
+from tfsam.runs import names
+from tfsam.runs import presets
+from tfsam.support import files
+from tfsam.support.validators import check_budget
+from tfsam.support.validators import check_choice
+from tfsam.support.validators import check_number
+
+# The range of the pixels, whatever the data set.
+BOUNDS = (0.0, 1.0)
+
+# Settings that may change when a run is resumed: the results are the same.
+UNBOUND = ("cache_dir", "checkpoint_steps")
+
+# Settings that the config.json of an older tfsam may lack.
+OLDER = {"precision": "float32", "strategy": "auto"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """The settings that training alone uses.
+
+    Each attribute is the flag of the same name; `tfsam --help` describes them.
+    A setting that the method does not use is None.
+    """
+
+    method: str
+    # The parts that the method is made of.
+    perturb_inputs: str | None
+    perturb_weights: str | None
+    objective: str | None
+    optimizer: str
+    average: str | None
+    # Options of the parts.
+    epsilon: float | None
+    norm: str | None
+    steps: int | None
+    step_size: float | None
+    attack_loss: str | None
+    rho: float | None
+    eta: float | None
+    adaptive: str | None
+    ascent_steps: int | None
+    alpha: float | None
+    rho_min: float | None
+    every: int | None
+    weight_fraction: float | None
+    sample_fraction: float | None
+    sparsity: float | None
+    mask: str | None
+    refresh_every: int | None
+    gamma: float | None
+    beta: float | None
+    inner_steps: int | None
+    average_momentum: float | None
+    average_start: int | None
+    # Options of the model.
+    attack_mode: str | None
+    epsilon_warmup: int | None
+    sub_batches: int | None
+    collapse_drop: float | None
+    sharpness: str
+    # The recipe.
+    network: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    augment: bool
+    precision: str
+    limit_train: int | None
+    # Validation and checkpoints.
+    select: str
+    validate_every: int | None
+    validation_images: int | None
+    checkpoint_steps: int | None
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether training images are held out for validation."""
+        return self.select != "last" or self.validate_every is not None
+
+    def build(self, part: str, *arguments: Any, **others: Any) -> Any:
+        """Makes a part of the method; see `methods.build`.
+
+        Args:
+            part: a key of `methods.PARTS`.
+            *arguments: positional arguments of its constructor.
+            **others: more arguments, used where no setting gives them.
+        """
+        return methods.build(part, vars(self), *arguments, **others)
+
+    def passes(self) -> float:
+        """Returns the cost of a training step; see `methods.passes`."""
+        return methods.passes(vars(self))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of a run, checked.
+
+    Each attribute but `training` is the flag of the same name; `tfsam --help`
+    describes them.
+
+    Attributes:
+        training: the settings of training; None where `evaluate` names an
+            existing model.
+        shard: (index, number of shards), or None.
+    """
+
+    preset: str
+    training: Training | None
+    dataset: str
+    limit_test: int | None
+    cache_dir: str | None
+    attacks: tuple[str, ...]
+    linf_epsilons: tuple[float, ...]
+    l2_epsilons: tuple[float, ...]
+    attack_steps: int | None
+    attack_batch_size: int
+    evaluate: str | None
+    surrogate: str | None
+    warm_start: bool
+    save_adversarial: bool
+    shard: tuple[int, int] | None
+    seed: int
+    devices: str
+    strategy: str
+    jit_compile: str
+    workdir: pathlib.Path
+    overwrite: bool = False
+
+    def config(self) -> dict[str, Any]:
+        """Returns the content of config.json: every setting but the folder."""
+        own = {k: v for k, v in vars(self).items() if k not in _NO_CONFIG}
+        trained = vars(self.training) if self.training else {}
+        values = dict.fromkeys(TRAINING) | trained | own
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in sorted(values.items())
+        }
+
+    @property
+    def recipe(self) -> Training:
+        """The settings of training, in a run that trains."""
+        if self.training is None:
+            raise ValueError(
+                "expected a run that trains. "
+                f"Received: evaluate={self.evaluate}"
+            )
+        return self.training
+
+    @property
+    def limit_train(self) -> int | None:
+        """The number of training images to use, None for all."""
+        return self.training.limit_train if self.training else None
+
+    @property
+    def compiles(self) -> bool | str:
+        """The value of `jit_compile` in Python: "auto", True or False."""
+        return {"true": True, "false": False}.get(self.jit_compile, "auto")
+
+    @property
+    def budgets(self) -> dict[str, tuple[float, ...]]:
+        """The values of epsilon of the evaluation, by norm; none is empty."""
+        budgets = {"linf": self.linf_epsilons, "l2": self.l2_epsilons}
+        return {norm: found for norm, found in budgets.items() if found}
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """A command that merges the shards of an evaluation.
+
+    Attributes:
+        folders: the folders of the shards.
+        workdir: the folder of the result.
+    """
+
+    folders: tuple[pathlib.Path, ...]
+    workdir: pathlib.Path
+
+
+# The settings that training alone uses: rejected beside --evaluate.
+TRAINING = tuple(field.name for field in dataclasses.fields(Training))
+
+_NO_CONFIG = ("training", "workdir", "overwrite")
+
+
+def from_argv(argv: Sequence[str]) -> Settings | Merge:
+    """Makes the settings of a command line; see `from_flags`."""
+    return from_flags(flags.parse(argv))
+
+
+def from_flags(given: flags.Given) -> Settings | Merge:
+    """Makes the settings of the flags that are given.
+
+    Flags that are not given have the value of the preset or of the method.
+
+    Args:
+        given: the flags of a command line.
+
+    Raises:
+        ImportError: if a library that a part needs is not installed.
+        ValueError: if a value is unknown, out of its range, or not used.
+    """
+    if "merge" in given.values:
+        return _merge(given.values)
+    values = named(given)
+    if values["evaluate"] is None:
+        row = methods.method(values["method"])
+        unused = _fill_parts(values, given.values, row)
+        reason = f"--method={values['method']}"
+    else:
+        unused = [name for name in TRAINING if name in given.values]
+        reason = "--evaluate, which trains nothing,"
+    if unused:
+        raise ValueError(
+            f"{reason} does not use --{unused[0]}. "
+            f"Received: --{unused[0]}={given.texts[unused[0]]}"
+        )
+    workdir = given.values.get("workdir") or f"runs/{names.of_run(given)}"
+    return _checked(values, files.expanded(workdir))
+
+
+def from_config(config: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
+    """Makes the settings of a run from its config.json.
+
+    Args:
+        config: the content of the file; keys that are no settings are ignored,
+            and settings that an older tfsam did not have are filled in.
+        workdir: the folder of the run.
+
+    Raises:
+        KeyError: if a setting is missing.
+        ValueError: if a value is unknown or out of its range.
+    """
+    known = dict.fromkeys([*UNBOUND, "shard"])
+    return _checked(known | OLDER | dict(config), workdir)
+
+
+def named(given: flags.Given) -> dict[str, Any]:
+    """Returns the preset's values with those given; checks all names.
+
+    Names are replaced by their registered spelling. No part is imported, so
+    that a mistyped name is reported before TensorFlow is imported.
+
+    Args:
+        given: the flags of a command line.
+
+    Raises:
+        ValueError: if the preset, the method or a part is unknown.
+    """
+    preset = check_choice(
+        "preset", given.values.get("preset", presets.DEFAULT), presets.PRESETS
+    )
+    defaults = presets.defaults(preset, given.values.get("dataset"))
+    values: dict[str, Any] = dict.fromkeys(flags.FLAGS)
+    values |= defaults | given.values | {"preset": preset}
+    values["method"] = methods.closest(
+        "method", values["method"], methods.methods()
+    )
+    for name, registry in flags.REGISTRIES.items():
+        value = values[name]
+        if isinstance(value, list):
+            values[name] = [registry.canonical(spec) for spec in value]
+        elif value is not None and value != "none":
+            values[name] = registry.canonical(value)
+    for name, flag in flags.FLAGS.items():
+        flag.check(name, values[name])
+    return values
+
+
+def share(name: str, text: str) -> tuple[int, int]:
+    """Parses a share of the work, "i/n": part i of n parts.
+
+    Args:
+        name: the flag's name, for the message.
+        text: its value.
+
+    Raises:
+        ValueError: unless 0 <= i < n.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise ValueError(
+            f"{name} must be i/n with 0 <= i < n, such as 0/4. "
+            f"Received: {name}={text}"
+        )
+    return int(match[1]), int(match[2])
+
+
+def _merge(values: Mapping[str, Any]) -> Merge:
+    """Makes the command of --merge, which takes --workdir and nothing else."""
+    unused = sorted(set(values) - {"merge", "workdir"})
+    if unused:
+        raise ValueError(
+            f"--merge takes --workdir alone. Received: --{unused[0]}"
+        )
+    if "workdir" not in values:
+        raise ValueError("--merge needs --workdir. Received: none")
+    folders = tuple(files.expanded(folder) for folder in values["merge"])
+    return Merge(folders, files.expanded(values["workdir"]))
+
+
+def _fill_parts(
+    values: dict[str, Any], given: Mapping[str, Any], row: methods.Method
+) -> list[str]:
+    """Fills in the parts of a method and their options.
+
+    Args:
+        values: the value of each flag; the parts and their options are set.
+        given: the values of the flags that are given.
+        row: the method.
+
+    Returns:
+        The flags that are given and that the parts do not use.
+    """
+    for part in methods.PARTS:
+        spec = values[part] if part in given else getattr(row, part)
+        values[part] = None if spec == "none" else spec
+    chosen = {part: values[part] for part in methods.PARTS}
+    defaults = methods.defaults(chosen, row.settings)
+    in_specs = methods.named(chosen, given)  # looksam:every=5.
+    for flag in methods.SETTINGS:
+        value = in_specs.get(flag, values[flag])
+        if flag not in defaults:
+            values[flag] = None
+        else:
+            values[flag] = defaults[flag] if value is None else value
+    # A step size that the paper gives belongs to the paper's epsilon.
+    free = not {"step_size"} & {*given, *in_specs}
+    if free and values["epsilon"] != row.settings.get("epsilon"):
+        values["step_size"] = None
+    unused = [f for f in methods.SETTINGS if f in given and f not in defaults]
+    holds_out = values["select"] != "last" or values["validate_every"]
+    if not holds_out and "validation_images" in given:
+        unused.append("validation_images")
+    if values["perturb_weights"] is None and "sharpness" in given:
+        unused.append("sharpness")
+    return unused
+
+
+def _checked(values: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
+    """Makes settings of the value of each, and checks them."""
+    shard = values["shard"]
+    if isinstance(shard, str):
+        shard = share("shard", shard)
+    for name, flag in flags.FLAGS.items():
+        flag.check(name, values.get(name))
+    training = None
+    if values["evaluate"] is None:
+        training = Training(**{name: values[name] for name in TRAINING})
+        _check_parts(training)
+    own = {f.name for f in dataclasses.fields(Settings)} - {*_NO_CONFIG}
+    made = Settings(
+        **{name: _frozen(values[name]) for name in own - {"shard"}},
+        shard=None if shard is None else (shard[0], shard[1]),
+        training=training,
+        workdir=workdir,
+        overwrite=bool(values.get("overwrite")),
+    )
+    _check_evaluation(made)
+    return made
+
+
+def _frozen(value: Any) -> Any:
+    """Returns a list as a tuple, and everything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_parts(training: Training) -> None:
+    """Makes each part once, which checks the ranges of its options."""
+    from tfsam.attacks.base import check_scale  # TensorFlow, which is slow.
+
+    for part in methods.PARTS:
+        if part == "optimizer":  # It needs a learning rate schedule.
+            continue
+        start = {"start_epoch": 0} if part == "average" else {}
+        check_scale(training.build(part, **start))
+
+
+def _check_evaluation(settings: Settings) -> None:
+    """Checks what the flags' declarations do not say about an evaluation."""
+    if not settings.attacks:
+        raise ValueError("attacks must name one at least. Received: none")
+    if settings.shard and settings.evaluate is None:
+        index, count = settings.shard
+        raise ValueError(
+            "--shard needs --evaluate: shards attack one and the same "
+            f"model. Received: shard={index}/{count}"
+        )
+    if settings.cache_dir == "":
+        raise ValueError(
+            "cache_dir must be a folder, or none, which is nowhere. "
+            "Received: cache_dir="
+        )
+    for norm, epsilons in settings.budgets.items():
+        for epsilon in epsilons:
+            flag = f"{norm}_epsilons"
+            check_number(flag, epsilon)
+            check_budget(epsilon, norm, BOUNDS, flag)
+    _check_attacks(settings)
+
+
+def attack_entries(
+    attacks: Iterable[str], steps: int | None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Returns each attack of an evaluation with the options of the flags.
+
+    Args:
+        attacks: names, with or without options: pgd:restarts=5,
+            foolbox:LinfPGD.
+        steps: the number of steps of the attacks that take steps and whose
+            names do not set it; None for each attack's own.
+    """
+    return [
+        (
+            spec,
+            {"steps": steps}
+            if steps is not None and _takes_steps(spec)
+            else {},
+        )
+        for spec in attacks
+    ]
+
+
+def _check_attacks(settings: Settings) -> None:
+    """Imports each attack, so that a missing library is reported at once."""
+    for spec in settings.attacks:
+        parts.ATTACKS.factory(spec)
+    takes_steps = any(map(_takes_steps, settings.attacks))
+    if settings.attack_steps is not None and not takes_steps:
+        raise ValueError(
+            f"no attack of {','.join(settings.attacks)} takes --attack_steps. "
+            f"Received: attack_steps={settings.attack_steps}"
+        )
+
+
+def _takes_steps(spec: str) -> bool:
+    """Returns whether --attack_steps sets the steps of an attack."""
+    _, options = parts.ATTACKS.parse(spec)
+    return "steps" not in options and "steps" in parts.ATTACKS.options(spec)
