@@ -87,7 +87,7 @@ from tfsam.support import files
 from tfsam.support.layers import flattened
 from tfsam.support.pixels import assert_inside
 from tfsam.training.stateless import dense
-from tfsam.training.stateless import replicas
+from tfsam.training.trainer import replicas
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(

@@ -31,7 +31,7 @@ from absl import flags
 import tfsam
 from experiments import command
 from tfsam.attacks.losses import cross_entropy
-from tfsam.training.stateless import Batch
+from tfsam.training.batch import Batch
 from tfsam.weights.base import Step
 
 

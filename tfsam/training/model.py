@@ -1,9 +1,9 @@
 """The training step: perturb the inputs, then the weights, then descend.
 
-Sharpness-aware minimization and adversarial training are two answers to one
-question (Wei et al., 2023): the loss is minimised where it is worst in a ball,
-a ball around the weights for SAM, around the inputs for AT. Every method is a
-choice of those two perturbations, and `RobustModel.train_step` is all of them:
+Sharpness-aware minimization and adversarial training are dual (Wei et al.,
+2023): both minimize the largest loss in a ball, around the weights for SAM and
+around the inputs for adversarial training. Every method is a choice of these
+two perturbations, and `RobustModel.train_step` covers all of them:
 
     x_adv         = perturb_inputs(x)              at w, in inference mode
     loss, g       = gradient at w                  the loss that is reported
@@ -11,16 +11,20 @@ choice of those two perturbations, and `RobustModel.train_step` is all of them:
     g_adv         = gradient at w_adv
     w             = optimizer(w, g_adv)            at w, never at w_adv
 
-The perturbed weights are tensors, not variables: `keras.StatelessScope` reads
-them in the variables' place. So there is nothing to restore, the optimizer, EMA
-and checkpoints never see them, each replica may have its own, and the gradient
-is a pure function that XLA may compile, with the optimizer, the metrics and the
-collectives outside it. BatchNorm statistics and dropout seeds come from the
-pass at w; both passes start from the same ones.
+The perturbed weights are tensors, not variables: a `keras.StatelessScope` makes
+the layers read them in place of the variables. So there is nothing to restore;
+the optimizer, averages and checkpoints never see them; each replica may have
+its own; and the gradient is a pure function that XLA can compile, while the
+optimizer, the metrics and the collectives stay outside. BatchNorm statistics
+and dropout seeds come from the pass at w, and both passes start from the same
+ones.
 """
 
 import re
 import warnings
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -30,22 +34,25 @@ from tfsam import parts
 from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
+from tfsam.evaluation import red_flags
+from tfsam.support import assertions
 from tfsam.support import devices
 from tfsam.support.layers import warn_of_rescaling
 from tfsam.support.pixels import assert_inside
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
-from tfsam.training import compiled_losses
+from tfsam.training import compatibility
+from tfsam.training import foreign_code
+from tfsam.training import sharpness as second_pass
+from tfsam.training import sub_batches as m_sharpness
+from tfsam.training.batch import Batch
+from tfsam.training.compiled_losses import is_sum
 from tfsam.training.scope import Draws
-from tfsam.training.stateless import Batch
+from tfsam.training.stateless import Pass
 from tfsam.training.stateless import PureModel
 from tfsam.training.stateless import augmentation_layers
-from tfsam.training.stateless import dense
-from tfsam.training.stateless import replicas
-from tfsam.training.stateless import symbolic
-from tfsam.training.stateless import tensor
-from tfsam.training.sub_batches import mean_of_parts
-from tfsam.training.sub_batches import rows_of
+from tfsam.training.trainer import replicas
+from tfsam.training.trainer import tensor
 from tfsam.weights.base import Step
 
 SHARPNESS = ("per_replica", "global")
@@ -56,73 +63,102 @@ MODES = ("inference", "training")
 class RobustModel(PureModel):
     """A Keras model whose training step perturbs inputs and weights.
 
-    `compile`, `fit`, `evaluate`, `predict`, callbacks and saving are Keras's
-    own. Both perturbations absent, it is Keras's own training step too.
+    `compile`, `fit`, `evaluate`, `predict`, callbacks and saving work as for
+    any Keras model. Without perturbations the training step is Keras's own.
 
     Args:
-        network: any `keras.Model`; its own `compute_loss`, `compute_metrics`
+        network: any `keras.Model`. Its own `compute_loss`, `compute_metrics`
             and `train_step` are not used. With `perturb_inputs` it takes one
-            tensor of pixels, within the attack's bounds but for rounding, and
-            returns one tensor: logits, where the loss is a cross-entropy.
-        perturb_inputs: an attack, such as `tfsam.PGD(epsilon=8 / 255)`: any
+            tensor of pixels in the attack's bounds, and returns one tensor:
+            logits, if the loss is a cross-entropy.
+        perturb_inputs: an attack such as `tfsam.PGD(epsilon=8 / 255)`, or any
             callable (logits_fn, x, y, seed) -> x_adv that can run in a graph.
-            Metrics then are those of the perturbed inputs. An attack without a
-            loss of its own climbs the compiled loss, example by example, be it
-            of classes, of several tags, of a regression or of a segmentation.
-            Examples of the loss's `ignore_class` are not attacked.
-        perturb_weights: a `tfsam.WeightPerturbation`, such as
+            Metrics are then computed on the perturbed inputs. An attack
+            without a loss of its own maximizes the compiled loss of each
+            example; the loss may be one of classes, of tags, of a regression
+            or of a segmentation. Examples of the loss's `ignore_class` are not
+            attacked.
+        perturb_weights: a `tfsam.WeightPerturbation` such as
             `tfsam.SAM(rho=0.2)`.
         objective: a function (model, Batch) -> (loss, predictions), such as
             `tfsam.TRADES(beta=6)`. None is the compiled loss of the perturbed
-            inputs, `tfsam.training.stateless.compiled_loss`.
-        sharpness: under `tf.distribute`, "per_replica" perturbs the weights by
-            each replica's own gradient (as Foret et al.), "global" by the
-            gradient of the global batch, so that N replicas equal one.
-        sub_batches: m-sharpness (Foret et al., 2021, section 4.1): the batch in
-            so many parts, each with a perturbation of its own, by its own
-            gradient and BatchNorm's statistics of its own; the mean of their
-            gradients. >= 1; for perturbations that keep no state, and losses
-            that are a mean over the batch.
-        attack_mode: "inference", or "training" to attack with BatchNorm's
-            statistics of the batch, dropout and random augmentation, drawn as
-            in the pass at w. An attack never moves the running statistics.
-            A network with layers of random augmentation needs "training": an
-            attack that does not see them is weak, and a warning says so.
+            inputs, see `tfsam.training.stateless.compiled_loss`.
+        sharpness: "per_replica" or "global". Under `tf.distribute`,
+            "per_replica" perturbs the weights by the gradient of each replica
+            (as Foret et al. do), "global" by the gradient of the whole batch,
+            so that N replicas give the result of one.
+        sub_batches: number of parts of a batch for m-sharpness (Foret et al.,
+            2021, section 4.1), >= 1. Each part has its own perturbation and
+            BatchNorm statistics, and the gradient is the mean of the parts'.
+            Values above 1 need a perturbation without state, and a loss that is
+            a mean over the batch.
+        attack_mode: "inference", or "training" to attack the network with
+            BatchNorm statistics of the batch, dropout, and the same random
+            augmentation as in the pass at w. An attack never changes the moving
+            statistics. A network with layers of random augmentation needs
+            "training"; otherwise a warning says that the attack is weak.
         epsilon_warmup_steps: training steps over which the attack's epsilon
-            grows linearly from nothing, >= 0.
-        exclude: regular expressions, or one; weights whose path one of them
-            matches are trained, not perturbed. Like `sharpness`, it needs
-            `perturb_weights`.
-        seed: seed of the perturbations' randomness, an integer >= 0; None
-            draws one, which `keras.utils.set_random_seed` fixes; several
+            grows linearly from 0, >= 0.
+        exclude: a regular expression or a list of them. Weights whose path
+            matches one are trained but not perturbed. Like `sharpness`, it
+            needs `perturb_weights`.
+        seed: seed of the perturbations' randomness, an integer >= 0. None draws
+            one, which `keras.utils.set_random_seed` makes reproducible; all
             workers take the chief's.
-        **kwargs: `name`, `trainable`, `dtype` of `keras.Model`. The policy is
-            the network's if none is given.
+        **kwargs: `name`, `trainable` and `dtype` of `keras.Model`. The default
+            dtype policy is the network's.
 
     Attributes:
-        network: the inner network; export and serve this one.
+        network: the inner network. Export and serve this one.
 
     Raises:
-        ValueError: if an argument is out of its range, or given without the
-            perturbation that it belongs to; under a strategy other than
-            MirroredStrategy and MultiWorkerMirroredStrategy.
+        ValueError: if an argument is out of its range, or needs a perturbation
+            that is not given; under strategies other than MirroredStrategy and
+            MultiWorkerMirroredStrategy. In `fit`, if the network, the compiled
+            loss and the data do not match. On one device the first batch is
+            checked before anything is traced.
+
+    Example:
+        >>> import keras, tfsam
+        >>> from sklearn.datasets import load_digits
+        >>> images, labels = load_digits(return_X_y=True)
+        >>> x, y = images[:16] / 16, labels[:16]
+        >>> network = keras.Sequential(
+        ...     [keras.Input((64,)), keras.layers.Dense(10)]
+        ... )
+        >>> model = tfsam.RobustModel(
+        ...     network,
+        ...     perturb_inputs=tfsam.PGD(epsilon=8 / 255, steps=2),
+        ...     perturb_weights=tfsam.SAM(rho=0.05),
+        ... )
+        >>> model.compile(
+        ...     tfsam.SGD(0.1),
+        ...     keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        ...     metrics=["accuracy"],
+        ... )
+        >>> history = model.fit(x, y, epochs=2, verbose=0)
+        >>> sorted(history.history)
+        ['accuracy', 'loss']
     """
+
+    # Whether the warning of gradients that are not finite was given.
+    _warned = False
 
     def __init__(
         self,
-        network,
-        perturb_inputs=None,
-        perturb_weights=None,
+        network: keras.Model,
+        perturb_inputs: Any = None,
+        perturb_weights: Any = None,
         *,
-        objective=None,
-        sharpness="per_replica",
-        sub_batches=1,
-        attack_mode="inference",
-        epsilon_warmup_steps=0,
-        exclude=(),
-        seed=None,
-        **kwargs,
-    ):
+        objective: Callable[..., Any] | None = None,
+        sharpness: str = "per_replica",
+        sub_batches: int = 1,
+        attack_mode: str = "inference",
+        epsilon_warmup_steps: int = 0,
+        exclude: str | Sequence[str] = (),
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not isinstance(network, keras.Model):
             raise ValueError(
                 "network must be a keras.Model that returns logits. "
@@ -138,17 +174,18 @@ class RobustModel(PureModel):
         bounds = getattr(perturb_inputs, "bounds", None)
         warn_of_rescaling(network, bounds)
         kwargs.setdefault("dtype", network.dtype_policy)
-        # Pixels stay in float32 under mixed precision: near 1 float16 has steps
-        # of 4.9e-4, half of an attack's step. The network's layers cast them.
+        # Pixels stay in float32 under mixed precision: float16 has steps of
+        # 4.9e-4 near 1, half of an attack's step. The layers cast them.
         super().__init__(autocast=False, **kwargs)
         self.network = network
         self.perturb_inputs = perturb_inputs
         self.perturb_weights = perturb_weights
         self.objective = objective
-        # Keras would take these for the model's own, and save them.
+        # Keras would track and save these as parts of the model.
         object.__setattr__(self, "_unlisted", [])
         object.__setattr__(self, "_without_gradient", set())
         object.__setattr__(self, "_draws", None)
+        object.__setattr__(self, "_nonfinite", None)
         self._inspected = False
         self.sharpness = sharpness
         self.sub_batches = check_count("sub_batches", sub_batches, 1)
@@ -158,7 +195,7 @@ class RobustModel(PureModel):
         )
         self.exclude = _patterns(exclude)
         self._check_combination()
-        if seed is None:  # Each worker would draw another.
+        if seed is None:  # Each worker would draw a different one.
             drawn = int(np.random.randint(2**31 - 1))
             seed = devices.of_chief(tf.distribute.get_strategy(), drawn)
         self.seed = check_count("seed", seed)
@@ -167,37 +204,31 @@ class RobustModel(PureModel):
         if network.built:
             self.build(getattr(network, "input_shape", None))
 
-    def build(self, input_shape):
-        """Builds the network and the variables of the perturbations' state."""
+    def build(self, input_shape: Any) -> None:
+        """Builds the network, and variables for the training step's state.
+
+        Args:
+            input_shape: a shape (None, ...), or a list or dict of shapes where
+                the network has several inputs.
+        """
         if self.built:
             return
         if not self.network.built:
-            # A subclassed network is built by being called.
-            self.network(symbolic(input_shape))
-        self._check_network()
-        # Counts training steps; it keys the noise, so a resumed run goes on.
+            # A subclassed network is built by calling it.
+            self.network(_symbolic(input_shape))
+        compatibility.check_network(self.network, self.exclude)
+        if self.exclude and not self._perturbed_positions():
+            raise ValueError(
+                "exclude must leave weights to perturb. "
+                f"Received: exclude={list(self.exclude)}"
+            )
+        # The number of training steps keys the noise, so that a resumed run
+        # continues the same sequence.
         self.step_count = self.add_weight(
             shape=(), initializer="zeros", dtype="int64", trainable=False,
             name="step_count",
         )  # fmt: skip
-        specs = [
-            tf.TensorSpec(v.shape, v.dtype) for v in self._perturbed_variables()
-        ]
         self._state_of = [v.path for v in self._perturbed_variables()]
-        init = getattr(self.perturb_weights, "init", None)
-        # A network without an Input is built while Keras traces it: a value
-        # made in that graph would be lost with it.
-        with tf.init_scope():
-            values = [
-                tf.convert_to_tensor(value)
-                for value in (init(specs, self.seed) if init else ())
-            ]
-        if len(values) and self.sub_batches > 1:
-            raise ValueError(
-                f"{self.perturb_weights} keeps a state from batch to batch: "
-                "sub_batches must be 1. "
-                f"Received: sub_batches={self.sub_batches}"
-            )
         self.perturbation_state = [
             self.add_weight(
                 shape=value.shape,
@@ -209,53 +240,104 @@ class RobustModel(PureModel):
                 aggregation="mean",
                 name=f"perturbation_state_{index}",
             )
-            for index, value in enumerate(values)
+            for index, value in enumerate(self._initial_state())
         ]
         self.built = True
 
-    def train_step(self, data):
-        """Perturbs the inputs, then the weights, then descends."""
+    def _initial_state(self) -> list[tf.Tensor]:
+        """Returns the state that the weight perturbation begins with."""
+        init = getattr(self.perturb_weights, "init", None)
+        if not init:
+            return []
+        specs = [
+            tf.TensorSpec(v.shape, v.dtype) for v in self._perturbed_variables()
+        ]
+        # A network without an Input is built while Keras traces it. A tensor
+        # of that graph could not be used outside of it.
+        with tf.init_scope():
+            values = list(map(tf.convert_to_tensor, init(specs, self.seed)))
+        if values and self.sub_batches > 1:
+            raise ValueError(
+                f"{self.perturb_weights} keeps a state from batch to batch: "
+                "sub_batches must be 1. "
+                f"Received: sub_batches={self.sub_batches}"
+            )
+        return values
+
+    def train_step(self, data: Any) -> Any:
+        """Perturbs the inputs, then the weights, then descends.
+
+        Args:
+            data: x, (x, y) or (x, y, sample_weight), each a tensor or a
+                structure of tensors.
+
+        Returns:
+            A dict from names of metrics to values.
+        """
         data = tf.nest.map_structure(tensor, data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self.build_for(data)
-        x, y = self._checked_batch(x, y)
-        variables = self.trainable_variables
-        weights = [tf.convert_to_tensor(v.value) for v in variables]
-        state = [tf.convert_to_tensor(v.value) for v in self._state_variables()]
+        x, y = compatibility.checked_labels(self, x, y)
+        weights, state = self._values()
         count, seed = self._next_step()
-        object.__setattr__(self, "_draws", Draws())
 
         x_adv = self._perturbed_inputs(weights, state, x, y, count, seed)
         batch = Batch(x, x_adv, y, sample_weight)
-        step = Step(
+        # Everything in `first` is of the pass at w, except the gradients.
+        first = self._sharpened_by_parts(
+            weights, state, batch, self._step(count, seed)
+        )
+        first = self._checked_pass(first)
+        self._descend(first)
+
+        self._track_loss(first.loss, batch.size())
+        return self.compute_metrics(
+            x_adv, y, self._predicted(first), sample_weight
+        )
+
+    def _values(self) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Returns the values of the trainable and of the other variables."""
+        return (
+            [tf.convert_to_tensor(v.value) for v in self.trainable_variables],
+            [tf.convert_to_tensor(v.value) for v in self._state_variables()],
+        )
+
+    def _next_step(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the step's number and its seed, and counts the step."""
+        count = tf.convert_to_tensor(self.step_count.value)
+        self.step_count.assign(count + 1)
+        object.__setattr__(self, "_draws", Draws())
+        return count, tf.stack([self.seed, tf.cast(count % 2**31, tf.int32)])
+
+    def _step(self, count: tf.Tensor, seed: tf.Tensor) -> Step:
+        """Returns the facts of a training step for the weight perturbation."""
+        return Step(
             kinds=self._kinds(),
             seed=tf.random.experimental.stateless_fold_in(seed, 1),
             count=count,
             learning_rate=tf.convert_to_tensor(self.optimizer.learning_rate),
         )
-        # The loss and all else are those at w, the gradients are not.
-        first = self._sharpened_by_parts(weights, state, batch, step)
-        first = self._checked_pass(first)
-        self._draws.finish()
 
-        others = self._state_variables()
-        for position, value in first.updates.items():
-            others[int(position)].assign(value)
-        for position, values in first.versions.items():
-            variables[int(position)].assign(values[-1])
-        if variables:
-            self.optimizer.apply_gradients(
-                zip(first.gradients, variables, strict=True)
-            )
-        else:
-            warnings.warn("The model has no trainable weights.", stacklevel=2)
-        self._track_loss(first.loss, x)
-        return self.compute_metrics(
-            x_adv, y, self._predicted(first), sample_weight
-        )
+    def _perturbed_inputs(
+        self,
+        weights: Sequence[tf.Tensor],
+        state: Sequence[tf.Tensor],
+        x: Any,
+        y: Any,
+        count: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> Any:
+        """Returns the attack's result at w, of x's shape, without a gradient.
 
-    def _perturbed_inputs(self, weights, state, x, y, count, seed):
-        """The attack at w; nothing else is kept of it."""
+        Args:
+            weights: values of the trainable variables.
+            state: values of the other variables; the attack does not change
+                them.
+            x: tensor of pixels (batch, ...) in the attack's bounds.
+            y: tensor of labels.
+            count: training steps before this one, a scalar.
+            seed: int32 tensor (2,), of the step.
+        """
         if self.perturb_inputs is None:
             return x
         if not tf.is_tensor(x) or not tf.is_tensor(y):
@@ -266,10 +348,42 @@ class RobustModel(PureModel):
             )
         bounds = getattr(self.perturb_inputs, "bounds", None)
         x = assert_inside(x, bounds, self._pixels)
+        attack = self._current_attack(count, x.dtype)
+        batch = tf.shape(x)[0]
+        # Seeds go by the position in the global batch: replicas draw different
+        # noise, and N of them together the noise of one. (If a last batch is
+        # shared unevenly, two of its examples have the same seed.)
+        replica = tf.distribute.get_replica_context()
+        ahead = 0 if replica is None else replica.replica_id_in_sync_group
+        seeds = example_seeds(seed, (ahead + 1) * batch)[ahead * batch :]
+        logits = self._attacked_logits(weights, state)
 
-        def logits_fn(pixels):
-            # A scope of its own a call: a loop's body must leave no tensor
-            # behind in a scope that outlives it.
+        def attacked_all() -> tf.Tensor:
+            return self.attacked(attack, logits, x, y, seeds)
+
+        if replicas() > 1:  # A replica may have no share of a last batch.
+            x_adv = tf.cond(batch > 0, attacked_all, lambda: x)
+        else:
+            x_adv = attacked_all()
+        return tf.stop_gradient(x_adv)
+
+    def _current_attack(self, count: tf.Tensor, dtype: tf.DType) -> Any:
+        """Returns the attack with the epsilon of this step."""
+        attack = self.perturb_inputs
+        if not self.epsilon_warmup_steps:
+            return attack
+        dtype = dtype if dtype.size > 4 else tf.float32
+        done = tf.cast(count + 1, dtype) / self.epsilon_warmup_steps
+        return attack.with_epsilon(attack.epsilon * tf.minimum(done, 1.0))
+
+    def _attacked_logits(
+        self, weights: Sequence[tf.Tensor], state: Sequence[tf.Tensor]
+    ) -> Logits:
+        """Returns the network at w as attacks take it."""
+
+        def logits_fn(pixels: tf.Tensor) -> tf.Tensor:
+            # Each call opens a scope of its own: the body of a loop must not
+            # leave tensors in a scope that outlives it.
             with self._scope(weights, state):
                 logits = self(pixels, training=self.attack_mode == "training")
             if not tf.is_tensor(logits):
@@ -279,42 +393,55 @@ class RobustModel(PureModel):
                 )
             return logits
 
-        attack = self.perturb_inputs
-        if self.epsilon_warmup_steps:
-            # In the precision of the pixels, float32 at least.
-            dtype = x.dtype if x.dtype.size > 4 else tf.float32
-            done = tf.cast(count + 1, dtype) / self.epsilon_warmup_steps
-            attack = attack.with_epsilon(attack.epsilon * tf.minimum(done, 1.0))
-        # Position in the global batch, so that replicas' noise differs and N
-        # replicas draw what one would. (Where a last batch is shared unevenly,
-        # two of its examples draw the same.)
-        batch = tf.shape(x)[0]
-        replica = tf.distribute.get_replica_context()
-        ahead = 0 if replica is None else replica.replica_id_in_sync_group
-        seeds = example_seeds(seed, (ahead + 1) * batch)[ahead * batch :]
         logits = Logits(
             logits_fn,
             jit_compile=self._use_xla(),
             independent=self.attack_mode == "inference",
             loss=self.example_loss(),
         )
+        logits.nonfinite = self._nonfinite_counter()
+        return logits
 
-        def attacked_all():
-            return self.attacked(attack, logits, x, y, seeds)
+    def _nonfinite_counter(self) -> Any:
+        """Returns a variable that counts gradients with NaN or infinity.
 
-        if replicas() > 1:  # One may have no share of a last batch.
-            x_adv = tf.cond(batch > 0, attacked_all, lambda: x)
-        else:
-            x_adv = attacked_all()
-        return tf.stop_gradient(x_adv)
+        None under a strategy, where a variable would be one of each replica.
+        """
+        if tf.distribute.has_strategy():
+            return None
+        if self._nonfinite is None:
+            with tf.init_scope():
+                counter = tf.Variable(0, dtype=tf.int64, trainable=False)
+            object.__setattr__(self, "_nonfinite", counter)
+        return self._nonfinite
 
-    def _sharpened_by_parts(self, weights, state, batch, step):
-        """m-sharpness: `_sharpened` of each part of the batch, and the mean."""
+    def _warn_of_nonfinite_gradients(self) -> None:
+        """Warns, once, of an attack whose gradients were NaN or infinite."""
+        if self._nonfinite is None or self._warned:
+            return
+        count = int(self._nonfinite.numpy())
+        if count:
+            self._warned = True
+            warnings.warn(
+                f"{count} of the input gradients of perturb_inputs were NaN or "
+                "infinite and were replaced by zeros, so the attack in "
+                f"training is weaker than it seems. {red_flags.NAN_CAUSE}",
+                stacklevel=4,
+            )
+
+    def _sharpened_by_parts(
+        self,
+        weights: Sequence[tf.Tensor],
+        state: Sequence[tf.Tensor],
+        batch: Batch,
+        step: Step,
+    ) -> Pass:
+        """Returns the mean of `_sharpened` over the parts of the batch."""
         if self.sub_batches == 1:
             return self._sharpened(weights, state, batch, step)
-        return mean_of_parts(
+        return m_sharpness.mean_of_parts(
             self._sharpened,
-            self._weight_of_part,
+            lambda batch, found: m_sharpness.weight_of_part(self, batch, found),
             weights,
             state,
             batch,
@@ -323,191 +450,64 @@ class RobustModel(PureModel):
             unroll=self.sharpness == "global" and replicas() > 1,
         )
 
-    def _weight_of_part(self, batch, found):
-        """What a mean over this part of a batch is divided by."""
-        size = tf.shape(tf.nest.flatten(batch.x)[0])[0]
-        if self.objective is not None:
-            return size
-        masks = self._masks_of_losses(batch, found)
-        if len(masks) != 1:
-            if any(mask is not None for mask in masks):
-                raise ValueError(
-                    "sub_batches takes masks for one output alone. "
-                    f"Received: sub_batches={self.sub_batches}, masks of "
-                    f"{len(masks)} outputs"
-                )
-            return size
-        (mask,) = masks
-        weight = next(iter(tf.nest.flatten(batch.sample_weight)), None)
-        if weight is None or not self._is_mean_by_weight():
-            return size if mask is None else tf.math.count_nonzero(mask)
-        weight = tf.cast(weight, tf.float32)
-        if mask is not None:
-            mask = tf.cast(mask, weight.dtype)
-            missing = mask.shape.rank - weight.shape.rank
-            weight = mask * tf.reshape(
-                weight,
-                tf.concat(
-                    [tf.shape(weight)[: mask.shape.rank], [1] * missing], 0
-                ),
-            )
-        return tf.reduce_sum(weight)
+    def _sharpened(
+        self,
+        weights: Sequence[tf.Tensor],
+        state: Sequence[tf.Tensor],
+        batch: Batch,
+        step: Step,
+    ) -> Pass:
+        """Returns the pass at w, with the gradients of the pass at w + e."""
+        return second_pass.sharpened(self, weights, state, batch, step)
 
-    def _masks_of_losses(self, batch, found):
-        """Which positions of each output its loss counts, None for all.
-
-        Keras's mask of the predictions and that of the loss, which a loss with
-        an `ignore_class` has.
-        """
-        predictions = tf.nest.flatten(found.y_pred)
-        labels = self._labels(batch.y)
-        if labels is None:
-            return found.masks
-        masks = []
-        for output, y, y_pred, mask in zip(
-            self._outputs, labels, predictions, found.masks, strict=True
-        ):
-            own = compiled_losses.mask_of(output, y, y_pred)
-            both = mask is not None and own is not None
-            masks.append(mask & own if both else own if mask is None else mask)
-        return masks
-
-    def _sharpened(self, weights, state, batch, step):
-        """The pass at w, with the gradients of the pass at w + e."""
-        # Under loss scaling the scale is a variable's value, or 1.
-        scale = self.optimizer.scale_loss(tf.ones(()))
-        gradient = self._compiled(self._pass)
-        first = gradient(weights, state, batch, scale)
-        method = self.perturb_weights
-        if method is None or not weights:
+    def _checked_pass(self, first: Pass) -> Pass:
+        """Returns a pass behind assertions that its predictions are valid."""
+        found = compatibility.assertions_on(self, first.y_pred)
+        if not found:
             return first
-        # e is added to what the layers have assigned, and no later pass
-        # assigns anything else.
-        weights, versions = first.ended(weights), first.versions or None
-        chosen = self._perturbed_positions()
-        memory = [tf.convert_to_tensor(v) for v in self.perturbation_state]
-        # What the optimizer is to get, over what the method is to see: the loss
-        # scale, and 1/replicas of the sum that the optimizer makes.
-        unit = scale / replicas()
-
-        def seen(gradients):
-            """The chosen gradients, unscaled, dense, of the right batch."""
-            given = dense(gradients, weights)
-            return self._reduced(
-                [given[i] / tf.cast(unit, given[i].dtype) for i in chosen]
-            )
-
-        def moved_to(some):
-            """All weights, with these in the chosen ones' place."""
-            moved = list(weights)
-            for i, weight in zip(chosen, some, strict=True):
-                moved[i] = weight
-            return moved
-
-        def squared_gradients():
-            squares = self._squared_gradients(weights, state, batch, scale)
-            # As state becomes the mean over replicas, this becomes the sum.
-            many = replicas()
-            return [many * squares[i] for i in chosen], many * tf.shape(
-                batch.y
-            )[0]
-
-        step = step._replace(
-            gradient=lambda some: seen(
-                gradient(
-                    moved_to(some), state, batch, scale, versions
-                ).gradients
-            ),
-            squared_gradients=squared_gradients,
+        gradients, updates, versions = assertions.behind(
+            found, (first.gradients, first.updates, first.versions)
         )
-        clean = seen(first.gradients)
-        unmoved = dense(first.gradients, weights)
-
-        def second_pass():
-            some, kept = method.perturb(
-                [weights[i] for i in chosen], clean, memory, step
-            )
-            moved = moved_to(some)
-            part = self._selected(first, moved, state, batch, memory, step)
-            second = gradient(moved, state, part, scale, versions)
-            return dense(second.gradients, weights), list(kept)
-
-        due = True if method.due is None else method.due(memory, step)
-        second, kept = _choose(due, second_pass, lambda: (unmoved, memory))
-        if method.combine is not None:
-            other = seen(second)  # Collectives cannot stand inside a tf.cond.
-            final, kept = _choose(
-                due,
-                lambda: method.combine(clean, other, kept, step),
-                lambda: method.combine(clean, None, kept, step),
-            )
-            for i, value in zip(chosen, final, strict=True):
-                second[i] = value * tf.cast(unit, value.dtype)
-        # A loss scale that overflows costs a step, and no more than that.
-        sound = _all_finite(kept)
-        for variable, value, old in zip(
-            self.perturbation_state, kept, memory, strict=True
-        ):
-            variable.assign(tf.where(sound, value, old))
         return first._replace(
-            gradients=[
-                # A gradient that becomes the value, as a float8 scale's does,
-                # is that of the pass at w.
-                g if g is None or overwrites else s
-                for g, s, overwrites in zip(
-                    first.gradients, second, self._overwriting(), strict=True
-                )
-            ]
+            gradients=gradients, updates=updates, versions=versions
         )
 
-    def _selected(self, first, moved, state, batch, memory, step):
-        """The part of the batch that the method wants in its second pass."""
-        method = self.perturb_weights
-        if method.select is None:
-            return batch
-        if first.losses is None:
-            raise ValueError(
-                f"{method} chooses examples by their losses, so the network "
-                "must return one tensor of logits, and an objective of your "
-                "own each example's loss as its third result. "
-                f"Received: objective={self.objective}"
+    def _descend(self, first: Pass) -> None:
+        """Assigns the state that a pass leaves, and applies its gradients."""
+        self._draws.finish()
+        others, variables = self._state_variables(), self.trainable_variables
+        for position, value in first.updates.items():
+            others[int(position)].assign(value)
+        for position, values in first.versions.items():
+            variables[int(position)].assign(values[-1])
+        if variables:
+            self.optimizer.apply_gradients(
+                zip(first.gradients, variables, strict=True)
             )
-        losses = self._compiled(self._example_losses)(
-            moved, state, batch, first.versions or None
-        )
-        positions = method.select(first.losses, losses, memory, step)
-        return rows_of(batch, lambda t: tf.gather(t, positions))
+        else:
+            warnings.warn("The model has no trainable weights.", stacklevel=3)
 
-    def _reduced(self, gradients):
-        """Mean gradients of the global batch, if that is whose are wanted."""
-        if self.sharpness == "per_replica" or replicas() == 1:
-            return gradients
-        replica = tf.distribute.get_replica_context()
-        return replica.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
+    def build_for(self, data: Any) -> None:
+        """Builds layers, metrics, losses and the optimizer, if necessary.
 
-    def _next_step(self):
-        """The number of the step, its seed, and counts it."""
-        count = tf.convert_to_tensor(self.step_count.value)
-        self.step_count.assign(count + 1)
-        return count, tf.stack([self.seed, tf.cast(count % 2**31, tf.int32)])
-
-    def build_for(self, data):
-        """Builds what is not built yet: layers, metrics, losses, optimizer.
-
-        `fit` does it by itself, at its first batch.
+        `fit` calls it with the first batch.
 
         Args:
-            data: a batch, as of `fit`'s data, or its `tf.TensorSpec`s.
+            data: a batch of the data that is passed to `fit`, or the
+                `tf.TensorSpec`s of one.
+
+        Raises:
+            ValueError: if the network, the losses and the data do not match.
         """
         if keras.utils.unpack_x_y_sample_weight(data)[1] is None:
             self._check_unlabelled()
-        # Not within a stateless scope: there no variable can be made.
-        # Keras's own way, which it takes by itself under a strategy only: it
-        # builds layers, metrics, losses and the optimizer, and runs nothing.
+        # Inside a stateless scope no variable can be made. Keras calls this
+        # method itself only under a strategy; it runs nothing.
         self._symbolic_build(data_batch=data)
         self._check_loss(data)
-        self._check_parts()
-        self._inspect(data)
+        if self.sub_batches > 1:
+            m_sharpness.check_losses(self)
+        foreign_code.inspect(self, data)
         found = [v.path for v in self._perturbed_variables()]
         if self.perturbation_state and found != self._state_of:
             raise ValueError(
@@ -516,44 +516,38 @@ class RobustModel(PureModel):
                 f"after freezing or unfreezing. Received: {found}"
             )
 
-    def _check_loss(self, data):
-        """Refuses what cannot be put together from parts of a batch, too."""
+    def _check_loss(self, data: Any) -> None:
+        """Refuses also losses that cannot be combined from parts of a batch."""
         super()._check_loss(data)
-        if self.sub_batches > 1 and compiled_losses.is_sum(self.loss):
+        if self.sub_batches > 1 and is_sum(self.loss):
             raise ValueError(
                 "sub_batches takes the mean of the parts' losses, so the loss "
                 "must be a mean over the batch, not its sum. Received: "
                 f"reduction=sum, sub_batches={self.sub_batches}"
             )
 
-    def _check_parts(self):
-        """Refuses losses whose parts of a batch count in several ways."""
-        several = len(self._outputs) > 1 or self.objective is not None
-        if self.sub_batches > 1 and self._is_mean_by_weight() and several:
-            raise ValueError(
-                "sub_batches takes a loss that is a mean by sample weights for "
-                "one output alone, without an objective. Received: "
-                "reduction=mean_with_sample_weight, "
-                f"loss={self.loss}, objective={self.objective}"
-            )
-        ignored = [output.ignored for output in self._outputs]
-        ignores = any(number is not None for number in ignored)
-        if self.sub_batches > 1 and ignores and several:
-            raise ValueError(
-                "sub_batches takes a loss that ignores a class for one output "
-                "alone, without an objective. Received: "
-                f"ignore_class={ignored}, objective={self.objective}"
-            )
+    def _check_first_batch(self, data: Any) -> None:
+        """Raises a ValueError if a batch cannot be trained on; runs eagerly.
 
-    def _is_mean_by_weight(self):
-        """Whether a compiled loss is divided by the sum of sample weights."""
-        return any(
-            getattr(output.loss, "reduction", None) == "mean_with_sample_weight"
-            for output in self._outputs
-        )
+        It repeats the checks that are traced into the step. The network runs
+        only if its layers do not tell whether it returns logits; that pass
+        changes nothing.
+        """
+        data = tf.nest.map_structure(tensor, data)
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        self.build_for(data)
+        compatibility.checked_labels(self, x, y)
+        if self.perturb_inputs is not None and tf.is_tensor(x):
+            bounds = getattr(self.perturb_inputs, "bounds", None)
+            assert_inside(x, bounds, self._pixels)
+        if compatibility.needs_predictions(self):
+            object.__setattr__(self, "_draws", Draws())
+            with self._scope(*self._values()):
+                y_pred = self(x, training=True)
+            compatibility.check_predictions(self, y_pred)
 
-    def _check_combination(self):
-        """Says what does not combine."""
+    def _check_combination(self) -> None:
+        """Refuses arguments that need a perturbation which is not given."""
         attack, attacked = self.perturb_inputs, self.perturb_inputs is not None
         defaults = {"sub_batches": 1, "sharpness": SHARPNESS[0], "exclude": []}
         for name, default in defaults.items():
@@ -581,15 +575,15 @@ class RobustModel(PureModel):
                 f"Received: perturb_inputs={attack}"
             )
 
-    def _own_variables(self):
+    def _own_variables(self) -> list[Any]:
         return [self.step_count, *self.perturbation_state]
 
-    def __identity__(self):
-        """Returns what `identity.describe` describes: in inference, all."""
+    def __identity__(self) -> keras.Model:
+        """Returns the network: in inference there is nothing else."""
         return self.network
 
-    def get_config(self):
-        """Every argument of the constructor."""
+    def get_config(self) -> dict[str, Any]:
+        """Returns every argument of the constructor, as JSON's types."""
         config = super().get_config()
         serialize = keras.saving.serialize_keras_object
         config.update(
@@ -607,8 +601,16 @@ class RobustModel(PureModel):
         return config
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """Builds the model that `get_config` described."""
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Any = None
+    ) -> "RobustModel":
+        """Builds a model from the result of `get_config`.
+
+        Args:
+            config: of `get_config`.
+            custom_objects: dict from names to classes or functions, for parts
+                that are not registered with Keras.
+        """
         config = dict(config)
         for key in (
             "network",
@@ -622,7 +624,16 @@ class RobustModel(PureModel):
         return cls(**config)
 
 
-def _warn_of_ignored_methods(network):
+def _symbolic(shapes: Any) -> Any:
+    """Returns symbolic inputs of one shape, or of a dict or list of shapes."""
+    if isinstance(shapes, dict):
+        return {key: _symbolic(shape) for key, shape in shapes.items()}
+    if any(isinstance(part, (list, tuple)) for part in shapes):
+        return [_symbolic(shape) for shape in shapes]
+    return keras.Input(batch_shape=shapes)
+
+
+def _warn_of_ignored_methods(network: keras.Model) -> None:
     """Warns of methods of the network's class that training does not call."""
     ignored = [
         name
@@ -632,29 +643,29 @@ def _warn_of_ignored_methods(network):
     if ignored:
         warnings.warn(
             f"{type(network).__name__} overrides {', '.join(ignored)}, which "
-            "RobustModel does not call: it trains by a step of its own, on the "
+            "RobustModel does not call: its own training step uses the "
             "compiled loss. Give RobustModel an objective of your own instead.",
             stacklevel=3,
         )
 
 
-def _warn_of_augmentation(network):
+def _warn_of_augmentation(network: keras.Model) -> None:
     """Warns of random augmentation that an attack in inference mode misses."""
     layers = augmentation_layers(network)
     if layers:
         names = ", ".join(layer.name for layer in layers)
         warnings.warn(
-            f"network augments its inputs at random ({names}), and in "
-            "inference mode an attack finds images for the network without "
-            "that: they are weak against the one that is trained. Give "
-            "attack_mode='training', in which the attack sees the same draw "
-            "of the augmentation as the pass, or augment the data instead.",
+            f"network augments its inputs at random ({names}), but in "
+            "inference mode an attack perturbs them for the network without "
+            "augmentation: such an attack is weak. Give "
+            "attack_mode='training', in which the attack sees the same random "
+            "augmentation as the pass, or augment the data instead.",
             stacklevel=3,
         )
 
 
-def _check_perturbations(perturb_inputs, perturb_weights):
-    """Says what is no perturbation, or none that can train."""
+def _check_perturbations(perturb_inputs: Any, perturb_weights: Any) -> None:
+    """Refuses arguments that are no perturbations, or cannot train."""
     if perturb_inputs is not None and not callable(perturb_inputs):
         raise ValueError(
             "perturb_inputs must be an attack, such as tfsam.PGD(8 / 255). "
@@ -663,8 +674,8 @@ def _check_perturbations(perturb_inputs, perturb_weights):
     check_scale(perturb_inputs)
     if parts.ATTACKS.fact(perturb_inputs, "in_graph") is False:
         raise ValueError(
-            "perturb_inputs must be an attack that can run in a graph; "
-            "this one serves in evaluation only. "
+            "perturb_inputs must be an attack that can run in a graph; this "
+            "one is for evaluation only. "
             f"Received: perturb_inputs={perturb_inputs}"
         )
     if perturb_weights is not None and not hasattr(perturb_weights, "perturb"):
@@ -675,8 +686,8 @@ def _check_perturbations(perturb_inputs, perturb_weights):
         )
 
 
-def _patterns(exclude):
-    """Regular expressions as a list."""
+def _patterns(exclude: str | Sequence[str]) -> list[str]:
+    """Returns regular expressions as a list."""
     patterns = [exclude] if isinstance(exclude, str) else exclude
     try:
         for pattern in patterns:
@@ -687,18 +698,3 @@ def _patterns(exclude):
             f"Received: exclude={exclude}"
         ) from None
     return list(patterns)
-
-
-def _all_finite(tensors):
-    found = [
-        tf.reduce_all(tf.math.is_finite(tensor))
-        for tensor in tensors
-        if tensor.dtype.is_floating
-    ]
-    return tf.reduce_all(found) if found else True
-
-
-def _choose(condition, yes, no):
-    if isinstance(condition, bool):
-        return yes() if condition else no()
-    return tf.cond(condition, yes, no)

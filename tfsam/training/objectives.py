@@ -15,7 +15,7 @@ from tfsam.attacks import losses
 from tfsam.geometry import TINY
 from tfsam.support.configurable import Configurable
 from tfsam.support.validators import check_number
-from tfsam.training.stateless import replicas
+from tfsam.training.trainer import replicas
 
 
 class Objective(Configurable):

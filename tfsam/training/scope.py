@@ -1,14 +1,16 @@
-"""A Keras scope in which a pass reads and writes tensors, and no variable.
+"""A Keras scope in which a pass reads and writes tensors instead of variables.
 
 `keras.StatelessScope` drops the derivative of a write to a trainable variable,
-and three kinds of code go past it: a `tf.function` keeps the tensors of the
-scope in which it was traced first, `keras.RematScope` runs a layer again when
-the scope is over, and a layer may hold the `tf.Variable` itself. `PureScope`
-mends the first two and names the third.
+and three kinds of code escape it: a `tf.function` keeps the tensors of the
+scope in which it was first traced, `keras.RematScope` runs a layer again after
+the scope has ended, and a layer may hold the `tf.Variable` itself. `PureScope`
+handles the first two; `foreign_code.py` detects the third.
 """
 
 import random
 import threading
+from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -24,61 +26,74 @@ _entered = 0
 class Draws:
     """The state of Python's `random` that all passes of a step begin with.
 
-    Some of Keras's layers of random augmentation choose by it what to do.
+    Some of Keras's layers of random augmentation use it to choose an operation.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._before = self._after = random.getstate()
-        self._entered = []
+        self._entered: list[Any] = []
 
-    def enter(self):
+    def enter(self) -> None:
         """Begins a pass."""
         self._entered.append(random.getstate())
         random.setstate(self._before)
 
-    def exit(self, recorded):
-        """Ends a pass, whose draws count if it is the first recorded one."""
+    def exit(self, recorded: bool) -> None:
+        """Ends a pass.
+
+        Args:
+            recorded: whether a tape recorded the pass. The draws of the first
+                recorded pass are those of the step.
+        """
         if recorded and self._after is self._before:
             self._after = random.getstate()
         random.setstate(self._entered.pop())
 
-    def finish(self):
-        """Ends the step: what the first recorded pass drew has been drawn."""
+    def finish(self) -> None:
+        """Ends the step: advances `random` by the draws of its first pass."""
         if self._after != self._before:
             random.setstate(self._after)
 
 
 class PureScope(keras.StatelessScope):
-    """Reads tensors in the place of variables, and keeps what is written.
+    """Replaces variables by tensors, and keeps what is written.
 
-    A gradient with respect to a variable is the sum of those with respect to
-    each of its `versions`, as it is for Keras's own tape: the value that the
-    pass begins with, and each value that it assigns. No gradient flows from one
-    version into the one before it.
+    As with Keras's own tape, a gradient with respect to a variable is the sum
+    of those with respect to its `versions`: the value that the pass begins
+    with, and each value that a layer assigns. No gradient flows from one
+    version to the one before it.
 
     Args:
         trained: pairs of a trainable `keras.Variable` and its tensor.
         others: pairs of another `keras.Variable` and its tensor.
         tape: the `tf.GradientTape` that records the pass, or None.
         versions: None, or the values that some trainable variables, by
-            position, have in the pass, first to last. An assignment then gives
-            a variable the next of them, and none to a variable without.
+            position, take in the pass, first to last. An assignment then gives
+            a variable its next value, and leaves a variable without any as it
+            is.
         draws: the `Draws` of the step, or None.
 
     Attributes:
         versions: for each trainable variable, a list of its values so far.
-        unknown: variables that are in neither list and were assigned.
+        unknown: assigned variables that are in neither list.
         read: positions of the trainable variables that were read.
         unrecorded: positions of those that were read while no tape recorded.
-        inspecting: whether to find out about `unrecorded`.
+        inspecting: whether to fill `unrecorded`.
     """
 
-    def __init__(self, trained, others, tape=None, versions=None, draws=None):
+    def __init__(
+        self,
+        trained: Iterable[tuple[Any, tf.Tensor]],
+        others: Iterable[tuple[Any, tf.Tensor]],
+        tape: Any = None,
+        versions: dict[str, list[tf.Tensor]] | None = None,
+        draws: Draws | None = None,
+    ) -> None:
         trained = [
             (variable, (versions or {}).get(str(place), [value])[0])
             for place, (variable, value) in enumerate(trained)
         ]
-        # Without collect_losses a scope drops what layers add as losses.
+        # Without collect_losses a scope drops losses that layers add.
         super().__init__([*trained, *others], collect_losses=True)
         self._places = {id(v): i for i, (v, _) in enumerate(trained)}
         self._known = set(self.state_mapping)
@@ -87,24 +102,32 @@ class PureScope(keras.StatelessScope):
         self._given = versions
         self._draws = draws
         self.versions = [[self.state_mapping[id(v)]] for v, _ in trained]
-        self.unknown = []
-        self.read, self.unrecorded = set(), set()
+        self.unknown: list[Any] = []
+        self.read: set[int] = set()
+        self.unrecorded: set[int] = set()
         self.inspecting = False
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         _enter(self)
         if self._draws is not None:
             self._draws.enter()
         return super().__enter__()
 
-    def __exit__(self, *args, **kwargs):
+    def __exit__(self, *args: Any, **kwargs: Any) -> None:
         super().__exit__(*args, **kwargs)
         if self._draws is not None:
             self._draws.exit(recorded=self._tape is not None)
         _exit()
 
-    def get_current_value(self, variable):
-        """The tensor in the variable's place, None for an unknown one."""
+    def get_current_value(self, variable: Any) -> Any:
+        """Returns the tensor in a variable's place.
+
+        Args:
+            variable: a `keras.Variable`.
+
+        Returns:
+            A tensor; None for a variable that the scope does not know.
+        """
         place = self._places.get(id(variable))
         if place is not None:
             self.read.add(place)
@@ -112,8 +135,12 @@ class PureScope(keras.StatelessScope):
                 self.unrecorded.add(place)
         return super().get_current_value(variable)
 
-    def add_update(self, update):
-        """Keeps a new value of a variable, for later reads and `versions`."""
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        """Keeps a new value of a variable, for later reads and `versions`.
+
+        Args:
+            update: pair of a `keras.Variable` and its new value.
+        """
         variable, value = update
         value = tf.convert_to_tensor(value)
         place = self._places.get(id(variable))
@@ -124,28 +151,28 @@ class PureScope(keras.StatelessScope):
             self.unknown.append(variable)
         super().add_update((variable, value))
 
-    def _version(self, place, value):
-        """What an assignment gives a trainable variable."""
+    def _version(self, place: int, value: tf.Tensor) -> tf.Tensor:
+        """Returns the value that an assignment gives a trainable variable."""
         versions = self.versions[place]
         if self._given is not None:
-            given = self._given.get(str(place), ())
+            given = self._given.get(str(place), [])
             if len(versions) >= len(given):
                 return versions[-1]
             value = given[len(versions)]
         else:
-            # An assignment ends what a tape knows of the value.
+            # An assignment cuts the value off from the tape.
             value = tf.stop_gradient(value)
         versions.append(value)
         if self._tape is not None:
             self._tape.watch(value)
         return value
 
-    def again(self, restarted=()):
-        """A scope for a second call that leaves the first one's writes.
+    def again(self, restarted: Iterable[Any] = ()) -> "PureScope":
+        """Returns a scope for a second call, whose writes are dropped.
 
         Args:
-            restarted: variables that begin with the value that this scope began
-                with, instead of the current one.
+            restarted: variables that have the value with which this scope
+                began, instead of their current one.
         """
         scope = PureScope((), (), versions={})
         scope.collect_losses = False
@@ -160,21 +187,27 @@ class PureScope(keras.StatelessScope):
 class AssigningScope(keras.StatelessScope):
     """Reads the variables themselves, and keeps what is written.
 
-    As for Keras's tape outside of any scope, no gradient flows through an
-    assignment, from the new value of a variable into what it was made of.
+    As with Keras's tape outside of any scope, no gradient flows through an
+    assignment, from a variable's new value into the tensors it came from.
 
     Args:
         tape: the `tf.GradientTape` that records the pass, or None.
         values: pairs of a `keras.Variable` and a value to read in its place.
     """
 
-    def __init__(self, tape, values=()):
+    def __init__(
+        self, tape: Any, values: Iterable[tuple[Any, tf.Tensor]] = ()
+    ) -> None:
         super().__init__(values, collect_losses=tape is not None)
         self._tape = tape
-        self._assigned = {}
+        self._assigned: dict[int, list[tf.Tensor]] = {}
 
-    def add_update(self, update):
-        """Keeps a new value of a variable, for later reads."""
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        """Keeps a new value of a variable, for later reads.
+
+        Args:
+            update: pair of a `keras.Variable` and its new value.
+        """
         variable, value = update
         value = tf.convert_to_tensor(value)
         if value.dtype.is_floating:
@@ -184,19 +217,23 @@ class AssigningScope(keras.StatelessScope):
         self._assigned.setdefault(id(variable), []).append(value)
         super().add_update((variable, value))
 
-    def assigned(self, variable):
-        """Returns the values that a variable was assigned, first to last."""
+    def assigned(self, variable: Any) -> list[tf.Tensor]:
+        """Returns the values that a variable was assigned, first to last.
+
+        Args:
+            variable: a `keras.Variable`.
+        """
         return self._assigned.get(id(variable), [])
 
 
-def current():
-    """The `PureScope` of this thread, None outside of any."""
+def current() -> PureScope | None:
+    """Returns the innermost `PureScope` of this thread, None without one."""
     scopes = getattr(_local, "scopes", ())
     return scopes[-1] if scopes else None
 
 
-def _recording():
-    """Whether operations are recorded, which `keras.remat` stops."""
+def _recording() -> bool:
+    """Returns whether operations are recorded, which `keras.remat` stops."""
     with tf.GradientTape() as tape:
         value = tf.constant(0.0)
         tape.watch(value)
@@ -204,7 +241,7 @@ def _recording():
     return tape.gradient(copied, value) is not None
 
 
-def _enter(scope):
+def _enter(scope: PureScope) -> None:
     global _entered
     with _lock:
         if not _entered:
@@ -215,7 +252,7 @@ def _enter(scope):
     _local.scopes = [*getattr(_local, "scopes", ()), scope]
 
 
-def _exit():
+def _exit() -> None:
     global _entered
     _local.scopes = _local.scopes[:-1]
     with _lock:
@@ -225,11 +262,11 @@ def _exit():
             tf.recompute_grad = _plain["remat"]
 
 
-def _call(function, *args, **kwargs):
-    """Calls a `tf.function`; in a scope as a part of the graph around it.
+def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls a `tf.function`; in a scope, as a part of the graph around it.
 
     Its own graph reads the tensors of the scope in which it was traced, or the
-    variables themselves, and what it assigns is lost outside of it.
+    variables themselves, and its assignments are lost outside of it.
     """
     if current() is None or type(function) is not _FUNCTION:
         return _plain["call"](function, *args, **kwargs)
@@ -239,19 +276,23 @@ def _call(function, *args, **kwargs):
     return inner(*args, **kwargs)
 
 
-def _with_autograph(function):
-    """The function, with Python's control flow as operations of the graph."""
+def _with_autograph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function with control flow converted to graph operations."""
 
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
-    return tf.autograph.to_graph(call)
+    converted: Callable[..., Any] = tf.autograph.to_graph(call)
+    return converted
 
 
-def _recompute_grad(function):
-    """TensorFlow's own; in a scope the function, which is not run again.
+def _recompute_grad(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns TensorFlow's wrapper, or in a scope the function itself.
 
-    Run again it would read the variables, and it has no gradients for tensors
-    that are not among its arguments.
+    Running it again would read the variables, and give no gradients for
+    tensors that are not among its arguments.
     """
-    return function if current() is not None else _plain["remat"](function)
+    if current() is not None:
+        return function
+    wrapped: Callable[..., Any] = _plain["remat"](function)
+    return wrapped
