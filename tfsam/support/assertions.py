@@ -70,8 +70,10 @@ def one_line():
         found = _PARTS.search(str(error))
         if found is None:
             raise
-        text, low, high = found.groups()
+        text, *limits = found.groups()
         text = text.replace("\\'", "'")
+        # An eager error shows 255 as 255.0, the one of a graph as 255.
+        low, high = (limit.removesuffix(".0") for limit in limits)
     else:
         return
     raise Refused(f"{text} in [{low}, {high}]") from None

@@ -1,12 +1,14 @@
-"""The losses that Keras makes of `compile`'s argument, judged one by one.
+"""The losses of a compiled model, one for each output.
 
-A loss may come as a name, a class, a function, a partial or a lambda, alone or
-in a list or dict. Keras resolves all of them to `keras.losses.Loss` objects,
-one an output; only these say whether the loss takes logits or probabilities,
-and only they can be attacked as they are trained on.
+`compile` takes a loss as a name, a class, a function, a partial or a lambda,
+alone or in a list or dict. Keras resolves all of these to `keras.losses.Loss`
+objects. The functions here find out whether such a loss takes logits or
+probabilities, and turn it into a loss that attacks can maximize.
 """
 
 import functools
+from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -31,57 +33,64 @@ class Output(NamedTuple):
     """One output of a network, and the loss that it was compiled with.
 
     Attributes:
-        shape: its static shape, a tuple with None for what is not known.
-        probabilities: whether it is of probabilities by its layers, None if
-            they do not tell.
+        shape: its static shape, a tuple with None for unknown sizes.
+        probabilities: whether its layers say that it holds probabilities; None
+            if they do not tell.
         loss: the `keras.losses.Loss`, or None.
-        takes: "logits" or "probabilities", of which the loss is a
-            cross-entropy; None for other losses.
+        takes: "logits" or "probabilities" for a cross-entropy; None for other
+            losses.
         function: the function of Keras that the loss calls, or None.
-        options: its keyword arguments.
+        options: keyword arguments of this function.
     """
 
-    shape: tuple
+    shape: tuple[int | None, ...]
     probabilities: bool | None
     loss: Any
     takes: str | None
     function: Any
-    options: dict
+    options: dict[str, Any]
 
     @property
-    def spec(self):
-        """The output as Keras has it while nothing runs."""
+    def spec(self) -> keras.KerasTensor:
+        """The output as a symbolic tensor."""
         return keras.KerasTensor(self.shape)
 
     @property
-    def sparse(self):
-        """Whether the labels are class numbers by the loss."""
-        return self.function is keras.losses.sparse_categorical_crossentropy
+    def sparse(self) -> bool:
+        """Whether the loss takes class numbers as labels."""
+        return bool(
+            self.function is keras.losses.sparse_categorical_crossentropy
+        )
 
     @property
-    def ignored(self):
-        """The class number that the loss leaves out, or None."""
+    def ignored(self) -> int | None:
+        """The class number that the loss ignores, or None."""
         found = self.options.get("ignore_class") if self.sparse else None
-        return found if found is not None else self._attribute("ignore_class")
-
-    def _attribute(self, name):
-        return getattr(self.loss, name, None)
+        return (
+            found
+            if found is not None
+            else getattr(self.loss, "ignore_class", None)
+        )
 
 
 class Outputs:
-    """The outputs of a network, in a sequence that Keras does not track."""
+    """The outputs of a network, in a sequence that Keras does not track.
 
-    def __init__(self, each):
+    Args:
+        each: the outputs in the order in which the network returns them.
+    """
+
+    def __init__(self, each: Sequence[Output]) -> None:
         self._each = each
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._each)
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: int) -> Output:
         return self._each[position]
 
 
-def outputs(model, x, y):
+def outputs(model: Any, x: Any, y: Any) -> Outputs:
     """Returns the `Outputs` of a model.
 
     Args:
@@ -92,9 +101,9 @@ def outputs(model, x, y):
     shapes = _shapes(model, x)
     known = endings.in_probabilities(model.network)
     known += [None] * (len(shapes) - len(known))
-    losses: dict = {}
+    losses: dict[int, Any] = {}
     for position, loss in _resolved(model._compile_loss):
-        # Of several losses of one output Keras takes the first.
+        # Of several losses of one output the first one counts.
         losses.setdefault(position, loss)
     labels = [
         tuple(part.shape) for part in keras.tree.flatten(y) if part is not None
@@ -109,32 +118,34 @@ def outputs(model, x, y):
     return Outputs(found)
 
 
-def example_loss(output):
-    """Returns the loss of an output as attacks climb it.
+def example_loss(
+    output: Output,
+) -> Callable[[tf.Tensor, Any], tf.Tensor] | None:
+    """Returns the loss of an output in the form that attacks maximize.
 
     Args:
-        output: an `Output`.
+        output: the output.
 
     Returns:
-        A function of (outputs, labels) to one number an example, (batch,): the
-        loss's own `call`, the mean over an example's positions where it gives
-        several, as for a segmentation. None where it is the cross-entropy of
-        logits (batch, classes), which attacks have by themselves.
+        A function of (outputs, labels) to one number per example, (batch,): the
+        loss's own `call`, averaged over an example's positions if there are
+        several, as in a segmentation. None for the cross-entropy of logits
+        (batch, classes), which is the default of attacks.
     """
     if output.loss is None or _is_plain(output):
         return None
     loss = output.loss
 
-    def each(y_pred, y):
+    def each(y_pred: tf.Tensor, y: Any) -> tf.Tensor:
         found = loss.call(
             tf.cast(tf.convert_to_tensor(y), loss.dtype),
             tf.cast(y_pred, loss.dtype),
         )
         if found.shape.rank == 0:
             raise ValueError(
-                "an attack climbs the loss of each example, so the compiled "
-                "loss must give one number an example, not one for the batch; "
-                "or give the attack a loss of its own, such as "
+                "an attack maximizes the loss of each example, so the compiled "
+                "loss must return one number an example, not one for the "
+                "batch; or give the attack a loss of its own, such as "
                 f"tfsam.PGD(loss='cross_entropy'). Received: loss={loss.name}"
             )
         rest = list(range(1, found.shape.rank))
@@ -143,13 +154,13 @@ def example_loss(output):
     return each
 
 
-def mask_of(output, y, y_pred):
-    """Returns which of its values a loss counts in its mean, None for all.
+def mask_of(output: Output, y: tf.Tensor, y_pred: tf.Tensor) -> Any:
+    """Returns the mask of the values that a loss counts, None for all.
 
-    A loss says so by Keras's mask of them, as one with an `ignore_class` does.
+    A loss with an `ignore_class` attaches such a mask to its result.
 
     Args:
-        output: an `Output`.
+        output: the output.
         y: tensor of labels.
         y_pred: tensor of predictions.
     """
@@ -160,10 +171,10 @@ def mask_of(output, y, y_pred):
     return getattr(found, "_keras_mask", None)
 
 
-def _is_plain(output):
-    """Whether a loss is cross-entropy of logits, and nothing else."""
+def _is_plain(output: Output) -> bool:
+    """Returns whether a loss is the cross-entropy of logits without options."""
     options = output.options
-    return (
+    return bool(
         output.function
         in (
             keras.losses.categorical_crossentropy,
@@ -176,7 +187,8 @@ def _is_plain(output):
     )
 
 
-def _shapes(model, x):
+def _shapes(model: Any, x: Any) -> list[tuple[int | None, ...]]:
+    """Returns the shapes of a model's outputs."""
     found = keras.tree.flatten(getattr(model.network, "outputs", None) or [])
     if not found:
         specs = keras.tree.map_structure(
@@ -188,7 +200,7 @@ def _shapes(model, x):
     return [tuple(output.shape) for output in found]
 
 
-def _resolved(compiled):
+def _resolved(compiled: Any) -> list[tuple[int, Any]]:
     """Returns pairs (position of the output, loss) of Keras's `CompileLoss`."""
     if compiled is None or not compiled.built:
         return []
@@ -204,10 +216,10 @@ def _resolved(compiled):
     return found
 
 
-def _called(loss):
+def _called(loss: Any) -> tuple[Any, dict[str, Any]]:
     """Returns Keras's function that a loss calls, and its keyword arguments.
 
-    They are (None, {}) where the loss is a program of its own.
+    They are (None, {}) if the loss has code of its own.
     """
     own = getattr(type(loss), "call", None) is not _WRAPPER.call
     if own or not isinstance(loss, _WRAPPER):
@@ -221,7 +233,7 @@ def _called(loss):
     return None, {}
 
 
-def _takes(loss, shape, labels):
+def _takes(loss: Any, shape: Sequence[int | None], labels: Any) -> str | None:
     """Returns "logits", "probabilities", or None for other losses."""
     function, options = _called(loss)
     if function in _CROSS_ENTROPIES:
@@ -235,12 +247,15 @@ def _takes(loss, shape, labels):
     return "logits" if logits else "probabilities"
 
 
-def _clips(loss, shape, labels):
-    """Whether a loss brings predictions into [0, 1], as of probabilities.
+def _clips(
+    loss: Any, shape: Sequence[int | None], labels: Sequence[int | None]
+) -> bool:
+    """Returns whether a loss clips predictions to [0, 1], as probabilities.
 
-    A lambda cannot be read, so it is tried on predictions far outside of
-    [0, 1] that are certain of the wrong class: a cross-entropy of probabilities
-    takes the logarithm of what is left after clipping, a large number.
+    A lambda cannot be inspected, so it is evaluated on predictions far outside
+    of [0, 1] that are certain of the wrong class. A cross-entropy of
+    probabilities clips them and takes the logarithm of nearly 0: the result is
+    large, and the same for predictions that were clipped before.
     """
     size = [2 if n is None else n for n in shape]
     if not 1 < len(size) or len(labels) not in (len(size), len(size) - 1):
@@ -262,17 +277,17 @@ def _clips(loss, shape, labels):
                 for p in (outside, inside)
             )
     except Exception:
-        # Whatever somebody's loss does with numbers that are made up: it will
-        # say so of the data, if it must.
+        # A loss may reject made-up numbers in any way. If it rejects the real
+        # data too, its own error is raised in training.
         return False
     return bool(np.allclose(one, other) and np.mean(one) > 2)
 
 
-def is_sum(losses):
-    """Whether one of the compiled losses is a sum over the batch.
+def is_sum(losses: Any) -> bool:
+    """Returns whether one of the compiled losses is a sum over the batch.
 
     Args:
-        losses: what `compile` took: a loss, its name, or a structure of them.
+        losses: the argument of `compile`: a loss, its name, or a structure.
     """
     found = tf.nest.flatten(losses)
     return any(getattr(loss, "reduction", None) == "sum" for loss in found)

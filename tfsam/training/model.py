@@ -20,6 +20,7 @@ and dropout seeds come from the pass at w, and both passes start from the same
 ones.
 """
 
+import random
 import re
 import warnings
 from collections.abc import Callable
@@ -534,6 +535,16 @@ class RobustModel(PureModel):
         changes nothing.
         """
         data = tf.nest.map_structure(tensor, data)
+        # Layers may draw from `random` whenever Keras calls them; without this
+        # the check would change their draws in training.
+        drawn = random.getstate() if self.built else None
+        try:
+            self._check_batch(data)
+        finally:
+            if drawn is not None:
+                random.setstate(drawn)
+
+    def _check_batch(self, data: Any) -> None:
         x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         self.build_for(data)
         compatibility.checked_labels(self, x, y)
@@ -541,7 +552,7 @@ class RobustModel(PureModel):
             bounds = getattr(self.perturb_inputs, "bounds", None)
             assert_inside(x, bounds, self._pixels)
         if compatibility.needs_predictions(self):
-            object.__setattr__(self, "_draws", Draws())
+            object.__setattr__(self, "_draws", None)
             with self._scope(*self._values()):
                 y_pred = self(x, training=True)
             compatibility.check_predictions(self, y_pred)

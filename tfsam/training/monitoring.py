@@ -261,8 +261,8 @@ class Progress(keras.callbacks.Callback):
         if "clean" in key or "robust" in key:
             return ""  # Its name says so.
         objective = getattr(self.model, "objective", None)
-        clean = key.startswith("val_") or not getattr(
-            objective, "predicts_perturbed", True
+        clean = key.startswith("val_") or getattr(
+            objective, "clean_statistics", False
         )
         return " (clean)" if clean else " (under attack)"
 

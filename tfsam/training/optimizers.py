@@ -1,4 +1,6 @@
-"""SGD as the paper and its peers use it, where Keras's own differs."""
+"""SGD with the weight decay that the papers use, unlike Keras's own."""
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -15,46 +17,59 @@ class SGD(keras.optimizers.Optimizer):
         w <- w - learning_rate * m
              w - learning_rate * (g + momentum * m) with nesterov
 
-    `keras.optimizers.SGD(weight_decay=)` is decoupled: it shrinks the weights
-    once a step, outside the momentum buffer, which at momentum 0.9 is ten times
-    less. And its buffer holds the learning rate, so a drop in the rate takes
-    effect only after some ten steps. Here the decay is the gradient of
-    weight_decay / 2 * ||w||^2, taken at the unperturbed weights, and a new
-    learning rate holds from its first step.
+    The decay is the gradient of weight_decay / 2 * ||w||^2 at the unperturbed
+    weights, and a new learning rate takes effect from its first step on. In
+    `keras.optimizers.SGD` the decay is decoupled: it shrinks the weights once a
+    step, outside of the momentum buffer, which is ten times less at momentum
+    0.9. Its buffer also contains the learning rate, so that a drop of the rate
+    takes full effect only after some ten steps.
 
     Args:
         learning_rate: a number, a schedule, or a callable.
         momentum: in [0, 1].
-        weight_decay: the lambda above, >= 0. `exclude_from_weight_decay` works.
+        weight_decay: coefficient of the decay, >= 0. Weights that are named to
+            `exclude_from_weight_decay` do not decay.
         nesterov: whether to use Nesterov's momentum.
         name: the optimizer's name.
-        **kwargs: those of `keras.optimizers.Optimizer` (clipnorm, use_ema,
+        **kwargs: arguments of `keras.optimizers.Optimizer` (clipnorm, use_ema,
             gradient_accumulation_steps, ...).
 
     Attributes:
-        weight_decay: the lambda above, a float; 0.0 without decay.
+        weight_decay: coefficient of the decay; 0.0 without decay.
 
     Raises:
         ValueError: if momentum or weight_decay is out of range.
+
+    Example:
+        >>> import keras, tfsam
+        >>> w = keras.Variable([1.0])
+        >>> optimizer = tfsam.SGD(0.1, momentum=0.9, weight_decay=0.5)
+        >>> optimizer.apply([keras.ops.ones(1)], [w])
+        >>> round(float(w[0]), 4)  # 1 - 0.1 * (1 + 0.5 * 1)
+        0.85
     """
 
     def __init__(
         self,
-        learning_rate=0.01,
-        momentum=0.0,
-        weight_decay=0.0,
-        nesterov=False,
-        name="sgd",
-        **kwargs,
-    ):
+        learning_rate: Any = 0.01,
+        momentum: float = 0.0,
+        weight_decay: float | None = 0.0,
+        nesterov: bool = False,
+        name: str = "sgd",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.momentum = check_number("momentum", momentum, 0, 1)
         # Keras's own default is None.
         self.weight_decay = check_number("weight_decay", weight_decay or 0.0)
         self.nesterov = nesterov
 
-    def build(self, variables):
-        """Creates one momentum buffer a variable, if there is momentum."""
+    def build(self, variables: list[Any]) -> None:
+        """Creates a momentum buffer for each variable, if there is momentum.
+
+        Args:
+            variables: the model's trainable variables.
+        """
         if self.built:
             return
         super().build(variables)
@@ -64,8 +79,16 @@ class SGD(keras.optimizers.Optimizer):
                 for v in variables
             ]
 
-    def update_step(self, gradient, variable, learning_rate):
-        """Moves one variable."""
+    def update_step(
+        self, gradient: Any, variable: Any, learning_rate: Any
+    ) -> None:
+        """Updates one variable.
+
+        Args:
+            gradient: tensor of the variable's shape.
+            variable: the `keras.Variable`.
+            learning_rate: scalar tensor.
+        """
         learning_rate = ops.cast(learning_rate, variable.dtype)
         gradient = self._with_decay(gradient, variable)
         if self.momentum:
@@ -77,19 +100,19 @@ class SGD(keras.optimizers.Optimizer):
                 gradient = ops.convert_to_tensor(buffer)
         self.assign_sub(variable, learning_rate * gradient)
 
-    def _apply_weight_decay(self, variables):
-        """Does nothing: Keras would decouple the decay by `weight_decay`."""
+    def _apply_weight_decay(self, variables: list[Any]) -> None:
+        """Does nothing; Keras would apply a decoupled decay here."""
 
-    def _with_decay(self, gradient, variable):
-        """The gradient in the variable's dtype, with the decay's."""
+    def _with_decay(self, gradient: Any, variable: Any) -> Any:
+        """Returns the gradient, in the variable's dtype, plus the decay."""
         gradient = ops.cast(gradient, variable.dtype)
         if self.weight_decay and self._use_weight_decay(variable):
             gradient += self.weight_decay * variable
         return gradient
 
-    def get_config(self):
-        """The constructor's arguments."""
-        config = super().get_config()
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        config: dict[str, Any] = super().get_config()
         config.update(
             momentum=self.momentum,
             weight_decay=self.weight_decay,
