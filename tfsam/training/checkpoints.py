@@ -1,9 +1,11 @@
-"""Checkpoints: a run can be killed, and resumed where it was."""
+"""Checkpoints, from which an interrupted run is resumed."""
 
 import io
 import pathlib
 import re
 import zipfile
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,60 +18,63 @@ from tfsam.training import monitoring
 
 _STATE = "state.npz"
 
+# (epochs done, steps done of the next epoch).
+Position = tuple[int, int]
+State = dict[str, "np.ndarray[Any, Any]"]
+
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves the whole training state after each epoch; keeps the last two.
+    """A callback that saves the whole training state; keeps the last two.
 
-    Amid an epoch it does so every few steps, if that is asked for, and when a
-    signal asks the process to stop. Of several workers the chief alone saves,
-    and a signal to any stops all after the same step. Beside the model, which
-    Keras saves without the seeds of layers such as Dropout, a checkpoint holds
-    those; and amid an epoch the metrics' running state and that of other
-    callbacks. `Resume` puts them back.
+    It saves after each epoch, optionally every few steps, and mid-epoch when a
+    signal requests the process to stop. Of several workers only the chief
+    saves, and a signal to any of them stops all after the same step. In
+    addition to what Keras saves, a checkpoint holds the seeds of layers such as
+    Dropout and, mid-epoch, the running state of the metrics and of other
+    callbacks. `Resume` restores them.
 
     Args:
-        folder: of the checkpoints, epoch-0001.keras and, after 20 steps of the
-            next epoch, epoch-0001-step-000020.keras.
-        steps: steps an epoch; None saves after epochs alone.
-        every: training steps from a checkpoint to the next, >= 1; None saves
-            amid an epoch only when the process is asked to stop.
-        first_step: the step of its first epoch at which training begins.
-        parts: callbacks with `get_state` and `set_state`, one of a class; they
-            stand before this one.
-        stop: a `tfsam.support.signals.Stop`, or None; of several workers, all
-            have one or none has.
+        folder: path of the folder of the checkpoints: epoch-0001.keras and,
+            after 20 steps of the next epoch, epoch-0001-step-000020.keras.
+        steps: number of steps in an epoch; None saves only after epochs.
+        every: number of training steps from one checkpoint to the next, >= 1;
+            None saves mid-epoch only when the process is requested to stop.
+        first_step: step, in its first epoch, at which training begins.
+        parts: callbacks with `get_state` and `set_state`, at most one of each
+            class. They must come before this one.
+        stop: a `tfsam.support.signals.Stop`, or None; the same for all workers.
     """
 
     def __init__(
         self,
-        folder,
-        steps=None,
+        folder: str | pathlib.Path,
+        steps: int | None = None,
         *,
-        every=None,
-        first_step=0,
-        parts=(),
-        stop=None,
-    ):
+        every: int | None = None,
+        first_step: int = 0,
+        parts: Sequence[Any] = (),
+        stop: Any = None,
+    ) -> None:
         super().__init__()
         self.folder = pathlib.Path(folder)
-        self.steps, self.every, self.parts, self.stop = (
-            steps,
-            every,
-            parts,
-            stop,
-        )
+        self.steps, self.every = steps, every
+        self.parts, self.stop = parts, stop
         self._first_step = first_step
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Starts to count the epoch's steps."""
         self._epoch, self._step = epoch, self._first_step
         self._first_step = 0
 
-    def on_train_batch_end(self, batch, logs=None):
-        """Saves amid the epoch, if it is time to or the process is to stop."""
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Saves mid-epoch, if it is time to or the process must stop.
+
+        Raises:
+            tfsam.support.signals.Stopped: after saving, if it must stop.
+        """
         self._step += 1
         if self.steps is None or self._step == self.steps:
-            return  # The epoch's own checkpoint comes soon.
+            return  # `on_epoch_end` saves soon.
         signum = self._asked()
         done = self._epoch * self.steps + self._step
         if signum or (self.every and done % self.every == 0):
@@ -77,17 +82,23 @@ class Checkpoint(keras.callbacks.Callback):
             self._save(
                 f"epoch-{self._epoch:04d}-step-{self._step:06d}.keras",
                 (self._epoch, self._step),
-                # All workers read it, for it is the sum of theirs.
+                # All workers must read it, because it is the sum of theirs.
                 _metrics_state(self.model),
                 self.parts,
             )
         if signum:
             raise signals.Stopped(signum)
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Saves; leaves if the process is to stop."""
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Saves after the epoch.
+
+        Raises:
+            RuntimeError: if the epoch was cut short.
+            tfsam.support.signals.Stopped: after saving, if the process must
+                stop.
+        """
         if self.steps is not None and self._step != self.steps:
-            # Keras takes some errors of files for the end of the data.
+            # Keras mistakes some file errors for the end of the data.
             raise RuntimeError(
                 f"epoch {epoch + 1} must have {self.steps} steps. "
                 f"Received: {self._step} steps"
@@ -97,18 +108,20 @@ class Checkpoint(keras.callbacks.Callback):
         if signum:
             raise signals.Stopped(signum)
 
-    def _asked(self):
-        """The signal that any worker was sent, or None.
+    def _asked(self) -> Any:
+        """Returns the signal that any worker received, or None.
 
-        A worker that stopped by itself would leave the others waiting for it.
+        If one worker stopped alone, the others would wait for it forever.
         """
         if self.stop is None:
             return None
         strategy = self.model.distribute_strategy
         return devices.asked_to_stop(strategy, self.stop)
 
-    def _save(self, name, position, state, parts):
-        """Saves, then forgets all but this checkpoint and the one before."""
+    def _save(
+        self, name: str, position: Position, state: State, parts: Sequence[Any]
+    ) -> None:
+        """Saves, then deletes all but this checkpoint and the previous one."""
         if not devices.is_chief(self.model.distribute_strategy):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -120,19 +133,24 @@ class Checkpoint(keras.callbacks.Callback):
             self.model.save(temporary)
             state |= _parts_state(parts) | _seeds_state(self.model)
             _add_state(temporary, state)
-        # One that is newer could not be read, or this were not made again.
+        # Newer checkpoints are not counted. They were unreadable; otherwise
+        # training would have continued from them.
         found = [c for c in newest_first(self.folder) if c[0] <= position]
         for _, old in found[2:]:
             old.unlink()
 
 
-def newest_first(folder):
-    """The checkpoints of a folder as (position, path), the newest first.
-
-    A position is (epochs done, steps done of the next).
+def newest_first(
+    folder: str | pathlib.Path,
+) -> list[tuple[Position, pathlib.Path]]:
+    """Returns the checkpoints of a folder, the newest first.
 
     Args:
-        folder: of the checkpoints; it need not exist.
+        folder: path of the folder, which may be missing.
+
+    Returns:
+        Pairs (position, path); a position is (epochs done, steps done of the
+        next epoch).
     """
     pattern = r"epoch-(\d+)(?:-step-(\d+))?\.keras"
     found = [
@@ -143,23 +161,23 @@ def newest_first(folder):
     return sorted(found, reverse=True)
 
 
-def _seeds(model):
-    """The state of the layers' seed generators, which are no weights."""
+def _seeds(model: keras.Model) -> list[Any]:
+    """Returns variables of seed generators, which are not among the weights."""
     known = {id(v) for v in (*model.weights, *model.metrics_variables)}
     return [v for v in model.variables if id(v) not in known]
 
 
-def _seeds_state(model):
+def _seeds_state(model: keras.Model) -> State:
     return {f"seeds/{i}": v.numpy() for i, v in enumerate(_seeds(model))}
 
 
-def _metrics_state(model):
+def _metrics_state(model: keras.Model) -> State:
     return {
         f"metrics/{i}": v.numpy() for i, v in enumerate(model.metrics_variables)
     }
 
 
-def _parts_state(parts):
+def _parts_state(parts: Sequence[Any]) -> State:
     return {
         f"{type(part).__name__}/{key}": value
         for part in parts
@@ -167,20 +185,21 @@ def _parts_state(parts):
     }
 
 
-def _add_state(path, state):
-    """A .keras file is a zip archive: Keras reads what it knows of it."""
+def _add_state(path: pathlib.Path, state: State) -> None:
+    """Adds a file to a .keras file, a zip archive; Keras ignores it."""
     content = io.BytesIO()
-    np.savez(content, **state)
+    arrays: dict[str, Any] = state
+    np.savez(content, **arrays)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(_STATE, content.getvalue())
 
 
-def read_state(path, amid=True):
-    """What a checkpoint holds beside the model, as arrays.
+def read_state(path: str | pathlib.Path, amid: bool = True) -> State:
+    """Returns the arrays that a checkpoint holds beside the model.
 
     Args:
-        path: of the checkpoint.
-        amid: whether it is one amid an epoch; after an epoch there may be none.
+        path: path of the checkpoint.
+        amid: whether it is a mid-epoch checkpoint. Others may have no arrays.
     """
     with zipfile.ZipFile(path) as archive:
         if not amid and _STATE not in archive.namelist():
@@ -191,32 +210,34 @@ def read_state(path, amid=True):
 
 
 class Resume(keras.callbacks.Callback):
-    """Goes on from a checkpoint. It must be the first of the callbacks.
+    """A callback that resumes training; it must be the first in the list.
 
-    `fit` knows whole epochs only. Amid one the data has to begin at the right
-    step; this puts back what was measured of the epoch so far, once Keras has
-    reset its metrics and the callbacks have begun the epoch, and it ends the
-    epoch after the steps that are left.
+    `fit` counts whole epochs only. To resume mid-epoch, pass data that begins
+    at the right step. This callback then restores the epoch's measurements,
+    after Keras has reset its metrics and the callbacks have begun the epoch,
+    and ends the epoch after the remaining steps.
 
     Args:
         state: of `read_state`.
-        parts: the callbacks whose state it is, as of `Checkpoint`.
-        steps: how many are left of the epoch, one at least, if it was begun;
-            else None.
+        parts: the callbacks whose state it includes, see `Checkpoint`.
+        steps: number of remaining steps of a partial epoch, >= 1; None at the
+            beginning of an epoch.
     """
 
-    def __init__(self, state, parts, steps=None):
+    def __init__(
+        self, state: State, parts: Sequence[Any], steps: int | None = None
+    ) -> None:
         super().__init__()
         self.state, self.parts, self.steps = state, parts, steps
 
-    def on_train_begin(self, logs=None):
-        """Puts the seeds back."""
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Restores the seeds."""
         for index, variable in enumerate(_seeds(self.model)):
             if f"seeds/{index}" in self.state:
                 variable.assign(self.state[f"seeds/{index}"])
 
-    def on_train_batch_begin(self, batch, logs=None):
-        """Puts all else back, before the first step."""
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Restores everything else, before the first step."""
         if self.steps is None or not self.state:
             return
         for index, variable in enumerate(self.model.metrics_variables):
@@ -232,13 +253,13 @@ class Resume(keras.callbacks.Callback):
             )
         self.state = {}
 
-    def on_train_batch_end(self, batch, logs=None):
-        """Ends the epoch."""
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Ends the epoch after the remaining steps."""
         if self.steps:
             self.steps -= 1
             self.model.stop_training = self.steps == 0
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Lets training go on; callbacks that come later may still stop it."""
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Lets training continue; later callbacks may still stop it."""
         if self.steps == 0:
             self.model.stop_training, self.steps = False, None

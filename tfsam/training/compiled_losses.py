@@ -248,7 +248,7 @@ def _takes(loss: Any, shape: Sequence[int | None], labels: Any) -> str | None:
 
 
 def _clips(
-    loss: Any, shape: Sequence[int | None], labels: Sequence[int | None]
+    loss: Any, shape: Sequence[int | None], labels: Sequence[Any]
 ) -> bool:
     """Returns whether a loss clips predictions to [0, 1], as probabilities.
 
