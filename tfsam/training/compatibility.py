@@ -160,7 +160,7 @@ def warn_of_softmax(network: keras.Model) -> None:
 
 
 def labels_by_output(model: Any, y: Any) -> list[Any] | None:
-    """Returns the labels of each output, None if the structure does not tell.
+    """Returns the labels of each output, None if they cannot be matched.
 
     Args:
         model: a `RobustModel` with `_outputs`.
@@ -175,8 +175,8 @@ def labels_by_output(model: Any, y: Any) -> list[Any] | None:
 def checked_labels(model: Any, x: Any, y: Any) -> tuple[Any, Any]:
     """Returns (x, y) behind assertions on the labels.
 
-    The assertions are outside of what XLA compiles: XLA drops assertions, and
-    turns a label of no class into NaN.
+    The assertions are outside of the functions that XLA compiles, because XLA
+    drops assertions, and turns a label of no class into NaN.
 
     Args:
         model: a `RobustModel` with `_outputs`.
@@ -204,8 +204,8 @@ def checked_labels(model: Any, x: Any, y: Any) -> tuple[Any, Any]:
 def assertions_on(model: Any, y_pred: Any) -> list[tf.Tensor]:
     """Returns assertions that predictions are of the kind their losses take.
 
-    They are made for outputs of which the layers do not tell whether they are
-    logits or probabilities.
+    They are made for outputs whose layers do not show whether they are logits
+    or probabilities.
 
     Args:
         model: a `RobustModel` with `_outputs`.
@@ -214,7 +214,7 @@ def assertions_on(model: Any, y_pred: Any) -> list[tf.Tensor]:
     attacked = model.perturb_inputs is not None
     of_classes = part_of_classes(model) is not None
     found = []
-    for output, part in _untold(model, y_pred):
+    for output, part in _of_unknown_kind(model, y_pred):
         if of_classes or (attacked and output.takes == "logits"):
             found.append(assert_logits(part))
         elif output.takes == "probabilities":
@@ -235,13 +235,13 @@ def check_predictions(model: Any, y_pred: Any) -> None:
     """
     if assertions_on(model, y_pred):
         return
-    for output, part in _untold(model, y_pred):
+    for output, part in _of_unknown_kind(model, y_pred):
         if output.takes == "logits" and _are_distributions(part):
             warn_of_softmax(model.network)
 
 
 def needs_predictions(model: Any) -> bool:
-    """Returns whether an output's kind is told by its values alone.
+    """Returns whether only values can show the kind of an output.
 
     Args:
         model: a `RobustModel` with `_outputs`.
@@ -253,7 +253,7 @@ def needs_predictions(model: Any) -> bool:
     )
 
 
-def _untold(model: Any, y_pred: Any) -> list[tuple[Output, tf.Tensor]]:
+def _of_unknown_kind(model: Any, y_pred: Any) -> list[tuple[Output, tf.Tensor]]:
     """Returns pairs of an output and its predictions, see `assertions_on`."""
     parts = keras.tree.flatten(y_pred)
     if len(parts) != len(model._outputs):

@@ -35,7 +35,7 @@ class Output(NamedTuple):
     Attributes:
         shape: its static shape, a tuple with None for unknown sizes.
         probabilities: whether its layers say that it holds probabilities; None
-            if they do not tell.
+            if they do not show it.
         loss: the `keras.losses.Loss`, or None.
         takes: "logits" or "probabilities" for a cross-entropy; None for other
             losses.

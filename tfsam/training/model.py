@@ -97,7 +97,7 @@ class RobustModel(PureModel):
             BatchNorm statistics of the batch, dropout, and the same random
             augmentation as in the pass at w. An attack never changes the moving
             statistics. A network with layers of random augmentation needs
-            "training"; otherwise a warning says that the attack is weak.
+            "training"; otherwise there is a warning of a weak attack.
         epsilon_warmup_steps: training steps over which the attack's epsilon
             grows linearly from 0, >= 0.
         exclude: a regular expression or a list of them. Weights whose path
@@ -531,7 +531,7 @@ class RobustModel(PureModel):
         """Raises a ValueError if a batch cannot be trained on; runs eagerly.
 
         It repeats the checks that are traced into the step. The network runs
-        only if its layers do not tell whether it returns logits; that pass
+        only if its layers do not show whether it returns logits. That pass
         changes nothing.
         """
         data = tf.nest.map_structure(tensor, data)

@@ -259,7 +259,7 @@ class Progress(keras.callbacks.Callback):
         if attack is None or "accuracy" not in key:
             return ""
         if "clean" in key or "robust" in key:
-            return ""  # Its name says so.
+            return ""  # Its name includes the kind.
         objective = getattr(self.model, "objective", None)
         clean = key.startswith("val_") or getattr(
             objective, "clean_statistics", False

@@ -465,7 +465,9 @@ def _read_best(
     record_path = _record_path(path)
     if not record_path.is_file():
         return None
-    with files.reading(path, f"the best network, as {record_path.name} says"):
+    with files.reading(
+        path, f"the best network that {record_path.name} records"
+    ):
         record = json.loads(record_path.read_text())
         network = keras.saving.load_model(path, compile=False)
         if record.pop("checksum") == files.digest(path):

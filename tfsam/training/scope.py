@@ -56,7 +56,7 @@ class Draws:
 
 
 class PureScope(keras.StatelessScope):
-    """Replaces variables by tensors, and keeps what is written.
+    """Replaces variables by tensors, and records assignments.
 
     As with Keras's own tape, a gradient with respect to a variable is the sum
     of those with respect to its `versions`: the value that the pass begins
@@ -185,7 +185,7 @@ class PureScope(keras.StatelessScope):
 
 
 class AssigningScope(keras.StatelessScope):
-    """Reads the variables themselves, and keeps what is written.
+    """Reads the variables themselves, and records assignments.
 
     As with Keras's tape outside of any scope, no gradient flows through an
     assignment, from a variable's new value into the tensors it came from.

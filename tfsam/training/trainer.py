@@ -111,7 +111,7 @@ class Trainer(keras.Model):
         return bool(self.jit_compile) and not self.run_eagerly
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns the function, compiled as `compile(jit_compile=)` says."""
+        """Returns the function, compiled if `compile(jit_compile=)` is on."""
         if not self._use_xla():
             return function
         compiled: Callable[..., Any] = tf.function(
