@@ -13,6 +13,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+from tfsam.runs import flags
 from tfsam.runs import methods
 from tfsam.runs import settings
 from tfsam.runs import workdirs
@@ -162,13 +163,20 @@ def row_flags(row):
             *("--method=at", f"--norm={norm}", f"--epsilon={epsilon}/255"),
             *(f"--steps={steps}", f"--step_size={size / 255:.17g}"),
         )
-    method, *settings = row.split(":")
-    if method not in methods.methods() or not all("=" in s for s in settings):
+    method, *given = row.split(":")
+    if method not in methods.methods() or not all("=" in s for s in given):
         raise ValueError(
-            f"rows must be among {', '.join(PAPER)} or METHOD:FLAG=VALUE. "
-            f"Received: {row}"
+            f"rows must be among {', '.join(PAPER)} or METHOD:NAME=VALUE, with "
+            f"the names of flags or of options. Received: {row}"
         )
-    return (f"--method={method}", *(f"--{setting}" for setting in settings))
+    named = [text for text in given if text.partition("=")[0] in flags.FLAGS]
+    options = [text for text in given if text not in named]
+    specs = methods.with_options(method, options)
+    return (
+        f"--method={method}",
+        *(f"--{text}" for text in named),
+        *(f"--{part}={spec}" for part, spec in specs.items()),
+    )
 
 
 def attacks_inputs(row):
@@ -178,7 +186,7 @@ def attacks_inputs(row):
         row: its name.
     """
     method = row_flags(row)[0].removeprefix("--method=")
-    return methods.methods()[method].perturb_inputs is not None
+    return methods.method(method).perturb_inputs is not None
 
 
 def cell_folder(workdir, row, seed):

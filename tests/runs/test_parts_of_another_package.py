@@ -5,6 +5,7 @@ import json
 import pytest
 
 import tfsam
+from experiments import sweep
 from tfsam import parts
 from tfsam import run
 from tfsam.runs import methods
@@ -71,12 +72,14 @@ def trained(workdir, *arguments):
 
 def test_a_run_of_them_all(tmp_path, capsys):
     arguments = (
-        *("--method=Blend", "--perturb_weights=coin:heads=1:rho=0.01"),
+        *("--method=Blend", "--objective=blend:clean=0.25"),
+        "--perturb_weights=coin:heads=1:rho=0.01",
         *("--perturb_inputs=shift:share=0.5", "--epsilon=0.1"),
         "--attacks=shift:share=0.5,shift,pgd",
     )
     config, results = trained(tmp_path / "run", *arguments)
-    assert config["method"] == config["objective"] == "blend"
+    assert config["method"] == "blend"
+    assert config["objective"] == "blend:clean=0.25"
     assert config["perturb_weights"] == "coin:heads=1:rho=0.01"
     assert config["rho"] == 0.01
     assert results["train"]["passes"] == pytest.approx(4 + 2 / 3)
@@ -100,6 +103,53 @@ def test_a_run_of_them_all(tmp_path, capsys):
 )
 def test_a_run_of_each(tmp_path, arguments):
     trained(tmp_path / "run", *arguments, "--attacks=pgd")
+
+
+def test_their_options_are_part_of_a_sweep():
+    assert sweep.row_flags("coin:rho=0.1:heads=1") == (
+        *("--method=coin", "--rho=0.1", "--perturb_weights=coin:heads=1"),
+    )
+    assert sweep.row_flags("blend:epsilon=4/255:clean=0.1") == (
+        *("--method=blend", "--epsilon=4/255", "--objective=blend:clean=0.1"),
+    )
+    with pytest.raises(ValueError, match=r"no part of the method coin .*tails"):
+        sweep.row_flags("coin:tails=1")
+
+
+class Bare:
+    """An attack that Keras cannot save."""
+
+    in_graph = True
+
+    def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0), steps=1):
+        if steps < 0:
+            raise ValueError(f"steps must be >= 0. Received: steps={steps}")
+
+    def __call__(self, logits_fn, x, y, seed):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--perturb_inputs=bare", "objects that Keras can save"),
+        ("--attacks=bare:steps=-1", "Received: steps=-1"),
+        ("--attacks=bare:step=1", "did you mean steps?"),
+        ("--objective=blent", "did you mean blend?"),
+        ("--perturb_weights=coin:rho=0.1 --rho=0.2", "give one of them"),
+    ],
+)
+def test_faults_are_found_before_training(
+    tmp_path, monkeypatch, capsys, argument, message
+):
+    monkeypatch.setitem(parts.ATTACKS.native, "bare", Bare)
+    workdir = tmp_path / "run"
+    arguments = [*argument.split(), "--epsilon=0.1", f"--workdir={workdir}"]
+    if "bare" not in arguments[0] or "attacks" in arguments[0]:
+        arguments.remove("--epsilon=0.1")
+    assert run.main([*arguments, *SHORT]) == 2
+    assert message in capsys.readouterr().err
+    assert not workdir.exists()
 
 
 def test_a_data_source():

@@ -65,7 +65,15 @@ def check(settings: Settings, images: data.Images, strategy: Any) -> None:
     )
     # Any network shows whether the parts combine.
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
-    _robust_model(settings, network, steps)
+    model = _robust_model(settings, network, steps)
+    try:
+        model.get_config()  # Checkpoints need it.
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            "the parts of a run must be objects that Keras can save, with "
+            "get_config() and keras.saving.register_keras_serializable. "
+            f"Received: {error}"
+        ) from error
     _average(settings, images, None)
 
 

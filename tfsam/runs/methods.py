@@ -256,6 +256,37 @@ def method(name: str) -> Method:
     return dataclasses.replace(row, **facts)
 
 
+def with_options(name: str, options: Iterable[str]) -> dict[str, str]:
+    """Returns the parts of a method with options of theirs.
+
+    Args:
+        name: a name from `methods()`.
+        options: texts such as "strength=2".
+
+    Returns:
+        A dict from keys of `PARTS` to names with options, of the parts that
+        have any of the options.
+
+    Raises:
+        ValueError: if no part of the method has an option.
+    """
+    row = method(name)
+    specs: dict[str, str] = {}
+    for text in options:
+        option = text.partition("=")[0]
+        for part in _ROWS_OF_OTHERS:
+            spec = getattr(row, part)
+            if spec is not None and option in PARTS[part].options(spec):
+                specs[part] = f"{specs.get(part, spec)}:{text}"
+                break
+        else:
+            raise ValueError(
+                f"no part of the method {name} has the option {option}. "
+                f"Received: {text}"
+            )
+    return specs
+
+
 def flags_of(part: str, spec: str) -> dict[str, str]:
     """Returns the flags that set options of a part: flag -> argument.
 

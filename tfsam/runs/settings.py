@@ -7,6 +7,7 @@ config.json. The rest of a run reads their attributes and checks nothing again.
 import dataclasses
 import pathlib
 import re
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -442,15 +443,35 @@ def attack_entries(
 
 
 def _check_attacks(settings: Settings) -> None:
-    """Imports each attack, so that a missing library is reported at once."""
+    """Imports each attack, and makes those with options of their own.
+
+    So a missing library, and an option that is out of its range, are reported
+    before anything is trained.
+    """
     for spec in settings.attacks:
-        parts.ATTACKS.factory(spec)
+        make = parts.ATTACKS.factory(spec)
+        if parts.ATTACKS.parse(spec)[1]:
+            _check_options(make, settings.budgets)
     takes_steps = any(map(_takes_steps, settings.attacks))
     if settings.attack_steps is not None and not takes_steps:
         raise ValueError(
             f"no attack of {','.join(settings.attacks)} takes --attack_steps. "
             f"Received: attack_steps={settings.attack_steps}"
         )
+
+
+def _check_options(
+    make: Callable[..., Any], budgets: Mapping[str, Sequence[float]]
+) -> None:
+    """Makes an attack in each norm; raises an error that all norms raise."""
+    errors = []
+    for norm, (epsilon, *_) in budgets.items():
+        try:
+            make(epsilon=epsilon, norm=norm, bounds=BOUNDS)
+        except ValueError as error:
+            errors.append(error)
+    if errors and len(errors) == len(budgets):
+        raise errors[0]
 
 
 def _takes_steps(spec: str) -> bool:
