@@ -171,7 +171,7 @@ def check_budget(
     )
 
 
-def check_choice(name: str, value: Any, choices: Collection[str]) -> Any:
+def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Checks that a value is one of several strings.
 
     Args:
