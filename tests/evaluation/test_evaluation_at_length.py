@@ -710,7 +710,7 @@ def test_an_ensemble_tells_its_stages(cnn, data, monkeypatch):
     evaluate(cnn, few, ["autoattack"], [0.01], progress=lines.append)
     assert len(lines) == 4
     assert lines[0] == (
-        "autoattack linf 0.01: after apgd_ce 7 of 8 stand in this chunk"
+        "autoattack linf 0.01: after apgd_ce 7 of 8 survive in this chunk"
     )
     assert lines[3].startswith(
         "autoattack linf: robust accuracy so far 0.01 0.875"

@@ -69,5 +69,5 @@ def test_an_epsilon_that_failed_in_a_later_chunk_has_none_either(lines):
 
 def test_a_stage_of_an_ensemble_is_logged(lines):
     assert lines((0, STAND, "first")) == [
-        "mine linf 0.1: after first 3 of 4 stand in this chunk"
+        "mine linf 0.1: after first 3 of 4 survive in this chunk"
     ]

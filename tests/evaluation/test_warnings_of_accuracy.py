@@ -36,7 +36,7 @@ def test_an_accuracy_near_guessing_is_warned_of(cnn, data):
     x, y = data
     assert not warned(cnn, data)
     assert (
-        "near guessing among 10 classes"
+        "close to guessing among 10 classes"
         in warned(cnn, (x, (y + 1) % 10))["low_accuracy"]
     )
     message = warned(lambda x: 0 * cnn(x), data)

@@ -391,7 +391,9 @@ def test_a_second_signal_or_the_grace_s_end_is_the_end(grace, signums):
         time.sleep(0.2)
     _, error = process.communicate(timeout=20)
     assert process.returncode == 128 + signums[0]
-    assert error == "tfsam: stopped at once; the same command goes on\n"
+    assert (
+        error == "tfsam: stopped immediately; run the same command to resume\n"
+    )
 
 
 def test_sigterm_in_the_evaluation_leaves_at_once(tmp_path, monkeypatch):

@@ -160,7 +160,7 @@ def test_what_workers_cannot_do(monkeypatch, tmp_path, capsys):
     for flags, expected in [
         (["--devices=cpu:2"], "devices must be auto, cpu or gpu:all"),
         (["--evaluate=model.keras"], "--shard=i/n"),
-        ([], "workers must meet before TensorFlow starts"),
+        ([], "workers must connect before TensorFlow starts"),
     ]:
         assert run.main([*flags, f"--workdir={workdir}"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -172,7 +172,7 @@ def test_what_workers_cannot_do(monkeypatch, tmp_path, capsys):
     ("error", "code", "expected"),
     [
         (tf.errors.UnknownError, 2, "a port of its own that is free (gone.)"),
-        (tf.errors.DeadlineExceededError, 5, "another worker never came"),
+        (tf.errors.DeadlineExceededError, 5, "another worker never connected"),
     ],
 )
 def test_workers_that_cannot_meet(

@@ -1,6 +1,11 @@
-"""One batch: an attack, whose result is checked and classified."""
+"""Batches under attack: an attack is run, and its result checked and judged.
+
+No attack's output is trusted. It is checked against the bounds of the pixels
+and the budget, and classified again by the model that is evaluated.
+"""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
@@ -10,7 +15,6 @@ import tensorflow as tf
 from tfsam.attacks.check import contract
 from tfsam.attacks.logits import traced
 from tfsam.evaluation import red_flags
-from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import has_epsilon
 from tfsam.evaluation.workers import Worker
@@ -19,93 +23,98 @@ from tfsam.parts import ATTACKS
 from tfsam.support import identity
 
 
-class Turn(NamedTuple):
-    """An attack's turn at a worker."""
-
-    plan: Plan
-    entry: Entry
-    part: str  # Of the record, where its verdicts go.
-    worker: Worker
-
-
 class Found(NamedTuple):
-    """What an attack returned, checked and classified."""
+    """The result of an attack, checked and classified.
+
+    Attributes:
+        images: Float array (count, ...), the adversarial images.
+        outputs: Float array (count, classes), their logits.
+        largest: Norm of the largest perturbation.
+        passes: Int array (2,), forward and gradient passes of the network.
+        nonfinite: Number of gradients that were NaN or infinite.
+        facts: Facts about the attack.
+    """
 
     images: np.ndarray
     outputs: np.ndarray
     largest: float
-    passes: np.ndarray  # Forward, gradient.
-    nonfinite: int  # Gradients of examples that are not finite.
-    facts: red_flags.Facts  # About the attack.
+    passes: np.ndarray
+    nonfinite: int
+    facts: red_flags.Facts
 
 
-def attack_batch(turn, attack, trace, indices, epsilon=None, start=None):
-    """Attacks some examples of a chunk; without an epsilon, finds the nearest.
+class _Batch(NamedTuple):
+    """A batch of examples, filled up with copies of them.
 
-    The network sees blocks of the active examples, whatever the batch, so one
-    batch does for all; attacks that do not leave examples out get the smallest
-    of three batches that will do.
-
-    An attack that runs in a graph is traced once for all chunks. `trace` says
-    which trace is its own: the position in an ensemble, from 1, for two stages
-    may have one name, and the attack's `kind_of`.
+    Attributes:
+        x: Float array (size, ...).
+        y: Labels, an array (size, ...).
+        seeds: Int32 array (size, 2), the seed and the index of each example.
+        active: Bool tensor (size,), true for the examples, false for copies.
+        attacked: Number of examples for which the attack computes.
     """
-    plan, worker = turn.plan, turn.worker
+
+    x: np.ndarray
+    y: np.ndarray
+    seeds: np.ndarray
+    active: tf.Tensor
+    attacked: int
+
+
+def attack_batch(
+    plan: Plan,
+    worker: Worker,
+    attack: Any,
+    key: tuple[Any, ...],
+    indices: np.ndarray,
+    epsilon: float | None = None,
+    start: np.ndarray | None = None,
+) -> Found:
+    """Attacks some examples of a chunk.
+
+    An attack that leaves inactive examples out is given the whole chunk. Other
+    attacks are given a batch of one of three sizes, the smallest that fits, so
+    that an attack which runs in a graph is traced at most three times.
+
+    Args:
+        plan: The plan of the evaluation.
+        worker: The worker on which the attack runs.
+        attack: The attack, or a stage of an ensemble.
+        key: Key of the trace: the same for two calls only if the attack's
+            computation is the same but for a tensor epsilon.
+        indices: Int array (count,), the indices of the examples.
+        epsilon: The budget, or None to search for the nearest adversarial
+            image of each example with a minimum-norm attack.
+        start: Float array (count, ...), images to start from, or None.
+
+    Raises:
+        ValueError: If the result breaks the contract of attacks, or the model
+            returns NaN or infinity for it.
+    """
     in_graph = worker.traceable and ATTACKS.fact(attack, "in_graph")
-    asks_for = ATTACKS.fact(attack, "selective")
-    selective = in_graph and asks_for and worker.source.rows is not None
-    any_epsilon = (
-        ATTACKS.fact(attack, "tensor_epsilon")
-        and epsilon is not None
-        and has_epsilon(attack, epsilon)
+    # Only a network that runs in blocks processes fewer examples for it.
+    selective = (
+        in_graph
+        and ATTACKS.fact(attack, "selective")
+        and worker.source.rows is not None
     )
-    size = plan.size if selective else _batch_size(len(indices), plan.size)
-    batch = np.resize(indices, size)
-    x = plan.data.x[batch]
-    seeds = np.stack([np.full_like(batch, plan.seed), batch], axis=1)
-    active = tf.constant(np.arange(size) < len(indices))
-    logits: Any = worker.source
-    if not worker.traceable:  # A plain function: nothing may be traced.
-        logits = functools.partial(worker.source)
-        logits.surrogate = worker.source.surrogate
-
-    def run(x, y, seeds, active, radius, *start):
-        made = attack.with_epsilon(radius) if any_epsilon else attack
-        source = logits.only(active) if selective else logits
-        call = made.closest if epsilon is None else made
-        return call(source, x, y, seeds, *start)
-
+    batch = _batch(plan, indices, selective)
+    run = _function(worker, attack, selective, epsilon)
     if in_graph:
-        key = (turn.part, trace, size, start is None, epsilon is None)
+        key = (*key, len(batch.x), start is None, epsilon is None)
         run = worker.runs.setdefault(key, traced(run))
     worker.source.count_passes()
     x_adv = run(
-        tf.constant(x),
-        tf.constant(plan.data.y[batch]),
-        tf.constant(seeds.astype(np.int32)),
-        active,
-        tf.constant(epsilon or 0.0, x.dtype),
-        *([] if start is None else [tf.constant(np.resize(start, x.shape))]),
+        tf.constant(batch.x),
+        tf.constant(batch.y),
+        tf.constant(batch.seeds),
+        batch.active,
+        tf.constant(epsilon or 0.0, batch.x.dtype),
+        *_starts(start, batch),
     )
-    passes, nonfinite, taken = worker.source.counted()
-    steps = max(passes[1] / (len(indices) if selective else size), taken / size)
-    uncounted = in_graph and not passes.any()
-    if uncounted and not red_flags.facts_of(attack).gradient_free:
-        # Gradients by tapes of its own cannot be counted in a graph.
-        steps = np.inf
-        red_flags.look_at_slopes(worker.source, x, plan.data.y[batch])
-        nonfinite = worker.source.counted().nonfinite
-    allowed = np.inf if epsilon is None else epsilon
-    try:
-        largest = contract(x, x_adv, allowed, plan.norm, plan.bounds)
-    except ValueError as error:
-        if not nonfinite:
-            raise
-        raise ValueError(
-            "the network's input gradients are NaN or infinite, which the "
-            f"warning nan_gradients explains, and {error}"
-        ) from error
-    outputs = as_numpy(worker.predict(x_adv, active))
+    counts, facts = _measured(worker, attack, batch, in_graph)
+    largest = _checked(plan, batch, x_adv, epsilon, counts.nonfinite)
+    outputs = as_numpy(worker.predict(x_adv, batch.active))
     if not np.isfinite(outputs).all():
         raise ValueError(
             "the model must return finite logits under attack. "
@@ -116,26 +125,115 @@ def attack_batch(turn, attack, trace, indices, epsilon=None, start=None):
         as_numpy(x_adv)[:count],
         outputs[:count],
         largest,
-        passes,
-        nonfinite,
-        red_flags.facts_of(attack, steps),
+        counts.passes,
+        counts.nonfinite,
+        facts,
     )
 
 
-def _batch_size(count, largest):
-    """The smallest of three sizes that holds so many examples."""
+def _batch(plan: Plan, indices: np.ndarray, selective: bool) -> _Batch:
+    count = len(indices)
+    size = plan.size if selective else _batch_size(count, plan.size)
+    batch = np.resize(indices, size)
+    seeds = np.stack([np.full_like(batch, plan.seed), batch], axis=1)
+    return _Batch(
+        x=plan.data.x[batch],
+        y=plan.data.y[batch],
+        seeds=seeds.astype(np.int32),
+        active=tf.constant(np.arange(size) < count),
+        attacked=count if selective else size,
+    )
+
+
+def _batch_size(count: int, largest: int) -> int:
+    """Returns the smallest of three batch sizes that holds `count` examples."""
     sizes = (-(-largest // 16), -(-largest // 4), largest)
     return next(size for size in sizes if size >= count)
 
 
-def kind_of(attack, epsilon):
+def _starts(start: np.ndarray | None, batch: _Batch) -> list[tf.Tensor]:
+    if start is None:
+        return []
+    return [tf.constant(np.resize(start, batch.x.shape))]
+
+
+def _function(
+    worker: Worker, attack: Any, selective: bool, epsilon: float | None
+) -> Callable[..., Any]:
+    """Returns the attack as a function of tensors, to be traced if possible."""
+    logits: Any = worker.source
+    if not worker.traceable:  # A plain function, because nothing may be traced.
+        logits = functools.partial(worker.source)
+        logits.surrogate = worker.source.surrogate
+    any_epsilon = (
+        ATTACKS.fact(attack, "tensor_epsilon")
+        and epsilon is not None
+        and has_epsilon(attack, epsilon)
+    )
+
+    def run(
+        x: tf.Tensor,
+        y: tf.Tensor,
+        seeds: tf.Tensor,
+        active: tf.Tensor,
+        radius: tf.Tensor,
+        *start: tf.Tensor,
+    ) -> tf.Tensor:
+        made = attack.with_epsilon(radius) if any_epsilon else attack
+        source = logits.only(active) if selective else logits
+        call = made.closest if epsilon is None else made
+        return call(source, x, y, seeds, *start)
+
+    return run
+
+
+def _measured(
+    worker: Worker, attack: Any, batch: _Batch, in_graph: bool
+) -> tuple[Any, red_flags.Facts]:
+    """Returns the counts of passes, and the facts about an attack that ran."""
+    counts = worker.source.counted()
+    steps = max(counts.passes[1] / batch.attacked, counts.taken / len(batch.x))
+    uncounted = in_graph and not counts.passes.any()
+    if uncounted and not red_flags.facts_of(attack).gradient_free:
+        # Gradients by tapes of the attack's own are not counted in a graph.
+        steps = np.inf
+        red_flags.look_at_slopes(worker.source, batch.x, batch.y)
+        counts = counts._replace(nonfinite=worker.source.counted().nonfinite)
+    return counts, red_flags.facts_of(attack, steps)
+
+
+def _checked(
+    plan: Plan,
+    batch: _Batch,
+    x_adv: Any,
+    epsilon: float | None,
+    nonfinite: int,
+) -> float:
+    """Checks the contract of attacks; returns the largest perturbation."""
+    allowed = np.inf if epsilon is None else epsilon
+    try:
+        return contract(batch.x, x_adv, allowed, plan.norm, plan.bounds)
+    except ValueError as error:
+        if not nonfinite:
+            raise
+        raise ValueError(
+            "the network's input gradients are NaN or infinite, which the "
+            f"warning nan_gradients explains, and {error}"
+        ) from error
+
+
+def kind_of(attack: Any, epsilon: float) -> Any:
     """Returns a key, equal for attacks that may share a trace or a run.
 
-    An attack that computes with a tensor for epsilon (`tensor_epsilon`), or
-    whose run serves every epsilon (`minimum_norm`), is of the same kind at
-    another epsilon if all of its other attributes are equal: one that derives a
-    step size from its epsilon is not. Where the attributes cannot be described,
-    the epsilon itself keeps the attacks apart.
+    An attack that computes with a tensor epsilon (`tensor_epsilon`), or whose
+    run serves every epsilon (`minimum_norm`), has the same key at another
+    epsilon if all its other attributes are equal. An attack that derives a step
+    size from its epsilon therefore has another key. If the attributes cannot be
+    described, the key is the epsilon itself.
+
+    Args:
+        attack: The attack, or a stage of an ensemble.
+        epsilon: Budget of the evaluation.
     """
     shared = any(
         ATTACKS.fact(attack, flag)

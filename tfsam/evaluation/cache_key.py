@@ -1,6 +1,7 @@
-"""The cache key of an evaluation: all that its verdicts depend on.
+"""The cache key of an evaluation: descriptions of all that verdicts depend on.
 
-A folder of verdicts is resumed only by an evaluation of the same cache key.
+The key is the header of a record. A folder of verdicts is resumed only by an
+evaluation with the same key.
 """
 
 import functools
@@ -9,17 +10,27 @@ import importlib.metadata
 import pathlib
 import platform
 import re
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
+from tfsam.attacks.logits import Logits
+from tfsam.evaluation.plans import Data
+from tfsam.evaluation.plans import Entry
+from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import has_epsilon
 from tfsam.evaluation.workers import kinds_of
 from tfsam.models import fingerprints
 from tfsam.parts import ATTACKS
 from tfsam.support import identity
 
-# What tfsam's verdicts come from.
-_ATTACKS = (
+Header = dict[str, Any]
+
+# The source files whose code decides verdicts.
+_DECISIVE = (
     "attacks/**/*.py",
     "evaluation/batches.py",
     "evaluation/chunks.py",
@@ -31,35 +42,45 @@ _ATTACKS = (
 )
 
 
-def recognised(header, plan, models, devices):
-    """Adds to a header by what the evaluation is recognised.
+class Model(NamedTuple):
+    """A model of the evaluation.
+
+    Attributes:
+        given: The model as the user gave it.
+        logits: The loaded model.
+        name: The user's name for the model, or None.
+    """
+
+    given: Any
+    logits: Logits
+    name: str | None
+
+
+def described(
+    header: Header,
+    plan: Plan,
+    models: Mapping[str, Model],
+    devices: Iterable[str | None],
+) -> Header:
+    """Adds descriptions of data, models, attacks and software to a header.
 
     Args:
-        header: a dict, which is not changed.
-        plan: an `attacking.Plan`.
-        models: a dict from "model" and "surrogate" to the model as the user
-            gave it, its `Logits`, and its name or None.
-        devices: names of devices, None for TensorFlow's choice.
+        header: The header of a record, which is not changed.
+        plan: The plan of the evaluation.
+        models: The models by their roles, "model" and "surrogate".
+        devices: Names of devices, None for the device of TensorFlow's choice.
+
+    Returns:
+        A new header.
 
     Raises:
-        ValueError: if a model or an attack cannot be described and has no name.
+        ValueError: If a model or an attack cannot be described and has no name.
     """
-    found = {"data": _digest(plan.data.x, plan.data.y)}
+    found: Header = {"data": _digest(plan.data)}
     for role in ("model", "surrogate"):
         found |= dict.fromkeys([role, f"{role}_parts", f"{role}_sketch"])
         if role in models:
-            given, logits, name = models[role]
-            parts = _described(role, given, logits, name)
-            if name is not None:
-                found[role] = str(name)
-            elif logits.identity is not None:
-                found[role] = logits.identity["files"]
-            else:
-                found[role] = identity.digest(parts)
-            found[f"{role}_parts"] = parts
-            found[f"{role}_sketch"] = fingerprints.sketch(
-                logits.function, plan.data.x[:16]
-            )
+            found |= _described_model(role, models[role], plan)
     return header | {
         **found,
         "attacks": [
@@ -68,43 +89,59 @@ def recognised(header, plan, models, devices):
                 header["attacks"], plan.entries, strict=True
             )
         ],
-        "jit_compile": models["model"][1].jit_compile,
+        "jit_compile": models["model"].logits.jit_compile,
         "devices": kinds_of(devices),
         "versions": versions(),
     }
 
 
-def _described(role, given, logits, name):
-    """Describes a model; an error asks for a name."""
+def _described_model(role: str, model: Model, plan: Plan) -> Header:
+    """Returns a model's entries of the header."""
+    logits = model.logits
+    parts = _model_identity(role, model)
+    if model.name is not None:
+        label = str(model.name)
+    elif logits.identity is not None:
+        label = logits.identity["files"]
+    else:
+        label = identity.digest(parts)
+    sketch = fingerprints.sketch(logits.function, plan.data.x[:16])
+    return {role: label, f"{role}_parts": parts, f"{role}_sketch": sketch}
+
+
+def _model_identity(role: str, model: Model) -> dict[str, Any]:
+    """Describes a model; the error explains how to name it."""
     try:
-        return fingerprints.describe(logits, name)
+        return fingerprints.describe(model.logits, model.name)
     except identity.Unknown as error:
         argument = "name" if role == "model" else "surrogate_name"
         raise ValueError(
             f"with workdir, a {role} that cannot be described ({error}) needs "
             f"{argument}='...', a text to change whenever the {role} changes. "
-            f"Received: {role}={given}"
+            f"Received: {role}={model.given}"
         ) from error
 
 
-def _attack_identity(entry, plan):
-    """Describes an attack at each epsilon, or once for all of them."""
+def _attack_identity(entry: Entry, plan: Plan) -> list[Any]:
+    """Describes an attack, once if the description is equal at all epsilons."""
     if entry.source == "named":
         return [{"named": entry.name}]
     found = [_made_identity(entry, plan, epsilon) for epsilon in plan.epsilons]
     return found[:1] if all(parts == found[0] for parts in found) else found
 
 
-def _made_identity(entry, plan, epsilon):
-    """Describes the attack at an epsilon; None where making it fails."""
+def _made_identity(
+    entry: Entry, plan: Plan, epsilon: float
+) -> dict[str, Any] | None:
+    """Describes the attack at an epsilon; returns None if it cannot be made."""
     try:
         attack = entry.make(epsilon=epsilon, norm=plan.norm, bounds=plan.bounds)
     except Exception:
-        return None  # What was raised will be in the attack's row.
+        return None  # The attack's row will report the exception.
     try:
         return describe_attack(attack, epsilon)
     except identity.Unknown as error:
-        if entry.source == "registry":  # A package's: it has a version.
+        if entry.source == "registry":  # The version of its package is known.
             kind = type(attack)
             package = kind.__module__.partition(".")[0]
             return {
@@ -118,29 +155,29 @@ def _made_identity(entry, plan, epsilon):
         ) from error
 
 
-def describe_attack(attack, epsilon):
+def describe_attack(attack: Any, epsilon: float) -> dict[str, Any]:
     """Describes an attack so that another process recognises it.
 
     Args:
-        attack: what a factory made.
-        epsilon: of the evaluation; it is not part of the description.
+        attack: The attack, made by a factory.
+        epsilon: Budget of the evaluation, which is left out.
 
     Returns:
-        A dict of JSON's types.
+        A dict of JSON types.
 
     Raises:
-        tfsam.support.identity.Unknown: if the attack cannot be described.
+        tfsam.support.identity.Unknown: If the attack cannot be described.
     """
 
-    def described(attack):
+    def parts_of(attack: Any) -> Any:
         without = ["epsilon"] if has_epsilon(attack, epsilon) else []
         return identity.describe(attack, without)
 
-    parts = identity.compact(described(attack))
+    parts = identity.compact(parts_of(attack))
     stages = ATTACKS.fact(attack, "stages")
     if stages:
         parts["stages"] = identity.digest(
-            [[name, described(stage)] for name, stage in stages]
+            [[name, parts_of(stage)] for name, stage in stages]
         )
     library = ATTACKS.fact(attack, "library")
     if isinstance(library, str):
@@ -148,43 +185,47 @@ def describe_attack(attack, epsilon):
     return parts
 
 
-def versions():
-    """Returns the versions that verdicts depend on, by package.
+def versions() -> dict[str, str]:
+    """Returns the versions of the software that verdicts depend on.
 
-    That of tfsam's attacks is a checksum of their source, which may be newer
-    than the version of the package.
+    The entry of tfsam's attacks is a checksum of their source, which may be
+    newer than the version of the package.
     """
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for package in ("tensorflow", "keras", "tfsam"):
         found[package] = importlib.metadata.version(package)
-    return found | {"tfsam's attacks": _attacks_code()}
+    return found | {"tfsam's attacks": _source_digest()}
 
 
 @functools.cache
-def _attacks_code():
+def _source_digest() -> str:
     folder = pathlib.Path(__file__).parents[1]
-    paths = sorted(p for pattern in _ATTACKS for p in folder.glob(pattern))
+    paths = sorted(p for pattern in _DECISIVE for p in folder.glob(pattern))
     return identity.digest([[path.name, path.read_text()] for path in paths])
 
 
-def _digest(*arrays):
+def _digest(data: Data) -> str:
     total = hashlib.sha256()
-    for array in arrays:
+    for array in (data.x, data.y):
         total.update(f"{array.dtype} {array.shape}".encode())
         total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()
 
 
-def plain_options(options):
-    """Options as JSON has them, to be shown."""
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts the options of an attack to JSON types, to be shown.
 
-    def plain(value):
+    Args:
+        options: The options by name, with values of any type.
+    """
+
+    def plain(value: Any) -> Any:
         if isinstance(value, (str, int, float, bool, type(None))):
             return value
         if isinstance(value, (np.ndarray, np.generic)):
             digest = hashlib.sha256(value.tobytes()).hexdigest()
             return f"{value.dtype} {value.shape} {digest}"
-        # Without the address, which is another one in every process.
+        # The address differs from process to process.
         return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
     return {key: plain(value) for key, value in options.items()}

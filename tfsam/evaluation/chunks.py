@@ -1,12 +1,13 @@
-"""Chunks of examples, attacked and judged, each on one device.
+"""Chunks of examples under attack, each on one device.
 
-An attack is believed in nothing: what it returns is checked against the image
-range and its budget, and classified again. Verdicts go into a record; see
-`verdicts.py`.
+At each epsilon only the survivors of the smaller epsilons are attacked. The
+verdicts are saved in a record after each epsilon; see `verdicts.py`.
 """
 
-import functools
 import time
+from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -14,21 +15,61 @@ import numpy as np
 from tfsam.attacks.check import TOLERANCE
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
+from tfsam.evaluation.batches import Found
 from tfsam.evaluation.batches import attack_batch
 from tfsam.evaluation.batches import kind_of
+from tfsam.evaluation.plans import Entry
+from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import can_start
 from tfsam.evaluation.progress import FAILED
 from tfsam.evaluation.progress import LOADED
 from tfsam.evaluation.verdicts import MISCLASSIFIED
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.verdicts import STANDS
+from tfsam.evaluation.workers import Worker
 from tfsam.parts import ATTACKS
+
+Arrays = dict[str, np.ndarray]
+
+
+class Turn(NamedTuple):
+    """An attack's turn: everything that its chunks have in common.
+
+    Attributes:
+        plan: The plan of the evaluation.
+        entry: The attack.
+        part: The attack's part of the record.
+        record: The record that holds the verdicts.
+        errors: Message of each failure, by (part, number of the epsilon). An
+            attack that failed is not tried again at this epsilon.
+        strict: Whether exceptions of the attack are raised.
+        tell: Function that logs progress; see `progress.teller`.
+    """
+
+    plan: Plan
+    entry: Entry
+    part: str
+    record: verdicts.Record
+    errors: dict[tuple[str, int], str]
+    strict: bool
+    tell: Callable[..., None]
 
 
 class _Reach(NamedTuple):
-    """What a minimum-norm attack returned, for all epsilons."""
+    """The result of a minimum-norm attack, which serves all epsilons.
 
-    distances: np.ndarray  # 0 where misclassified, infinite where not found.
+    Attributes:
+        distances: Float array (n,): 0 if an example is misclassified, infinity
+            if the attack found no adversarial image.
+        images: Float array (n, ...), the nearest adversarial images.
+        attacked: Number of examples that were attacked.
+        passes: Int array (2,), forward and gradient passes of the network.
+        nonfinite: Number of gradients that were NaN or infinite.
+        facts: Facts about the attack.
+        seconds: Duration of the attack.
+    """
+
+    distances: np.ndarray
     images: np.ndarray
     attacked: int
     passes: np.ndarray
@@ -37,184 +78,220 @@ class _Reach(NamedTuple):
     seconds: float
 
 
-def attack_chunk(turn, record, chunk, errors, strict, tell):
-    """All epsilons on one chunk, ascending; what is measured is kept.
+def attack_chunk(turn: Turn, worker: Worker, chunk: int) -> None:
+    """Attacks a chunk at all epsilons, ascending, and saves the verdicts.
 
     Args:
-        turn: a `Turn`.
-        record: a `verdicts.Record`.
-        chunk: number of the chunk.
-        errors: a dict from (part, number of the epsilon) to the message of an
-            attack that failed; it fails once.
-        strict: raise what an attack raises.
-        tell: called with the number of the epsilon and the verdicts; in the
-            midst of an ensemble also with the stage that is done, and where
-            nothing was measured with `LOADED` or `FAILED` in its place.
+        turn: The attack's turn.
+        worker: The worker on which the attack runs.
+        chunk: Number of the chunk.
     """
-    plan, part = turn.plan, turn.part
-    indices = verdicts.chunk_indices(record.header, chunk)
-    found = dict(record.load(part, chunk))
-    count = len(plan.epsilons)
-    missing = (i for i in range(count) if f"{i}/verdict" not in found)
-    done = next(missing, count)
-    needed = plan.keep_images or plan.warm_start or "0/distances" in found
-    if done < count and needed:
-        done = 0  # Images and distances of what is done are not at hand.
-    # What came after one that failed knows nothing of whom that one breaks.
-    found = {k: v for k, v in found.items() if int(k.split("/")[0]) < done}
-    correct = record.load(NATURAL, chunk)["correct"]
-    verdict = np.where(correct, STANDS, MISCLASSIFIED).astype(np.int8)
-    before, images = verdict, None
-    reaches: dict = {}
+    plan, part, record = turn.plan, turn.part, turn.record
+    found = _resumed(turn, chunk)
+    state = _Chunk(turn, worker, chunk)
     for index, epsilon in enumerate(plan.epsilons):
         if f"{index}/verdict" in found:
-            verdict = found[f"{index}/verdict"]
-            tell(index, verdict, LOADED)
-        elif (part, index) in errors:
-            tell(index, verdict, FAILED)
+            state.verdict = found[f"{index}/verdict"]
+            turn.tell(index, state.verdict, LOADED)
+        elif (part, index) in turn.errors:
+            turn.tell(index, state.verdict, FAILED)
         else:
             try:
-                attack = turn.entry.make(
-                    epsilon=epsilon, norm=plan.norm, bounds=plan.bounds
-                )
-                if _serves_all(turn, attack):
-                    kind = kind_of(attack, epsilon)
-                    reach = reaches.get(kind)
-                    if reach is None:
-                        reach = _reach(turn, attack, kind, indices, before)
-                    new = _within(
-                        *(turn, attack, epsilon, indices, verdict, reach)
-                    )
-                    # The first epsilon has paid for all of this kind.
-                    reaches[kind] = reach._replace(
-                        attacked=0, passes=0 * reach.passes, seconds=0.0
-                    )
-                else:
-                    new, images = _attack(
-                        *(turn, attack, epsilon, indices, verdict, images),
-                        functools.partial(tell, index),
-                    )
+                new = state.attack(index, epsilon)
             except Exception as error:
-                if strict:
+                if turn.strict:
                     raise
-                errors[part, index] = f"{type(error).__name__}: {error}"
-                tell(index, verdict, FAILED)
+                turn.errors[part, index] = f"{type(error).__name__}: {error}"
+                turn.tell(index, state.verdict, FAILED)
             else:
-                verdict = new["verdict"]
+                state.verdict = new["verdict"]
                 found |= {f"{index}/{k}": v for k, v in new.items()}
                 record.save(part, chunk, found)
-                tell(index, verdict)
+                turn.tell(index, state.verdict)
 
 
-def _attack(turn, attack, epsilon, indices, verdict, images, tell):
-    """One epsilon on one chunk: what is saved of it, and the images."""
-    plan = turn.plan
-    started = time.perf_counter()
-    verdict = verdict.copy()
-    attacked = int((verdict == STANDS).sum())
-    stages = ATTACKS.fact(attack, "stages") or [("", attack)]
-    start = images if plan.warm_start and can_start(attack) else None
-    images = plan.data.x[indices].copy()
-    largest, passes, nonfinite = 0.0, np.zeros(2, np.int64), 0
-    facts = [red_flags.facts_of(stage) for _, stage in stages]
-    for number, (name, stage) in enumerate(stages, 1):
-        standing = np.flatnonzero(verdict == STANDS)
-        if not len(standing):
-            break
-        found = attack_batch(
-            turn,
-            stage,
-            (number, kind_of(stage, epsilon)),
-            indices[standing],
-            epsilon,
-            start=None if start is None else start[standing],
-        )
-        wrong = found.outputs.argmax(1) != plan.data.labels[indices[standing]]
-        verdict[standing[wrong]] = number
-        images[standing] = found.images
-        largest = max(largest, found.largest)
-        passes += found.passes
-        nonfinite += found.nonfinite
-        facts[number - 1] = found.facts
-        if number < len(stages):
-            tell(verdict, name)
-    saved = {
-        "verdict": verdict,
-        "largest": np.array(largest),
-        "attacked": np.array(attacked),
-        "passes": passes,
-        "nan_gradients": np.array(nonfinite),
-        "stages": np.array([name for name, _ in stages]),
-        **_columns(facts),
-        "seconds": np.array(time.perf_counter() - started),
-    }
-    if plan.keep_images:
-        saved["adversarial"] = images
-    return saved, images
+def _resumed(turn: Turn, chunk: int) -> Arrays:
+    """Returns the saved arrays of a chunk from which the attack can resume."""
+    found = dict(turn.record.load(turn.part, chunk))
+    count = len(turn.plan.epsilons)
+    missing = (i for i in range(count) if f"{i}/verdict" not in found)
+    done = next(missing, count)
+    needed = turn.plan.keep_images or turn.plan.warm_start
+    if done < count and (needed or "0/distances" in found):
+        done = 0  # The images and distances of earlier epsilons are not loaded.
+    # A verdict that was measured after a smaller epsilon had failed lacks the
+    # examples that this epsilon breaks.
+    return {k: v for k, v in found.items() if int(k.split("/")[0]) < done}
 
 
-def _reach(turn, attack, kind, indices, verdict):
-    """One run of a minimum-norm attack, for all epsilons of a chunk."""
-    plan = turn.plan
-    started = time.perf_counter()
-    distances = np.where(verdict == STANDS, np.inf, 0.0)
-    images = plan.data.x[indices].copy()
-    standing = np.flatnonzero(verdict == STANDS)
-    passes, nonfinite = np.zeros(2, np.int64), 0
-    facts = red_flags.facts_of(attack)
-    if len(standing):
-        found = attack_batch(turn, attack, (1, kind), indices[standing])
-        wrong = found.outputs.argmax(1) != plan.data.labels[indices[standing]]
-        moved = (found.images - images[standing]).reshape(len(standing), -1)
-        moved = np.linalg.norm(
-            moved.astype(np.float64), np.inf if plan.norm == "linf" else 2, 1
-        )
-        distances[standing] = np.where(wrong, moved, np.inf)
-        images[standing] = found.images
-        passes, nonfinite = found.passes, found.nonfinite
-        facts = found.facts
-    seconds = time.perf_counter() - started
-    return _Reach(
-        distances, images, len(standing), passes, nonfinite, facts, seconds
-    )
+class _Chunk:
+    """A chunk of examples, at the epsilon that its attack has reached.
 
+    Args:
+        turn: The attack's turn.
+        worker: The worker on which the attack runs.
+        chunk: Number of the chunk.
 
-def _serves_all(turn, attack):
-    """Returns whether one run of an attack serves every epsilon.
-
-    The run of a minimum-norm attack does, except on a surrogate: its nearest
-    points measure how robust the surrogate is.
+    Attributes:
+        verdict: Int8 array, the verdicts at the last epsilon.
     """
-    nearest = ATTACKS.fact(attack, "minimum_norm")
-    return nearest and not turn.worker.source.surrogate
+
+    def __init__(self, turn: Turn, worker: Worker, chunk: int) -> None:
+        self._turn, self._worker = turn, worker
+        self._indices = verdicts.chunk_indices(turn.record.header, chunk)
+        self._x = turn.plan.data.x[self._indices]
+        self._labels = turn.plan.data.labels[self._indices]
+        correct = turn.record.load(NATURAL, chunk)["correct"]
+        natural = np.where(correct, STANDS, MISCLASSIFIED).astype(np.int8)
+        self._natural = self.verdict = natural
+        self._images: np.ndarray | None = None  # Of the last epsilon.
+        self._reaches: dict[Any, _Reach] = {}
+
+    def attack(self, index: int, epsilon: float) -> Arrays:
+        """Attacks the survivors at an epsilon.
+
+        Args:
+            index: Number of the epsilon.
+            epsilon: The budget.
+
+        Returns:
+            The arrays to be saved, by name.
+        """
+        plan = self._turn.plan
+        attack = self._turn.entry.make(
+            epsilon=epsilon, norm=plan.norm, bounds=plan.bounds
+        )
+        # A minimum-norm attack runs once for all epsilons, except on a
+        # surrogate, whose nearest images say how robust the surrogate is.
+        nearest = ATTACKS.fact(attack, "minimum_norm")
+        if not nearest or self._worker.source.surrogate:
+            return self._attack_stages(attack, index, epsilon)
+        kind = kind_of(attack, epsilon)
+        reach = self._reaches.get(kind) or self._reach(attack, kind)
+        new = self._within(epsilon, reach)
+        # The first epsilon is charged with the cost of the run.
+        self._reaches[kind] = reach._replace(
+            attacked=0, passes=0 * reach.passes, seconds=0.0
+        )
+        return new
+
+    def _attack_stages(self, attack: Any, index: int, epsilon: float) -> Arrays:
+        """Attacks the survivors, stage by stage if the attack is an ensemble.
+
+        Returns:
+            The arrays to be saved, by name.
+        """
+        plan, started = self._turn.plan, time.perf_counter()
+        verdict = self.verdict.copy()
+        stages = ATTACKS.fact(attack, "stages") or [("", attack)]
+        warm = plan.warm_start and can_start(attack)
+        start = self._images if warm else None
+        images = self._x.copy()
+        largest, passes, nonfinite = 0.0, np.zeros(2, np.int64), 0
+        facts = [red_flags.facts_of(stage) for _, stage in stages]
+        for number, (name, stage) in enumerate(stages, 1):
+            survivors = np.flatnonzero(verdict == STANDS)
+            if not len(survivors):
+                break
+            key = (number, kind_of(stage, epsilon))
+            found = self._run(stage, key, survivors, epsilon, start)
+            broken = self._misclassified(found, survivors)
+            verdict[survivors[broken]] = number
+            images[survivors] = found.images
+            largest = max(largest, found.largest)
+            passes += found.passes
+            nonfinite += found.nonfinite
+            facts[number - 1] = found.facts
+            if number < len(stages):
+                self._turn.tell(index, verdict, name)
+        self._images = images
+        saved = {
+            "verdict": verdict,
+            "largest": np.array(largest),
+            "attacked": np.array(int((self.verdict == STANDS).sum())),
+            "passes": passes,
+            "nan_gradients": np.array(nonfinite),
+            "stages": np.array([name for name, _ in stages]),
+            **_columns(facts),
+            "seconds": np.array(time.perf_counter() - started),
+        }
+        return saved | ({"adversarial": images} if plan.keep_images else {})
+
+    def _run(
+        self,
+        attack: Any,
+        key: tuple[Any, ...],
+        chosen: np.ndarray,
+        epsilon: float | None = None,
+        start: np.ndarray | None = None,
+    ) -> Found:
+        """Attacks the chosen examples of the chunk."""
+        return attack_batch(
+            self._turn.plan,
+            self._worker,
+            attack,
+            (self._turn.part, key),
+            self._indices[chosen],
+            epsilon,
+            None if start is None else start[chosen],
+        )
+
+    def _misclassified(self, found: Found, chosen: np.ndarray) -> np.ndarray:
+        return found.outputs.argmax(axis=1) != self._labels[chosen]
+
+    def _reach(self, attack: Any, kind: Any) -> _Reach:
+        """Runs a minimum-norm attack, whose result serves all epsilons."""
+        started = time.perf_counter()
+        distances = np.where(self._natural == STANDS, np.inf, 0.0)
+        images = self._x.copy()
+        correct = np.flatnonzero(self._natural == STANDS)
+        passes, nonfinite = np.zeros(2, np.int64), 0
+        facts = red_flags.facts_of(attack)
+        if len(correct):
+            found = self._run(attack, (1, kind), correct)
+            broken = self._misclassified(found, correct)
+            moved = (found.images - images[correct]).reshape(len(correct), -1)
+            order = np.inf if self._turn.plan.norm == "linf" else 2
+            lengths = np.linalg.norm(moved.astype(np.float64), order, 1)
+            distances[correct] = np.where(broken, lengths, np.inf)
+            images[correct] = found.images
+            passes, nonfinite = found.passes, found.nonfinite
+            facts = found.facts
+        seconds = time.perf_counter() - started
+        return _Reach(
+            distances, images, len(correct), passes, nonfinite, facts, seconds
+        )
+
+    def _within(self, epsilon: float, reach: _Reach) -> Arrays:
+        """Derives the verdicts at an epsilon from a minimum-norm attack's run.
+
+        Returns:
+            The arrays to be saved, by name.
+        """
+        reached = reach.distances <= epsilon * (1 + TOLERANCE) + TOLERANCE
+        survivors = self.verdict == STANDS
+        verdict = np.where(survivors & reached, 1, self.verdict)
+        saved = {
+            "verdict": verdict.astype(np.int8),
+            "largest": reach.distances[reached].max(initial=0.0),
+            "attacked": np.array(reach.attacked),
+            "passes": reach.passes,
+            # Not set to 0 after the first epsilon: its run serves them all.
+            "nan_gradients": np.array(reach.nonfinite),
+            "stages": np.array([""]),
+            **_columns([reach.facts]),
+            "seconds": np.array(reach.seconds),
+            "distances": reach.distances,
+        }
+        if self._turn.plan.keep_images:
+            images = self._x.copy()
+            images[reached] = reach.images[reached]
+            saved["adversarial"] = images
+        return saved
 
 
-def _within(turn, attack, epsilon, indices, verdict, reach):
-    """What a minimum-norm attack's run says of one epsilon."""
-    plan = turn.plan
-    reached = reach.distances <= epsilon * (1 + TOLERANCE) + TOLERANCE
-    verdict = np.where((verdict == STANDS) & reached, 1, verdict)
-    saved = {
-        "verdict": verdict.astype(np.int8),
-        "largest": reach.distances[reached].max(initial=0.0),
-        "attacked": np.array(reach.attacked),
-        "passes": reach.passes,
-        # The same run serves all epsilons.
-        "nan_gradients": np.array(reach.nonfinite),
-        "stages": np.array([""]),
-        **_columns([reach.facts]),
-        "seconds": np.array(reach.seconds),
-        "distances": reach.distances,
-    }
-    if plan.keep_images:
-        images = plan.data.x[indices].copy()
-        images[reached] = reach.images[reached]
-        saved["adversarial"] = images
-    return saved
-
-
-def _columns(facts):
-    """Returns the facts about stages as arrays, one a fact, for a record."""
+def _columns(facts: Iterable[red_flags.Facts]) -> Arrays:
+    """Returns the facts about all stages as arrays, one for each fact."""
     return {
         name: np.array(column)
         for name, column in zip(

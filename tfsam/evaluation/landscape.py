@@ -1,9 +1,13 @@
-"""How flat a network's loss is, around its weights and around its inputs.
+"""The loss landscape of a network, around its weights and around its inputs.
 
-Everything is measured in inference mode and nothing is assigned: other weights
-are tensors that the network reads in the variables' place, and what its layers
-write when they are called is dropped.
+All measures are taken in inference mode, and no variable is assigned: the
+network reads other weights as tensors in place of its variables, and updates
+that its layers make when they are called are dropped.
 """
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,41 +27,70 @@ from tfsam.support.outputs import check_logits
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
 from tfsam.weights.base import Step
+from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
 from tfsam.weights.base import inner
 from tfsam.weights.base import kind
 
+Tensors = Sequence[tf.Tensor]
+
 
 class Landscape:
-    """The mean cross-entropy of a network on some data, as a function.
+    """The mean cross-entropy of a network on a data set, as a function.
 
-    A network with one logit, of class 1 against class 0, is measured by the
-    binary cross-entropy.
+    For a network with a single logit, that of class 1 against class 0, it is
+    the binary cross-entropy.
 
     Args:
-        network: a built `keras.Model` with one input, whole numbers or floats,
-            which returns logits (batch, classes) or (batch, 1).
-        data: arrays (x, y), or a `tf.data.Dataset`, `keras.utils.PyDataset` or
-            generator of them (see `tfsam.data.examples`); y class numbers (n,)
-            or one-hot (n, classes). A sample_weight is left out.
-        batch_size: examples that go through the network at once, >= 1.
-        steps: how many elements of a dataset or a generator to read; None reads
-            all, and refuses data that does not end.
+        network: Built `keras.Model` with one input, integers or floats, which
+            returns logits (batch, classes) or (batch, 1).
+        data: Arrays (x, y), or a `tf.data.Dataset`, a `keras.utils.PyDataset`
+            or a generator of such pairs (see `tfsam.data.examples`). y holds
+            class numbers (n,) or one-hot labels (n, classes). Sample weights
+            are ignored.
+        batch_size: Number of examples that the network processes together, >=
+            1.
+        steps: Number of elements, usually batches, to read from a dataset or a
+            generator. None reads all, and rejects data without an end.
 
     Raises:
-        ValueError: if the network is another kind of model, has no weights to
-            train, does not take x, returns probabilities or does not return
-            logits of the classes that y names; if the data cannot be read, or
-            batch_size is less than 1.
+        ValueError: If the network is no such model, has no trainable weights,
+            or does not return logits of the classes of y for x; if the data
+            cannot be read, or batch_size is less than 1.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> import tfsam
+        >>> x = np.random.default_rng(0).random((6, 4), dtype="float32")
+        >>> network = keras.Sequential(
+        ...     [keras.Input((4,)), keras.layers.Dense(3)]
+        ... )
+        >>> landscape = Landscape(network, (x, np.arange(6) % 3))
+        >>> float(landscape.loss()) > 0
+        True
+        >>> landscape.sharpness(tfsam.SAM(rho=0.1)) > 0
+        True
+        >>> landscape.largest_eigenvalue() > 0
+        True
+        >>> landscape.input_gradients()["l2"].shape
+        (6,)
     """
 
-    def __init__(self, network, data, *, batch_size=250, steps=None):
+    def __init__(
+        self,
+        network: keras.Model,
+        data: Any,
+        *,
+        batch_size: int = 250,
+        steps: int | None = None,
+    ) -> None:
         if not isinstance(network, keras.Model):
             name = f"{type(network).__module__}.{type(network).__name__}"
             raise ValueError(
-                "network must be a keras.Model of Keras 3, of which the "
-                "weights can be replaced (one of tf_keras must be saved and "
-                f"loaded by Keras 3). Received: network of type {name}"
+                "network must be a keras.Model of Keras 3, whose weights can "
+                "be replaced; save a model of tf_keras and load it with Keras "
+                f"3. Received: network of type {name}"
             )
         x, y = examples.load(data, steps=steps, network=network)
         y, labels = class_labels(y)
@@ -80,38 +113,45 @@ class Landscape:
         self._pixels = traced(self._pixels_at)
 
     @property
-    def weights(self):
-        """The network's trainable weights as they are, a list of tensors."""
+    def weights(self) -> list[tf.Tensor]:
+        """The current values of the network's trainable weights."""
         return [tf.convert_to_tensor(v.value) for v in self.variables]
 
-    def loss(self, weights=None, part=slice(None)):
-        """The mean loss, a scalar tensor.
+    def loss(
+        self, weights: Tensors | None = None, part: slice = slice(None)
+    ) -> tf.Tensor:
+        """Returns the mean loss, a scalar tensor.
 
         Args:
-            weights: a list of tensors as of `weights`; None is these.
-            part: a slice of the examples.
+            weights: List of tensors of the shapes of the attribute `weights`.
+                None means the network's own weights.
+            part: Slice of the examples.
         """
         weights = self.weights if weights is None else weights
         return self._mean(lambda x, y: [self._sum(weights, x, y)], part)[0]
 
-    def gradient(self, weights=None, part=slice(None)):
-        """The gradient of `loss`, a list of tensors.
+    def gradient(
+        self, weights: Tensors | None = None, part: slice = slice(None)
+    ) -> list[tf.Tensor]:
+        """Returns the gradient of `loss` with respect to the weights.
 
         Args:
-            weights: as of `loss`.
-            part: as of `loss`.
+            weights: List of tensors of the shapes of the attribute `weights`.
+                None means the network's own weights.
+            part: Slice of the examples.
         """
         weights = self.weights if weights is None else weights
         return self._mean(lambda x, y: self._gradients(weights, x, y), part)
 
-    def curvature(self, directions):
-        """The Hessian of `loss` at the weights times a vector.
+    def curvature(self, directions: Tensors) -> list[tf.Tensor]:
+        """Multiplies the Hessian of `loss` at the weights by a vector.
 
         Args:
-            directions: the vector, a list of tensors as of `weights`.
+            directions: The vector, a list of tensors of the shapes of the
+                attribute `weights`.
 
         Returns:
-            A list of tensors.
+            A list of tensors of the same shapes.
         """
         weights = self.weights
         return self._mean(
@@ -119,18 +159,25 @@ class Landscape:
             slice(None),
         )
 
-    def largest_eigenvalue(self, *, tolerance=1e-3, seed=0, iterations=None):
-        """Computes the Hessian's largest eigenvalue, by Lanczos's method.
+    def largest_eigenvalue(
+        self,
+        *,
+        tolerance: float = 1e-3,
+        seed: int = 0,
+        iterations: int | None = None,
+    ) -> float:
+        """Computes the Hessian's largest eigenvalue by Lanczos's method.
 
         Args:
-            tolerance: relative accuracy, >= 0; 0 is that of float64.
-            seed: of the vector that it starts from.
-            iterations: how many restarts of ARPACK to allow, >= 1; None is ten
-                times the number of weights.
+            tolerance: Relative accuracy, >= 0. 0 means the precision of
+                float64.
+            seed: Seed of the vector that the method starts from.
+            iterations: Largest number of restarts of ARPACK, >= 1. None means
+                ten times the number of weights.
 
         Raises:
-            ValueError: if it does not converge in so many iterations, if the
-                Hessian is not finite, or if an argument is out of its range.
+            ValueError: If the method does not converge, if the Hessian is not
+                finite, or if an argument is out of its range.
         """
         check_number("tolerance", tolerance)
         if iterations is not None:
@@ -138,39 +185,43 @@ class Landscape:
         like = self.weights
         size = sum(int(tf.size(w)) for w in like)
 
-        def product(vector):
+        def product(vector: np.ndarray) -> np.ndarray:
             moved = self.curvature(_split(np.ravel(vector), like))
             found = np.concatenate([np.ravel(m) for m in moved]).astype(float)
             if not np.isfinite(found).all():
                 raise ValueError(
-                    "the Hessian must be finite: the network's weights, or its "
-                    f"loss, are not. Received: network={self.network.name}"
+                    "the Hessian must be finite: the network's weights or its "
+                    "loss are NaN or infinite. Received: network="
+                    f"{self.network.name}"
                 )
             return found
 
-        if size == 1:  # A number, for which ARPACK has no method.
+        if size == 1:  # ARPACK needs two weights at least.
             return float(product(np.ones(1))[0])
         return _largest_eigenvalue(product, size, tolerance, seed, iterations)
 
-    def sharpness(self, perturbation, *, examples=None):
-        """How much the loss rises where a perturbation of the weights goes.
+    def sharpness(
+        self, perturbation: WeightPerturbation, *, examples: int | None = None
+    ) -> float:
+        """Measures how much the loss rises when the weights are perturbed.
 
-        With `SAM(rho, steps=20)` an estimate of the worst loss in a ball; over
-        parts of m examples, m-sharpness (Foret et al., 2021, section 4.1); with
-        `ASAM` one that rescaled layers do not change (Kwon et al., 2021).
+        With `SAM(rho, steps=20)`, this estimates the largest rise in a ball.
+        Over parts of m examples, it is m-sharpness (Foret et al., 2021, section
+        4.1). With `ASAM`, it does not change when layers are rescaled (Kwon et
+        al., 2021).
 
         Args:
-            perturbation: a weight perturbation without a state of its own, of
-                one pass, such as `tfsam.SAM(rho)`.
-            examples: of a part, each of which has a perturbation of its own,
-                >= 1; None is all in one.
+            perturbation: Weight perturbation without a state, such as
+                `tfsam.SAM(rho)`.
+            examples: Number of examples of a part, >= 1; the weights are
+                perturbed for each part. None means a single part.
 
         Returns:
-            The mean over the parts, a float.
+            The mean over all examples.
 
         Raises:
-            ValueError: if the perturbation keeps a state, or `examples` is
-                less than 1.
+            ValueError: If the perturbation has a state, or `examples` is less
+                than 1.
         """
         if perturbation.init is not None:
             raise ValueError(
@@ -197,20 +248,27 @@ class Landscape:
             rises.append((part.stop - part.start, float(rise)))
         return sum(n * rise for n, rise in rises) / count
 
-    def surface(self, *, extent=1.0, points=21, seed=0):
-        """The loss on a plane through the weights, filter-normalised.
+    def surface(
+        self, *, extent: float = 1.0, points: int = 21, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Computes the loss on a filter-normalised plane through the weights.
 
-        Two random directions, each filter of which is as long as the network's
-        own; biases and normalisation layers stay (Li et al., 2018, "Visualizing
-        the loss landscape of neural nets", section 4).
+        The plane has two random directions, each filter of which is as long as
+        the network's own. Biases and normalisation layers are not changed (Li
+        et al., 2018, "Visualizing the loss landscape of neural nets", section
+        4).
 
         Args:
-            extent: largest coordinate, > 0, in lengths of the filters.
-            points: an axis, >= 2; an odd number has the weights among them.
-            seed: of the directions.
+            extent: Largest coordinate, > 0, in lengths of the filters.
+            points: Number of points along an axis, >= 2. An odd number includes
+                the weights themselves.
+            seed: Seed of the directions.
 
         Returns:
             (coordinates, losses): arrays (points,) and (points, points).
+
+        Raises:
+            ValueError: If `points` is less than 2.
         """
         check_count("points", points, 2)
         generator = np.random.default_rng(seed)
@@ -230,16 +288,19 @@ class Landscape:
                 losses[row, column] = self.loss(along(moved, other, b))
         return coordinates, losses
 
-    def input_gradients(self):
-        """Gradients by the inputs, example by example.
+    def input_gradients(self) -> dict[str, np.ndarray]:
+        """Measures the gradients with respect to the inputs.
 
         Returns:
-            A dict of arrays (n,): `l1` and `l2`, norms of the gradient of the
-            cross-entropy, the first-order rise of the loss in an l-inf and an
-            l2 ball of radius 1; and `alignment`, in [0, 1], the absolute cosine
-            between the input and the gradient of the margin between the label's
-            logit and the largest other (Etmann et al., 2019, definition 3,
-            divided by the input's norm).
+            A dict of arrays (n,). `l1` and `l2` are norms of the gradient of
+            the cross-entropy, which are the first-order rise of the loss in an
+            l-inf and an l2 ball of radius 1. `alignment`, in [0, 1], is the
+            absolute cosine between the input and the gradient of the margin
+            between the label's logit and the largest other one (Etmann et al.,
+            2019, definition 3, divided by the input's norm).
+
+        Raises:
+            ValueError: If the inputs are integers, such as tokens.
         """
         if not self.x.dtype.is_floating:
             raise ValueError(
@@ -255,11 +316,11 @@ class Landscape:
         ]
         return dict(zip(("l1", "l2", "alignment"), columns, strict=True))
 
-    def _count_classes(self):
-        """The number of classes, of what the network returns for one example.
+    def _count_classes(self) -> int:
+        """Counts the logits that the network returns for an example.
 
         Raises:
-            ValueError: if that is no logits, or it does not take the example.
+            ValueError: If the network does not return logits for it.
         """
         try:
             output = self._outputs(self.weights, self.x[:1])
@@ -271,48 +332,56 @@ class Landscape:
             ) from error
         if isinstance(output, (dict, list, tuple)):
             raise ValueError(
-                "network must return one tensor of logits: of several outputs "
-                "make a keras.Model of one. "
+                "network must return one tensor of logits: make a keras.Model "
+                "of one of its outputs. "
                 f"Received: a {type(output).__name__} of {len(output)}"
             )
         output = tf.convert_to_tensor(output)
         if output.shape.rank != 2 or not output.dtype.is_floating:
             raise ValueError(
-                "network must return logits (batch, classes), or (batch, 1) of "
-                "two classes. Received: "
+                "network must return logits (batch, classes), or (batch, 1) "
+                "for two classes. Received: "
                 f"{output.dtype.name} of shape {tuple(output.shape)} for one "
                 "example"
             )
         return max(output.shape[1], 2)
 
-    def _outputs(self, weights, x):
+    def _outputs(self, weights: Tensors, x: tf.Tensor) -> Any:
         mapping = list(zip(self.variables, weights, strict=True))
         with keras.StatelessScope(mapping):
             return self.network(x, training=False)
 
-    def _logits(self, weights, x):
+    def _logits(self, weights: Tensors, x: tf.Tensor) -> tf.Tensor:
         logits = self._outputs(weights, x)
         if logits.shape[1] > 1:
             return logits
         # The softmax of (0, z) is the sigmoid of z.
         return tf.concat([tf.zeros_like(logits), logits], axis=1)
 
-    def _sum_at(self, weights, x, y):
+    def _sum_at(
+        self, weights: Tensors, x: tf.Tensor, y: tf.Tensor
+    ) -> tf.Tensor:
         return tf.reduce_sum(cross_entropy(self._logits(weights, x), y))
 
-    def _gradients_at(self, weights, x, y):
+    def _gradients_at(
+        self, weights: Tensors, x: tf.Tensor, y: tf.Tensor
+    ) -> list[tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             total = self._sum_at(weights, x, y)
         return _dense_gradient(tape, total, weights)
 
-    def _products_at(self, weights, directions, x, y):
+    def _products_at(
+        self, weights: Tensors, directions: Tensors, x: tf.Tensor, y: tf.Tensor
+    ) -> list[tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             slope = inner(self._gradients_at(weights, x, y), directions)
         return _dense_gradient(tape, slope, weights)
 
-    def _pixels_at(self, weights, x, y):
+    def _pixels_at(
+        self, weights: Tensors, x: tf.Tensor, y: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         with tf.GradientTape(True, watch_accessed_variables=False) as tape:
             tape.watch(x)
             logits = self._logits(weights, x)
@@ -329,11 +398,20 @@ class Landscape:
             tf.abs(cosine),
         )
 
-    def _mean(self, function, part):
-        """The mean over the examples of a part of what batches sum up to."""
+    def _mean(
+        self,
+        function: Callable[[tf.Tensor, tf.Tensor], Tensors],
+        part: slice,
+    ) -> list[tf.Tensor]:
+        """Averages over a part of the examples.
+
+        Args:
+            function: Returns sums over the examples of a batch (x, y).
+            part: Slice of the examples.
+        """
         count = len(self.x[part])
         first = part.start or 0
-        totals: list = []
+        totals: list[tf.Tensor] = []
         for start in range(first, first + count, self.batch_size):
             batch = slice(start, min(start + self.batch_size, first + count))
             found = function(self.x[batch], self.y[batch])
@@ -344,8 +422,22 @@ class Landscape:
         return [t / tf.cast(count, t.dtype) for t in totals]
 
 
-def _largest_eigenvalue(product, size, tolerance, seed, iterations):
-    """The largest eigenvalue of a symmetric matrix, by its products."""
+def _largest_eigenvalue(
+    product: Callable[[np.ndarray], np.ndarray],
+    size: int,
+    tolerance: float,
+    seed: int,
+    iterations: int | None,
+) -> float:
+    """Computes the largest eigenvalue of a symmetric matrix.
+
+    Args:
+        product: Multiplies the matrix by a vector.
+        size: Number of rows, >= 2.
+        tolerance: Relative accuracy.
+        seed: Seed of the first vector.
+        iterations: Largest number of restarts, or None.
+    """
     start = np.random.default_rng(seed).normal(size=size)
     operator = scipy.sparse.linalg.LinearOperator(
         (size, size), matvec=product, dtype=float
@@ -362,7 +454,7 @@ def _largest_eigenvalue(product, size, tolerance, seed, iterations):
         )
     except scipy.sparse.linalg.ArpackError as error:
         if not product(start).any():
-            return 0.0  # The matrix is zero, of which ARPACK has no vectors.
+            return 0.0  # ARPACK fails if the matrix is zero.
         raise ValueError(
             "the largest eigenvalue was not found: raise tolerance or "
             f"iterations ({files.reason(error)}). Received: "
@@ -371,15 +463,17 @@ def _largest_eigenvalue(product, size, tolerance, seed, iterations):
     return float(value)
 
 
-def _dense_gradient(tape, target, weights):
-    """Gradients as tensors: of an embedding they are sparse, or none."""
+def _dense_gradient(
+    tape: tf.GradientTape, target: tf.Tensor, weights: Tensors
+) -> list[tf.Tensor]:
+    """Returns gradients as tensors; TensorFlow may return slices or None."""
     zero = tf.UnconnectedGradients.ZERO
     found = tape.gradient(target, weights, unconnected_gradients=zero)
     return [tf.convert_to_tensor(gradient) for gradient in found]
 
 
-def _split(vector, like):
-    """A vector as tensors of the shapes and dtypes of others."""
+def _split(vector: np.ndarray, like: Tensors) -> list[tf.Tensor]:
+    """Splits a vector into tensors of the shapes and dtypes of others."""
     parts = np.split(vector, np.cumsum([int(tf.size(w)) for w in like])[:-1])
     return [
         tf.constant(part.reshape(w.shape), w.dtype)
@@ -387,10 +481,13 @@ def _split(vector, like):
     ]
 
 
-def _filter_normalized(generator, variable, weight):
-    """A random direction of one weight: zero, or a filter as long as its own.
+def _filter_normalized(
+    generator: np.random.Generator, variable: keras.Variable, weight: tf.Tensor
+) -> tf.Tensor:
+    """Draws a direction of a weight: zeros unless the weight is a kernel.
 
-    The last axis of a kernel numbers its filters.
+    Each filter of the direction is as long as that of the kernel. The last axis
+    of a kernel numbers its filters.
     """
     if kind(variable) != "kernel":
         return tf.zeros_like(weight)
@@ -401,5 +498,5 @@ def _filter_normalized(generator, variable, weight):
     return tf.constant(direction * scale, weight.dtype)
 
 
-def _flat(x):
+def _flat(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(x, (tf.shape(x)[0], -1))

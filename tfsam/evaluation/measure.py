@@ -1,31 +1,40 @@
-"""Accuracy under attack, measured so that it can be trusted.
+"""Accuracy under attack.
 
-An example that is misclassified without an attack counts as broken, one broken
-at a smaller epsilon stays broken at a larger one, and only the others are
-attacked (`chunks.py`); their verdicts are kept (`verdicts.py`), added up
-(`accuracies.py`) and doubted (`red_flags.py`).
+An example that is misclassified without an attack counts as broken, and an
+example that is broken at a smaller epsilon stays broken at a larger one. Only
+the survivors are attacked (`chunks.py`). Their verdicts are saved
+(`verdicts.py`) and summed up (`accuracies.py`); signs of a misleading result
+become warnings (`red_flags.py`).
 
-The examples are divided into chunks by their index. What a chunk's verdicts
-depend on is the chunk, never the other chunks: so processes, devices and runs
-that were cut off can share the work, and the answer stays the same to the bit.
+The examples are divided into chunks by their index. The verdicts of a chunk do
+not depend on other chunks. Processes, devices and resumed runs can therefore
+share the work, and the result is the same to the bit.
 """
 
+import dataclasses
+import functools
 import numbers
 import warnings
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfsam import geometry
+from tfsam.attacks.logits import Logits
 from tfsam.data import examples
 from tfsam.evaluation import accuracies
+from tfsam.evaluation import cache_key
 from tfsam.evaluation import verdicts
-from tfsam.evaluation.batches import Turn
-from tfsam.evaluation.cache_key import plain_options
-from tfsam.evaluation.cache_key import recognised
+from tfsam.evaluation.chunks import Turn
 from tfsam.evaluation.chunks import attack_chunk
 from tfsam.evaluation.natural import measure_natural
 from tfsam.evaluation.plans import Data
+from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import cold_entries
 from tfsam.evaluation.plans import entries_of
@@ -41,147 +50,256 @@ from tfsam.support.labels import class_labels
 from tfsam.support.outputs import check_logits
 from tfsam.support.pixels import inside_bounds
 
+Bounds = tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _What:
+    """The arguments of `evaluate` that say what is measured."""
+
+    model: Any
+    data: Any
+    attacks: Any
+    norm: str
+    epsilons: Any
+    bounds: Any
+    seed: Any
+    steps: int | None
+    surrogate: Any
+    warm_start: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """The arguments of `evaluate` that say how the work is done."""
+
+    batch_size: Any
+    strict: bool
+    jit_compile: Any
+    progress: Callable[[str], Any] | None
+    devices: Any
+    shard: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Where:
+    """The arguments of `evaluate` that say where verdicts are kept."""
+
+    workdir: Any
+    save_adversarial: bool
+    name: str | None
+    surrogate_name: str | None
+
+
+class _Models(NamedTuple):
+    """The loaded models.
+
+    Attributes:
+        judge: The model that is evaluated.
+        source: The model that is attacked: `judge`, or a surrogate.
+        classes: Number of logits of both.
+    """
+
+    judge: Logits
+    source: Logits
+    classes: int
+
 
 def evaluate(
-    model,
-    data,
-    attacks,
-    norm="linf",
-    epsilons=(1 / 255, 2 / 255),
+    model: Any,
+    data: Any,
+    attacks: Any,
+    norm: str = "linf",
+    epsilons: Any = (1 / 255, 2 / 255),
     *,
-    bounds=(0.0, 1.0),
-    seed=0,
-    batch_size=128,
-    strict=False,
-    jit_compile="auto",
-    progress=None,
-    workdir=None,
-    save_adversarial=False,
-    devices=None,
-    shard=(0, 1),
-    surrogate=None,
-    warm_start=False,
-    name=None,
-    surrogate_name=None,
-    steps=None,
-):
+    bounds: Any = (0.0, 1.0),
+    seed: int = 0,
+    batch_size: int = 128,
+    strict: bool = False,
+    jit_compile: bool | str = "auto",
+    progress: Callable[[str], Any] | None = None,
+    workdir: Any = None,
+    save_adversarial: bool = False,
+    devices: str | Sequence[str] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    surrogate: Any = None,
+    warm_start: bool = False,
+    name: str | None = None,
+    surrogate_name: str | None = None,
+    steps: int | None = None,
+) -> dict[str, Any]:
     """Measures natural accuracy and accuracy under each attack.
 
+    The arguments `model` to `epsilons`, `bounds`, `seed`, `steps`, `surrogate`
+    and `warm_start` say what is measured; `batch_size`, `strict`,
+    `jit_compile`, `progress`, `devices` and `shard` how it is computed; and
+    `workdir`, `save_adversarial`, `name` and `surrogate_name` where verdicts
+    are kept.
+
     Args:
-        model: a Keras model, the path of a `.keras` file or of a SavedModel, or
-            a callable from pixels to logits. A SavedModel is a program: load
-            those of people you trust.
-        data: arrays (x, y), a `tf.data.Dataset`, batched or not, a
-            `keras.utils.PyDataset` or a generator of them (see
-            `tfsam.data.examples`); x float (n, ...) inside `bounds`, y class
-            numbers (n,) or one-hot (n, classes). A sample_weight is left out.
-        attacks: a list; an entry is a name of `tfsam.attacks.names()`, with or
-            without options ("pgd:steps=50"), a pair (name, options), a
-            factory, a pair (factory, options), or a factory with a name of
-            yours: (name, factory) or (name, factory, options).
+        model: A Keras model, the path of a `.keras` file or of a SavedModel, or
+            a callable from pixels (batch, ...) to logits (batch, classes). A
+            SavedModel is a program: load only models from people you trust.
+        data: Arrays (x, y), or a `tf.data.Dataset`, batched or not, a
+            `keras.utils.PyDataset` or a generator of such pairs (see
+            `tfsam.data.examples`). x is float (n, ...) with values in `bounds`;
+            y holds class numbers (n,) or one-hot labels (n, classes). Sample
+            weights are ignored.
+        attacks: A list. Each item is a name of `tfsam.attacks.names()`, which
+            may have options ("pgd:steps=50"), a factory, or either with
+            options, (name, options) or (factory, options). To name a factory,
+            pass (name, factory) or (name, factory, options).
         norm: "linf" or "l2".
-        epsilons: the budgets, in the units of x.
+        epsilons: The budgets, in the units of x, >= 0.
         bounds: (lowest, highest) value of x, or None for inputs that are not
             images.
-        seed: with an example's index, the key of its randomness; an integer
-            >= 0.
-        batch_size: examples attacked at once, a chunk.
-        strict: raise what an attack raises, instead of giving a row with
-            `error`.
-        jit_compile: whether XLA compiles the network's gradients: True, False
-            or "auto", which does on GPUs.
-        progress: a function of a line of text, called now and then.
-        workdir: a folder that keeps every verdict, chunk by chunk; the same
-            evaluation goes on from there. None keeps nothing. The folder is
-            refused where anything that a verdict depends on is another: the
-            data, an argument, the model's or an attack's configuration, code
-            or weights, the versions of tfsam, TensorFlow, Keras and Python, or
-            the kind of device. A model or a factory that cannot be described,
-            because it holds a lock or a handle of a C library, for instance,
-            needs a name; the name then stands for it, so change the name when
-            you change the code.
-        save_adversarial: keep the adversarial images there, too; where a
-            minimum-norm attack found none within epsilon, x.
-        devices: names of devices that share the chunks, such as
-            ["GPU:0", "GPU:1"], all of this machine; None is one, TensorFlow's
-            own choice.
-        shard: (i, n): evaluate every n-th chunk only, from the i-th; `merge`
-            puts the shards together.
-        surrogate: a model, as of `model`, that is attacked in its place: a
-            transfer attack. The verdicts are those of `model`. Native attacks
-            then make all of their steps and spend the whole budget, and do not
-            stop at the first point that the surrogate misclassifies. Other
-            people's attacks can do the same where `logits_fn.surrogate` is
-            true.
-        warm_start: at each epsilon start from the image of the smaller one, for
-            attacks that can (`pgd`); a warning names the others. Weaker starts
-            make stronger attacks incomparable, so it is off.
-        name: of the model, by which `workdir` knows it in place of its
-            configuration, code and weights; any text.
-        surrogate_name: the same for the surrogate.
-        steps: how many elements of a dataset or a generator to read, batches
-            as a rule; None reads all, and refuses data that does not end.
+        seed: Integer >= 0. With the index of an example, it determines the
+            random numbers for that example.
+        batch_size: Number of examples in a chunk, which are attacked together.
+        strict: Whether an exception of an attack is raised. Otherwise, the
+            attack's row has an `error`.
+        jit_compile: Whether XLA compiles the network's gradients: True, False,
+            or "auto" to compile them on GPUs only.
+        progress: Function that is called with a line of text from time to time.
+        workdir: Folder that keeps every verdict, so that the same evaluation
+            can resume. None keeps nothing. The folder is rejected if anything
+            that verdicts depend on differs: the data, an argument, the
+            configuration, code or weights of the model or of an attack, the
+            versions of tfsam, TensorFlow, Keras and Python, or the kind of
+            device.
+        save_adversarial: Whether `workdir` also keeps the adversarial images.
+            If a minimum-norm attack finds none within epsilon, x is kept.
+        devices: Names of the devices that share the chunks, such as
+            ["GPU:0", "GPU:1"]. None means the device of TensorFlow's choice.
+        shard: (i, n) to evaluate only every n-th chunk, beginning with the
+            i-th. `merge` combines the results of all shards.
+        surrogate: A model, of any kind that `model` may be, that is attacked
+            in place of `model`, for a transfer attack; the verdicts are those
+            of `model`. tfsam's attacks then make all their steps and spend the
+            whole budget instead of stopping at the first image that the
+            surrogate misclassifies. Other attacks can do the same when
+            `logits_fn.surrogate` is true.
+        warm_start: Whether attacks that can (`pgd`) start from the image of the
+            smaller epsilon. A warning names the other attacks. Results of
+            attacks with different starts are not comparable.
+        name: Name by which `workdir` recognises the model, instead of its
+            configuration, code and weights. It is needed if the model cannot be
+            described, for example because it holds a lock or a handle of a C
+            library. Change the name whenever you change the model.
+        surrogate_name: The same for the surrogate.
+        steps: Number of elements, usually batches, to read from a dataset or a
+            generator. None reads all, and rejects data without an end.
 
     Returns:
-        A dict: `natural` {`accuracy`, `n`, `interval`}; `robust`, a list,
-        attack by attack and epsilon by epsilon in the order given: {`attack`,
-        `options`, `norm`, `epsilon`, `epsilon_text`, `accuracy`, `n`,
-        `interval`, `max_perturbation`, `inherited`, `attacked`,
-        `forward_passes`, `gradient_passes`, `nan_gradients`, `seconds`}; and
-        `warnings`, a list of {`warning`, `message`}. Accuracies are fractions
-        of all n examples, `interval` is Wilson's 95 % interval; `inherited`
-        counts examples known broken from a smaller epsilon, `attacked` those
-        attacked at this one, and the passes are what they cost on average,
-        None where the attack does not tell; `nan_gradients` counts the
-        attack's input gradients that were NaN or infinite: where it is not 0,
-        the accuracy means nothing. An ensemble's row has `broken_by`, how many
-        examples fell to each stage, and `standard`; that of a minimum-norm
-        attack has `median_distance` (of all examples, 0 where misclassified;
-        None where half stand). A row has `error`, and accuracy None, where the
-        attack
-        failed.
+        A dict. `natural` is {`accuracy`, `n`, `interval`}. `warnings` is a
+        list of {`warning`, `message`}, the signs of a misleading result.
+        `robust` is a list of rows, attack by attack and epsilon by epsilon in
+        the given order: {`attack`, `options`, `norm`, `epsilon`,
+        `epsilon_text`, `accuracy`, `n`, `interval`, `max_perturbation`,
+        `inherited`, `attacked`, `forward_passes`, `gradient_passes`,
+        `nan_gradients`, `seconds`}.
+
+        Accuracies are fractions of all n examples, and `interval` is Wilson's
+        95 % interval. `inherited` counts the examples that a smaller epsilon
+        broke, and `attacked` the examples attacked at this epsilon. The passes
+        are means over them, None if the attack does not report them.
+        `nan_gradients` counts gradients that were NaN or infinite; if there
+        are any, the accuracy is not reliable. An ensemble's row also has
+        `broken_by`, the number of examples that each stage broke, and the row
+        of AutoAttack `standard`, which is false for fewer than four classes.
+        The row of a minimum-norm attack has `median_distance` over all
+        examples: 0 for misclassified ones, None if at least half survive. If
+        an attack failed, its row has `error`, and `accuracy` is None.
 
     Raises:
-        ImportError: if an attack needs a library that is not installed.
-        ValueError: if the model, the data or an argument is bad, an attack or
-            one of its options is unknown, `warm_start`
-            is given to attacks none of which can start from an image, or
-            `workdir` holds another evaluation or is given with a model or an
-            attack that needs a name: nothing is attacked then.
+        ImportError: If an attack needs a library that is not installed.
+        ValueError: If the model, the data or an argument is invalid, if an
+            attack or one of its options is unknown, if none of the attacks can
+            make use of `warm_start`, or if `workdir` holds another evaluation
+            or needs a name for the model or an attack. No attack has run then.
+
+    Example:
+        >>> import keras
+        >>> import sklearn.datasets
+        >>> digits = sklearn.datasets.load_digits()
+        >>> x = (digits.images[:16] / 16).astype("float32")
+        >>> network = keras.Sequential(
+        ...     [
+        ...         keras.Input((8, 8)),
+        ...         keras.layers.Flatten(),
+        ...         keras.layers.Dense(10),
+        ...     ]
+        ... )
+        >>> data = (x, digits.target[:16])
+        >>> result = evaluate(network, data, ["fgsm"], epsilons=[0.0, 8 / 255])
+        >>> first, last = result["robust"]
+        >>> last["epsilon_text"], last["n"]
+        ('8/255', 16)
+        >>> last["accuracy"] <= first["accuracy"]
+        True
     """
-    geometry.check_norm(norm)
+    what = _What(
+        model=model,
+        data=data,
+        attacks=attacks,
+        norm=norm,
+        epsilons=epsilons,
+        bounds=bounds,
+        seed=seed,
+        steps=steps,
+        surrogate=surrogate,
+        warm_start=warm_start,
+    )
+    how = _How(
+        batch_size=batch_size,
+        strict=strict,
+        jit_compile=jit_compile,
+        progress=progress,
+        devices=devices,
+        shard=shard,
+    )
+    where = _Where(
+        workdir=workdir,
+        save_adversarial=save_adversarial,
+        name=name,
+        surrogate_name=surrogate_name,
+    )
+    plan = _plan(what, how, where)
+    models = _models(what, how, plan.data)
+    record = _record(plan, models, what, how, where)
+    return _measured(plan, models, record, how)
+
+
+def _plan(what: _What, how: _How, where: _Where) -> Plan:
+    """Checks the arguments and reads the data."""
+    norm = geometry.check_norm(what.norm)
     given = [
         validators.check_number("epsilon", epsilon)
-        for epsilon in np.ravel(epsilons).tolist()
+        for epsilon in np.ravel(what.epsilons).tolist()
     ]
-    batch_size = validators.check_count("batch_size", batch_size, 1)
-    seed = validators.check_count("seed", seed)
-    bounds = validators.check_interval("bounds", bounds)
+    batch_size = validators.check_count("batch_size", how.batch_size, 1)
+    seed = validators.check_count("seed", what.seed)
+    bounds = validators.check_interval("bounds", what.bounds)
     for epsilon in given:
         validators.check_budget(epsilon, norm, bounds)
-    if save_adversarial and workdir is None:
+    if where.save_adversarial and where.workdir is None:
         raise ValueError(
             "save_adversarial needs a workdir to save to. Received: none"
         )
-    entries = entries_of(attacks)
-    if warm_start and given:
+    entries = entries_of(what.attacks)
+    if what.warm_start and given:
         cold = _cold(entries, [norm], given[0], bounds)
         if cold:
             warnings.warn(
-                f"{', '.join(cold)} cannot start from an image: warm_start is "
-                "for the other attacks.",
-                stacklevel=2,
+                f"{', '.join(cold)} cannot start from an image: warm_start "
+                "applies to the other attacks only.",
+                stacklevel=3,
             )
-    data = load_data(data, bounds, steps, model)
+    data = load_data(what.data, bounds, what.steps, what.model)
     size = min(batch_size, len(data.x))
-    check_shard(shard, len(data.x), size)
-    devices = known_devices(devices)
-    logits = load_logits(model, jit_compile)
-    classes = count_classes(logits, data.x[:1])
-    source = logits
-    if surrogate is not None:
-        source = _load_surrogate(surrogate, jit_compile, classes, data.x)
-    plan = Plan(
+    check_shard(how.shard, len(data.x), size)
+    known_devices(how.devices)
+    return Plan(
         data=data,
         entries=entries,
         norm=norm,
@@ -189,68 +307,34 @@ def evaluate(
         bounds=bounds,
         seed=seed,
         size=size,
-        warm_start=warm_start,
-        keep_images=save_adversarial,
-        transfer=surrogate is not None,
+        warm_start=what.warm_start,
+        keep_images=where.save_adversarial,
+        transfer=what.surrogate is not None,
+        given=given,
     )
-    header = {
-        "schema": verdicts.SCHEMA,
-        "n": len(data.x),
-        "classes": classes,
-        "batch_size": size,
-        "norm": norm,
-        "epsilons": given,
-        "bounds": None if bounds is None else list(bounds),
-        "seed": seed,
-        "adversarial": save_adversarial,
-        "warm_start": warm_start,
-        # With `workdir` it is described; that there is one counts without, too.
-        "surrogate": None if surrogate is None else "not described",
-        "attacks": [
-            {"name": e.name, "options": plain_options(e.options)}
-            for e in entries
-        ],
-    }
-    if workdir is not None:
-        models = {"model": (model, logits, name)}
-        if surrogate is not None:
-            models["surrogate"] = surrogate, source, surrogate_name
-        header = recognised(header, plan, models, devices)
-    record = verdicts.Record(header, workdir)
-    share = range(shard[0], verdicts.chunk_count(record.header), shard[1])
-    workers = [
-        make_worker(*(device, logits, source, classes, data.x[:1], plan.size))
-        for device in devices
-    ]
-    measure_natural(plan, workers, record, share)
-    errors: dict = {}
-    for number, entry in enumerate(entries):
-        tell = teller(plan, entry, len(share), progress)
-        part = verdicts.part_of(number, entry.name)
-
-        def work(worker, chunk, entry=entry, part=part, tell=tell):
-            turn = Turn(plan, entry, part, worker)
-            attack_chunk(turn, record, chunk, errors, strict, tell)
-
-        spread(workers, work, share)
-    return accuracies.result(record, share, errors)
 
 
-def _load_surrogate(surrogate, jit_compile, classes, x):
-    """Returns the `Logits` of a surrogate, checked to have the model's outputs.
+def _models(what: _What, how: _How, data: Data) -> _Models:
+    """Loads the model and the surrogate."""
+    judge = load_logits(what.model, how.jit_compile)
+    classes = count_classes(judge, data.x[:1])
+    source = judge
+    if what.surrogate is not None:
+        source = _load_surrogate(what.surrogate, how, classes, data.x)
+    return _Models(judge, source, classes)
 
-    Args:
-        surrogate: see `evaluate`.
-        jit_compile: see `evaluate`.
-        classes: the model's number of logits.
-        x: float array (n, ...), the images.
+
+def _load_surrogate(
+    surrogate: Any, how: _How, classes: int, x: np.ndarray
+) -> Logits:
+    """Loads a surrogate, and checks that it has the model's outputs.
 
     Raises:
-        ValueError: if it is no model for the images that returns as many
-            logits; the message begins with its role.
+        ValueError: If the surrogate does not return as many logits as the model
+            for the images. The message begins with "surrogate: ".
     """
     try:
-        source = load_logits(surrogate, jit_compile)
+        source = load_logits(surrogate, how.jit_compile)
         found = count_classes(source, x[:1])
         if found != classes:
             raise ValueError(
@@ -266,23 +350,96 @@ def _load_surrogate(surrogate, jit_compile, classes, x):
     return source
 
 
-def check_warm_start(attacks, norms, epsilon, bounds):
-    """Checks that one attack at least can start from a given image.
+def _record(
+    plan: Plan, models: _Models, what: _What, how: _How, where: _Where
+) -> verdicts.Record:
+    """Opens the record of the evaluation, or makes a new one."""
+    header = {
+        "schema": verdicts.SCHEMA,
+        "n": len(plan.data.x),
+        "classes": models.classes,
+        "batch_size": plan.size,
+        "norm": plan.norm,
+        "epsilons": list(plan.given),
+        "bounds": None if plan.bounds is None else list(plan.bounds),
+        "seed": plan.seed,
+        "adversarial": plan.keep_images,
+        "warm_start": plan.warm_start,
+        # With a workdir, the surrogate's description replaces this.
+        "surrogate": "not described" if plan.transfer else None,
+        "attacks": [
+            {"name": e.name, "options": cache_key.plain_options(e.options)}
+            for e in plan.entries
+        ],
+    }
+    if where.workdir is not None:
+        named = {"model": cache_key.Model(what.model, models.judge, where.name)}
+        if plan.transfer:
+            named["surrogate"] = cache_key.Model(
+                what.surrogate, models.source, where.surrogate_name
+            )
+        devices = known_devices(how.devices)
+        header = cache_key.described(header, plan, named, devices)
+    return verdicts.Record(header, where.workdir)
+
+
+def _measured(
+    plan: Plan, models: _Models, record: verdicts.Record, how: _How
+) -> dict[str, Any]:
+    """Measures the shard's chunks, and returns the result."""
+    first, count = how.shard
+    share = range(first, verdicts.chunk_count(record.header), count)
+    workers = [
+        make_worker(
+            device,
+            models.judge,
+            models.source,
+            models.classes,
+            plan.data.x[:1],
+            plan.size,
+        )
+        for device in known_devices(how.devices)
+    ]
+    measure_natural(plan, workers, record, share)
+    errors: dict[tuple[str, int], str] = {}
+    for number, entry in enumerate(plan.entries):
+        turn = Turn(
+            plan=plan,
+            entry=entry,
+            part=verdicts.part_of(number, entry.name),
+            record=record,
+            errors=errors,
+            strict=how.strict,
+            tell=teller(plan, entry, len(share), how.progress),
+        )
+        spread(workers, functools.partial(attack_chunk, turn), share)
+    return accuracies.result(record, share, errors)
+
+
+def check_warm_start(
+    attacks: Any, norms: Iterable[str], epsilon: float, bounds: Bounds
+) -> None:
+    """Checks that at least one attack can start from a given image.
 
     Args:
-        attacks: as of `evaluate`.
-        norms: a list of "linf" and "l2".
-        epsilon: the budget to make the attacks with.
-        bounds: (lowest, highest) pixel value, or None.
+        attacks: Attacks as in `evaluate`.
+        norms: "linf", "l2" or both.
+        epsilon: Budget to make the attacks with.
+        bounds: (lowest, highest) value of a pixel, or None.
 
     Raises:
-        ValueError: if none can.
+        ValueError: If none of the attacks can.
     """
     _cold(entries_of(attacks), norms, epsilon, bounds)
 
 
-def _cold(entries, norms, epsilon, bounds):
-    """Returns the names of the attacks that take no warm start."""
+def _cold(
+    entries: Sequence[Entry],
+    norms: Iterable[str],
+    epsilon: float,
+    bounds: Bounds,
+) -> list[str]:
+    """Returns the names of the attacks to which a warm start does not apply."""
     cold = cold_entries(entries, norms, epsilon, bounds)
     if cold and len(cold) == len({entry.name for entry in entries}):
         raise ValueError(
@@ -292,21 +449,40 @@ def _cold(entries, norms, epsilon, bounds):
     return cold
 
 
-def merge(folders):
-    """The result of an evaluation whose shards were measured separately.
+def merge(folders: Iterable[Any]) -> dict[str, Any]:
+    """Combines the shards of an evaluation into its result.
 
     Args:
-        folders: the `workdir`s of the shards.
+        folders: The `workdir` of each shard.
 
     Returns:
-        What `evaluate` returns; with the warning `mixed_shards` where shards
-        ran on other kinds of devices, with other versions of TensorFlow, Keras
-        or Python, or with another `jit_compile`.
+        The result that `evaluate` returns for the whole evaluation. It has the
+        warning `mixed_shards` if shards were measured on other kinds of
+        devices, with other versions of TensorFlow, Keras or Python, or with
+        another `jit_compile`. If an attack failed in a shard, its rows have
+        `error`.
 
     Raises:
-        ValueError: if a folder holds another evaluation, one of another version
-            of tfsam included, or a chunk was not measured by any. An attack
-            that failed in one gives rows with `error`.
+        ValueError: If a folder holds the record of another evaluation or of
+            another version of tfsam, or if no shard measured some chunk.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).random((6, 4), dtype="float32")
+        >>> data, weights = (x, np.arange(6) % 3), 9 * np.eye(4, 3)
+        >>> folders = [tempfile.mkdtemp() for _ in range(2)]
+        >>> for i, folder in enumerate(folders):
+        ...     shard = evaluate(
+        ...         lambda x: x @ weights.astype("float32"),
+        ...         data,
+        ...         ["fgsm"],
+        ...         batch_size=2,
+        ...         shard=(i, 2),
+        ...         workdir=folder,
+        ...     )
+        >>> merge(folders)["natural"]["n"]
+        6
     """
     record, mixed = verdicts.merged(folders)
     header = record.header
@@ -316,25 +492,15 @@ def merge(folders):
         raise ValueError(
             "the shards together must have measured every chunk of "
             f"{header['batch_size']} examples; run the missing shard. "
-            f"Received: none with chunk {missing[0]}"
+            f"Received: no shard with chunk {missing[0]}"
         )
-    errors = {}
-    for number, attack in enumerate(header["attacks"]):
-        part = verdicts.part_of(number, attack["name"])
-        for index in range(len(set(header["epsilons"]))):
-            failed = [
-                c
-                for c in whole
-                if f"{index}/verdict" not in record.load(part, c)
-            ]
-            if failed:
-                errors[part, index] = f"failed or not run in chunk {failed[0]}"
-    result = accuracies.result(record, whole, errors)
+    result = accuracies.result(record, whole, _unmeasured(record, whole))
     if mixed:
         message = (
-            f"the shards were measured with different {', '.join(mixed)}: an "
-            "example at the boundary may have another verdict than in one "
-            "evaluation."
+            f"The shards were measured with different {', '.join(mixed)}. An "
+            "example near the decision boundary may get another verdict than "
+            "in a single evaluation. To avoid this, measure all shards with "
+            "the same software on the same kind of device."
         )
         result["warnings"].append(
             {"warning": "mixed_shards", "message": message}
@@ -342,20 +508,35 @@ def merge(folders):
     return result
 
 
-def load_data(data, bounds, steps=None, network=None):
+def _unmeasured(
+    record: verdicts.Record, chunks: Sequence[int]
+) -> dict[tuple[str, int], str]:
+    """Returns a message for each attack and epsilon without all verdicts."""
+    errors = {}
+    for number, attack in enumerate(record.header["attacks"]):
+        part = verdicts.part_of(number, attack["name"])
+        for index in range(len(set(record.header["epsilons"]))):
+            key = f"{index}/verdict"
+            failed = [c for c in chunks if key not in record.load(part, c)]
+            if failed:
+                errors[part, index] = f"failed or not run in chunk {failed[0]}"
+    return errors
+
+
+def load_data(
+    data: Any, bounds: Bounds, steps: int | None = None, network: Any = None
+) -> Data:
     """Reads images and their labels, and checks them.
 
     Args:
-        data: see `tfsam.data.examples`.
+        data: Images and labels; see `tfsam.data.examples`.
         bounds: (lowest, highest) value of x, or None.
-        steps: see `examples.load`.
-        network: see `examples.load`.
-
-    Returns:
-        An `attacking.Data`.
+        steps: Number of elements to read; see `examples.load`.
+        network: The model that will process the images; see `examples.load`.
 
     Raises:
-        ValueError: if they are no examples and labels, or x is out of bounds.
+        ValueError: If the data are not images with labels, or a value of x is
+            outside the bounds, NaN or infinite.
     """
     x, y = examples.load(data, steps=steps, network=network)
     if not tf.as_dtype(x.dtype).is_floating:
@@ -369,21 +550,21 @@ def load_data(data, bounds, steps=None, network=None):
     if not np.isfinite(x).all():
         raise ValueError("x must be finite. Received: x with NaN or infinity")
     x = inside_bounds(x, bounds)
-    # An attack's result, rounded to float16, would leave its ball.
+    # Rounded to float16, an adversarial image could leave its ball.
     x = x.astype(np.float32) if x.dtype.itemsize < 4 else x
     return Data(x, *class_labels(y))
 
 
-def check_shard(shard, examples, batch_size):
-    """Refuses a shard that is none, or that would be empty.
+def check_shard(shard: Any, examples: int, batch_size: int) -> None:
+    """Checks that a shard is valid and has at least one chunk.
 
     Args:
-        shard: (i, n).
-        examples: how many there are.
-        batch_size: the size of a chunk.
+        shard: (i, n), the number of the shard and the number of shards.
+        examples: Number of examples.
+        batch_size: Number of examples in a chunk.
 
     Raises:
-        ValueError: if it is bad.
+        ValueError: If the shard is invalid or empty.
     """
     count = -(-examples // batch_size)
     pair = isinstance(shard, (tuple, list)) and len(shard) == 2

@@ -1,68 +1,104 @@
-"""Natural verdicts: what a model returns without an attack."""
+"""Natural verdicts: the classification of examples that are not attacked.
+
+The first chunk is also used to examine the model; see `red_flags.py`.
+"""
+
+import functools
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
+from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.verdicts import NATURAL
+from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import as_numpy
 from tfsam.evaluation.workers import spread
 from tfsam.support.labels import check_classes
 from tfsam.support.outputs import check_logits
 
 
-def measure_natural(plan, workers, record, chunks):
-    """Natural verdicts into the record; refuses what are no logits.
+def measure_natural(
+    plan: Plan,
+    workers: Sequence[Worker],
+    record: verdicts.Record,
+    chunks: Iterable[int],
+) -> None:
+    """Saves the natural verdicts of some chunks in the record.
 
     Args:
-        plan: a `Plan`.
-        workers: a list of `Worker`s.
-        record: a `verdicts.Record`.
-        chunks: numbers of chunks.
+        plan: The plan of the evaluation.
+        workers: The workers that share the chunks.
+        record: The record. Chunks that it holds are not measured again.
+        chunks: Numbers of the chunks.
 
     Raises:
-        ValueError: if the model's outputs are no logits of the data's classes.
+        ValueError: If the model's outputs are not finite logits of the data's
+            classes.
     """
-
-    def work(worker, chunk):
-        if record.load(NATURAL, chunk):
-            return
-        indices = verdicts.chunk_indices(record.header, chunk)
-        x = plan.data.x[np.resize(indices, plan.size)]
-        active = np.arange(plan.size) < len(indices)
-        outputs = as_numpy(worker.predict(tf.constant(x), tf.constant(active)))
-        outputs = outputs[: len(indices)]
-        if not np.isfinite(outputs).all():
-            raise ValueError(
-                "model must return finite logits. Received: NaN or infinity"
-            )
-        correct = outputs.argmax(axis=1) == plan.data.labels[indices]
-        found = {
-            "correct": correct,
-            "logits": outputs,
-            "transfer": np.array(plan.transfer),
-        }
-        if chunk == 0:  # The same chunk, whoever has it.
-            right = np.zeros(plan.size, bool)
-            right[: len(indices)] = correct
-            found |= red_flags.probe_outputs(worker.judge.function, x)
-            found["seen_range"] = np.array(
-                red_flags.seen_range(worker.judge.function, plan.data.x)
-            )
-            reach = max(plan.epsilons, default=0.0)
-            found |= red_flags.probe_gradients(
-                worker.source,
-                x,
-                plan.data.y[np.resize(indices, plan.size)],
-                right,
-                worker.traceable,
-                red_flags.pushed_to_bounds(x, plan.bounds, reach),
-            )
-        record.save(NATURAL, chunk, found)
-
-    spread(workers, work, chunks)
-    outputs = [record.load(NATURAL, c)["logits"] for c in chunks]
+    chunks = list(chunks)
+    spread(workers, functools.partial(_measure_chunk, plan, record), chunks)
+    outputs = [record.load(NATURAL, chunk)["logits"] for chunk in chunks]
     network = getattr(workers[0].judge.function, "model", None)
     check_logits(np.concatenate(outputs), network)
     check_classes(plan.data.y, plan.data.labels, outputs[0].shape[1])
+
+
+def _measure_chunk(
+    plan: Plan, record: verdicts.Record, worker: Worker, chunk: int
+) -> None:
+    """Saves the natural verdicts of a chunk, unless the record holds them."""
+    if record.load(NATURAL, chunk):
+        return
+    indices = verdicts.chunk_indices(record.header, chunk)
+    x = plan.data.x[np.resize(indices, plan.size)]
+    active = np.arange(plan.size) < len(indices)
+    outputs = as_numpy(worker.predict(tf.constant(x), tf.constant(active)))
+    outputs = outputs[: len(indices)]
+    if not np.isfinite(outputs).all():
+        raise ValueError(
+            "model must return finite logits. Received: NaN or infinity"
+        )
+    correct = outputs.argmax(axis=1) == plan.data.labels[indices]
+    found = {
+        "correct": correct,
+        "logits": outputs,
+        "transfer": np.array(plan.transfer),
+    }
+    if chunk == 0:  # Always the same chunk, whichever process measures it.
+        found |= _examined(plan, worker, indices, correct)
+    record.save(NATURAL, chunk, found)
+
+
+def _examined(
+    plan: Plan, worker: Worker, indices: np.ndarray, correct: np.ndarray
+) -> dict[str, Any]:
+    """Returns facts about the model from which warnings are derived.
+
+    Args:
+        plan: The plan of the evaluation.
+        worker: The worker that measures the chunk.
+        indices: Indices of the chunk's examples.
+        correct: Bool array, which of them are classified correctly.
+    """
+    batch = np.resize(indices, plan.size)
+    x = plan.data.x[batch]
+    right = np.zeros(plan.size, bool)
+    right[: len(indices)] = correct
+    found = red_flags.probe_outputs(worker.judge.function, x)
+    found["seen_range"] = np.array(
+        red_flags.seen_range(worker.judge.function, plan.data.x)
+    )
+    reach = max(plan.epsilons, default=0.0)
+    return found | red_flags.probe_gradients(
+        worker.source,
+        x,
+        plan.data.y[batch],
+        right,
+        worker.traceable,
+        red_flags.pushed_to_bounds(x, plan.bounds, reach),
+    )

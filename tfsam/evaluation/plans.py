@@ -1,9 +1,10 @@
-"""Plans of evaluations: data, attacks, and all else that verdicts depend on."""
+"""Plans of evaluations: the examples, the attacks, and their settings."""
 
 import inspect
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -15,7 +16,14 @@ from tfsam.support.registry import check_options
 
 
 class Data(NamedTuple):
-    """What is attacked, checked: pixels, labels, and labels as numbers."""
+    """The examples of an evaluation, already checked.
+
+    Attributes:
+        x: Float array (n, ...), the images.
+        y: Labels in the form that attacks take: class numbers, int64 (n,), or
+            distributions over the classes (n, classes).
+        labels: Class numbers, int64 (n,).
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -23,31 +31,64 @@ class Data(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An attack that was asked for."""
+    """An attack of an evaluation.
+
+    Attributes:
+        name: Name of the attack in results.
+        options: The options, by name, to be shown in results.
+        make: Makes the attack from `epsilon`, `norm` and `bounds`, which are
+            given by keyword.
+        source: Origin of the name: "registry", "factory", or "named" if the
+            user gave it.
+    """
 
     name: str
-    options: dict
-    make: Callable
-    source: str = "registry"  # Or "factory", or "named" by the user.
+    options: dict[str, Any]
+    make: Callable[..., Any]
+    source: str = "registry"
 
 
 class Plan(NamedTuple):
-    """What is evaluated: all that a verdict depends on but the model."""
+    """Everything that a verdict depends on, except for the model.
+
+    Attributes:
+        data: The examples.
+        entries: The attacks.
+        norm: "linf" or "l2".
+        epsilons: The budgets, ascending, without duplicates.
+        bounds: (lowest, highest) value of a pixel, or None.
+        seed: Integer >= 0.
+        size: Number of examples in a chunk, which are attacked together.
+        warm_start: Whether attacks start from the image of the smaller epsilon.
+        keep_images: Whether the record holds the adversarial images.
+        transfer: Whether a surrogate is attacked in place of the model.
+        given: The budgets in the order of the results.
+    """
 
     data: Data
-    entries: list
+    entries: list[Entry]
     norm: str
-    epsilons: list  # Ascending, each once.
-    bounds: Any
+    epsilons: list[float]
+    bounds: tuple[float, float] | None
     seed: int
-    size: int  # Examples attacked at once.
+    size: int
     warm_start: bool
-    keep_images: bool  # In the record.
-    transfer: bool = False  # A surrogate is attacked.
+    keep_images: bool
+    transfer: bool = False
+    given: Sequence[float] = ()
 
 
-def entries_of(attacks):
-    """The `Entry` of each attack; one that stands alone will do."""
+def entries_of(attacks: Any) -> list[Entry]:
+    """Converts the argument `attacks` of `evaluate` to a list of entries.
+
+    Args:
+        attacks: A list of attacks, or a single attack.
+
+    Raises:
+        ValueError: If `attacks` is not a list of attacks, or an attack or one
+            of its options is unknown.
+        ImportError: If an attack needs a library that is not installed.
+    """
     if isinstance(attacks, str) or callable(attacks):
         attacks = [attacks]
     if not isinstance(attacks, Iterable):
@@ -58,56 +99,61 @@ def entries_of(attacks):
     return [_entry(attack) for attack in attacks]
 
 
-def _entry(attack):
-    """Makes an `Entry` of a name, a factory, or either with options."""
-    given, name = attack, None
-    options: dict = {}
-    fixed: dict = {}
-    if isinstance(attack, (tuple, list)) and len(attack) > 1:
-        parts = list(attack)
-        if len(parts) > 1 and isinstance(parts[0], str) and callable(parts[1]):
-            name = parts.pop(0)
-        if len(parts) == 2:
-            options = parts.pop()
-        (attack,) = parts if len(parts) == 1 else (None,)
-    if isinstance(attack, registry.Attack) or not isinstance(options, Mapping):
-        attack = None  # Made already, or with options that are none.
+def _entry(given: Any) -> Entry:
+    """Makes an `Entry` from a name, a factory, or either with options."""
+    attack, name, options = _parted(given)
+    # An attack that is already made has the wrong epsilon.
+    made = isinstance(attack, registry.Attack)
+    if made or not isinstance(options, Mapping):
+        attack = None
     if isinstance(attack, str):
         return _registered(attack, options)
     if not callable(attack):
         raise ValueError(
             "an attack must be a name, (name, {option: value}) or a factory, "
-            "such as a class of attacks, which gets the epsilon. "
+            "such as a class of attacks, which is called with the epsilon. "
             f"Received: {given}"
         )
     _check_options(attack, options)
+    function = getattr(attack, "func", attack)  # For a functools.partial.
+    known_as = getattr(function, "__name__", type(function).__name__)
     fixed = dict(getattr(attack, "keywords", None) or {})
 
-    def make_by_factory(**arguments):
+    def make(**arguments: Any) -> Any:
         return registry.make(attack, **arguments, **options)
 
-    function = getattr(attack, "func", attack)  # Of a functools.partial.
-    known_as = getattr(function, "__name__", type(function).__name__)
     return Entry(
         name or known_as,
         fixed | dict(options),
-        make_by_factory,
+        make,
         "factory" if name is None else "named",
     )
 
 
-def _registered(spec, options):
-    """Makes an `Entry` of a registered attack.
+def _parted(given: Any) -> tuple[Any, str | None, Any]:
+    """Splits an item of `attacks` into the attack, its name and its options."""
+    if not isinstance(given, (tuple, list)) or len(given) < 2:
+        return given, None, {}
+    parts, name, options = list(given), None, {}
+    if isinstance(parts[0], str) and callable(parts[1]):
+        name = parts.pop(0)
+    if len(parts) == 2:
+        options = parts.pop()
+    return parts[0] if len(parts) == 1 else None, name, options
+
+
+def _registered(spec: str, options: Mapping[str, Any]) -> Entry:
+    """Makes the `Entry` of a registered attack.
 
     Args:
-        spec: the name, which may have options: "pgd:steps=50". It stays the
-            name of the entry, so that attacks which differ in their options
-            are told apart.
-        options: more options, which override those in `spec`.
+        spec: The name, which may have options: "pgd:steps=50". It is the name
+            of the entry, so that attacks with different options can be told
+            apart.
+        options: More options, which override those in `spec`.
 
     Raises:
-        ValueError: if the name or an option is unknown.
-        ImportError: if the attack needs a library that is not installed.
+        ValueError: If the name or an option is unknown.
+        ImportError: If the attack needs a library that is not installed.
     """
     attack = ATTACKS.factory(spec)
     _check_options(attack, options)
@@ -123,15 +169,17 @@ def _registered(spec, options):
     )
 
 
-def _check_options(attack, options):
+def _check_options(
+    attack: Callable[..., Any], options: Mapping[str, Any]
+) -> None:
     """Checks that an attack has options of these names, left to the user.
 
     Args:
-        attack: a factory of attacks.
-        options: a mapping from names to values.
+        attack: Factory of attacks.
+        options: Options by name.
 
     Raises:
-        ValueError: if it has not.
+        ValueError: If an option is unknown, or set by the evaluation.
     """
     taken = {"epsilon", "norm", "bounds"} & set(options)
     if taken:
@@ -143,29 +191,35 @@ def _check_options(attack, options):
     check_options(attack, options)
 
 
-def cold_entries(entries, norms, epsilon, bounds):
-    """Returns the names of attacks that cannot start from an image.
+def cold_entries(
+    entries: Iterable[Entry],
+    norms: Iterable[str],
+    epsilon: float,
+    bounds: tuple[float, float] | None,
+) -> list[str]:
+    """Returns the names of the attacks that cannot start from a given image.
 
     Args:
-        entries: a list of `Entry`.
-        norms: "linf", "l2" or both; an attack is named if it can start in none
-            of those in which it can be made.
-        epsilon: the budget to make the attacks with.
-        bounds: (lowest, highest) pixel value, or None.
+        entries: The attacks.
+        norms: "linf", "l2" or both. An attack is listed if it can start from an
+            image in none of the norms in which it can be made.
+        epsilon: Budget to make the attacks with.
+        bounds: (lowest, highest) value of a pixel, or None.
 
     Returns:
-        A list. An attack that cannot be made is not in it: its row has an
-        error.
+        A list of names. An attack that cannot be made is not listed: its row of
+        the results has an error.
     """
 
-    def starts(entry, norm):
+    def starts(entry: Entry, norm: str) -> bool | None:
         try:
             attack = entry.make(epsilon=epsilon, norm=norm, bounds=bounds)
             return can_start(attack)
         except Exception:
-            # Whatever a factory raises, the attack's own row reports it.
+            # A factory may raise anything; the attack's own row reports it.
             return None
 
+    norms = list(norms)
     found = {e.name: [starts(e, norm) for norm in norms] for e in entries}
     return [
         name
@@ -174,22 +228,22 @@ def cold_entries(entries, norms, epsilon, bounds):
     ]
 
 
-def can_start(attack):
+def can_start(attack: Any) -> bool:
     """Returns whether an attack can start from a given image.
 
     Args:
-        attack: what a factory made.
+        attack: The attack, made by a factory.
     """
     call = getattr(attack, "perturb", attack)
     return "start" in inspect.signature(call).parameters
 
 
-def has_epsilon(attack, epsilon):
-    """Returns whether an attack has no epsilon but the evaluation's.
+def has_epsilon(attack: Any, epsilon: float) -> bool:
+    """Returns whether the attack's epsilon, if it has one, is the given one.
 
     Args:
-        attack: what a factory made.
-        epsilon: that of the evaluation.
+        attack: The attack, made by a factory.
+        epsilon: Budget of the evaluation.
     """
     own = getattr(attack, "epsilon", None)
-    return own is None or own == epsilon
+    return own is None or bool(own == epsilon)

@@ -1,31 +1,52 @@
-"""Progress of an evaluation, in lines of text."""
+"""Progress of an evaluation, logged in lines of text."""
 
 import threading
 import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from tfsam.evaluation.accuracies import epsilon_text
+from tfsam.evaluation.plans import Entry
+from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.verdicts import STANDS
 
-# Told in place of a stage: the verdicts are of an earlier process, or there are
-# none.
+# Passed in place of a stage: the verdicts were loaded from the record, or the
+# attack failed.
 LOADED, FAILED = object(), object()
 
+# Seconds between two lines.
+_INTERVAL = 5
 
-def teller(plan, entry, chunks, progress):
-    """Makes a function that logs how far an attack is, every five seconds.
+
+def teller(
+    plan: Plan,
+    entry: Entry,
+    chunks: int,
+    progress: Callable[[str], Any] | None,
+) -> Callable[..., None]:
+    """Makes a function that logs an attack's progress every five seconds.
 
     Args:
-        plan: a `Plan`.
-        entry: the attack's `Entry`.
-        chunks: how many.
-        progress: a function of a line of text, or None.
-    """
-    if progress is None:
-        return lambda index, verdict, stage=None: None
-    lock = threading.Lock()
-    log = _Log(plan, entry, chunks * len(plan.epsilons), progress)
+        plan: The plan of the evaluation.
+        entry: The attack.
+        chunks: Number of chunks that this process evaluates.
+        progress: Function that takes a line of text, or None.
 
-    def tell(index, verdict, stage=None):
+    Returns:
+        A function `tell(index, verdict, stage=None)`, to be called with the
+        number of the epsilon and the verdicts of a chunk when the chunk is
+        done. After a stage of an ensemble, `stage` is its name. If nothing was
+        measured, it is `LOADED` or `FAILED`.
+    """
+    lock = threading.Lock()
+    log = _Log(plan, entry, chunks * len(plan.epsilons), progress or str)
+
+    def tell(index: int, verdict: np.ndarray, stage: Any = None) -> None:
+        if progress is None:
+            return
         with lock:
             if stage is None or stage in (LOADED, FAILED):
                 log.chunk(index, verdict, stage)
@@ -36,61 +57,69 @@ def teller(plan, entry, chunks, progress):
 
 
 class _Log:
-    """The progress of an attack, in lines of text.
+    """The progress of an attack.
 
     Args:
-        plan: a `Plan`.
-        entry: the attack's `Entry`.
-        total: how many chunks there are, times the number of epsilons.
-        progress: a function of a line.
+        plan: The plan of the evaluation.
+        entry: The attack.
+        total: Number of chunks times number of epsilons.
+        progress: Function that takes a line of text.
     """
 
-    def __init__(self, plan, entry, total, progress):
-        self.plan, self.total, self.progress = plan, total, progress
-        self.name = f"{entry.name} {plan.norm}"
-        self.started = self.said = time.perf_counter()
-        self.done = self.measured = 0
-        self.counts = {epsilon: [0, 0] for epsilon in plan.epsilons}
-        self.failed: set = set()
+    def __init__(
+        self,
+        plan: Plan,
+        entry: Entry,
+        total: int,
+        progress: Callable[[str], Any],
+    ) -> None:
+        self._plan, self._total, self._progress = plan, total, progress
+        self._name = f"{entry.name} {plan.norm}"
+        self._started = self._logged = time.perf_counter()
+        self._done = self._measured = 0
+        # Survivors and examples seen.
+        self._counts = {epsilon: [0, 0] for epsilon in plan.epsilons}
+        self._failed: set[float] = set()
 
-    def stage(self, index, verdict, stage):
-        """Logs the end of an ensemble's stage in a chunk."""
-        if time.perf_counter() - self.said > 5:
-            self.said = time.perf_counter()
-            self.progress(
-                f"{self.name} {epsilon_text(self.plan.epsilons[index])}: after "
-                f"{stage} {(verdict == STANDS).sum()} of {len(verdict)} stand "
-                "in this chunk"
+    def stage(self, index: int, verdict: np.ndarray, stage: str) -> None:
+        """Logs the end of an ensemble's stage in a chunk, if it is time to."""
+        if time.perf_counter() - self._logged > _INTERVAL:
+            self._logged = time.perf_counter()
+            epsilon = epsilon_text(self._plan.epsilons[index])
+            self._progress(
+                f"{self._name} {epsilon}: after {stage} "
+                f"{(verdict == STANDS).sum()} of {len(verdict)} survive in "
+                "this chunk"
             )
 
-    def chunk(self, index, verdict, source):
-        """Logs a chunk that is done at an epsilon, if it is time to."""
-        epsilon = self.plan.epsilons[index]
-        self.done += 1
+    def chunk(self, index: int, verdict: np.ndarray, source: object) -> None:
+        """Logs that a chunk is done at an epsilon, if it is time to."""
+        epsilon = self._plan.epsilons[index]
+        self._done += 1
         if source is FAILED:
-            self.failed.add(epsilon)
+            self._failed.add(epsilon)
         else:
-            self.counts[epsilon][0] += int((verdict == STANDS).sum())
-            self.counts[epsilon][1] += len(verdict)
-        self.measured += source is None
+            self._counts[epsilon][0] += int((verdict == STANDS).sum())
+            self._counts[epsilon][1] += len(verdict)
+        self._measured += source is None
         now = time.perf_counter()
-        if now - self.said > 5 or self.done >= self.total:
-            self.said = now
-            self.progress(f"{self.name}: " + "; ".join(self._news(now)))
+        if now - self._logged > _INTERVAL or self._done >= self._total:
+            self._logged = now
+            self._progress(f"{self._name}: " + "; ".join(self._news(now)))
 
-    def _news(self, now):
+    def _news(self, now: float) -> Iterator[str]:
         so_far = [
-            f"{epsilon_text(epsilon)} {stand / seen:.4f} of {seen}"
-            for epsilon, (stand, seen) in self.counts.items()
-            if seen and epsilon not in self.failed
+            f"{epsilon_text(epsilon)} {survivors / seen:.4f} of {seen}"
+            for epsilon, (survivors, seen) in self._counts.items()
+            if seen and epsilon not in self._failed
         ]
         if so_far:
             yield "robust accuracy so far " + ", ".join(so_far)
-        if self.failed:
-            failed = ", ".join(map(epsilon_text, sorted(self.failed)))
+        if self._failed:
+            failed = ", ".join(map(epsilon_text, sorted(self._failed)))
             yield f"failed at {failed}"
-        # What was loaded took no time, and says nothing of the rest.
-        left = self.total - self.done
-        if self.measured or not left:
-            seconds = (now - self.started) / max(self.measured, 1) * left
+        # Loaded chunks took no time, so they say nothing about the others.
+        left = self._total - self._done
+        if self._measured or not left:
+            seconds = (now - self._started) / max(self._measured, 1) * left
             yield f"{seconds:.0f} s left"

@@ -1,15 +1,22 @@
-"""Signs that an evaluation deceives, each with its likely cause.
+"""Signs of a misleading evaluation, each with its likely cause and remedy.
 
-The checks that AutoAttack made customary. None of them changes a number: they
-say when not to believe one.
+The checks follow AutoAttack's. They change no number, but tell when a number
+should not be trusted.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 import tensorflow as tf
 
+from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import traced
 from tfsam.parts import ATTACKS
@@ -17,7 +24,10 @@ from tfsam.support.layers import LEAST_RANGE
 from tfsam.support.layers import flattened
 from tfsam.support.layers import rescaled
 
-# The relative rounding error of a dtype, and what was tolerated in records of
+Flag = dict[str, str]
+Arrays = Mapping[str, Any]
+
+# The relative rounding error of a dtype, and the tolerance of the records of
 # tfsam 0.1.0.
 _UNITS = {
     "float64": 2.0**-52,
@@ -29,30 +39,33 @@ _OLD_TOLERANCE = 1e-4
 
 NAN_CAUSE = (
     "Likely cause: a square root, norm, division or logarithm at 0, or an "
-    "overflow of float16. Add a small constant inside of it, such as "
-    "sqrt(x**2 + 1e-12), then evaluate again."
+    "overflow of float16. Add a small constant inside it, such as "
+    "sqrt(x**2 + 1e-12), and evaluate again."
 )
 
-# Of all examples: what a weaker attack may find that stronger ones missed.
+# The share of all examples that a weaker attack may break although stronger
+# ones missed them.
 _MISSED = 0.002
-# One example more happens on any network.
+# A single such example occurs with any network.
 _MISSED_AT_LEAST = 1
 
 
-def probe_outputs(function, x):
-    """Runs a model on one batch twice, and on its examples beside others.
+def probe_outputs(function: Any, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Calls a model twice on the same batch, and with changed batches.
 
-    An example keeps its place when its neighbours change, so that the hardware
-    rounds its logits as before.
+    An example keeps its place in the batch when the other examples change, so
+    that the hardware rounds its logits in the same way.
 
     Args:
-        function: the function of a `load_logits`, from pixels to logits.
-        x: float array (batch, ...).
+        function: The function of a loaded model, from pixels to logits, with
+            the method `in_turn`.
+        x: Float array (batch, ...), images.
 
     Returns:
-        A dict of arrays: `randomness`, the largest difference of two runs;
-        `batch_dependence`, the largest difference that other neighbours make;
-        `tolerance`, the largest difference that may be rounding.
+        A dict of scalar arrays: `randomness`, the largest difference between
+        two calls; `batch_dependence`, the largest difference that other
+        examples in the batch make; and `tolerance`, the largest difference that
+        rounding can explain.
     """
     first, second = (
         tf.convert_to_tensor(outputs).numpy()
@@ -65,7 +78,7 @@ def probe_outputs(function, x):
         except Exception:
             if len(batch) == len(x):
                 raise
-            continue  # The model takes one example at a time, and no two.
+            continue  # The model takes only one example at a time.
         found = _difference(outputs.numpy()[places], first[examples])
         dependence = max(dependence, found)
     return {
@@ -75,19 +88,21 @@ def probe_outputs(function, x):
     }
 
 
-def _with_other_neighbours(x):
+def _with_other_neighbours(
+    x: np.ndarray,
+) -> Iterator[tuple[Any, Any, np.ndarray]]:
     """Yields batches in which some examples of x have other neighbours.
 
     Args:
-        x: float array (batch, ...).
+        x: Float array (batch, ...).
 
     Yields:
-        (examples, places, batch): numbers of examples of x, and their places in
-        the batch: the same, in a batch as large as x, but for an x of one
-        example.
+        (examples, places, batch): indices of examples in x, and their places in
+        the batch. Unless x has a single example, they are equal, and the batch
+        is as large as x.
     """
     low, high = x.min(), x.max()
-    # Within the range of the pixels, and unlike what is in the data.
+    # Within the range of the pixels, and unlike the data.
     mirrored = np.clip(low + (high - x), low, high)
     if len(x) == 1:
         yield [0], [0], np.concatenate([x, mirrored])
@@ -102,69 +117,77 @@ def _with_other_neighbours(x):
         yield [place], [place], np.repeat(x[place : place + 1], len(x), axis=0)
 
 
-def _difference(outputs, other):
-    """Returns the largest difference, infinity where there is a NaN."""
+def _difference(outputs: np.ndarray, other: np.ndarray) -> float:
+    """Returns the largest difference, infinity if there is a NaN."""
     difference = np.abs(outputs.astype(np.float64) - other.astype(np.float64))
     return float(np.nan_to_num(difference, nan=np.inf).max())
 
 
-def _tolerance(outputs, unit):
-    """Returns the largest difference of logits that may be rounding.
+def _tolerance(outputs: np.ndarray, unit: float) -> float:
+    """Returns the largest difference of logits that rounding can explain.
 
-    It is relative to how far an example's logits lie apart, which decides what
-    a difference means, and to their size, by which they are rounded.
+    It is relative to the spread of an example's logits, which decides how much
+    a difference matters, and to their size, which decides how they are rounded.
 
     Args:
-        outputs: float array (batch, classes), logits.
-        unit: relative rounding error of the arithmetic.
+        outputs: Float array (batch, classes), logits.
+        unit: Relative rounding error of the arithmetic.
     """
     outputs = outputs.astype(np.float64)
     spread = np.median(outputs.max(axis=1) - outputs.min(axis=1))
-    return 1e-4 * spread + 10 * unit * np.abs(outputs).max()
+    return float(1e-4 * spread + 10 * unit * np.abs(outputs).max())
 
 
-def _unit(function, outputs):
-    """Returns the rounding unit of a model's coarsest arithmetic."""
+def _unit(function: Any, outputs: np.ndarray) -> float:
+    """Returns the relative rounding error of a model's coarsest arithmetic."""
     network = getattr(function, "model", None)
     layers = [] if network is None else flattened(network)
     names = {layer.compute_dtype for layer in layers} | {outputs.dtype.name}
     return max(_UNITS.get(name, _UNITS["float32"]) for name in names)
 
 
-def seen_range(function, x):
+def seen_range(function: Any, x: np.ndarray) -> float:
     """Returns the range of the pixels at the first layer with weights.
 
     Args:
-        function: the function of a `load_logits`, from pixels to logits.
-        x: float array (n, ...), the images.
+        function: The function of a loaded model, from pixels to logits.
+        x: Float array (n, ...), images.
 
     Returns:
-        A float, the range of x behind the network's leading `Rescaling` layers;
-        infinity where it has none, or is no Keras model.
+        The range of x after the network's leading `Rescaling` layers; infinity
+        if it has none, or is no Keras model.
     """
     network = getattr(function, "model", None)
     return rescaled(network, float(x.max() - x.min()))
 
 
-def probe_gradients(logits, x, y, right, traceable, pushed):
-    """Looks at the gradients that attacks will follow.
+def probe_gradients(
+    logits: Logits,
+    x: np.ndarray,
+    y: np.ndarray,
+    right: np.ndarray,
+    traceable: bool,
+    pushed: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Examines the gradients that attacks will follow.
 
     Args:
-        logits: the `Logits` that is attacked, which counts.
-        x: float array (batch, ...).
-        y: their labels.
-        right: bool array (batch,), which of them to look at.
-        traceable: whether `tf.function` can trace the model.
-        pushed: float array (batch, ...), x with the pixels at the bounds that
-            an attack can push there; see `pushed_to_bounds`.
+        logits: The model that is attacked, which must count passes.
+        x: Float array (batch, ...), images.
+        y: Their labels.
+        right: Bool array (batch,), the examples to look at.
+        traceable: Whether `tf.function` can trace the model.
+        pushed: Float array (batch, ...), x with the pixels moved to the bounds
+            as far as an attack can; see `pushed_to_bounds`.
 
     Returns:
-        A dict of arrays: `zero_gradients`, how many images have a gradient of
-        zero, -1 where the model has none; `nan_gradients` and
-        `nan_gradients_at_bounds`, how many images of x and of `pushed` have one
-        that is NaN or infinite; `probed`, how many were looked at.
+        A dict of scalar arrays: `zero_gradients`, the number of images whose
+        gradient is zero, -1 if the model has no gradient; `nan_gradients` and
+        `nan_gradients_at_bounds`, the numbers of images of `x` and of `pushed`
+        with NaN or infinity in their gradients; and `probed`, the number of
+        examples.
     """
-    gradient = input_gradient(logits)
+    gradient: Callable[..., Any] = input_gradient(logits)
     if traceable:
         gradient = traced(gradient)
     active, labels = tf.constant(right), tf.constant(y)
@@ -174,10 +197,10 @@ def probe_gradients(logits, x, y, right, traceable, pushed):
             logits.count_passes()
             slopes = gradient(tf.constant(images), labels, active)[0].numpy()
             counts.append(logits.counted().nonfinite)
-    except Exception:  # Whatever a model of somebody else's raises.
+    except Exception:  # A user's model may raise anything.
         zeros, counts = -1, [0, 0]
     else:
-        # NaN counts as zero in the slopes.
+        # NaN has become zero in the slopes.
         zeros = sum(not slope.any() for slope in slopes[right]) - counts[1]
         zeros = max(zeros, 0)
     return {
@@ -188,24 +211,31 @@ def probe_gradients(logits, x, y, right, traceable, pushed):
     }
 
 
-def look_at_slopes(logits, x, y):
+def look_at_slopes(logits: Logits, x: np.ndarray, y: np.ndarray) -> None:
     """Counts non-finite gradients for an attack that does not count its own.
 
     Args:
-        logits: a `Logits` that counts.
-        x: float array (batch, ...).
-        y: their labels.
+        logits: The model that is attacked, which must count passes.
+        x: Float array (batch, ...), images.
+        y: Their labels.
     """
     input_gradient(logits)(tf.constant(x), tf.constant(y))
 
 
-def pushed_to_bounds(x, bounds, reach):
-    """Returns images whose pixels near a bound lie on it, as attacks push them.
+def pushed_to_bounds(
+    x: np.ndarray, bounds: tuple[float, float] | None, reach: float
+) -> np.ndarray:
+    """Moves the pixels near a bound onto it, as attacks do.
 
     Args:
-        x: float array (batch, ...).
-        bounds: (lowest, highest) value of x, or None, which returns x.
-        reach: how far an attack pushes a pixel, >= 0.
+        x: Float array (batch, ...).
+        bounds: (lowest, highest) value of x, or None to change nothing.
+        reach: Largest change of a pixel, >= 0.
+
+    Example:
+        >>> x = np.array([0.02, 0.5, 0.97])
+        >>> pushed_to_bounds(x, (0.0, 1.0), 0.1).tolist()
+        [0.0, 0.5, 1.0]
     """
     if bounds is None:
         return x
@@ -217,38 +247,50 @@ def pushed_to_bounds(x, bounds, reach):
     return pushed.astype(x.dtype)
 
 
-def of_model(found):
-    """Warnings about a model.
+def of_model(found: Sequence[Arrays]) -> list[Flag]:
+    """Returns the warnings about a model.
 
     Args:
-        found: a list of what `probe_outputs` and `probe_gradients` returned, a
-            dict a chunk that was looked at.
+        found: Results of `probe_outputs`, `seen_range` and `probe_gradients`,
+            a dict for each chunk that was examined.
 
     Returns:
         A list of {`warning`, `message`}.
     """
-    warnings = _of_outputs(found)
+    return [
+        *_of_outputs(found),
+        *_of_range(found),
+        *_of_gradients(found),
+    ]
+
+
+def _of_range(found: Sequence[Arrays]) -> list[Flag]:
     seen = min((float(f.get("seen_range", np.inf)) for f in found), default=1)
-    if seen < LEAST_RANGE:
-        warnings.append(
-            _warning(
-                "rescaled_pixels",
-                "the network begins with a Rescaling layer, behind which the "
-                f"pixels lie within {seen:.2g} of each other. Likely cause: a "
-                "network for pixels in 0..255 that is given pixels in [0, 1]. "
-                "Give it the pixels that it was trained on (bounds=(0, 255), "
-                "and epsilon in their units), or put Rescaling(255) in front. "
-                "If it was trained on these pixels, all is well.",
-            )
+    if seen >= LEAST_RANGE:
+        return []
+    return [
+        _warning(
+            "rescaled_pixels",
+            "The network begins with a Rescaling layer, after which all pixels "
+            f"lie within {seen:.2g} of each other. Likely cause: the network "
+            "expects pixels in 0..255 and is given pixels in [0, 1]. Evaluate "
+            "with the pixels that it was trained on, with bounds=(0, 255) and "
+            "epsilon in the same units, or put Rescaling(255) in front of it. "
+            "If it was trained on these pixels, ignore this warning.",
         )
+    ]
+
+
+def _of_gradients(found: Sequence[Arrays]) -> list[Flag]:
+    warnings = []
     if any(f["zero_gradients"] < 0 for f in found):
         warnings.append(
             _warning(
                 "no_gradients",
-                "no gradient flows from the logits to the pixels. Likely "
-                "cause: a step that cannot be differentiated, or a program "
-                "that is not TensorFlow's. Gradient attacks fail; believe "
-                "Square only.",
+                "No gradient flows from the logits to the pixels. Likely "
+                "cause: an operation that is not differentiable, or a program "
+                "outside TensorFlow. Gradient attacks fail on such a model; "
+                "rely on attacks without gradients only, such as square.",
             )
         )
     probed = sum(int(f["probed"]) for f in found)
@@ -271,17 +313,17 @@ def of_model(found):
         warnings.append(
             _warning(
                 "zero_gradients",
-                f"{zeros} of {probed} images have a gradient of zero. Likely "
-                "cause: logits so large that the softmax saturates, or "
-                "quantised or clipped activations. Cross-entropy attacks (pgd, "
-                "apgd_ce) look weak there; compare with pgd_dlr, apgd_t and "
-                "square.",
+                f"{zeros} of {probed} images have an input gradient of zero. "
+                "Likely cause: logits so large that the softmax saturates, or "
+                "quantised or clipped activations. Attacks on the "
+                "cross-entropy, such as pgd and apgd_ce, appear weak on these "
+                "images. Compare with pgd_dlr, apgd_t and square.",
             )
         )
     return warnings
 
 
-def _of_outputs(found):
+def _of_outputs(found: Sequence[Arrays]) -> list[Flag]:
     """Returns warnings about outputs that depend on more than the pixels."""
     warnings = []
     for f in found:
@@ -290,25 +332,26 @@ def _of_outputs(found):
             warnings.append(
                 _warning(
                     "random_outputs",
-                    "the model gives other logits when it is called again. "
-                    "Likely cause: noise, dropout or another random layer at "
-                    "inference. Attacks that follow one draw of the noise "
-                    "overrate it: average over draws, or take the randomness "
-                    "out.",
+                    "The model returns different logits when it is called "
+                    "again. Likely cause: noise, dropout or another random "
+                    "layer that is active in inference. Attacks follow a "
+                    "single draw of the noise, so the accuracy under attack "
+                    "is too high. Average the logits over several draws, or "
+                    "remove the randomness.",
                 )
             )
-        # Noise makes a difference beside other neighbours, too.
+        # Noise alone also makes a difference with other neighbours.
         noise = max(tolerance, 3 * f["randomness"])
         if f.get("batch_dependence", 0.0) > noise:
             warnings.append(
                 _warning(
                     "batch_dependent",
-                    "an example's logits depend on the other examples of its "
-                    "batch. Likely cause: BatchNormalization in training mode "
-                    "(a `call` that passes training=True), or a mean or a "
-                    "maximum over the whole batch. All accuracies depend on "
-                    "the order and the number of the images then. Call the "
-                    "layer with training=False, or reduce within an example.",
+                    "The logits of an example depend on the other examples of "
+                    "its batch, so all accuracies depend on the order and the "
+                    "number of the images. Likely cause: BatchNormalization "
+                    "in training mode (a `call` that passes training=True), "
+                    "or a mean or maximum over the whole batch. Call the layer "
+                    "with training=False, or reduce within each example.",
                 )
             )
     return warnings
@@ -318,9 +361,9 @@ class Facts(NamedTuple):
     """The facts about an attack, or a stage of one, that warnings depend on.
 
     Attributes:
-        gradient_free: whether it takes no gradient of the network.
-        follows_gradient: whether it follows the gradient for several steps.
-        targets: number of wrong classes that it goes for, 0 if untargeted.
+        gradient_free: Whether the attack uses no gradient of the network.
+        follows_gradient: Whether it follows the gradient for several steps.
+        targets: Number of wrong classes that it targets, 0 if it is untargeted.
     """
 
     gradient_free: bool
@@ -328,14 +371,14 @@ class Facts(NamedTuple):
     targets: int
 
 
-def facts_of(attack, gradients=None):
-    """Returns the `Facts` of an attack: as it declares them, or as measured.
+def facts_of(attack: Any, gradients: float | None = None) -> Facts:
+    """Returns the `Facts` of an attack, as declared or as measured.
 
     Args:
-        attack: a callable, which may have the attributes `gradient_free`,
+        attack: The attack. It may have the attributes `gradient_free`,
             `follows_gradient` and `targets` of `tfsam.attacks.Attack`.
-        gradients: how many gradients of an example it took on average, infinity
-            if they could not be counted, None if it was not run.
+        gradients: Mean number of gradients that it took for an example,
+            infinity if they could not be counted, None if it did not run.
     """
     free = ATTACKS.fact(attack, "gradient_free")
     if free is None:
@@ -351,33 +394,34 @@ def facts_of(attack, gradients=None):
     )
 
 
-def of_classes(classes, targets):
-    """Warnings about the number of classes.
+def of_classes(classes: int, targets: int) -> list[Flag]:
+    """Returns the warnings about the number of classes.
 
     Args:
-        classes: of the model.
-        targets: the largest number of wrong classes that an attack goes for.
+        classes: Number of classes of the model.
+        targets: Largest number of wrong classes that an attack targets.
     """
     if targets <= classes - 1:
         return []
     message = (
-        f"the model has {classes} classes: the targeted attacks go for all "
-        f"{classes - 1} others instead of {targets}"
+        f"The model has {classes} classes, so the targeted attacks use all "
+        f"{classes - 1} other classes instead of {targets}."
     )
     if classes < 4:
         message += (
-            "; the targeted difference of logits ratio needs four, the logit "
-            "margin stands in for it: this is not standard AutoAttack"
+            " The targeted difference of logits ratio needs four classes; the "
+            "logit margin replaces it. This is not standard AutoAttack, so do "
+            "not compare the accuracy with published ones."
         )
-    return [_warning("few_classes", message + ".")]
+    return [_warning("few_classes", message)]
 
 
-def of_accuracy(correct, classes):
-    """Returns warnings about natural accuracy.
+def of_accuracy(correct: np.ndarray, classes: int) -> list[Flag]:
+    """Returns the warnings about natural accuracy.
 
     Args:
-        correct: bool array (n,), which examples are classified correctly.
-        classes: of the model.
+        correct: Bool array (n,), which examples are classified correctly.
+        classes: Number of classes of the model.
     """
     guessing = 1 / classes
     near = min(2 * guessing, guessing + 0.12 * (1 - guessing))
@@ -390,21 +434,21 @@ def of_accuracy(correct, classes):
     return [
         _warning(
             "low_accuracy",
-            f"natural accuracy is {accuracy:.3g}, near guessing among "
-            f"{classes} classes ({guessing:.3g}): accuracies under attack mean "
-            "nothing. "
-            "Likely cause: pixels in another range than the network was "
-            "trained on (0..1, 0..255, -1..1 or normalised), labels of other "
-            "classes or in another order, or a network that is not trained.",
+            f"Natural accuracy is {accuracy:.3g}, which is close to guessing "
+            f"among {classes} classes ({guessing:.3g}), so accuracies under "
+            "attack mean nothing. Likely cause: pixels in another range than "
+            "the network was trained on (0..1, 0..255, -1..1 or normalised), "
+            "labels of other classes or in another order, or a network that is "
+            "not trained. Check the pixels and the labels first.",
         )
     ]
 
 
-def of_rows(rows):
-    """Returns warnings about rows with gradients that were not finite.
+def of_rows(rows: Iterable[Mapping[str, Any]]) -> list[Flag]:
+    """Returns the warnings about gradients that were NaN or infinite.
 
     Args:
-        rows: of one attack, its `robust` rows.
+        rows: The `robust` rows of an attack.
     """
     met = [row for row in rows if row.get("nan_gradients")]
     if not met:
@@ -415,25 +459,27 @@ def of_rows(rows):
         _warning(
             "nan_gradients",
             f"{met[0]['attack']}, {met[0]['norm']} {texts}: up to {count} of "
-            "the attack's input gradients were NaN or infinite, and zero was "
-            "taken in their place: the accuracy under attack means nothing. "
+            "the attack's input gradients were NaN or infinite and were "
+            "replaced by zero, so the accuracy under attack means nothing. "
             f"{NAN_CAUSE}",
         )
     ]
 
 
-def of_verdicts(verdicts, stages, text):
-    """Warnings about attacks that find what better ones missed.
+def of_verdicts(
+    verdicts: Mapping[str, np.ndarray],
+    stages: Mapping[str, Sequence[tuple[str, Facts]]],
+    text: str,
+) -> list[Flag]:
+    """Returns the warnings about weak attacks that break what strong ones miss.
 
     Args:
-        verdicts: a dict from the attack to its verdicts, int8 arrays (n,), of
-            one epsilon.
-        stages: a dict from the attack to its stages, a pair of the name and
-            the `Facts` of each.
-        text: norm and epsilon, for the message.
+        verdicts: For each attack, its verdicts at an epsilon, int8 (n,).
+        stages: For each attack, the name and the `Facts` of its stages.
+        text: Norm and epsilon, for the message.
     """
-    by_gradient: list = []
-    without: dict = {}
+    by_gradient: list[np.ndarray] = []
+    without: dict[str, np.ndarray] = {}
     for name, found in verdicts.items():
         for number, (stage, facts) in enumerate(stages[name], 1):
             if facts.gradient_free:
@@ -453,13 +499,15 @@ def of_verdicts(verdicts, stages, text):
                     "gradients_masked",
                     f"{text}: {stage}, which uses no gradient, broke {missed} "
                     "examples that the gradient attacks missed. Likely cause: "
-                    "gradients that are masked (zero, shattered, or of "
-                    "another function than the forward pass). The robust "
-                    "accuracy is an upper bound that may be far off.",
+                    "masked gradients, which are zero, shattered, or those of "
+                    "another function than the forward pass. The accuracy "
+                    "under attack is an upper bound that may be far too high. "
+                    "Evaluate with autoattack, or attack the network without "
+                    "the layers that mask its gradients.",
                 )
             )
     return warnings
 
 
-def _warning(name, message):
+def _warning(name: str, message: str) -> Flag:
     return {"warning": name, "message": message}

@@ -1,10 +1,14 @@
-"""Workers: devices, with the models as they run there."""
+"""Workers: devices, each with its own copy of the models."""
 
 import concurrent.futures
 import queue
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfsam.attacks.logits import Logits
@@ -14,27 +18,44 @@ from tfsam.models.functions import traceable
 
 
 class Worker(NamedTuple):
-    """A device, with the models as they run there and what was traced."""
+    """A device, with the models and the traced functions that it runs.
+
+    Attributes:
+        device: Name of the device, None for TensorFlow's own choice.
+        judge: The model that is evaluated.
+        source: The model that is attacked: `judge`, or a surrogate.
+        predict: Returns the logits (batch, classes) of `judge` for a batch of
+            images and a bool tensor (batch,), the examples that are needed.
+        judged: Whether `tf.function` can trace `judge`.
+        traceable: Whether `tf.function` can trace `source`.
+        runs: The traced attacks, by their keys.
+    """
 
     device: str | None
-    judge: Logits  # The model that is evaluated.
-    source: Logits  # The model that is attacked: the same, or a surrogate.
-    predict: Callable
-    judged: bool  # Whether `judge` can be traced.
-    traceable: bool  # Whether `source` can.
-    runs: dict
+    judge: Logits
+    source: Logits
+    predict: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    judged: bool
+    traceable: bool
+    runs: dict[Any, Callable[..., Any]]
 
 
-def known_devices(names):
-    """The devices that share the chunks, a list; [None] is TensorFlow's choice.
+def known_devices(
+    names: str | Iterable[str] | None,
+) -> Sequence[str | None]:
+    """Checks the names of the devices that share the chunks.
 
-    TensorFlow itself would put what is to run on an unknown one elsewhere.
+    Without this check TensorFlow would silently run the work of an unknown
+    device on another one.
 
     Args:
-        names: names of devices, one alone, or None.
+        names: Names of devices, a single name, or None.
+
+    Returns:
+        The names, a list; [None] stands for the device of TensorFlow's choice.
 
     Raises:
-        ValueError: if there is no such device.
+        ValueError: If there is no device of a name.
     """
     names = [names] if isinstance(names, str) else list(names or [])
     known = tf.config.list_logical_devices()
@@ -53,11 +74,11 @@ def known_devices(names):
     return names or [None]
 
 
-def kinds_of(devices):
-    """The kinds of devices that an evaluation runs on, such as "CPU, GPU".
+def kinds_of(devices: Iterable[str | None]) -> str:
+    """Returns the kinds of the devices, such as "CPU, GPU".
 
     Args:
-        devices: a list of names; None is the device of TensorFlow's choice.
+        devices: Names of devices, None for the device of TensorFlow's choice.
     """
     kinds = set()
     for name in devices:
@@ -67,16 +88,23 @@ def kinds_of(devices):
     return ", ".join(sorted(kinds))
 
 
-def make_worker(device, logits, source, classes, example, most=None):
+def make_worker(
+    device: str | None,
+    logits: Logits,
+    source: Logits,
+    classes: int,
+    example: np.ndarray,
+    most: int | None = None,
+) -> Worker:
     """Puts the models on a device.
 
     Args:
-        device: its name, None for TensorFlow's own choice.
-        logits: the `Logits` that is evaluated.
-        source: the `Logits` that is attacked.
-        classes: number of logits.
-        example: float array (1, ...), one example.
-        most: how many examples the networks may see at once.
+        device: Name of the device, None for TensorFlow's own choice.
+        logits: The model that is evaluated.
+        source: The model that is attacked: `logits` itself, or a surrogate.
+        classes: Number of logits of both.
+        example: Float array (1, ...), an example.
+        most: Number of examples that the network may process together, or None.
     """
     with tf.device(device):
         shape = example.shape[1:]
@@ -87,36 +115,43 @@ def make_worker(device, logits, source, classes, example, most=None):
         else:
             source = judge
         judged = traceable(judge, example)
-        if judged:
-            predict = traced(judge.predict)
-        else:
-
-            def predict(x, active):
-                return judge.function(x)
-
         attackable = traceable(source, example)
-        if not attackable:  # In no blocks: they are traced.
+        if not attackable:  # Blocks would be traced.
             source = Logits(source.function, classes=classes)
         if transferred:
             source = source.as_surrogate()
         source.most = most
         source.count_passes()
+    predict = traced(judge.predict) if judged else _eagerly(judge)
     return Worker(device, judge, source, predict, judged, attackable, {})
 
 
-def spread(workers, work, chunks):
-    """Calls `work(worker, chunk)` for each chunk, on whoever is idle.
+def _eagerly(judge: Logits) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Returns a function like `judge.predict` that calls the model as it is."""
+
+    def predict(x: tf.Tensor, active: tf.Tensor) -> tf.Tensor:
+        return judge.function(x)
+
+    return predict
+
+
+def spread(
+    workers: Sequence[Worker],
+    work: Callable[[Worker, int], None],
+    chunks: Iterable[int],
+) -> None:
+    """Calls `work(worker, chunk)` for each chunk, on the next idle worker.
 
     Args:
-        workers: a list of `Worker`s.
-        work: the function.
-        chunks: numbers of chunks.
+        workers: The workers.
+        work: The function to call.
+        chunks: Numbers of the chunks.
     """
-    idle: queue.SimpleQueue = queue.SimpleQueue()
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for worker in workers:
         idle.put(worker)
 
-    def one(chunk):
+    def one(chunk: int) -> None:
         worker = idle.get()
         try:
             with tf.device(worker.device):
@@ -138,6 +173,6 @@ def spread(workers, work, chunks):
             raise
 
 
-def as_numpy(tensor):
-    """Returns a tensor, or what converts to one, as an array."""
+def as_numpy(tensor: Any) -> np.ndarray:
+    """Converts a tensor, or anything that TensorFlow converts, to an array."""
     return tf.convert_to_tensor(tensor).numpy()

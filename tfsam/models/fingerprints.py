@@ -8,39 +8,45 @@ by which the outputs of two models are compared.
 import hashlib
 import re
 import zipfile
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfsam.attacks.logits import Logits
 from tfsam.support import files
 from tfsam.support import identity
 from tfsam.support.layers import flattened
 
+Sketch = dict[str, list[list[float]] | None]
+
 # How a `.keras` file marks an object that several layers share.
 _SHARED = re.compile(rb'("shared_object_id": )(\d+)')
 
-# Of a projection's size, what rounding may change, and the part of the examples
-# that must agree to it.
+# Tolerance for rounding, relative to a projection, and the share of the
+# examples that must agree within it.
 _ROUNDING, _MOST = 0.01, 0.75
 
 
-def describe(logits, name=None):
+def describe(logits: Logits, name: str | None = None) -> dict[str, Any]:
     """Describes a model so that another process recognises it.
 
-    A name given by the user stands for the whole model. A model from files is
-    known by their checksum, the way it was loaded, and the code of those of its
-    layers that is not in the files; any other one by all that
-    `identity.describe` finds.
+    A name given by the user replaces the description. A model from files is
+    described by their checksum, the way it was loaded, and the code of custom
+    layers, which is not in the files. Any other model is described by
+    `identity.describe`.
 
     Args:
-        logits: the `Logits` that it was loaded as.
-        name: the user's, or None.
+        logits: The loaded model.
+        name: The user's name, or None.
 
     Returns:
-        A dict of JSON's types.
+        A dict of JSON types.
 
     Raises:
-        tfsam.support.identity.Unknown: if it has no description and no name.
+        tfsam.support.identity.Unknown: If the model cannot be described and has
+            no name.
     """
     if name is not None:
         return {"named": str(name)}
@@ -54,16 +60,19 @@ def describe(logits, name=None):
     try:
         code = identity.digest(identity.describe(network))
     except identity.Unknown:
-        return dict(logits.identity)  # The files are all that can be told.
+        return dict(logits.identity)  # Nothing is known but the files.
     return logits.identity | {"network": code}
 
 
-def from_file(path, format):
+def from_file(path: Any, format: str) -> dict[str, Any]:
     """Describes a model by its files, for the `identity` of a `Logits`.
 
     Args:
-        path: of the file or the folder.
-        format: "keras" or "saved_model", how it was loaded.
+        path: Path of the file or the folder.
+        format: "keras" or "saved_model", the way in which it was loaded.
+
+    Returns:
+        A dict of JSON types.
     """
     checksum = files.digest(path)
     if zipfile.is_zipfile(path):
@@ -71,20 +80,21 @@ def from_file(path, format):
     return {"files": checksum, "loading": {"format": format}}
 
 
-def _digest_of_archive(path):
+def _digest_of_archive(path: Any) -> str:
     """Computes a checksum of a `.keras` file that saving again does not change.
 
-    The archive has the time of the day in its directory and in metadata.json,
-    whose versions a record has of its own, and addresses of shared objects in
-    the configuration; their order of appearance stands for them.
+    The archive holds times, in its directory and in metadata.json, and
+    addresses of shared objects, in config.json. metadata.json is left out,
+    because a record has versions of its own, and the addresses are replaced by
+    the order in which they appear.
 
     Args:
-        path: of the archive.
+        path: Path of the archive.
     """
     total = hashlib.sha256()
     seen: dict[bytes, int] = {}
 
-    def numbered(match):
+    def numbered(match: re.Match[bytes]) -> bytes:
         return match[1] + b"%d" % seen.setdefault(match[2], len(seen))
 
     with zipfile.ZipFile(path) as archive:
@@ -99,49 +109,50 @@ def _digest_of_archive(path):
     return total.hexdigest()
 
 
-def sketch(function, x):
-    """Computes a few numbers by which a model's outputs are compared.
+def sketch(function: Callable[..., Any], x: np.ndarray) -> Sketch | None:
+    """Computes a few numbers by which the outputs of models are compared.
 
-    They are three random projections of each example's logits, and of their
-    gradient in the pixels along a random direction of the logits: models of
-    equal logits may differ in the gradients that attacks follow.
+    They are three random projections of each example's logits, and of the
+    gradient of a random combination of the logits with respect to the pixels.
+    Models with equal logits may differ in the gradients that attacks follow.
 
     Args:
-        function: pixels to logits (batch, classes).
-        x: float array (batch, ...), a few examples.
+        function: Function from pixels to logits (batch, classes).
+        x: Float array (batch, ...), a few examples.
 
     Returns:
-        A dict of `logits` and `gradients`, lists of three numbers an example;
-        `gradients` is None where none flow. Or None, if two calls give
-        different numbers.
+        A dict of `logits` and `gradients`, lists of three numbers for each
+        example; `gradients` is None if no gradient flows. None if two calls
+        differ.
     """
     first, second = (_projections(function, x) for _ in range(2))
     return first if alike(first, second) else None
 
 
-def alike(sketch, other):
-    """Returns whether two sketches are of the same model, but for rounding.
+def alike(sketch: Sketch | None, other: Sketch | None) -> bool:
+    """Returns whether two sketches agree but for rounding.
 
     Another processor, or another number of threads, rounds differently, and a
-    quantised network may amplify that: most of the examples decide. `None`
-    is like every other one.
+    quantised network may amplify the difference. Therefore only most of the
+    examples must agree. None agrees with every sketch.
 
     Args:
-        sketch: what `sketch` returned.
-        other: what it returned for the same examples.
+        sketch: A result of `sketch`.
+        other: A result of `sketch` for the same examples.
     """
     if sketch is None or other is None:
         return True
     for key in ("logits", "gradients"):
         one, two = sketch[key], other[key]
-        if (one is None) != (two is None):
-            return False
-        if one is not None and not _mostly_close(one, two):
+        if one is None or two is None:
+            if one is not two:
+                return False
+        elif not _mostly_close(np.array(one), np.array(two)):
             return False
     return True
 
 
-def _projections(function, x):
+def _projections(function: Callable[..., Any], x: np.ndarray) -> Sketch:
     random = np.random.default_rng(0)
     pixels = tf.convert_to_tensor(x)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -151,7 +162,7 @@ def _projections(function, x):
         total = tf.reduce_sum(logits * upstream)
     try:
         slopes = tape.gradient(total, pixels)
-    except Exception:  # Whatever somebody else's model raises.
+    except Exception:  # A user's model may raise anything.
         slopes = None
     return {
         key: None if values is None else _projected(values, random)
@@ -159,17 +170,18 @@ def _projections(function, x):
     }
 
 
-def _projected(values, random):
-    values = np.reshape(values, (len(values), -1)).astype(np.float64)
-    directions = random.normal(size=(values.shape[1], 3))
-    found = values @ directions / np.sqrt(len(directions))
-    # JSON has no NaN and no infinity.
+def _projected(
+    values: tf.Tensor, random: np.random.Generator
+) -> list[list[float]]:
+    array = np.reshape(values, (len(values), -1)).astype(np.float64)
+    directions = random.normal(size=(array.shape[1], 3))
+    found = array @ directions / np.sqrt(len(directions))
+    # JSON has neither NaN nor infinity.
     found = np.where(np.isfinite(found), found, 0.0)
     return [[float(f"{number:.6g}") for number in row] for row in found]
 
 
-def _mostly_close(one, two):
-    one, two = np.array(one), np.array(two)
+def _mostly_close(one: np.ndarray, two: np.ndarray) -> bool:
     if one.shape != two.shape:
         return False
     largest = np.maximum(abs(one), abs(two)).max(axis=1, keepdims=True)

@@ -1,6 +1,9 @@
 """Models as functions from pixels to logits that change no variable."""
 
 import math
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,76 +14,86 @@ from tfsam.support import files
 from tfsam.support.layers import flattened
 from tfsam.support.outputs import check_ending
 
-# Examples that go through the network at once on a CPU: images of many pixels,
-# and of few. The same whatever the batch, so that an example's logits are.
+# Number of examples in a block, which the network processes together on a CPU:
+# for images of many pixels, and for small ones. It does not depend on the
+# batch, so an example's logits do not either.
 _BLOCK_ROWS, _BLOCK_ROWS_OF_SMALL = 32, 128
 _SMALL = 1024
+
+# Relative rounding errors of half-precision types.
 _HALVES = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 class StatelessFunction:
-    """A function of pixels whose calls leave every Keras variable as it was.
+    """A function of pixels whose calls do not change any Keras variable.
 
-    A layer may write when it is called: a BatchNormalization in training mode
-    its moving statistics, a Dropout the state of its seed generator, a metric
-    its totals. Here the scope of a call drops these writes.
+    A layer may update variables when it is called: a BatchNormalization in
+    training mode its moving statistics, a Dropout the state of its seed
+    generator, a metric its totals. These updates are dropped.
 
     Args:
-        function: pixels to logits.
+        function: Function from pixels to logits.
     """
 
-    def __init__(self, function):
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
 
-    def __call__(self, x):
+    def __call__(self, x: tf.Tensor) -> Any:
         """Returns the logits of a batch."""
         return self.in_turn([x])[0]
 
-    def in_turn(self, batches):
-        """Calls the function on one batch after the other, in one scope.
+    def in_turn(self, batches: Sequence[tf.Tensor]) -> list[Any]:
+        """Calls the function on several batches, without resetting the state.
 
-        A call reads the state that the call before it wrote, as it would
-        outside of an evaluation.
+        Each call reads the updates of the previous one, as it would outside an
+        evaluation.
 
         Args:
-            batches: a list of float tensors (batch, ...).
+            batches: Float tensors (batch, ...).
 
         Returns:
-            A list of what the function returned.
+            The function's results.
         """
         with keras.StatelessScope(self._mapping()):
             return [self._call(x) for x in batches]
 
-    def __identity__(self):
-        """Returns what `identity.describe` describes in place of this."""
+    def __identity__(self) -> Any:
+        """Returns the object that `identity.describe` describes instead."""
         return self.function
 
-    def _mapping(self):
+    def _mapping(self) -> list[tuple[keras.Variable, tf.Tensor]]:
         return []
 
-    def _call(self, x):
+    def _call(self, x: tf.Tensor) -> Any:
         return self.function(x)
 
 
 class NetworkFunction(StatelessFunction):
-    """A Keras model in inference mode, with its weights or copies of them."""
+    """A Keras model in inference mode.
 
-    def __init__(self, model, values=None):
+    Args:
+        model: The model.
+        values: Tensors that replace the model's variables, or None.
+    """
+
+    def __init__(
+        self, model: keras.Model, values: list[tf.Tensor] | None = None
+    ) -> None:
         super().__init__(model)
         self.model = model
         self.values = values
 
-    def copied(self):
-        """The same model with copies of its weights on the current device."""
+    def copied(self) -> "NetworkFunction":
+        """Copies the model's weights to the current device."""
         values = [tf.identity(v.value) for v in self.model.variables]
         return NetworkFunction(self.model, values)
 
-    def _mapping(self):
+    def _mapping(self) -> list[tuple[keras.Variable, tf.Tensor]]:
         if self.values is None:
             return []
         return list(zip(self.model.variables, self.values, strict=True))
 
-    def _call(self, x):
+    def _call(self, x: tf.Tensor) -> Any:
         inputs = getattr(self.model, "inputs", None) or []
         outputs = getattr(self.model, "outputs", None) or []
         if len(inputs) != 1 or len(outputs) != 1:
@@ -89,20 +102,26 @@ class NetworkFunction(StatelessFunction):
         spec = tf.TensorSpec(output.shape, output.dtype)
         return in_batches_of(inputs[0].shape[0], self._predict, x, spec)
 
-    def _predict(self, x):
+    def _predict(self, x: tf.Tensor) -> Any:
         return self.model(x, training=False)
 
 
-def in_batches_of(size, function, x, output):
+def in_batches_of(
+    size: int | None,
+    function: Callable[[tf.Tensor], tf.Tensor],
+    x: tf.Tensor,
+    output: tf.TensorSpec,
+) -> tf.Tensor:
     """Calls a function that takes batches of one size on a batch of any size.
 
-    The last part is filled up with its last example.
+    The last part is filled up with copies of the last example.
 
     Args:
-        size: examples that the function takes; None is any number.
-        function: a float tensor (size, ...) to a tensor (size, ...).
-        x: float tensor (batch, ...).
-        output: `tf.TensorSpec` of the function's result.
+        size: Number of examples that the function takes, None for any number.
+        function: Function from a float tensor (size, ...) to a tensor
+            (size, ...).
+        x: Float tensor (batch, ...).
+        output: Spec of the function's result.
 
     Returns:
         A tensor (batch, ...).
@@ -111,7 +130,7 @@ def in_batches_of(size, function, x, output):
         return function(x)
     count = tf.shape(x)[0]
     parts = (count + size - 1) // size
-    # Not by a gather, whose gradient would be sparse.
+    # The gradient of a gather would be sparse.
     filling = tf.repeat(x[-1:], parts * size - count, axis=0)
     filled = tf.reshape(
         tf.concat([x, filling], 0),
@@ -123,20 +142,26 @@ def in_batches_of(size, function, x, output):
     return tf.ensure_shape(found[:count], [x.shape[0], *output.shape[1:]])
 
 
-def for_evaluation(logits, classes, shape, device=None):
-    """The logits as an evaluation runs them on a device.
+def for_evaluation(
+    logits: Logits,
+    classes: int,
+    shape: Sequence[int],
+    device: str | None = None,
+) -> Logits:
+    """Prepares a model for the device on which an evaluation runs.
 
-    On a CPU in blocks; on a GPU whole batches, attack loops inside XLA.
+    On a CPU the model processes blocks of examples. On a GPU it processes whole
+    batches, and XLA compiles the loops of attacks.
 
     Args:
-        logits: a `Logits`.
-        classes: number of logits.
-        shape: of an example.
-        device: name of a device that gets a copy of a Keras model's weights;
-            None is TensorFlow's own choice, and no copy.
+        logits: The model.
+        classes: Number of logits.
+        shape: Shape of an example.
+        device: Name of the device, to which the weights of a Keras model are
+            copied. None means TensorFlow's own choice, without a copy.
 
     Returns:
-        A new `Logits`, which shares nothing that is traced.
+        A new `Logits`, which shares no traced function with the old one.
     """
     function = logits.function
     if device is not None and isinstance(function, NetworkFunction):
@@ -144,7 +169,7 @@ def for_evaluation(logits, classes, shape, device=None):
             function = function.copied()
     gpu = tf.config.list_logical_devices("GPU")
     if gpu and (device is None or "GPU" in device.upper()):
-        rows, jit_loops = None, logits.jit_compile
+        rows, jit_loops = None, bool(logits.jit_compile)
     else:
         small = math.prod(shape) <= _SMALL
         rows = logits.rows or (_BLOCK_ROWS_OF_SMALL if small else _BLOCK_ROWS)
@@ -154,8 +179,8 @@ def for_evaluation(logits, classes, shape, device=None):
     return made
 
 
-def _coarsest(function):
-    """Returns the relative rounding error of a network of halves, else 0."""
+def _coarsest(function: Any) -> float:
+    """Returns the relative rounding error of half precision, 0 without it."""
     network = getattr(function, "model", None)
     layers = flattened(network) if isinstance(network, keras.Model) else []
     return max(
@@ -163,15 +188,19 @@ def _coarsest(function):
     )
 
 
-def use_xla(jit_compile="auto"):
-    """Whether XLA is to compile a network's gradients.
+def use_xla(jit_compile: bool | str = "auto") -> bool:
+    """Returns whether XLA compiles a network's gradients.
 
     Args:
-        jit_compile: "auto" is yes on GPUs; on CPUs a plain graph was the faster
-            one. Or a bool.
+        jit_compile: A bool, or "auto" to compile them on GPUs only. On CPUs,
+            graphs that are not compiled were faster (see BUILD_NOTES.md).
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: If `jit_compile` is something else.
+
+    Example:
+        >>> use_xla(True)
+        True
     """
     if jit_compile == "auto":
         return bool(tf.config.list_logical_devices("GPU"))
@@ -183,16 +212,16 @@ def use_xla(jit_compile="auto"):
     return bool(jit_compile)
 
 
-def count_classes(logits, example):
-    """The number of a model's logits.
+def count_classes(logits: Logits, example: np.ndarray) -> int:
+    """Returns the number of a model's logits.
 
     Args:
-        logits: a `Logits`.
-        example: float array (1, ...), one example.
+        logits: The model.
+        example: Float array (1, ...), an example.
 
     Raises:
-        ValueError: if the model does not take it, or returns something else
-            than logits (1, classes), such as probabilities.
+        ValueError: If the model does not take the example, or does not return
+            logits (1, classes) for it.
     """
     try:
         output = logits.function(tf.convert_to_tensor(example))
@@ -214,15 +243,15 @@ def count_classes(logits, example):
             f"{output.dtype.name} of shape {shape} for one example"
         )
     check_ending(getattr(logits.function, "model", None))
-    return shape[1]
+    return int(shape[1])
 
 
-def traceable(logits, example):
-    """Whether `tf.function` can trace a model.
+def traceable(logits: Logits, example: np.ndarray) -> bool:
+    """Returns whether `tf.function` can trace a model.
 
     Args:
-        logits: a `Logits`.
-        example: float array (1, ...), one example.
+        logits: The model.
+        example: Float array (1, ...), an example.
     """
     predict = tf.function(
         logits, jit_compile=logits.jit_compile, autograph=False
@@ -230,7 +259,7 @@ def traceable(logits, example):
     try:
         predict(tf.convert_to_tensor(example))
     except Exception:
-        # Whatever a callable of the user's does, in NumPy or with `.numpy()`,
-        # it worked eagerly when its outputs were counted.
+        # A callable that uses NumPy or `.numpy()` can raise anything here; it
+        # has returned its logits eagerly before.
         return False
     return True

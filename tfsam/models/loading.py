@@ -1,7 +1,8 @@
-"""Models of any kind, loaded as functions from pixels to logits."""
+"""Loading of models of any kind, as functions from pixels to logits."""
 
 import os
 import warnings
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -15,24 +16,34 @@ from tfsam.models.functions import use_xla
 from tfsam.support import files
 
 
-def load_logits(model, jit_compile="auto"):
-    """A model of any kind as a function from pixels to logits.
+def load_logits(model: Any, jit_compile: bool | str = "auto") -> Logits:
+    """Loads a model of any kind as a function from pixels to logits.
 
     Args:
-        model: a Keras model, the path of a `.keras` file or of a SavedModel, or
-            a callable from pixels to logits. A SavedModel is a program: load
-            those of people you trust; a warning says so.
-        jit_compile: whether XLA compiles the network's gradients: True, False
-            or "auto", which does on GPUs.
+        model: A Keras model, the path of a `.keras` file or of a SavedModel, or
+            a callable from pixels (batch, ...) to logits (batch, classes). A
+            SavedModel is a program: load only models from people you trust. A
+            warning reminds of that.
+        jit_compile: Whether XLA compiles the network's gradients: True, False,
+            or "auto" to compile them on GPUs only.
 
     Returns:
-        A `tfsam.attacks.Logits`, in inference mode. Calling it changes no
-        variable of a Keras layer, also where a callable calls one in training
-        mode.
+        A `tfsam.attacks.Logits`, in inference mode. A call changes no variable
+        of a Keras layer, even if a callable calls a layer in training mode.
 
     Raises:
-        ValueError: if it is none of these, or a file that is no model, or
-            jit_compile is something else.
+        ValueError: If `model` is none of these, a file holds no model, or
+            `jit_compile` is invalid.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> network = keras.Sequential(
+        ...     [keras.Input((4,)), keras.layers.Dense(3)]
+        ... )
+        >>> logits_fn = load_logits(network)
+        >>> logits_fn(np.zeros((2, 4), "float32")).shape
+        TensorShape([2, 3])
     """
     compiled = use_xla(jit_compile)
     if isinstance(model, (str, os.PathLike)):
@@ -51,12 +62,12 @@ def load_logits(model, jit_compile="auto"):
             "model must be a Keras model, a path, or a callable from pixels to "
             f"logits. Received: model={model}"
         )
-    # XLA cannot compile all callables: it has to be asked for.
+    # XLA cannot compile every callable, so "auto" does not try.
     return Logits(StatelessFunction(model), compiled and jit_compile != "auto")
 
 
-def _stateless(logits):
-    """The same `Logits`, of a function whose calls change no variable."""
+def _stateless(logits: Logits) -> Logits:
+    """Returns the same model as a function that changes no variable."""
     if isinstance(logits.function, StatelessFunction):
         return logits
     stateless = Logits(
@@ -71,24 +82,25 @@ def _stateless(logits):
     return stateless
 
 
-def _load(path):
+def _load(path: str) -> Any:
     if os.path.isdir(path) and tf.saved_model.contains_saved_model(path):
         warnings.warn(
-            f"{path} is a SavedModel, a program that can do whatever you can: "
-            "load those of people you trust, or ask for a .keras file.",
+            f"{path} is a SavedModel, a program that can do anything that you "
+            "can do. Load only models from people you trust, or use a .keras "
+            "file.",
             stacklevel=2,
         )
     try:
         return _loaded(path)
     except Exception as error:
-        # A file can be broken in more ways than one knows.
+        # A file can be damaged in many ways.
         raise ValueError(
             "model must be the path of a .keras file or of a SavedModel folder "
             f"({files.reason(error)}). Received: model={path}"
         ) from error
 
 
-def _loaded(path):
+def _loaded(path: str) -> Any:
     if not os.path.exists(path):
         raise ValueError("no such file")
     if not os.path.isdir(path):
@@ -99,18 +111,19 @@ def _loaded(path):
 class _SavedModel:
     """The function from pixels to logits of a loaded SavedModel.
 
-    Of a Keras export it is the endpoint `serve`, else the signature
+    For an export of Keras it is the endpoint `serve`, otherwise the signature
     `serving_default`.
 
     Args:
-        loaded: the result of `tf.saved_model.load`.
+        loaded: The result of `tf.saved_model.load`.
 
     Raises:
-        ValueError: if there is no such function, or not of one tensor to one.
+        ValueError: If there is no such function, or it does not map one tensor
+            to one tensor.
     """
 
-    def __init__(self, loaded):
-        # The variables live only as long as the loaded object.
+    def __init__(self, loaded: Any) -> None:
+        # The variables are freed with the loaded object.
         self._loaded = loaded
         if hasattr(loaded, "serve"):
             self._function = loaded.serve
@@ -124,14 +137,14 @@ class _SavedModel:
                 )
             self._function = signatures["serving_default"]
             concrete = [self._function]
-        # Unknown where several signatures are possible.
+        # With several signatures, the specs are unknown.
         self._input = self._output = None
         if len(concrete) == 1:
             specs = concrete[0].structured_input_signature
             self._input = _only("inputs", specs)
             self._output = _only("outputs", concrete[0].structured_outputs)
 
-    def __call__(self, x):
+    def __call__(self, x: tf.Tensor) -> Any:
         """Returns the logits of a batch of any size."""
         if self._input is None:
             return self._function(x)
@@ -147,13 +160,21 @@ class _SavedModel:
             size, self._logits, tf.cast(x, dtype), self._output
         )
 
-    def _logits(self, x):
+    def _logits(self, x: tf.Tensor) -> tf.Tensor:
         (logits,) = tf.nest.flatten(self._function(x))
         return logits
 
 
-def _only(kind, specs):
-    """Returns the only tensor of a signature."""
+def _only(kind: str, specs: Any) -> tf.TensorSpec:
+    """Returns the only tensor of a signature.
+
+    Args:
+        kind: "inputs" or "outputs", for the error.
+        specs: A structure of specs.
+
+    Raises:
+        ValueError: If there are several tensors or none.
+    """
     found = [s for s in tf.nest.flatten(specs) if isinstance(s, tf.TensorSpec)]
     if len(found) != 1:
         names = sorted(str(spec.name) for spec in found)

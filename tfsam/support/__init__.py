@@ -1,1 +1,1 @@
-"""Foundations that every package may use: files, devices, signals, checks."""
+"""Support: files, devices, signals and checks, for every other package."""

@@ -1,16 +1,18 @@
-"""Assertions that also hold in a graph, and errors of one line out of them.
+"""Assertions that also hold in a graph, and their errors in a single line.
 
-TensorFlow reports a failed assertion of a graph with the places where each
-operation was made, forty lines of them. `one_line` finds the message in it.
+TensorFlow reports a failed assertion of a graph together with the places where
+each operation was created, about forty lines. `one_line` extracts the message.
 """
 
 import contextlib
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 
-# Around the message of an assertion, in the long text that TensorFlow makes; a
-# graph shows each part of it in brackets, an eager step a part a line.
+# Marks around the message of an assertion, in TensorFlow's long text. A graph
+# shows each part of the message in brackets, an eager step on its own line.
 _BEGIN, _END = "[tfsam] ", "[/tfsam]"
 _PARTS = re.compile(
     re.escape(_BEGIN)
@@ -20,19 +22,19 @@ _PARTS = re.compile(
 )
 
 
-def required(condition, text, values):
-    """Asserts a condition, in a graph, too; see `one_line`.
+def required(condition: tf.Tensor, text: str, values: tf.Tensor) -> tf.Tensor:
+    """Asserts a condition, also in a graph; see `one_line`.
 
     Args:
-        condition: scalar bool tensor.
-        text: of the error, up to the name of what was received.
-        values: tensor whose range the error shows.
+        condition: Scalar bool tensor.
+        text: Error message, up to the name of the received value.
+        values: Tensor whose range the error shows.
 
     Returns:
-        A tensor to stand `behind`.
+        A tensor for `behind`.
     """
 
-    def failed():
+    def failed() -> tf.Tensor:
         shown = values
         if values.dtype.size < 4:
             shown = tf.cast(values, tf.float32)
@@ -46,12 +48,12 @@ def required(condition, text, values):
     return tf.cond(condition, lambda: tf.constant(True), failed)
 
 
-def behind(found, tensors):
+def behind(found: list[tf.Tensor], tensors: Any) -> Any:
     """Returns tensors that are computed only if all assertions hold.
 
     Args:
-        found: a list of what `required` returned.
-        tensors: a structure of tensors, or of None.
+        found: Results of `required`.
+        tensors: A structure of tensors or None.
     """
     if not found:
         return tensors
@@ -62,8 +64,8 @@ def behind(found, tensors):
 
 
 @contextlib.contextmanager
-def one_line():
-    """Turns a failed `required` into a ValueError of one line, `Refused`."""
+def one_line() -> Iterator[None]:
+    """Converts a failed `required` to a `Refused`, with a single line."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -80,7 +82,13 @@ def one_line():
 
 
 class Refused(ValueError, tf.errors.InvalidArgumentError):
-    """Data that a graph refused; still the error that TensorFlow raised."""
+    """Data that an assertion in a graph rejected.
 
-    def __init__(self, message):
+    The class is also an error of TensorFlow, which raised it first.
+
+    Args:
+        message: The error message.
+    """
+
+    def __init__(self, message: str) -> None:
         tf.errors.InvalidArgumentError.__init__(self, None, None, message)

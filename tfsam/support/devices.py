@@ -1,8 +1,8 @@
-"""Devices by the name that a command line gives them, and workers.
+"""Devices, by their names on the command line, and clusters of workers.
 
-Workers are processes, on one machine or on several, that train one model
-together. The environment variable TF_CONFIG tells each who they are and which
-of them it is; the first one is the chief.
+Workers are processes, on one or several machines, that train a model together.
+The environment variable TF_CONFIG tells each process the addresses of all
+workers and its own number. The first worker is the chief.
 """
 
 import contextlib
@@ -12,6 +12,12 @@ import json
 import os
 import re
 import zlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -19,15 +25,17 @@ import tensorflow as tf
 from tfsam.support import files
 from tfsam.support import signals
 
+Number = TypeVar("Number", int, float)
+
 STRATEGIES = ("auto", "mirrored", "multi_worker")
 
-# Why there are no others.
+# The reason why no other strategies are supported.
 _TOGETHER = (
     "replicas must take each step together, which parameter servers do not, "
     "and XLA may compile pieces of a step only, where a TPU needs all of it"
 )
 
-# What TensorFlow raises in the workers that are left when one is lost.
+# Exceptions that TensorFlow raises in the other workers if one is lost.
 _LOST = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -39,15 +47,15 @@ _LOST = (
 
 
 class WorkerLost(ConnectionError):
-    """Another worker was lost, or never came."""
+    """Another worker was lost, or never connected."""
 
 
-def cluster_size():
-    """How many workers the environment variable TF_CONFIG names; 1 without it.
+def cluster_size() -> int:
+    """Returns the number of workers in TF_CONFIG, 1 if it is not set.
 
     Raises:
-        ValueError: if TF_CONFIG cannot be read, does not say which of them this
-            is, or names parameter servers or evaluators.
+        ValueError: If TF_CONFIG is invalid, does not name this worker, or names
+            parameter servers or evaluators.
     """
     text = os.environ.get("TF_CONFIG", "")
     if not text.strip():
@@ -73,28 +81,33 @@ def cluster_size():
     return sum(map(len, cluster.values()))
 
 
-def _are_hosts(value):
+def _are_hosts(value: Any) -> bool:
     return isinstance(value, list) and all(
         re.fullmatch(r".+:\d+", host) for host in value
     )
 
 
-def make_strategy(devices, kind="auto"):
-    """The `tf.distribute` strategy of a command line, None for one device.
+def make_strategy(
+    devices: str, kind: str = "auto"
+) -> tf.distribute.Strategy | None:
+    """Makes the `tf.distribute` strategy that the flags describe.
 
-    Of several workers it waits until all of them are there, and must come
-    before anything else that TensorFlow does.
+    With several workers, it waits until all of them have connected, and must be
+    called before anything else in TensorFlow.
 
     Args:
         devices: auto, cpu, cpu:N, gpu:all or gpu:N.
-        kind: "mirrored" for this process's devices alone, "multi_worker" for
-            those of all workers of TF_CONFIG, "auto" for the latter if there
-            are any.
+        kind: "mirrored" for the devices of this process only, "multi_worker"
+            for those of all workers in TF_CONFIG, or "auto" for the latter if
+            there are any.
+
+    Returns:
+        The strategy, None for a single device.
 
     Raises:
-        WorkerLost: if another worker did not come in time.
-        ValueError: if there are no such devices, workers or strategies, or if
-            this worker cannot start, for one since its port is taken.
+        WorkerLost: If another worker did not connect in time.
+        ValueError: If there are no such devices, workers or strategies, or if
+            this worker cannot start, for example because its port is taken.
     """
     if kind not in STRATEGIES:
         raise ValueError(
@@ -113,8 +126,8 @@ def make_strategy(devices, kind="auto"):
     return _mirrored(devices)
 
 
-def _multi_worker(devices, count):
-    """All GPUs of all workers, or the CPU of each."""
+def _multi_worker(devices: str, count: int) -> tf.distribute.Strategy:
+    """Makes a strategy of all GPUs of all workers, or of their CPUs."""
     if devices not in ("auto", "cpu", "gpu:all"):
         raise ValueError(
             "devices must be auto, cpu or gpu:all for several workers, each of "
@@ -136,17 +149,17 @@ def _multi_worker(devices, count):
         tf.errors.UnavailableError,
     ) as error:
         raise WorkerLost(
-            f"another worker never came: {files.reason(error)}"
+            f"another worker never connected: {files.reason(error)}"
         ) from error
     except (RuntimeError, tf.errors.OpError) as error:
         raise ValueError(
-            "workers must meet before TensorFlow starts, each at a port of its "
-            f"own that is free ({files.reason(error)}). "
+            "workers must connect before TensorFlow starts, each at a free "
+            f"port of its own ({files.reason(error)}). "
             f"Received: TF_CONFIG={os.environ['TF_CONFIG']}"
         ) from None
 
 
-def _mirrored(devices):
+def _mirrored(devices: str) -> tf.distribute.Strategy | None:
     gpus = tf.config.get_visible_devices("GPU")
     number = r"[1-9]\d*"
     match = re.fullmatch(
@@ -165,7 +178,7 @@ def _mirrored(devices):
                 f"Received: devices={devices}"
             )
         names = [f"GPU:{i}" for i in range(count)]
-        # One GPU of several still needs to be told apart from the others.
+        # One of several GPUs must be selected by its name.
         return tf.distribute.MirroredStrategy(names) if len(gpus) > 1 else None
     if gpus and match[0].startswith("cpu"):
         try:
@@ -185,25 +198,25 @@ def _mirrored(devices):
         )
     if len(tf.config.list_logical_devices("CPU")) < count:
         raise ValueError(
-            f"devices must be set before TensorFlow starts, or be those that "
-            f"are here. Received: devices={devices}"
+            "devices must be set before TensorFlow starts, or be those that "
+            f"exist already. Received: devices={devices}"
         )
     return tf.distribute.MirroredStrategy(
         [f"CPU:{i}" for i in range(count)],
-        # Collectives remember shapes by a key that the next strategy of the
-        # process counts from the start again: a second run would fail.
+        # Collectives cache shapes by a key whose counter restarts with the next
+        # strategy of the process, in which they would fail.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
 
 
-def check_strategy(strategy):
-    """Refuses the strategies that a `RobustModel` cannot be trained under.
+def check_strategy(strategy: tf.distribute.Strategy) -> None:
+    """Checks that a `RobustModel` can be trained under a strategy.
 
     Args:
-        strategy: the current `tf.distribute` strategy.
+        strategy: The current `tf.distribute` strategy.
 
     Raises:
-        ValueError: if it is one of them.
+        ValueError: If the strategy is not supported.
     """
     known = (
         tf.distribute.MirroredStrategy,
@@ -218,20 +231,20 @@ def check_strategy(strategy):
         )
 
 
-def is_chief(strategy):
-    """Whether this process is the one that writes: others leave no file.
+def is_chief(strategy: tf.distribute.Strategy | None) -> bool:
+    """Returns whether this process is the chief, the only one to write files.
 
     Args:
-        strategy: a `tf.distribute` strategy or None.
+        strategy: The `tf.distribute` strategy, or None.
     """
     return strategy is None or strategy.extended.should_checkpoint
 
 
-def workers(strategy):
-    """How many processes a strategy, or None, has.
+def workers(strategy: tf.distribute.Strategy | None) -> int:
+    """Returns the number of processes of a strategy.
 
     Args:
-        strategy: a `tf.distribute` strategy or None.
+        strategy: The `tf.distribute` strategy, or None.
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return 1
@@ -240,16 +253,19 @@ def workers(strategy):
 
 
 @contextlib.contextmanager
-def losing_workers(strategy):
-    """Says in one way what TensorFlow says in many: a worker was lost.
+def losing_workers(
+    strategy: tf.distribute.Strategy | None,
+) -> Iterator[None]:
+    """Converts TensorFlow's exceptions for a lost worker to `WorkerLost`.
 
-    It finds out within about half a minute, or in the next collective.
+    TensorFlow notices a lost worker within about half a minute, or in the next
+    collective.
 
     Args:
-        strategy: a `tf.distribute` strategy or None.
+        strategy: The `tf.distribute` strategy, or None.
 
     Raises:
-        WorkerLost: if another worker was lost.
+        WorkerLost: If another worker was lost.
     """
     try:
         yield
@@ -261,17 +277,19 @@ def losing_workers(strategy):
         ) from error
 
 
-def check_agreement(strategy, what):
-    """Waits for all workers, and finds whether they are in the same state.
+def check_agreement(
+    strategy: tf.distribute.Strategy | None, what: Mapping[str, Any]
+) -> None:
+    """Waits for all workers, and checks that they are in the same state.
 
     Args:
-        strategy: a `tf.distribute` strategy or None.
-        what: the state by name; numbers and text.
+        strategy: The `tf.distribute` strategy, or None.
+        what: The state, numbers and texts by name.
 
     Raises:
-        ValueError: in all workers, with what differs.
+        ValueError: If the state of a worker differs, in all workers.
     """
-    if workers(strategy) == 1:
+    if strategy is None or workers(strategy) == 1:
         return
     sums = [zlib.crc32(str(value).encode()) for value in what.values()]
     found = _of_workers(strategy, sums)
@@ -284,45 +302,50 @@ def check_agreement(strategy, what):
             )
 
 
-def of_chief(strategy, value):
-    """The chief's value of a number that each worker has measured.
+def of_chief(strategy: tf.distribute.Strategy | None, value: Number) -> Number:
+    """Returns the chief's value of a number that each worker has measured.
 
-    What all workers decide by must be one number, or some would go on and wait
-    for the others: BatchNorm's statistics, for one, differ between them.
+    Measurements differ between workers, because BatchNorm's statistics do. A
+    common decision must depend on a single number, or some workers would wait
+    for the others forever.
 
     Args:
-        strategy: a `tf.distribute` strategy or None.
-        value: a number.
+        strategy: The `tf.distribute` strategy, or None.
+        value: This worker's number.
     """
-    if workers(strategy) == 1:
+    if strategy is None or workers(strategy) == 1:
         return value
     return type(value)(_of_workers(strategy, value)[0])
 
 
-def anywhere(strategy, facts):
-    """Which of some facts are true in one worker at least.
+def anywhere(
+    strategy: tf.distribute.Strategy | None, facts: Sequence[bool]
+) -> Sequence[bool]:
+    """Returns which facts are true in at least one worker.
 
-    It is fast enough to be asked at each step.
+    It is fast enough to be called at each step.
 
     Args:
-        strategy: a `tf.distribute` strategy or None.
-        facts: booleans, the same number of them in all workers.
+        strategy: The `tf.distribute` strategy, or None.
+        facts: Booleans, the same number in all workers.
     """
-    if workers(strategy) == 1:
+    if strategy is None or workers(strategy) == 1:
         return facts
     counts = _counter(strategy)(np.array(facts, "float32"))
     count = strategy.experimental_local_results(counts)[0].numpy()
     return (count > 0).tolist()
 
 
-def asked_to_stop(strategy, stop):
-    """Returns the signal that any worker was sent, or None.
+def asked_to_stop(
+    strategy: tf.distribute.Strategy | None, stop: signals.Stop
+) -> int | None:
+    """Returns the number of a signal that any worker has received, or None.
 
     All workers must call this at the same place.
 
     Args:
-        strategy: a `tf.distribute` strategy or None.
-        stop: this worker's `tfsam.support.signals.Stop`.
+        strategy: The `tf.distribute` strategy, or None.
+        stop: This worker's `Stop`.
     """
     found = anywhere(
         strategy, [stop.asked == signum for signum in signals.SIGNALS]
@@ -331,27 +354,31 @@ def asked_to_stop(strategy, stop):
 
 
 @functools.cache
-def _counter(strategy):
-    """A function that adds up arrays; eagerly it would be traced each time."""
+def _counter(strategy: tf.distribute.Strategy) -> Callable[..., Any]:
+    """Returns a function that sums arrays, traced once for all calls."""
 
-    def add(array):
+    def add(array: tf.Tensor) -> tf.Tensor:
         replica = tf.distribute.get_replica_context()
-        # What is given has no device, by which TensorFlow finds the others.
+        # The argument has no device, by which TensorFlow finds the others.
         return replica.all_reduce("SUM", tf.identity(array))
 
     return tf.function(lambda array: strategy.run(add, args=(array,)))
 
 
-def _of_workers(strategy, value):
-    """An array with a row for each replica: each worker's value."""
+def _of_workers(strategy: tf.distribute.Strategy, value: Any) -> np.ndarray:
+    """Returns an array with a row for each replica, its worker's value."""
     mine = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(np.array([value]))
     )
     return strategy.gather(mine, axis=0).numpy()
 
 
-def names(strategy):
-    """The devices of this process that a run works on."""
+def names(strategy: tf.distribute.Strategy | None) -> list[str]:
+    """Returns the names of this process's devices that a run uses.
+
+    Args:
+        strategy: The `tf.distribute` strategy, or None.
+    """
     if strategy is not None:
         names = strategy.extended.worker_devices
         return ["/device:" + name.rpartition("device:")[2] for name in names]

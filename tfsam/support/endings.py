@@ -1,10 +1,13 @@
-"""Whether a network ends in a softmax or a sigmoid, read off its layers.
+"""The endings of networks: a softmax or a sigmoid, recognised by the layers.
 
-An attack on probabilities finds vanishing gradients, and a loss that takes
-logits trains badly on them. Layers that are programs of their own, such as a
-`Lambda` or a subclass, cannot be read; `outputs.assert_probabilities` checks
-the values that they return.
+Attacks on probabilities suffer from vanishing gradients, and a loss that takes
+logits trains badly on them. The ending of a `Lambda` or a subclassed layer is
+unknown; the module `outputs` checks their values.
 """
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,16 +15,16 @@ import tensorflow as tf
 _L = keras.layers
 
 
-def _operation(function, *arguments):
-    """Returns the class of the operation that a function of Keras records."""
+def _operation(function: Callable[..., Any], *arguments: Any) -> type:
+    """Returns the class of the operation that a Keras function records."""
     output = function(keras.KerasTensor((1, 2)), *arguments)
     return type(output._keras_history.operation)
 
 
 _FUNCTIONS = (keras.ops.softmax, keras.ops.sigmoid, keras.ops.hard_sigmoid)
 
-# Layers and operations of a functional graph that return probabilities, and
-# functions that a layer may apply as its activation.
+# Layers and operations that return probabilities, and functions that do so as
+# the activation of a layer.
 _ENDINGS = (_L.Softmax, *map(_operation, _FUNCTIONS))
 _APPLIED = (
     *_FUNCTIONS,
@@ -33,8 +36,8 @@ _APPLIED = (
     tf.nn.sigmoid,
 )
 
-# In inference mode these return the numbers that they are given, means or
-# maxima of them, at most in another order or type.
+# Layers and operations that return their inputs in inference mode, or means or
+# maxima of them, possibly in another order or dtype.
 _SAME_VALUES = (
     _L.ActivityRegularization,
     _L.AlphaDropout,
@@ -71,19 +74,26 @@ _SAME_VALUES = (
     _operation(lambda x: x[:, :1]),
 )
 
-# The same of several inputs.
+# The same for several inputs.
 _MIXTURES = (_L.Average, _L.Concatenate, _L.Maximum, _L.Minimum)
 
 
-def in_probabilities(network):
-    """Says of each output of a network whether it is of probabilities.
+def in_probabilities(network: keras.Model) -> list[bool | None]:
+    """Returns for each output of a network whether it holds probabilities.
 
     Args:
-        network: a `keras.Model`.
+        network: The network.
 
     Returns:
-        A list with True, False or None (unknown) for each output; empty where
-        the network does not tell its outputs.
+        A list with True, False or None (unknown) for each output. It is empty
+        if the network has no graph of layers.
+
+    Example:
+        >>> network = keras.Sequential(
+        ...     [keras.Input((4,)), keras.layers.Dense(3, "softmax")]
+        ... )
+        >>> in_probabilities(network)
+        [True]
     """
     outputs = tf.nest.flatten(getattr(network, "outputs", None) or [])
     if not outputs and isinstance(network, keras.Sequential) and network.layers:
@@ -91,15 +101,17 @@ def in_probabilities(network):
     return [_of_tensor(output) for output in outputs]
 
 
-def _of_tensor(tensor):
+def _of_tensor(tensor: keras.KerasTensor) -> bool | None:
     operation, node, position = tensor._keras_history
     nodes = getattr(operation, "_inbound_nodes", [])
     inputs = nodes[node].input_tensors if node < len(nodes) else []
     return _of_operation(operation, inputs, position)
 
 
-def _of_operation(operation, inputs, position):
-    """Judges the output at a position of an operation with these inputs."""
+def _of_operation(
+    operation: Any, inputs: Sequence[keras.KerasTensor], position: int
+) -> bool | None:
+    """Returns whether an operation's output at a position is probabilities."""
     if isinstance(operation, keras.Model):
         found = in_probabilities(operation)
         return found[position] if position < len(found) else None

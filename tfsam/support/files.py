@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all.
+"""Files that are written atomically, and errors of reading and writing them.
 
-`replacing` and its relatives write beside the place and move the result there.
+`replacing`, and the functions that use it, write a temporary file beside the
+destination and move it there.
 """
 
 import contextlib
@@ -15,16 +16,23 @@ import shutil
 import socket
 import time
 import zlib
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+Path = str | os.PathLike[str]
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-# Of `replacing`: the process, a random number, and where the process runs.
+# A temporary name of `replacing`: number of the process, a random number, and
+# the host of the process.
 _TEMPORARY = re.compile(r"^\.(\d+)(?:\.[0-9a-f]+)?_([^-]*)-")
 _ABANDONED = 7 * 24 * 3600.0  # Seconds.
 
-# How messages of Keras and TensorFlow are built; see `reason`.
+# Parts of messages of Keras and TensorFlow; see `reason`.
 _TERMINAL_CODES = re.compile(r"\x1b\[[\d;]*m")
 _NESTED = "Exception encountered: "
 _SURROUNDING = re.compile(
@@ -40,21 +48,21 @@ _NODES = re.compile(
 
 
 class DiskFull(OSError):
-    """A file has no room: the disk is full, or a quota or a limit is."""
+    """A file cannot be written: the disk is full, or a quota or limit is."""
 
 
 class Unusable(ValueError):
-    """A file that a run has kept is damaged, or of another run."""
+    """A file of a run is damaged, or belongs to another run."""
 
 
-def expanded(path):
-    """A user's path, in which ~ and ~name are home folders.
+def expanded(path: Path) -> pathlib.Path:
+    """Replaces ~ and ~name at the start of a path by home folders.
 
     Args:
-        path: text, or a path.
+        path: The path, as the user gave it.
 
     Raises:
-        ValueError: if nobody has the name.
+        ValueError: If there is no user of this name.
     """
     try:
         return pathlib.Path(path).expanduser()
@@ -65,18 +73,22 @@ def expanded(path):
         ) from error
 
 
-def reason(error):
-    """Returns the line of an error's message that says what is wrong.
+def reason(error: BaseException) -> str:
+    r"""Returns the line of an error's message that states the reason.
 
-    Keras and TensorFlow put other lines around it: where the error was raised,
+    Keras and TensorFlow surround it with other lines: the place of the error,
     stack traces, arguments, and the configurations of whole networks.
 
     Args:
-        error: an exception.
+        error: The exception.
 
     Returns:
-        One line without terminal codes; the name of the exception's class if
-        the message is empty.
+        A line without terminal codes; the name of the exception's class if the
+        message is empty.
+
+    Example:
+        >>> reason(ValueError("no such layer\nArguments received by call:"))
+        'no such layer'
     """
     text = _TERMINAL_CODES.sub("", str(error))
     # Keras puts the configuration of each enclosing object before the reason.
@@ -92,42 +104,42 @@ def reason(error):
     return next(filter(None, map(str.strip, lines)), type(error).__name__)
 
 
-def _without_details(line):
-    """Strips names of graph nodes, values and configurations from a line."""
+def _without_details(line: str) -> str:
+    """Removes names of graph nodes, values and configurations from a line."""
     for marker in _DETAILS:
         line = line.partition(marker)[0]
     return _NODES.sub("", line.strip()).strip()
 
 
 @contextlib.contextmanager
-def reading(path, expected):
-    """Says which of a run's own files it was that cannot be read.
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """Names the file in errors that are raised while it is read.
 
     Args:
-        path: of the file that is read within.
-        expected: what it should hold.
+        path: Path of the file, one of a run's own.
+        expected: Description of the content that it should have.
 
     Raises:
-        Unusable: if anything is raised within.
+        Unusable: If the block raises any exception.
     """
     try:
         yield
     except Exception as error:
-        # A file can be broken in more ways than one knows.
+        # A file can be damaged in many ways.
         raise Unusable(
             f"{path} must hold {expected} ({reason(error)}). "
             "Received: a damaged file"
         ) from error
 
 
-def no_room(error):
-    """What the system said, if an error comes of a full disk; else None.
+def no_room(error: BaseException) -> str | None:
+    """Returns the system's message if a full disk caused an error, else None.
 
-    Keras, HDF5 and TensorFlow have exceptions of their own for it, in which
-    only the system's words remain.
+    Keras, HDF5 and TensorFlow raise exceptions of their own, which contain only
+    the system's message.
 
     Args:
-        error: an exception.
+        error: The exception.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -140,14 +152,14 @@ def no_room(error):
 
 
 @contextlib.contextmanager
-def writing(path):
-    """Says which file it was that has no room.
+def writing(path: Path) -> Iterator[None]:
+    """Names the file if the disk is full while it is written.
 
     Args:
-        path: of the file that is written within.
+        path: Path of the file.
 
     Raises:
-        DiskFull: if the disk is full.
+        DiskFull: If the disk is full.
     """
     try:
         yield
@@ -159,17 +171,26 @@ def writing(path):
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """Gives a temporary path, and moves what was made there to `path`.
+def replacing(path: Path) -> Iterator[pathlib.Path]:
+    """Replaces a file or a folder atomically.
 
     Args:
-        path: of a file or a folder; what stands there is replaced.
+        path: Path of the file or the folder, which need not exist.
 
     Yields:
-        A path beside `path` with the same ending.
+        A temporary path beside `path` with the same suffix. The file or folder
+        made there is moved to `path` at the end of the block.
 
     Raises:
-        DiskFull: if there is no room for it; what stood there still stands.
+        DiskFull: If the disk is full. The old file or folder is kept.
+
+    Example:
+        >>> import tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "notes.txt")
+        >>> with replacing(path) as temporary:
+        ...     _ = temporary.write_text("done")
+        >>> path.read_text()
+        'done'
     """
     path = pathlib.Path(path)
     mine = f"{os.getpid()}.{secrets.token_hex(4)}_{_host()}"
@@ -184,14 +205,14 @@ def replacing(path):
         remove(temporary)
 
 
-def leftovers(folder):
-    """Returns the temporary paths in a folder that dead processes left there.
+def leftovers(folder: Path) -> list[pathlib.Path]:
+    """Returns the temporary paths that processes left behind when they ended.
 
-    A process of another host or container cannot be looked up; its files count
-    as left once they have not changed for a week.
+    A process of another host or container cannot be looked up. Its files count
+    as leftovers if they have not changed for a week.
 
     Args:
-        folder: the folder of the paths given to `replacing`; it need not exist.
+        folder: Folder of paths given to `replacing`; it need not exist.
     """
     return [
         path
@@ -200,22 +221,22 @@ def leftovers(folder):
     ]
 
 
-def temporaries(folder):
-    """Returns all temporary paths in a folder, whoever writes them.
+def temporaries(folder: Path) -> list[pathlib.Path]:
+    """Returns all temporary paths in a folder, of any process.
 
     Args:
-        folder: the folder of the paths given to `replacing`; it need not exist.
+        folder: Folder of paths given to `replacing`; it need not exist.
     """
     found = pathlib.Path(folder).glob(".*-*")
     return [path for path in found if _TEMPORARY.match(path.name)]
 
 
-def _host():
-    """Returns a name for where this process's number is the only one.
+def _host() -> str:
+    """Returns a name of the host in which process numbers are unique.
 
-    Containers may share a folder and a host name, and in each of them the
-    first process has number 1: so it is the host's name with the start of the
-    machine and the namespace of the numbers, where the system tells them.
+    Containers may share a folder and a host name, and in each of them the first
+    process has number 1. The name therefore includes a checksum of the boot and
+    of the namespace of process numbers, if the system reports them.
     """
     place = ""
     with contextlib.suppress(OSError):
@@ -225,8 +246,8 @@ def _host():
     return f"{name}.{zlib.crc32(place.encode()):08x}"
 
 
-def _is_orphan(path, pid, host):
-    """Returns whether a temporary path's process is gone."""
+def _is_orphan(path: pathlib.Path, pid: str, host: str) -> bool:
+    """Returns whether the process of a temporary path has ended."""
     if host != _host():
         with contextlib.suppress(OSError):
             return time.time() - path.lstat().st_mtime > _ABANDONED
@@ -240,23 +261,23 @@ def _is_orphan(path, pid, host):
     return int(pid) == os.getpid()
 
 
-def remove(path):
-    """Removes a file or a folder, if it is there.
+def remove(path: pathlib.Path) -> None:
+    """Removes a file or a folder, if it exists.
 
     Args:
-        path: its path.
+        path: Its path.
     """
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
 
 
-def write_atomically(path, text):
-    """Writes a text file.
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file atomically.
 
     Args:
-        path: the file.
-        text: its content.
+        path: Path of the file.
+        text: Its content.
     """
     with replacing(path) as temporary, open(temporary, "w") as file:
         file.write(text)
@@ -264,21 +285,21 @@ def write_atomically(path, text):
         os.fsync(file.fileno())
 
 
-def write_json(path, content):
-    """Writes JSON.
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file atomically.
 
     Args:
-        path: the file.
-        content: what `json.dumps` takes.
+        path: Path of the file.
+        content: Value of JSON types.
     """
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path):
-    """What a JSON file holds; None if there is no such file, or no object.
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Reads a JSON object; returns None if there is no such file, or no object.
 
     Args:
-        path: the file.
+        path: Path of the file.
     """
     try:
         content = json.loads(pathlib.Path(path).read_text())
@@ -287,12 +308,12 @@ def read_json(path):
     return content if isinstance(content, dict) else None
 
 
-def write_arrays(path, arrays):
-    """Writes arrays by name.
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes an .npz file atomically.
 
     Args:
-        path: the .npz file.
-        arrays: a dict of arrays.
+        path: Path of the file.
+        arrays: Arrays by name.
     """
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
@@ -300,14 +321,14 @@ def write_arrays(path, arrays):
         os.fsync(file.fileno())
 
 
-def listing(entries):
+def listing(entries: Iterable[tuple[str, os.stat_result]]) -> str:
     """Describes files by their names, sizes and times, without reading them.
 
     Args:
-        entries: pairs of a file's name and what `os.stat` says of it.
+        entries: Pairs of the name and the status of a file.
 
     Returns:
-        A line: how many there are, their bytes, and a checksum.
+        A line with the number of files, their bytes, and a checksum.
     """
     total, count, size = hashlib.sha256(), 0, 0
     for name, stat in sorted(entries, key=lambda entry: entry[0]):
@@ -316,11 +337,11 @@ def listing(entries):
     return f"{count} files, {size} bytes, checksum {total.hexdigest()[:16]}"
 
 
-def entries(path):
+def entries(path: Path) -> list[tuple[str, os.stat_result]]:
     """Lists a file, or all files of a folder, for `listing`.
 
     Args:
-        path: of the file or the folder.
+        path: Path of the file or the folder.
     """
     path = pathlib.Path(path)
     if path.is_file():
@@ -332,11 +353,14 @@ def entries(path):
     ]
 
 
-def digest(path):
-    """A checksum of a file, or of all files of a folder and their names.
+def digest(path: Path) -> str:
+    """Computes a checksum of a file, or of a folder's files and their names.
 
     Args:
-        path: of the file or the folder.
+        path: Path of the file or the folder.
+
+    Returns:
+        64 hexadecimal digits.
     """
     path = pathlib.Path(path)
     if path.is_file():

@@ -1,7 +1,7 @@
 """Checks of labels: class numbers, or distributions over the classes.
 
-Labels that name several classes at once have no accuracy that an attack on
-classes could measure, so they are refused.
+Labels that name several classes at once are rejected, because they have no
+accuracy that an attack on classes could measure.
 """
 
 import numpy as np
@@ -16,22 +16,27 @@ NO_DISTRIBUTION = (
 )
 
 
-def class_labels(y):
-    """Converts labels to class numbers, or refuses them.
+def class_labels(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Converts labels to class numbers.
 
     Args:
-        y: array of labels: class numbers, integers (n,) or (n, 1), or a
-            distribution over the classes a row (n, classes): one-hot, soft or
+        y: Integers (n,) or (n, 1), the class numbers; or an array (n, classes),
+            in each row a distribution over the classes: one-hot, soft or
             smoothed.
 
     Returns:
-        (y, numbers): the labels as attacks take them, int64 (n,) or as given,
-        and the class number of each, int64 (n,); the largest entry of a row
-        counts.
+        (y, numbers): the labels in the form that attacks take, int64 (n,) or as
+        given, and the class numbers, int64 (n,). The class number of a
+        distribution is its largest entry.
 
     Raises:
-        ValueError: if y has another shape or dtype, or a row is no distribution
-            over the classes, such as several tags at once.
+        ValueError: If y has another shape or dtype, or a row is no distribution
+            over the classes.
+
+    Example:
+        >>> one_hot = np.eye(3)[[2, 0]]
+        >>> class_labels(one_hot)[1].tolist()
+        [2, 0]
     """
     if y.ndim == 2 and y.shape[1] > 1:
         check_distributions(y)
@@ -45,14 +50,14 @@ def class_labels(y):
     return numbers, numbers
 
 
-def check_distributions(y):
-    """Refuses rows of labels that are no distribution over classes.
+def check_distributions(y: np.ndarray) -> None:
+    """Checks that the rows of labels are distributions over the classes.
 
     Args:
-        y: array (n, classes).
+        y: Array (n, classes).
 
     Raises:
-        ValueError: if a row has a negative entry or does not sum to 1.
+        ValueError: If a row has a negative entry or does not sum to 1.
     """
     rows = np.asarray(y, np.float64)
     slack = sum_slack(y.dtype.itemsize)
@@ -66,16 +71,16 @@ def check_distributions(y):
         )
 
 
-def check_classes(y, numbers, classes):
-    """Refuses labels that name no class of the network.
+def check_classes(y: np.ndarray, numbers: np.ndarray, classes: int) -> None:
+    """Checks that labels name classes of the network.
 
     Args:
-        y: labels as `class_labels` returns them.
-        numbers: their class numbers, int64 (n,).
-        classes: the network's number of logits.
+        y: Labels that `class_labels` returned.
+        numbers: Their class numbers, int64 (n,).
+        classes: The network's number of logits.
 
     Raises:
-        ValueError: if the labels have another number of columns, or a class
+        ValueError: If the labels have another number of columns, or a class
             number is not in [0, classes).
     """
     if y.ndim == 2 and y.shape[1] != classes:
@@ -93,14 +98,14 @@ def check_classes(y, numbers, classes):
         )
 
 
-def assert_distributions(y):
-    """Asserts that labels are distributions over the classes.
+def assert_distributions(y: tf.Tensor) -> tf.Tensor:
+    """Asserts that labels are distributions over the classes, also in a graph.
 
     Args:
-        y: tensor (batch, classes).
+        y: Tensor (batch, classes).
 
     Returns:
-        What `required` returns.
+        The assertion; see `assertions.required`.
     """
     rows = tf.cast(y, tf.float64)
     slack = sum_slack(y.dtype.size if y.dtype.is_floating else 4)
@@ -110,16 +115,18 @@ def assert_distributions(y):
     return required(held, f"{NO_DISTRIBUTION} Received: sums of rows", sums)
 
 
-def assert_class_numbers(y, classes, ignored=None):
-    """Asserts that labels name classes of the network.
+def assert_class_numbers(
+    y: tf.Tensor, classes: int, ignored: int | None = None
+) -> tf.Tensor:
+    """Asserts that labels name classes of the network, also in a graph.
 
     Args:
-        y: tensor of class numbers.
-        classes: the network's number of logits.
-        ignored: a number that stands for no class, which the loss leaves out.
+        y: Tensor of class numbers.
+        classes: The network's number of logits.
+        ignored: A label that names no class and that the loss ignores, or None.
 
     Returns:
-        What `required` returns.
+        The assertion; see `assertions.required`.
     """
     y = tf.cast(y, tf.float64)
     held = (y >= 0) & (y < classes) & (y == tf.round(y))
@@ -131,15 +138,15 @@ def assert_class_numbers(y, classes, ignored=None):
     return required(tf.reduce_all(held), f"{text}. Received: y", y)
 
 
-def sum_slack(size):
-    """Returns by how much the sum of a distribution may miss 1.
+def sum_slack(size: int) -> float:
+    """Returns by how much the sum of a distribution may differ from 1.
 
     Args:
-        size: bytes of its type: halves round coarsely.
+        size: Number of bytes of its dtype; half precision rounds coarsely.
     """
     return 0.02 if size < 4 else 1e-3
 
 
-def _row(row):
+def _row(row: np.ndarray) -> str:
     shown = ", ".join(f"{value:g}" for value in row[:5].astype(float))
     return f"[{shown}{', ...' if len(row) > 5 else ''}]"

@@ -1,41 +1,49 @@
-"""The layers of a network, and the range of pixels that they receive."""
+"""The layers of a network, and the range of the pixels that they receive."""
 
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
 
-# Pixels that lie closer together behind a Rescaling were in another range.
+# Pixels within a smaller range after a Rescaling were probably in another range
+# than the layer expects.
 LEAST_RANGE = 0.02
 
 
-def flattened(layer):
-    """Yields a layer and all that it holds.
+def flattened(layer: keras.Layer) -> Iterator[keras.Layer]:
+    """Yields a layer and all layers inside it.
 
     Args:
-        layer: a Keras layer or model.
+        layer: A Keras layer or model.
+
+    Example:
+        >>> network = keras.Sequential([keras.layers.Flatten(name="flat")])
+        >>> [layer.name for layer in flattened(network)][1:]
+        ['flat']
     """
     yield layer
     for part in getattr(layer, "layers", ()):
         yield from flattened(part)
 
 
-def rescaled(network, width):
-    """Returns how wide a range of pixels is at the first layer with weights.
+def rescaled(network: Any, width: float) -> float:
+    """Returns the width of the pixels' range at the first layer with weights.
 
     Args:
-        network: a `keras.Model`; anything else has no layers.
-        width: of the range of the pixels.
+        network: A `keras.Model`; any other object has no layers.
+        width: Width of the range of the pixels.
 
     Returns:
-        A float, the width behind the network's leading `Rescaling` layers;
-        infinity where it has none.
+        The width after the network's leading `Rescaling` layers; infinity if
+        there are none.
     """
     scale, found = 1.0, False
     layers = flattened(network) if isinstance(network, keras.Model) else ()
     for layer in layers:
         if getattr(layer, "layers", ()):
-            continue  # Its parts come next.
+            continue  # Its parts follow.
         if isinstance(layer, keras.layers.Rescaling):
             scale *= float(np.mean(layer.scale))
             found = True
@@ -44,11 +52,13 @@ def rescaled(network, width):
     return abs(scale) * width if found else np.inf
 
 
-def warn_of_rescaling(network, bounds):
-    """Warns of a network for pixels of another range than an attack's bounds.
+def warn_of_rescaling(
+    network: keras.Model, bounds: tuple[float, float] | None
+) -> None:
+    """Warns if a network seems to expect other pixels than an attack's bounds.
 
     Args:
-        network: a `keras.Model`.
+        network: The network.
         bounds: (lowest, highest) value of the pixels, or None.
     """
     seen = (
@@ -56,10 +66,10 @@ def warn_of_rescaling(network, bounds):
     )
     if seen < LEAST_RANGE:
         warnings.warn(
-            "network begins with a Rescaling layer, behind which pixels within "
-            f"the attack's bounds={bounds} lie within {seen:.2g} of each other."
-            " Likely cause: a network for pixels in 0..255 that is given "
-            "pixels in [0, 1]. Take the layer off, or give the attack the "
-            "bounds (0, 255) and epsilon in their units.",
+            "The network begins with a Rescaling layer, after which all pixels "
+            f"within the attack's bounds={bounds} lie within {seen:.2g} of "
+            "each other. Likely cause: the network expects pixels in 0..255 "
+            "and is given pixels in [0, 1]. Remove the layer, or give the "
+            "attack bounds=(0, 255) and an epsilon in the same units.",
             stacklevel=3,
         )

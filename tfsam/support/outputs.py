@@ -1,8 +1,10 @@
 """Checks of a network's outputs: logits, not probabilities.
 
-A loss that takes logits for probabilities trains nothing, and the gradients of
-probabilities vanish, so that a network looks robust.
+The gradients of probabilities vanish, so that a network without logits looks
+robust. A loss that takes logits for probabilities, or vice versa, trains badly.
 """
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,18 +21,18 @@ RETURN_LOGITS = (
 )
 
 
-def check_logits(outputs, network=None):
-    """Refuses outputs that are probabilities, by their values or by the layers.
+def check_logits(outputs: np.ndarray, network: Any = None) -> None:
+    """Checks by values and layers that outputs are not probabilities.
 
     Args:
-        outputs: array (n, classes) of what a model returned.
-        network: the `keras.Model`; where its layers say that these are logits,
-            the values are not looked at.
+        outputs: Float array (n, classes), outputs of a model.
+        network: The `keras.Model`, or None. If its layers show that the outputs
+            are logits, the values are not checked.
 
     Raises:
-        ValueError: if all rows are distributions over the classes, or all
-            numbers lie in [0, 1], some above 0.5. A few numbers of one column
-            may do so by chance: they pass.
+        ValueError: If each row is a distribution over the classes, or all
+            numbers lie in [0, 1] and some above 0.5. Fewer than 16 numbers in a
+            single column may do so by chance, and pass.
     """
     check_ending(network)
     if network is not None and endings.in_probabilities(network) == [False]:
@@ -45,14 +47,14 @@ def check_logits(outputs, network=None):
         )
 
 
-def check_ending(network):
-    """Refuses a network that returns probabilities by its layers.
+def check_ending(network: Any) -> None:
+    """Checks by its layers that a network does not return probabilities.
 
     Args:
-        network: a `keras.Model`; anything else passes.
+        network: A `keras.Model`; any other object passes.
 
     Raises:
-        ValueError: if one of its outputs ends in a softmax or a sigmoid.
+        ValueError: If one of its outputs ends in a softmax or a sigmoid.
     """
     model = isinstance(network, keras.Model)
     if model and True in endings.in_probabilities(network):
@@ -61,14 +63,14 @@ def check_ending(network):
         )
 
 
-def assert_probabilities(y_pred):
-    """Asserts that predictions are probabilities, as their loss expects.
+def assert_probabilities(y_pred: tf.Tensor) -> tf.Tensor:
+    """Asserts that predictions are probabilities, also in a graph.
 
     Args:
-        y_pred: float tensor.
+        y_pred: Float tensor.
 
     Returns:
-        What `required` returns.
+        The assertion; see `assertions.required`.
     """
     return required(
         tf.reduce_all((y_pred >= -1e-3) & (y_pred <= 1 + 1e-3)),
@@ -78,18 +80,18 @@ def assert_probabilities(y_pred):
     )
 
 
-def assert_logits(y_pred):
-    """Asserts that predictions are no distributions, as of a softmax.
+def assert_logits(y_pred: tf.Tensor) -> tf.Tensor:
+    """Asserts that predictions are not those of a softmax, also in a graph.
 
     Args:
-        y_pred: float tensor (..., classes).
+        y_pred: Float tensor (..., classes).
 
     Returns:
-        What `required` returns.
+        The assertion; see `assertions.required`.
     """
     values = y_pred if y_pred.dtype.size > 2 else tf.cast(y_pred, tf.float32)
     sums = tf.reduce_sum(values, axis=-1)
-    # A row of logits may have the sum 1 by chance, in halves or not.
+    # A row of logits may sum to 1 by chance, especially in half precision.
     exact = y_pred.dtype.size > 2
     slack = 1e-4 if exact else sum_slack(2)
     softmax = (tf.size(sums) > (0 if exact else 3)) & tf.reduce_all(values >= 0)
@@ -102,18 +104,17 @@ def assert_logits(y_pred):
     )
 
 
-def check_class_outputs(part, y_pred, y):
-    """Refuses what has no classes, for a part of tfsam that works on them.
+def check_class_outputs(part: str, y_pred: Any, y: Any) -> None:
+    """Checks that outputs and labels suit a part that works on classes.
 
     Args:
-        part: its name, for the message.
-        y_pred: predictions, or their spec, a tensor or a structure.
-        y: labels, or their spec.
+        part: Name of the part, for the message.
+        y_pred: Predictions or their specs, a tensor or a structure.
+        y: Labels or their specs.
 
     Raises:
-        ValueError: if there is not one output (batch, classes) of two classes
-            or more, or y is of neither of the shapes (batch,) and
-            (batch, classes).
+        ValueError: Unless there is a single output (batch, classes) with at
+            least two classes, and y has shape (batch,) or (batch, classes).
     """
     shapes = [
         [tuple(t.shape) for t in keras.tree.flatten(side) if t is not None]
@@ -139,15 +140,15 @@ def check_class_outputs(part, y_pred, y):
     )
 
 
-def class_logits(y_pred, y):
-    """Returns logits in float32, checked to be those of the labels' classes.
+def class_logits(y_pred: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Returns logits in float32, checked to match the labels' classes.
 
     Args:
-        y_pred: tensor of predictions.
-        y: tensor of labels.
+        y_pred: Tensor of predictions.
+        y: Tensor of labels.
 
     Raises:
-        ValueError: as `check_class_outputs` says.
+        ValueError: If they do not match; see `check_class_outputs`.
     """
     check_class_outputs("the method", y_pred, y)
     return tf.cast(y_pred, tf.float32)

@@ -1,8 +1,8 @@
-"""Checks of pixels: their type, and the bounds of an attack.
+"""Checks of pixels: their dtype, and the bounds of an attack.
 
-Pixels outside the bounds would be clipped silently, which changes the image.
-Rounding errors of a few units in the last place are clipped; anything further
-out is refused.
+Attacks clip pixels to their bounds, which would silently change an image
+outside them. A value outside the bounds is therefore rejected, unless rounding
+errors explain it.
 """
 
 import numpy as np
@@ -11,20 +11,22 @@ import tensorflow as tf
 from tfsam.support.assertions import behind
 from tfsam.support.assertions import required
 
-# Resizing and dividing white images gives up to three units in the last place
-# above white.
+Bounds = tuple[float, float] | None
+
+# Tolerance in units in the last place: resizing and dividing white images gives
+# up to three units above white.
 _UNITS = 4
 
 
-def check_floating(x, bounds):
-    """Refuses pixels that are no floats: no attack can move them.
+def check_floating(x: tf.Tensor, bounds: Bounds) -> None:
+    """Checks that pixels are floats, which attacks can change.
 
     Args:
-        x: tensor of pixels.
+        x: Tensor of pixels.
         bounds: (lowest, highest) value, or None, for the message.
 
     Raises:
-        ValueError: if they are of another dtype.
+        ValueError: If the pixels are of another dtype.
     """
     if not x.dtype.is_floating:
         raise ValueError(
@@ -33,19 +35,23 @@ def check_floating(x, bounds):
         )
 
 
-def inside_bounds(x, bounds):
-    """Clips rounding errors beyond the bounds and refuses anything further.
+def inside_bounds(x: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """Clips rounding errors outside the bounds, and rejects larger deviations.
 
     Args:
-        x: float array of pixels, in the type in which they were computed.
+        x: Float array of pixels, in the dtype in which they were computed.
         bounds: (lowest, highest) value, or None for inputs that are not images.
 
     Returns:
-        x, clipped where a value lies beyond the bounds by at most four units
-        in the last place of x's type.
+        x, clipped if a value lies outside the bounds by at most four units in
+        the last place of its dtype.
 
     Raises:
-        ValueError: if a value lies further out, or is NaN.
+        ValueError: If a value lies further outside, or is NaN.
+
+    Example:
+        >>> inside_bounds(np.float32([0.5, 1 + 1e-7]), (0.0, 1.0)).tolist()
+        [0.5, 1.0]
     """
     if bounds is None or x.size == 0:
         return x
@@ -54,7 +60,7 @@ def inside_bounds(x, bounds):
     if lowest >= low and highest <= high:
         return x
     slack = _UNITS * rounding(x.dtype, bounds)
-    # Compared in float64: an infinity of halves or a NaN is never inside.
+    # In float64, so that an infinite half or a NaN is never inside.
     beyond = max(float(low) - float(lowest), float(highest) - float(high))
     if not beyond <= slack:
         raise ValueError(
@@ -65,20 +71,22 @@ def inside_bounds(x, bounds):
     return np.clip(x, low, high).astype(x.dtype, copy=False)
 
 
-def assert_inside(x, bounds, dtype=None):
-    """Clips rounding errors beyond the bounds, and asserts the rest.
+def assert_inside(
+    x: tf.Tensor, bounds: Bounds, dtype: tf.DType | None = None
+) -> tf.Tensor:
+    """Clips rounding errors like `inside_bounds`, also in a graph.
 
     Args:
-        x: float tensor of pixels.
+        x: Float tensor of pixels.
         bounds: (lowest, highest) value, or None.
-        dtype: the type in which the pixels were computed; None is x's.
+        dtype: Dtype in which the pixels were computed; None means that of x.
 
     Returns:
-        x, clipped, behind a `required` that nothing lies further out than
-        `inside_bounds` allows.
+        x, clipped. It is computed only after the assertion that no value lies
+        further outside than `inside_bounds` allows.
 
     Raises:
-        ValueError: if they are no floats.
+        ValueError: If the pixels are not floats.
     """
     check_floating(x, bounds)
     if bounds is None:
@@ -95,11 +103,11 @@ def assert_inside(x, bounds, dtype=None):
     return behind([held], tf.clip_by_value(x, low, high))
 
 
-def rounding(dtype, bounds):
+def rounding(dtype: tf.DType, bounds: tuple[float, float]) -> float:
     """Returns the unit in the last place of the largest value of an image.
 
     Args:
-        dtype: a floating-point dtype, NumPy's or TensorFlow's.
+        dtype: A floating-point dtype of NumPy or TensorFlow.
         bounds: (lowest, highest) value.
     """
     largest = np.asarray(max(map(abs, bounds)))
@@ -107,11 +115,15 @@ def rounding(dtype, bounds):
     return float(np.spacing(largest.astype(dtype)))
 
 
-def short(number):
-    """Returns the shortest text that no other number of its type has.
+def short(number: np.generic) -> str:
+    """Returns the shortest text that identifies a number of its dtype.
 
     Args:
-        number: a scalar of NumPy.
+        number: A NumPy scalar.
+
+    Example:
+        >>> short(np.float32(0.1))
+        '0.1'
     """
     if number.dtype.itemsize < 4:
         number = number.astype(np.float32)

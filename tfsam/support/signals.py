@@ -1,10 +1,10 @@
-"""SIGTERM and SIGINT: a process leaves soon, with its work saved.
+"""Signals that stop a process: SIGTERM and SIGINT.
 
-The first signal asks. Where nothing is lost, the process leaves there and then;
-in training it leaves at the end of the step, with a checkpoint. A second signal
-ends it at once, and so does the end of a grace: schedulers kill after ten
-seconds, and a thread keeps the time, for no signal reaches Python while an
-operation of TensorFlow runs.
+After the first signal, a process that has nothing to lose stops at once, and
+training stops at the end of the step, with a checkpoint. A second signal stops
+the process immediately, and so does the end of a grace period, because
+schedulers kill a process after about ten seconds. A thread measures the time:
+Python handles no signal while an operation of TensorFlow runs.
 """
 
 import contextlib
@@ -12,40 +12,42 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 8.0  # Seconds.
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the process to stop.
+    """A signal requested the process to stop.
 
     Args:
-        signum: its number.
+        signum: Number of the signal.
 
     Attributes:
-        code: the exit code that shells expect, 128 + signum.
+        code: The exit code that shells expect, 128 + signum.
     """
 
-    def __init__(self, signum):
+    def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.code = 128 + signum
 
 
 class Stop:
-    """Knows whether a signal has asked the process to stop.
+    """A request to stop the process, made by a signal.
 
     Attributes:
-        asked: the signal's number, or None.
+        asked: Number of the signal, or None before there is one.
     """
 
-    def __init__(self):
-        self.asked = None
+    def __init__(self) -> None:
+        self.asked: int | None = None
         self._deferring = False
 
     @contextlib.contextmanager
-    def deferred(self):
-        """Within, a signal waits for `check`; afterwards, none does."""
+    def deferred(self) -> Iterator[None]:
+        """Defers signals until `check` or the end of the block."""
         self.hold()
         try:
             yield
@@ -53,30 +55,30 @@ class Stop:
             self._deferring = False
         self.check()
 
-    def hold(self):
-        """Lets signals wait for `check` from now on, until `release`.
+    def hold(self) -> None:
+        """Defers signals until `check` or `release`.
 
-        A worker of several holds them: one that left by itself would leave the
-        others waiting for it.
+        Workers of a cluster defer them, because the others would wait for a
+        worker that stopped by itself.
         """
         self._deferring = True
 
-    def release(self):
-        """Ends `hold`, and raises `Stopped` if a signal has waited."""
+    def release(self) -> None:
+        """Ends `hold`, and raises `Stopped` if a signal was deferred."""
         self._deferring = False
         self.check()
 
-    def check(self):
-        """Raises `Stopped` if a signal has asked for it."""
+    def check(self) -> None:
+        """Raises `Stopped` if there was a signal."""
         if self.asked is not None:
             raise Stopped(self.asked)
 
-    def ask(self, signum, frame=None):
-        """The signals' handler.
+    def ask(self, signum: int, frame: FrameType | None = None) -> None:
+        """Handles a signal.
 
         Args:
-            signum: the signal's number.
-            frame: what Python gives to handlers.
+            signum: Number of the signal.
+            frame: The frame that Python passes to handlers; it is not used.
         """
         self.asked = signum
         if not self._deferring:
@@ -84,12 +86,12 @@ class Stop:
 
 
 @contextlib.contextmanager
-def handled():
-    """Within, signals ask a `Stop`. A signal that is ignored stays so.
+def handled() -> Iterator[Stop]:
+    """Handles the signals with a `Stop`, except for ignored signals.
 
     Yields:
-        The `Stop`. Outside of the main thread, to which signals belong, it is
-        never asked.
+        The `Stop`. Outside the main thread, which handles all signals, it never
+        receives one.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -99,7 +101,7 @@ def handled():
     writer.setblocking(False)
     watcher = threading.Thread(target=_watch, args=(reader,), daemon=True)
     watcher.start()
-    # Python's own handler in C writes the signal's number there, at once.
+    # Python's handler in C immediately writes the signal's number there.
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     before = {
         signum: signal.signal(signum, stop.ask)
@@ -118,12 +120,12 @@ def handled():
 
 
 @contextlib.contextmanager
-def defaulted():
-    """Within, a signal that is not ignored ends the process, by the system.
+def defaulted() -> Iterator[None]:
+    """Lets the system end the process at a signal that is not ignored.
 
-    It is for a call that lets no Python run, and has nothing to lose. Python's
-    handlers are back afterwards, even where a library has set its own: as
-    TensorFlow for SIGTERM, when workers meet, which Python does not see.
+    It is meant for a call during which Python code cannot run and nothing can
+    be lost. Afterwards Python's handlers are restored, even if a library has
+    set its own. TensorFlow does so for SIGTERM when workers connect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -139,8 +141,8 @@ def defaulted():
             signal.signal(signum, handler)
 
 
-def _watch(reader):
-    """Ends the process at the second signal, or when the grace is over."""
+def _watch(reader: socket.socket) -> None:
+    """Ends the process at the second signal, or after the grace period."""
     code = 0
     while True:
         try:
@@ -154,5 +156,5 @@ def _watch(reader):
                 break
             code = 128 + received[0]
             reader.settimeout(GRACE)
-    os.write(2, b"tfsam: stopped at once; the same command goes on\n")
+    os.write(2, b"tfsam: stopped immediately; run the same command to resume\n")
     os._exit(code)

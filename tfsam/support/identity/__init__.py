@@ -1,4 +1,8 @@
-"""Identity: descriptions by which an evaluation recognises objects."""
+"""Identity: descriptions by which attacks, models and code are recognised.
+
+`describe` and the rules of descriptions are in `objects.py`, the part about
+Keras in `keras_objects.py`.
+"""
 
 from tfsam.support.identity.description import Unknown
 from tfsam.support.identity.description import compact

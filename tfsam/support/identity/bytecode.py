@@ -1,15 +1,23 @@
-"""The names that Python code reads and assigns, found in its bytecode."""
+"""Names that Python code reads and assigns, extracted from its bytecode."""
 
 import dis
 import functools
 import inspect
 import types
+from collections.abc import Collection
+from collections.abc import Iterator
 
 
 @functools.cache
-def read(code):
-    """Returns the globals, imports and attributes that code reads."""
-    names, imported, attributes = set(), set(), set()
+def read(code: types.CodeType) -> tuple[list[str], list[str], frozenset[str]]:
+    """Returns the globals, imports and attributes that code reads.
+
+    Args:
+        code: The code; nested code counts, too.
+    """
+    names: set[str] = set()
+    imported: set[str] = set()
+    attributes: set[str] = set()
     for each in nested(code):
         for instruction in dis.get_instructions(each):
             name = instruction.opname
@@ -24,11 +32,11 @@ def read(code):
     return sorted(names), sorted(imported), frozenset(attributes)
 
 
-def assigned(code):
+def assigned(code: types.CodeType) -> Iterator[str]:
     """Yields the attributes that code assigns.
 
     Args:
-        code: a code object; code nested in it counts.
+        code: The code; nested code counts, too.
     """
     for each in nested(code):
         for instruction in dis.get_instructions(each):
@@ -36,8 +44,15 @@ def assigned(code):
                 yield instruction.argval
 
 
-def codes(cls, skip=frozenset()):
-    """Yields the code of a class's methods."""
+def codes(
+    cls: type, skip: Collection[str] = frozenset()
+) -> Iterator[types.CodeType]:
+    """Yields the code of a class's methods.
+
+    Args:
+        cls: The class.
+        skip: Names of methods to leave out.
+    """
     for name, member in vars(cls).items():
         if name in skip:
             continue
@@ -49,11 +64,11 @@ def codes(cls, skip=frozenset()):
                     yield code
 
 
-def nested(code):
-    """Yields code and all code nested in it.
+def nested(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yields code and all code nested in it, such as that of lambdas.
 
     Args:
-        code: a code object.
+        code: The code.
     """
     yield code
     for constant in code.co_consts:

@@ -2,36 +2,41 @@
 
 import hashlib
 import json
+from typing import Any
 
 # Types of values that are their own descriptions.
 ATOMS = (type(None), bool, int, float, str)
 
-# Longer values are shown by their digest.
+# Length of the JSON text above which `compact` replaces a value by its digest.
 _LONGEST = 60
 
 
 class Unknown(ValueError):
-    """Raised for an object that has no description, and needs a name."""
+    """An object cannot be described, so the user has to name it."""
 
 
-def digest(description):
+def digest(description: Any) -> str:
     """Computes the checksum of a description, 16 hexadecimal digits.
 
     Args:
-        description: a value of JSON's types.
+        description: A value of JSON types.
+
+    Example:
+        >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+        True
     """
     return hashlib.sha256(text_of(description).encode()).hexdigest()[:16]
 
 
-def compact(description):
+def compact(description: Any) -> dict[str, Any]:
     """Shortens a description so that it can be shown.
 
     Args:
-        description: what `describe` returns.
+        description: A result of `describe`.
 
     Returns:
-        A dict of its parts; attributes stand beside the others, and what is
-        long is replaced by its digest.
+        A dict of its parts, including those in `attributes`. Long values are
+        replaced by their digests.
     """
     if not isinstance(description, dict):
         description = {"value": description}
@@ -44,10 +49,10 @@ def compact(description):
     }
 
 
-def text_of(description):
-    """Returns a description as JSON, the same for equal descriptions.
+def text_of(description: Any) -> str:
+    """Formats a description as JSON; equal descriptions give equal texts.
 
     Args:
-        description: a value of JSON's types.
+        description: A value of JSON types.
     """
     return json.dumps(description, sort_keys=True)

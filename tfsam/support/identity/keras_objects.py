@@ -4,6 +4,8 @@ import functools
 import re
 import types
 import warnings
+from typing import Any
+from typing import Protocol
 
 import keras
 
@@ -16,13 +18,13 @@ from tfsam.support.identity.description import digest
 from tfsam.support.identity.libraries import is_library
 from tfsam.support.identity.libraries import is_of_library
 
-# Of a Keras layer's configuration: what inference does not depend on.
+# Entries of a layer's configuration that inference does not depend on.
 _OF_TRAINING = re.compile(
     "seed|.*(initializer|regularizer|constraint)|compile_config|trainable"
     "|module|registered_name|shared_object_id"
 )
 
-# Of a layer: its wrapped methods, and what depends on where it stands.
+# Attributes of a layer that are wrapped methods, or depend on its place.
 _OF_LAYERS = {"build", "quantize", "name", "_path", "_parent_path"}
 
 # The kinds of objects that `KerasDescriber` describes.
@@ -33,19 +35,29 @@ KINDS = (
 )
 
 
+class Describer(Protocol):
+    """The describer of all kinds of objects."""
+
+    def __call__(self, value: Any) -> Any:
+        """Describes an object."""
+
+    def named(self, name: str, value: Any) -> Any:
+        """Describes a part of an object; errors begin with the name."""
+
+
 class KerasDescriber:
     """Describes layers, models and other objects of Keras.
 
     Args:
-        describe: the describer of all other objects.
+        describe: The describer of all other objects.
     """
 
-    def __init__(self, describe):
+    def __init__(self, describe: Describer) -> None:
         self._describe = describe
         self._weighed: set[int] = set()
 
-    def __call__(self, value):
-        """Describes an object of Keras, one of `KINDS`."""
+    def __call__(self, value: Any) -> dict[str, Any]:
+        """Describes an object of one of the `KINDS`."""
         cls = type(value)
         described = {"class": self._describe(cls)}
         name = getattr(value, "name", None)
@@ -73,10 +85,15 @@ class KerasDescriber:
             )
         return described
 
-    def _attributes(self, value, plain):
-        """Describes what a configuration may leave out."""
+    def _attributes(self, value: Any, plain: bool) -> dict[str, Any]:
+        """Describes the attributes that a configuration may not include.
+
+        Args:
+            value: The object.
+            plain: Whether it has no configuration.
+        """
         user, read = read_by_users(type(value))
-        found = {}
+        found: dict[str, Any] = {}
         for name, part in sorted(vars(value).items()):
             skipped = name in _OF_LAYERS or name in not_called() - read
             if skipped or isinstance(part, keras.Variable):
@@ -104,11 +121,15 @@ class KerasDescriber:
                 found[name] = self._describe.named(name, part)
         return found
 
-    def config(self, config):
-        """Describes a configuration without numbered names and seeds."""
+    def config(self, config: Any) -> Any:
+        """Describes a configuration, without seeds and numbers of names.
+
+        Args:
+            config: A configuration, or a part of one.
+        """
         if isinstance(config, dict):
             if config.get("class_name") == "__lambda__":
-                return "lambda"  # The layer has it as an attribute.
+                return "lambda"  # It is described as an attribute.
             return {
                 str(key): _unnumbered(part)
                 if key == "name" and isinstance(part, str)
@@ -119,18 +140,18 @@ class KerasDescriber:
         if isinstance(config, (list, tuple)):
             return [self.config(part) for part in config]
         if isinstance(config, (keras.layers.Layer, types.FunctionType)):
-            return type(config).__name__  # An attribute, too.
+            return type(config).__name__  # It is described as an attribute.
         return self._describe(config)
 
-    def _graph(self, model):
+    def _graph(self, model: Any) -> list[Any]:
         """Describes the operations of a functional model and their inputs."""
         numbers = {id(op): n for n, op in enumerate(model.operations)}
 
-        def place(tensor):
+        def place(tensor: keras.KerasTensor) -> dict[str, Any]:
             op, node, index = tensor._keras_history
             return {"tensor": [numbers[id(op)], node, index]}
 
-        def arguments(node):
+        def arguments(node: Any) -> dict[str, Any]:
             given = [node.arguments.args, node.arguments.kwargs]
             return {
                 "structure": str(keras.tree.map_structure(lambda _: 0, given)),
@@ -148,7 +169,7 @@ class KerasDescriber:
                 [
                     arguments(node)
                     for node in operation._inbound_nodes
-                    # It may have been called in another model, too.
+                    # The operation may belong to other models, too.
                     if all(
                         id(tensor._keras_history[0]) in numbers
                         for tensor in node.arguments.keras_tensors
@@ -164,11 +185,15 @@ class KerasDescriber:
         return [operations, ends]
 
 
-def has_foreign_code(layer):
+def has_foreign_code(layer: keras.layers.Layer) -> bool:
     """Returns whether a layer runs code that is not Keras's or tfsam's.
 
     Args:
-        layer: a `keras.layers.Layer`.
+        layer: The layer.
+
+    Example:
+        >>> has_foreign_code(keras.layers.Dense(2))
+        False
     """
     return not is_of_library(type(layer)) or any(
         _is_foreign(part)
@@ -178,8 +203,8 @@ def has_foreign_code(layer):
 
 
 @functools.cache
-def not_called():
-    """Returns the names of what serves training and saving alone."""
+def not_called() -> frozenset[str]:
+    """Returns the names of members that only training and saving use."""
     names = set(dir(keras.Model)) - set(dir(keras.layers.Layer))
     trainers = [c for c in keras.Model.__mro__ if "trainer" in c.__module__]
     return frozenset(names).union(
@@ -190,8 +215,12 @@ def not_called():
     )
 
 
-def read_by_users(cls):
-    """Returns whether a class is a user's, and the names that it reads."""
+def read_by_users(cls: type) -> tuple[bool, set[str]]:
+    """Returns whether a class is a user's, and the attributes that it reads.
+
+    Args:
+        cls: The class.
+    """
     methods = [
         code
         for owner in cls.__mro__
@@ -202,19 +231,19 @@ def read_by_users(cls):
     return not is_of_library(cls), names
 
 
-def _is_plain(value):
+def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_is_plain(item) for item in value)
     return type(value) in ATOMS
 
 
-def _unnumbered(name):
+def _unnumbered(name: str) -> str:
     """Removes the number that Keras adds to the names of layers."""
     return re.sub(r"_\d+$", "", name)
 
 
-def _is_foreign(value):
-    """Returns whether a layer of Keras holds code that is not Keras's here."""
+def _is_foreign(value: Any) -> bool:
+    """Returns whether an attribute of a Keras layer holds a user's code."""
     if isinstance(value, (list, tuple, set)):
         return any(_is_foreign(item) for item in value)
     if isinstance(value, dict):
@@ -241,8 +270,8 @@ def _is_foreign(value):
     )
 
 
-def _real_config(value):
-    """Returns an object's configuration, None where it has none."""
+def _real_config(value: Any) -> Any:
+    """Returns an object's configuration, None if it has none."""
     owners = (c for c in type(value).__mro__ if "get_config" in vars(c))
     owner = next(owners, None)
     if owner is None or owner in _bases_of_layers():
@@ -253,14 +282,14 @@ def _real_config(value):
             warnings.simplefilter("ignore")
             return value.get_config()
     except Exception:
-        # Of somebody else's layer, or of one that holds such a layer.
+        # A user's layer, or a layer that holds one, may raise anything.
         return None
 
 
 @functools.cache
-def _bases_of_layers():
+def _bases_of_layers() -> frozenset[type]:
     """Returns the classes that layers and models have in common."""
-    # Names, so that Keras does not count these among the user's.
+    # With names, so that Keras does not number the user's layers differently.
     x = keras.Input((1,), name="x")
     y = keras.layers.Identity(name="y")(x)
     functional = type(keras.Model(x, y, name="functional"))
@@ -269,8 +298,8 @@ def _bases_of_layers():
 
 
 @functools.cache
-def _bookkeeping():
-    """Returns the attributes that those classes assign."""
+def _bookkeeping() -> frozenset[str]:
+    """Returns the attributes that the bases of layers assign."""
     return frozenset(
         name
         for cls in _bases_of_layers()

@@ -1,21 +1,23 @@
-"""Installed packages: which code is theirs, and their versions."""
+"""Installed packages: recognising their code, and their versions."""
 
 import functools
 import importlib.metadata
 import re
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 LIBRARY_FOLDERS = re.compile(r"[/\\](site|dist)-packages[/\\]")
 
-# Of the flags of a class: that it was not compiled into Python or a library.
+# The flag of a class that is not compiled into Python or a library.
 _MADE_BY_CODE = 1 << 9
 
 
-def is_of_library(cls):
-    """Returns whether a class is a library's, and known by its version.
+def is_of_library(cls: type) -> bool:
+    """Returns whether a class belongs to an installed package.
 
     Args:
-        cls: a class.
+        cls: The class.
     """
     if not cls.__flags__ & _MADE_BY_CODE:
         return True
@@ -24,8 +26,18 @@ def is_of_library(cls):
     return module != "builtins" and is_library(module)
 
 
-def is_library(module):
-    """Returns whether a module is a package's, not the user's."""
+def is_library(module: Any) -> bool:
+    """Returns whether a module belongs to an installed package.
+
+    The standard library and tfsam count as installed packages.
+
+    Args:
+        module: Name of the module; any other type gives False.
+
+    Example:
+        >>> is_library("numpy.linalg"), is_library("no_such_module")
+        (True, False)
+    """
     if not isinstance(module, str):
         return False
     top = module.partition(".")[0]
@@ -37,8 +49,12 @@ def is_library(module):
 
 
 @functools.cache
-def version_of(package):
-    """Returns the version of a package, by the name of its import."""
+def version_of(package: str) -> str | None:
+    """Returns the version of an installed package, None if there is none.
+
+    Args:
+        package: Name of the package, or the name by which it is imported.
+    """
     if package == "builtins" or package in sys.stdlib_module_names:
         return None
     try:
@@ -49,5 +65,5 @@ def version_of(package):
 
 
 @functools.cache
-def _distributions():
+def _distributions() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()

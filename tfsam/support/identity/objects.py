@@ -1,21 +1,21 @@
-"""Descriptions of objects by which an evaluation recognises them.
+"""Descriptions of objects and code by which an evaluation recognises them.
 
-Verdicts that were measured for one attack on one model must never be read as
-those of another. `describe` turns an attack, a model or an option into a value
-of JSON's types that is equal in two processes only if the object behaves alike
-in both: a function is described by its bytecode, its defaults, the values that
-it closes over and the globals that it reads; an object by its class and its
-attributes; an array by a digest; a Keras model by its configuration, its graph,
-its weights and the code of classes that are not Keras's own.
+The verdicts of one attack on one model must never be taken for those of
+another. `describe` converts an attack, a model or an option to a value of JSON
+types that is equal in two processes only if the object behaves alike in both. A
+function is described by its bytecode, its defaults, its closure and the globals
+that it reads; an object by its class and its attributes; an array by a digest;
+a Keras model by its configuration, its graph, its weights and the code of
+custom classes.
 
-Code of libraries (the standard library, tfsam, and all that is installed in
-site-packages) is described by its name and the version of its package. What has
-no such description, such as a lock or a handle of a C library, raises
-`Unknown`: only the user can tell whether it is the same, and gives it a name.
+Code of installed packages (the standard library, tfsam, and site-packages) is
+described by its name and the version of its package. An object that cannot be
+described, such as a lock or a handle of a C library, raises `Unknown`. Only the
+user can decide whether it is the same as before, and has to name it.
 
-Nothing of an object is called but `get_config`, `get_weights` and the methods
-by which it is pickled. A class may have a method `__identity__`, which returns
-what is described in place of an object of it.
+Of an object, only `get_config`, `get_weights` and the methods for pickling are
+called. A class may define a method `__identity__`, whose result is described in
+place of the object.
 """
 
 import builtins
@@ -24,8 +24,13 @@ import enum
 import functools
 import hashlib
 import importlib.util
+import pathlib
 import sys
 import types
+from collections.abc import Callable
+from collections.abc import Collection
+from importlib.machinery import ModuleSpec
+from typing import Any
 
 import keras
 import numpy as np
@@ -45,10 +50,10 @@ from tfsam.support.identity.libraries import is_library
 from tfsam.support.identity.libraries import is_of_library
 from tfsam.support.identity.libraries import version_of
 
-# Objects within objects; what is nested deeper is a loop that grows.
+# Largest depth of nested objects; deeper objects probably never end.
 _DEEPEST = 60
 
-# Of a class: what Python keeps there for itself.
+# Members of a class that Python maintains.
 _OF_CLASSES = {
     *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__"),
     *("__annotations__", "__annotate__", "__annotate_func__"),
@@ -69,18 +74,22 @@ _BUILTIN = (
 )
 
 
-def describe(value, without=()):
-    """Describes an object, so that another process can recognise it.
+def describe(value: Any, without: Collection[str] = ()) -> Any:
+    """Describes an object so that another process can recognise it.
 
     Args:
-        value: any object.
-        without: names of attributes of the object that are left out.
+        value: Any object.
+        without: Names of attributes of the object to leave out.
 
     Returns:
-        A value of JSON's types.
+        A value of JSON types.
 
     Raises:
-        Unknown: if the object, or one that it depends on, cannot be described.
+        Unknown: If the object, or one that it depends on, cannot be described.
+
+    Example:
+        >>> describe({"a": (1, 2.0)})
+        {'dict': [['a', {'tuple': [1, 2.0]}]]}
     """
     return _Describer()(value, frozenset(without))
 
@@ -88,13 +97,15 @@ def describe(value, without=()):
 class _Describer:
     """Describes objects that refer to each other, each of them once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._open: list[int] = []
-        # The objects are held, so that no other one gets their id.
-        self._done: dict[int, tuple] = {}
+        # The objects are kept alive, so that their ids stay unique.
+        self._done: dict[int, tuple[Any, Any]] = {}
         self._keras = KerasDescriber(self)
 
-    def __call__(self, value, without=frozenset()):
+    def __call__(
+        self, value: Any, without: frozenset[str] = frozenset()
+    ) -> Any:
         if type(value) in ATOMS:
             return value
         key = id(value)
@@ -112,11 +123,11 @@ class _Describer:
         self._done[key] = value, described
         return described
 
-    def _described(self, value, without):
+    def _described(self, value: Any, without: frozenset[str]) -> Any:
         kind = type(value)
         if kind in (list, tuple, dict, set, frozenset, bytes, bytearray):
             return self._container(value)
-        for kinds, method in (
+        methods: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
             ((np.ndarray, np.generic), self._array),
             ((tf.Tensor, tf.Variable, keras.Variable), self._tensor),
             (types.ModuleType, self._module),
@@ -126,7 +137,8 @@ class _Describer:
             (types.MethodType, self._method),
             (functools.partial, self._partial),
             (_BUILTIN, self._builtin),
-        ):
+        )
+        for kinds, method in methods:
             if isinstance(value, kinds):
                 return method(value)
         if kind in (complex, type(...), type(NotImplemented)):
@@ -135,7 +147,7 @@ class _Describer:
             return {"enum": str(value), "value": self(value.value)}
         if isinstance(value, (list, dict, set)) and _is_wrapper(kind):
             return self._container(value)
-        if isinstance(value, (set, frozenset)):  # Of no order.
+        if isinstance(value, (set, frozenset)):  # A subclass.
             return {
                 "class": self(kind),
                 **self._container(frozenset(value)),
@@ -144,8 +156,8 @@ class _Describer:
         if isinstance(value, keras.KerasTensor):
             raise Unknown("a tensor of a graph")
         if isinstance(value, keras.random.SeedGenerator):
-            # Drawn anew each time a layer is made. Where a seed matters in
-            # inference, the model's sketch has other numbers.
+            # Its seed differs each time a layer is made. If a seed matters in
+            # inference, the sketches of the models differ.
             return {"library": self._name(kind)}
         wraps = is_library(kind.__module__) and hasattr(value, "__wrapped__")
         if wraps and not hasattr(value, "python_function"):
@@ -158,7 +170,7 @@ class _Describer:
 
     # Values.
 
-    def _array(self, value):
+    def _array(self, value: Any) -> dict[str, Any]:
         array = np.asarray(value)
         content = f"{array.dtype} {array.shape}"
         if array.dtype.hasobject:
@@ -168,14 +180,14 @@ class _Describer:
         total = hashlib.sha256(np.ascontiguousarray(array).tobytes())
         return {"array": f"{content} {total.hexdigest()[:16]}"}
 
-    def _tensor(self, value):
+    def _tensor(self, value: Any) -> dict[str, Any]:
         try:
             return self._array(keras.ops.convert_to_numpy(value))
         except Exception as error:
             raise Unknown("a tensor of a graph") from error
 
-    def _container(self, value):
-        if isinstance(value, dict):  # A loop over it goes by its order.
+    def _container(self, value: Any) -> Any:
+        if isinstance(value, dict):  # Its order matters in loops.
             return {"dict": [[self(k), self(v)] for k, v in value.items()]}
         if isinstance(value, (bytes, bytearray)):
             return {"bytes": hashlib.sha256(value).hexdigest()[:16]}
@@ -188,15 +200,23 @@ class _Describer:
 
     # Code.
 
-    def _name(self, value):
-        """Returns the name that a library gives something, and its version."""
+    def _name(self, value: Any) -> str:
+        """Returns the name of a library's object, and the library's version."""
         module = getattr(value, "__module__", None) or "builtins"
         name = getattr(value, "__qualname__", None) or value.__name__
         version = version_of(module.partition(".")[0])
         return f"{module}.{name}" + (f" {version}" if version else "")
 
-    def _module(self, module, names=None):
-        """Describes a module; a user's by its members of these names."""
+    def _module(
+        self, module: types.ModuleType, names: frozenset[str] | None = None
+    ) -> dict[str, Any]:
+        """Describes a module.
+
+        Args:
+            module: The module.
+            names: Names of the members by which a user's module is described.
+                None means its file.
+        """
         name = module.__name__
         if is_library(name):
             return {"library": name, "version": version_of(name.split(".")[0])}
@@ -215,12 +235,12 @@ class _Describer:
             },
         }
 
-    def _class(self, cls):
+    def _class(self, cls: type) -> dict[str, Any]:
         if is_of_library(cls):
             return {"library": self._name(cls)}
         skipped = _OF_CLASSES
         if issubclass(cls, keras.layers.Layer):
-            # Unless `call` needs it after all.
+            # A user's method may read them after all.
             skipped = skipped | (not_called() - read_by_users(cls)[1])
         members = {
             name: self.named(f"{cls.__name__}.{name}", member)
@@ -235,10 +255,11 @@ class _Describer:
         }
         return {"class": cls.__name__, "code": digest(code)}
 
-    def _function(self, function):
+    def _function(self, function: Any) -> dict[str, Any]:
         if self._importable(function):
             return {"library": self._name(function)}
-        code, parts = function.__code__, {}
+        code = function.__code__
+        parts: dict[str, Any] = {}
         attributes = dict(vars(function))
         if is_library(function.__globals__.get("__name__")):
             parts["library"] = self._name(function)
@@ -263,12 +284,17 @@ class _Describer:
         name = function.__name__
         return {"function": name} | {k: digest(v) for k, v in parts.items()}
 
-    def named(self, name, value):
-        """Describes a part of something; an error says which one it was."""
+    def named(self, name: str, value: Any) -> Any:
+        """Describes a part of an object; errors begin with the name.
+
+        Args:
+            name: Name of the part.
+            value: The part.
+        """
         if isinstance(value, types.CellType):
             try:
                 value = value.cell_contents
-            except ValueError:  # How Python says so of an empty one.
+            except ValueError:  # The cell is empty.
                 return {"cell": "empty"}
         if isinstance(value, (staticmethod, classmethod)):
             value = {type(value).__name__: value.__func__}
@@ -281,10 +307,10 @@ class _Describer:
         except Unknown as error:
             raise Unknown(f"{name}: {error}") from error
 
-    def _globals(self, function):
+    def _globals(self, function: Any) -> dict[str, Any]:
         """Describes the globals that a function reads, and its imports."""
         names, imported, attributes = read(function.__code__)
-        found = {}
+        found: dict[str, Any] = {}
         for name in names:
             if name in function.__globals__:
                 value = function.__globals__[name]
@@ -298,7 +324,7 @@ class _Describer:
             found[f"import {name}"] = _imported(name)
         return found
 
-    def _code(self, code):
+    def _code(self, code: types.CodeType) -> str:
         return digest(
             [
                 code.co_code.hex(),
@@ -310,13 +336,13 @@ class _Describer:
             ]
         )
 
-    def _method(self, method):
+    def _method(self, method: types.MethodType) -> dict[str, Any]:
         return {
             "method": self(method.__func__),
             "of": self.named(method.__func__.__name__, method.__self__),
         }
 
-    def _partial(self, partial):
+    def _partial(self, partial: Any) -> dict[str, Any]:
         return {
             "partial": self(partial.func),
             "arguments": [self(argument) for argument in partial.args],
@@ -326,28 +352,28 @@ class _Describer:
             },
         }
 
-    def _builtin(self, function):
+    def _builtin(self, function: Any) -> dict[str, Any]:
         owner = getattr(function, "__self__", None)
         owner = owner or getattr(function, "__objclass__", None)
         if owner is None or isinstance(owner, types.ModuleType):
             return {"library": self._name(function)}
         return {"method": function.__name__, "of": self(owner)}
 
-    def _importable(self, value):
-        """Returns whether a library has this very object under its name."""
+    def _importable(self, value: Any) -> bool:
+        """Returns whether a library has this object under its name."""
         name = getattr(value, "__module__", None)
         qualname = getattr(value, "__qualname__", None)
         if not is_library(name) or not isinstance(qualname, str):
             return False
-        found = sys.modules.get(str(name))
+        found: Any = sys.modules.get(str(name))
         for part in qualname.split("."):
             found = getattr(found, part, None)
         return found is value
 
     # Objects.
 
-    def _object(self, value, without=frozenset()):
-        if self._importable(value):  # A ufunc of NumPy's, for instance.
+    def _object(self, value: Any, without: frozenset[str]) -> Any:
+        if self._importable(value):  # A ufunc of NumPy, for instance.
             return {"library": self._name(value)}
         if callable(getattr(value, "python_function", None)):
             return {
@@ -362,20 +388,20 @@ class _Describer:
         try:
             if hasattr(value, "get_config") and hasattr(value, "get_weights"):
                 return self._other_model(value)
-            # How it would be copied: by a function, arguments and a state.
+            # A function, arguments and a state, by which it could be copied.
             reduce = copyreg.dispatch_table.get(type(value))
             reduced = reduce(value) if reduce else value.__reduce_ex__(4)
         except Unknown:
             raise
-        except Exception as error:  # Objects refuse to be copied in any way.
+        except Exception as error:  # Objects that cannot be copied raise.
             raise Unknown(_kind(value)) from error
-        if isinstance(reduced, str):  # It is known by its name alone.
+        if isinstance(reduced, str):  # A name.
             if not is_library(getattr(value, "__module__", None)):
                 raise Unknown(_kind(value))
             return {"library": self._name(value)}
         return self._reduced(value, reduced, without)
 
-    def _other_model(self, model):
+    def _other_model(self, model: Any) -> dict[str, Any]:
         """Describes a model of another Keras, such as tf_keras."""
         return {
             "class": self(type(model)),
@@ -383,7 +409,10 @@ class _Describer:
             "weights": digest([self(w) for w in model.get_weights()]),
         }
 
-    def _reduced(self, value, reduced, without):
+    def _reduced(
+        self, value: Any, reduced: Any, without: frozenset[str]
+    ) -> dict[str, Any]:
+        """Describes an object by the parts by which it could be copied."""
         make, arguments, state, items, pairs = (*reduced, *[None] * 3)[:5]
         if _is_pair_of_dicts(state):  # Of a class with slots.
             state = {**(state[0] or {}), **state[1]}
@@ -406,12 +435,12 @@ class _Describer:
         return described
 
 
-def _kind(value):
+def _kind(value: Any) -> str:
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     return f"an object of {name}"
 
 
-def _is_pair_of_dicts(state):
+def _is_pair_of_dicts(state: Any) -> bool:
     return (
         isinstance(state, tuple)
         and len(state) == 2
@@ -420,12 +449,12 @@ def _is_pair_of_dicts(state):
     )
 
 
-def _is_wrapper(kind):
-    """Returns whether a container is only how a framework tracks its items."""
+def _is_wrapper(kind: type) -> bool:
+    """Returns whether a framework wraps containers in this class."""
     return kind.__module__.partition(".")[0] in ("keras", "tensorflow")
 
 
-def _imported(name):
+def _imported(name: str) -> dict[str, Any]:
     """Describes a module that code imports when it runs."""
     top = name.partition(".")[0]
     if is_library(top):
@@ -441,17 +470,19 @@ def _imported(name):
     return {"module": name, "file": _file(spec)}
 
 
-def _file(spec):
+def _file(spec: ModuleSpec | None) -> str:
     """Computes the checksum of a module's source."""
     try:
-        with open(spec.origin, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except (AttributeError, OSError, TypeError) as error:
+        if spec is None or spec.origin is None:
+            raise Unknown("a module without a file")
+        content = pathlib.Path(spec.origin).read_bytes()
+    except OSError as error:
         raise Unknown("a module without a file") from error
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _of_tracking(value, name):
-    """Returns whether TensorFlow keeps an attribute for its tracking."""
+def _of_tracking(value: Any, name: Any) -> bool:
+    """Returns whether TensorFlow uses an attribute for its tracking."""
     return isinstance(value, tf.Module) and str(name).startswith(
         ("_self_", "_name", "_tf_api", "_scope_name")
     )
