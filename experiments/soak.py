@@ -335,8 +335,8 @@ def run_whole(case, workdir):
 def _resumed(lines):
     """Returns the point where a process resumed, from its output."""
     for line in lines:
-        if line.startswith("going on after "):
-            return line.removeprefix("going on after ")
+        if line.startswith("resuming after "):
+            return line.removeprefix("resuming after ")
         if line.startswith("epoch 1/"):
             return "the beginning"
         if line.endswith("holds this run, finished:"):

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if files.no_room(error) is None:
             raise
         return _fail(
-            f"{error}; with more room the same command goes on", DISK_FULL
+            f"{error}; with more room the same command resumes", DISK_FULL
         )
 
 
@@ -165,10 +165,10 @@ def _main(
         log(f"stopped: {error}; {session.kept(chosen)}")
         return NOT_FINITE
     except ConnectionError as error:
-        log(f"stopped: {error}; the same command on all workers goes on")
+        log(f"stopped: {error}; the same command on all workers resumes")
         return WORKER_LOST
     except KeyboardInterrupt as error:
-        log("interrupted; the same command goes on from here")
+        log("interrupted; the same command resumes from here")
         return getattr(error, "code", 130)
     return 0 if attacked else ATTACK_FAILED
 

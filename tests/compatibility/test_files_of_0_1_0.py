@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_and_ends_as_the_finished_one(
     held = (workdir / "history.csv").read_text()
     code, output = main(*RUN, f"--workdir={workdir}")
     assert code == 0, output
-    assert "going on after epoch 1 and 1 step" in output
+    assert "resuming after epoch 1 and 1 step" in output
     assert (workdir / "history.csv").read_text().startswith(held)
     found, expected = (
         keras.saving.load_model(folder / "model.keras", compile=False)

@@ -125,13 +125,13 @@ def test_stopped_by_sigterm_it_goes_on_from_that_step(tmp_path, method):
     assert output.splitlines()[-1].startswith("interrupted; the same command")
     assert positions(parts) == [(0, 2)]
     # In the same epoch again, and in the last one after its first step.
-    assert "going on after epoch 0 and 2 steps" in terminated_at(5, *arguments)
+    assert "resuming after epoch 0 and 2 steps" in terminated_at(5, *arguments)
     assert positions(parts) == [(0, 5), (0, 2)]
-    assert "going on after epoch 0 and 5 steps" in terminated_at(13, *arguments)
+    assert "resuming after epoch 0 and 5 steps" in terminated_at(13, *arguments)
     assert positions(parts) == [(2, 1), (2, 0)]
     code, output = main(*arguments)
     assert code == 0
-    assert "going on after epoch 2 and 1 steps" in output
+    assert "resuming after epoch 2 and 1 steps" in output
     assert "epoch 2/3" not in output
     assert_same_run(parts, whole)
     # At the last step of an epoch its validation is still made.
@@ -208,7 +208,7 @@ def test_checkpoints_every_few_steps(whole, tmp_path):
     code, output = main(*RUN, f"--workdir={parts}")
     assert code == 0
     assert "cannot read epoch-0002.keras" in output
-    assert "going on after epoch 1 and 2 steps" in output
+    assert "resuming after epoch 1 and 2 steps" in output
     assert_same_run(parts, whole)
     assert positions(parts) == [(3, 0), (2, 0)]
     assert not files.leftovers(parts / "checkpoints")
@@ -225,7 +225,7 @@ def test_a_state_that_cannot_be_read_is_not_used(tmp_path):
     code, output = main(*arguments)
     assert code == 0
     assert f"cannot read {newest.name}" in output
-    assert "going on after epoch 0 and 2 steps" in output
+    assert "resuming after epoch 0 and 2 steps" in output
 
 
 # Damaged files of a run's own.
@@ -292,7 +292,7 @@ def test_a_damaged_epoch_is_done_again(averaged, tmp_path, name, damage):
     code, output = main(*command)
     assert code == 0
     assert "cannot read epoch-0003.keras" in output
-    assert "going on after epoch 2" in output
+    assert "resuming after epoch 2" in output
     assert_same_run(workdir, averaged[0])
 
 
@@ -563,7 +563,7 @@ def test_a_full_disk_costs_nothing_but_time(
     assert line.startswith(f"tfsam: cannot write {parts}")
     assert unwritten in line
     assert line.endswith(
-        "File too large; with more room the same command goes on"
+        "File too large; with more room the same command resumes"
     )
     assert not (parts / "results.json").exists()
     assert not [p for p in parts.rglob(".*") if p.is_file()]

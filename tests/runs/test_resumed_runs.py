@@ -147,8 +147,8 @@ def test_killed_in_an_epoch_and_resumed(uninterrupted, tmp_path):
     assert len(monitoring.read_history(workdir / "history.csv")) == 2
     assert not (workdir / "results.json").exists()
     output = resume(workdir)
-    assert "going on after epoch 2" in output
-    assert "going on after epoch 2" in (workdir / "log.txt").read_text()
+    assert "resuming after epoch 2" in output
+    assert "resuming after epoch 2" in (workdir / "log.txt").read_text()
     assert "epoch 2/4" not in output
     assert "epoch 3/4 done" in output
     assert_same_run(workdir, uninterrupted)
@@ -199,7 +199,7 @@ def test_killed_while_writing(uninterrupted, tmp_path, monkeypatch, name, nth):
     ]
     assert [path.name.partition("-")[2] for path in leftovers] == [name]
     output = resume(workdir)
-    assert f"going on after epoch {3 if in_training else 4}" in output
+    assert f"resuming after epoch {3 if in_training else 4}" in output
     assert_same_run(workdir, uninterrupted)
     assert not leftovers[0].exists()
 
@@ -235,7 +235,7 @@ def test_broken_checkpoint_falls_back_to_the_one_before(
     damage(workdir / "checkpoints" / "epoch-0004.keras")
     output = resume(workdir)
     assert "cannot read epoch-0004.keras" in output
-    assert "going on after epoch 3" in output
+    assert "resuming after epoch 3" in output
     assert "epoch 4/4 done" in output
     assert_same_run(workdir, uninterrupted)
 

@@ -416,7 +416,7 @@ def test_a_run_of_two_workers_outlives_one(tmp_path):
     assert results["workers"] == 2
     assert results["train"]["epochs"] == 12
     assert results["natural"]["accuracy"] > 0.5
-    assert "going on after epoch" in (workdir / "log.txt").read_text()
+    assert "resuming after epoch" in (workdir / "log.txt").read_text()
     # What a process of its own leaves, and nothing else.
     alone = tmp_path / "alone"
     assert run.main([*SMALL, "--epochs=2", f"--workdir={alone}"]) == 0
@@ -453,7 +453,7 @@ def test_a_signal_to_one_worker_stops_both_after_the_same_step(tmp_path):
     resumed = workers.start(both, ENVIRONMENT)
     assert workers.wait(resumed, 150) == [0, 0]
     log = (workdir / "log.txt").read_text()
-    assert f"going on after epoch 0 and {step} steps" in log
+    assert f"resuming after epoch 0 and {step} steps" in log
     history = monitoring.read_history(workdir / "history.csv")
     # The examples of the whole epoch were counted, each once.
     right = history[0]["accuracy"] * 62 * 16

@@ -597,7 +597,7 @@ def _restore(
             log(f"cannot read {path.name} ({reason}); trying the one before")
             continue
         steps = f" and {step} steps" if step else ""
-        log(f"going on after epoch {epochs}{steps}")
+        log(f"resuming after epoch {epochs}{steps}")
         return model, position, state
     return None, (0, 0), {}
 

@@ -395,7 +395,7 @@ def run(
             )
         stop.release()  # Where training had nothing left to do.
         if not devices.is_chief(inputs.strategy):
-            log("done; the chief goes on alone")
+            log("done; the chief continues alone")
             return None
         model = _export(settings, network)
     measured = attack(settings, model, inputs, log)
