@@ -9,6 +9,7 @@ import sys
 import pytest
 from helpers import main
 
+from tfsam.reports import page
 from tfsam.runs import flags
 from tfsam.runs import help
 from tfsam.runs import methods
@@ -196,3 +197,13 @@ def test_a_mistyped_name_has_a_suggestion(argument, hint, capsys):
     code, _ = main(argument)
     assert code == 2
     assert hint in capsys.readouterr().err
+
+
+def test_report_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr(page, "write", lambda folders, path: len(folders))
+    code, output = main("report", "a", "b", "--output=c.html")
+    assert (code, output) == (0, "c.html: 2 runs\n")
+    monkeypatch.undo()
+    code, output = main("report", "/nowhere")
+    assert (code, output) == (2, "")
+    assert capsys.readouterr().err.startswith("report: ")

@@ -584,10 +584,14 @@ REGISTRIES: dict[str, Registry] = {
 
 
 def written(value: Any) -> str:
-    """Returns a value as the command line takes it: 8/255, or 1/255,2/255.
+    """Returns a value as the command line takes it.
 
     Args:
         value: the value of a flag.
+
+    Example:
+        >>> written(8 / 255), written([1 / 255, 0.1]), written([])
+        ('8/255', '1/255,0.1', 'none')
     """
     if isinstance(value, (list, tuple)):
         return ",".join(map(written, value)) or "none"

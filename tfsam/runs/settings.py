@@ -205,7 +205,16 @@ _NO_CONFIG = ("training", "workdir", "overwrite")
 
 
 def from_argv(argv: Sequence[str]) -> Settings | Merge:
-    """Makes the settings of a command line; see `from_flags`."""
+    """Makes the settings of a command line; see `from_flags`.
+
+    Args:
+        argv: the arguments, without the program's name.
+
+    Example:
+        >>> made = from_argv(["--method=sam", "--rho=0.2"])
+        >>> made.recipe.rho, made.recipe.epochs, str(made.workdir)
+        (0.2, 20, 'runs/digits-sam-rho=0.2')
+    """
     return from_flags(flags.parse(argv))
 
 
