@@ -113,21 +113,17 @@ def test_robust_accuracy_of_a_linear_model(name, options, norm):
     rows = tfsam.evaluate(
         linear,
         (X, Y),
-        [
-            (ART, {"attack": name, **options}),
-            ("pgd", {"steps": 40, "restarts": 3, "early_stop": True}),
-        ],
+        [(ART, {"attack": name, **options})],
         norm,
         epsilons,
-        batch_size=25,
+        batch_size=50,
         strict=True,
     )["robust"]
     found = [row["accuracy"] for row in rows]
     truth = [exact(epsilon, norm) for epsilon in epsilons]
     assert 0 < truth[1] < truth[0] < 1
-    for accuracies in (found[:2], found[2:]):
-        assert np.greater_equal(accuracies, truth).all()
-        np.testing.assert_allclose(accuracies, truth, atol=0.0601)
+    assert np.greater_equal(found, truth).all()
+    np.testing.assert_allclose(found, truth, atol=0.0601)
 
 
 def test_dtypes_labels_and_logits():

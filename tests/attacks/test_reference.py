@@ -47,14 +47,26 @@ def test_pgd_iterates(norm, epsilon, step_size, steps, jit_compile, digits):
     )
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
 @pytest.mark.parametrize(
-    ("name", "perturb_weights"),
+    ("name", "perturb_weights", "mode"),
     [
-        ("sgd", None),
-        ("sam_rho0.1", tfsam.SAM(0.1)),
-        ("sam_rho0.4", tfsam.SAM(0.4)),
-        ("asam_rho1.0", tfsam.ASAM(1.0, eta=0.0, adaptive="all")),
+        pytest.param(
+            name,
+            method,
+            mode,
+            marks=[] if mode == default else pytest.mark.slow,
+        )
+        for name, method, default in (
+            ("sgd", None, "graph"),
+            ("sam_rho0.1", tfsam.SAM(0.1), "eager"),
+            ("sam_rho0.4", tfsam.SAM(0.4), "xla"),
+            (
+                "asam_rho1.0",
+                tfsam.ASAM(1.0, eta=0.0, adaptive="all"),
+                "graph",
+            ),
+        )
+        for mode in ("eager", "graph", "xla")
     ],
 )
 def test_weights_after_three_steps(name, perturb_weights, mode, digits):

@@ -334,8 +334,7 @@ def one_step(objective, sample_weight, penalty, mode="graph"):
     return before, loss, net.get_weights()
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("penalty", [0, 0.1])
+@pytest.mark.parametrize("weighted, penalty", [(False, 0), (True, 0.1)])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_one_step_by_hand(name, penalty, weighted):
     """Gradients flow through both passes; penalties are counted once."""
@@ -734,8 +733,7 @@ def test_the_contract_holds_on_the_divergence():
     tfsam.attacks.check("pgd", loss="kl", random_start="normal")
 
 
-@pytest.mark.parametrize("steps", [0, 5])
-@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("steps, bounds", [(0, None), (5, (0.0, 1.0))])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("epsilon", [0.0, 5e-4, 0.3])
 def test_the_budget_holds_on_the_divergence(epsilon, norm, bounds, steps):

@@ -127,14 +127,14 @@ SAME_AS_STANDARD = {
 }
 
 
-@pytest.mark.parametrize("mode", [MODES[0], MODES[2]])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize("name", SAME_AS_STANDARD)
 def test_without_a_radius_they_are_standard_training(name, mode, standard):
     method = SAME_AS_STANDARD[name]
     assert difference(trained(method, mode), standard) < 1e-6
 
 
-@pytest.mark.slow
 def test_without_a_radius_eager_training_is_standard_to_the_bit():
     standard = trained(None, "eager")
     for method in SAME_AS_STANDARD.values():
@@ -157,7 +157,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_each_does_something_of_its_own(name, sam, standard):
-    found = trained(CHANGES[name])
+    found = trained(CHANGES[name], "eager")
     assert difference(found, standard) > 1e-4
     assert name == "SAM" or difference(found, sam) > 1e-4
 
@@ -220,93 +220,6 @@ def assert_same(found, expected):
 
 def flat(arrays):
     return np.concatenate([a.ravel() for a in arrays])
-
-
-def test_sparse_sam_by_hand():
-    """The first step uses the mask of `init`."""
-    method = tfsam.SSAM(RHO, sparsity=0.5, mask="dynamic")
-    fresh = made(method, batch_norm=False)
-    mask = fresh.perturbation_state[0].numpy()
-    sizes = np.cumsum([w.size for w in fresh.network.get_weights()])[:-1]
-
-    def step(w, gradients, *_):
-        g = gradients()
-        parts = np.split(mask, sizes)
-        scale = RHO / np.linalg.norm(flat(g))
-        return [
-            v + scale * d * m.reshape(d.shape)
-            for v, d, m in zip(w, g, parts, strict=True)
-        ], gradients
-
-    assert_same(one_step(method), by_hand(step, fresh))
-
-
-def test_gsam_by_hand():
-    fresh = made(batch_norm=False)
-
-    def step(w, gradients, *_):
-        g = gradients()
-        scale = RHO / np.linalg.norm(flat(g))
-
-        def final():
-            sharp = gradients()
-            unit = flat(sharp) / np.linalg.norm(flat(sharp))
-            rest = flat(g) - flat(g) @ unit * unit
-            sizes = np.cumsum([d.size for d in g])[:-1]
-            return [
-                s - 0.4 * r.reshape(s.shape)
-                for s, r in zip(sharp, np.split(rest, sizes), strict=True)
-            ]
-
-        return [v + scale * d for v, d in zip(w, g, strict=True)], final
-
-    assert_same(one_step(tfsam.GSAM(RHO)), by_hand(step, fresh))
-
-
-@pytest.mark.parametrize("fraction", [0.25, 0.5])
-def test_esam_by_hand(fraction):
-    """All examples perturb; those whose loss rose most give the gradient."""
-    fresh = made(batch_norm=False)
-
-    def step(w, gradients, losses_now, set_weights):
-        g, before = gradients(), losses_now()
-        scale = RHO / np.linalg.norm(flat(g))
-        moved = [v + scale * d for v, d in zip(w, g, strict=True)]
-        set_weights(moved)
-        worst = np.argsort(before - losses_now())[: round(16 * fraction)]
-        return moved, lambda: gradients(worst)
-
-    method = tfsam.ESAM(RHO, weight_fraction=1, sample_fraction=fraction)
-    assert_same(one_step(method), by_hand(step, fresh))
-
-
-def test_sam_of_two_steps_by_hand():
-    fresh = made(batch_norm=False)
-
-    def step(w, gradients, _, set_weights):
-        moved = w
-        for _ in range(2):
-            set_weights(moved)
-            g = gradients()
-            scale = RHO / 2 / np.linalg.norm(flat(g))
-            moved = [v + scale * d for v, d in zip(moved, g, strict=True)]
-        return moved, gradients
-
-    assert_same(one_step(tfsam.SAM(RHO, steps=2)), by_hand(step, fresh))
-
-
-def test_awp_by_hand():
-    fresh = made(batch_norm=False)
-
-    def step(w, gradients, *_):
-        return [
-            v + 0.1 * np.linalg.norm(v) * d / np.linalg.norm(d)
-            if v.ndim > 1
-            else v
-            for v, d in zip(w, gradients(), strict=True)
-        ], gradients
-
-    assert_same(one_step(tfsam.AWP(0.1)), by_hand(step, fresh))
 
 
 def test_m_sharpness_by_hand():
