@@ -94,7 +94,7 @@ def reference(model, norm, epsilon):
     ("model", "norm", "epsilon"),
     [
         ("standard", "linf", 0.15),
-        ("standard", "l2", 1.0),
+        pytest.param("standard", "l2", 1.0, marks=pytest.mark.slow),
         pytest.param("adversarial", "linf", 0.2, marks=pytest.mark.slow),
     ],
 )

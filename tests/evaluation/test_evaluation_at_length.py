@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,14 @@ def same(result, other):
 @pytest.fixture(scope="module")
 def whole(cnn, data):
     return evaluate(cnn, data, [PGD, "fgsm"])
+
+
+@pytest.fixture(scope="module")
+def recorded(cnn, data, tmp_path_factory):
+    """The folder of an evaluation's record."""
+    folder = tmp_path_factory.mktemp("recorded")
+    evaluate(cnn, data, workdir=folder)
+    return folder
 
 
 def test_rows_tell_what_they_cost(whole):
@@ -301,8 +310,10 @@ def test_kill_nine_loses_at_most_a_chunk(digits, tmp_path):
         ({"surrogate": "adversarial"}, "Received: surrogate="),
     ],
 )
-def test_another_evaluation_is_refused(change, message, cnn, data, tmp_path):
-    evaluate(cnn, data, workdir=tmp_path)
+def test_another_evaluation_is_refused(
+    change, message, cnn, data, recorded, tmp_path
+):
+    workdir = shutil.copytree(recorded, tmp_path / "record")
     change = dict(change)
     model = network(change.pop("model")) if "model" in change else cnn
     if "surrogate" in change:
@@ -310,7 +321,7 @@ def test_another_evaluation_is_refused(change, message, cnn, data, tmp_path):
     first = change.pop("first", 0)
     data = (np.roll(data[0], first, axis=0), data[1])
     with pytest.raises(ValueError, match=message):
-        evaluate(model, data, workdir=tmp_path, **change)
+        evaluate(model, data, workdir=workdir, **change)
 
 
 def test_a_callable_is_known_by_its_logits(cnn, data, tmp_path):

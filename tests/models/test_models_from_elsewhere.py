@@ -84,9 +84,9 @@ def assert_serves(network, x, tmp_path):
     "make",
     [
         pytest.param(mobile_net, marks=pytest.mark.slow),
-        with_a_backbone,
+        pytest.param(with_a_backbone, marks=pytest.mark.slow),
         Subclassed,
-        from_a_file,
+        from_a_file,  # The one with a backbone.
     ],
 )
 def test_wrap_train_evaluate_export(make, tmp_path):

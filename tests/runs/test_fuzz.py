@@ -492,7 +492,7 @@ def restore(folder, files):
 
 
 @pytest.mark.timeout(900)  # Each loads TensorFlow.
-def test_twenty_of_them_as_processes():
+def test_one_of_each_kind_as_a_process():
     """The command itself: exit code 2, and one line that is ours.
 
     TensorFlow writes lines of its own before it, whatever its log level is.
@@ -502,9 +502,9 @@ def test_twenty_of_them_as_processes():
         kinds[refused.folder].append(refused)
     assert len(kinds) == 7
     draw = random.Random(0)
-    sample = [one for kind in kinds.values() for one in draw.sample(kind, 3)]
+    sample = [draw.choice(kind) for kind in kinds.values()]
     root = pathlib.Path(run.__file__).parent.parent
-    for folder, command, files, line in sample[:20]:
+    for folder, command, files, line in sample:
         restore(folder, files)
         done = subprocess.run(
             [sys.executable, "-m", "tfsam.run", *command],

@@ -43,7 +43,7 @@ def timeless(results):
 def test_shards_make_up_the_whole(model, tmp_path, capsys):
     attack = (
         f"--evaluate={model}",
-        "--attacks=pgd,apgd_ce",
+        "--attacks=pgd,fgsm",
         "--attack_steps=6",
         "--linf_epsilons=0.04,0.1",
     )
@@ -62,7 +62,7 @@ def test_shards_make_up_the_whole(model, tmp_path, capsys):
     assert results(shards[0])["natural"]["n"] == 28  # Chunks 0 and 3.
     assert results(shards[0])["config"]["shard"] == [0, 3]
     table = capsys.readouterr().out.rpartition("| attack |")[2]
-    assert "| apgd_ce (steps=6) | linf | 0.1 |" in table
+    assert "| pgd (steps=6) | linf | 0.1 |" in table
     # What does not fit together is refused.
     for folders, message in (
         (shards[:2], "run the missing shard"),
@@ -77,6 +77,7 @@ def test_shards_make_up_the_whole(model, tmp_path, capsys):
     assert "must be an empty folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_autoattack_tells_how_far_it_is(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         tfsam.attacks.Square.__init__, "__defaults__", ("linf", 20, 0.8, (0, 1))

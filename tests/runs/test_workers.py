@@ -347,8 +347,13 @@ def small_network(classes, input_shape, statistics):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jit_compile", ["false", "true"])
-@pytest.mark.parametrize("method", methods.methods())
+@pytest.mark.parametrize(
+    ("method", "jit_compile"),
+    [
+        *((method, "false") for method in methods.methods()),
+        *((method, "true") for method in ("st", "at_sam", "ssam")),
+    ],
+)
 def test_every_method_trains_an_epoch_on_two_devices(
     method, jit_compile, tmp_path, monkeypatch
 ):

@@ -358,9 +358,9 @@ def test_half_precision_is_averaged_in_single():
 
 
 @pytest.mark.parametrize(
-    ("start", "every", "chosen"), [(0, 1, [0, 1, 2, 3]), (1, 2, [1, 3])]
+    ("start", "every", "chosen", "validation"),
+    [(0, 1, [0, 1, 2, 3], False), (1, 2, [1, 3], True)],
 )
-@pytest.mark.parametrize("validation", [False, True])
 def test_swa_is_the_mean_of_its_snapshots(start, every, chosen, validation):
     average, epochs = SWA(start, every=every), Epochs()
     model = compiled(network(batch_norm=False))

@@ -1,5 +1,7 @@
 """Two logical CPU devices: what replicas must share, and what they must not."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -54,6 +56,12 @@ def trained(devices, *, batch_norm=False, jit_compile=False, steps=3, **kwargs):
     return weights, history.history["loss"]
 
 
+@functools.cache
+def on_one_device(**kwargs):
+    """Trains on one device, what several tests compare with."""
+    return trained(1, **kwargs)
+
+
 def assert_same(found, expected, atol=1e-5):
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-4)
     for one, other in zip(found[0], expected[0], strict=True):
@@ -65,10 +73,12 @@ def furthest(found, expected):
     return max(np.abs(one - other).max() for one, other in pairs)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_standard_training_on_two_devices_is_one_device_s(jit_compile):
     found = trained(2, perturb_weights=tfsam.SAM(0.0), jit_compile=jit_compile)
-    assert_same(found, trained(1))
+    assert_same(found, on_one_device())
 
 
 @pytest.mark.parametrize(
@@ -80,12 +90,12 @@ def test_standard_training_on_two_devices_is_one_device_s(jit_compile):
 )
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_global_sharpness_on_two_devices_is_one_device_s(method, jit_compile):
-    expected = trained(1, perturb_weights=method, sharpness="global")
+    expected = on_one_device(perturb_weights=method, sharpness="global")
     found = trained(
         2, perturb_weights=method, sharpness="global", jit_compile=jit_compile
     )
     assert_same(found, expected)
-    assert furthest(expected, trained(1)) > 1e-4
+    assert furthest(expected, on_one_device()) > 1e-4
 
 
 def test_sharpness_per_replica_is_the_mean_over_shards():
@@ -128,7 +138,7 @@ def test_noise_is_keyed_by_the_position_in_the_global_batch():
     attack = tfsam.PGD(0.5, norm="l2", steps=2)
     found = trained(2, perturb_inputs=attack)
     assert_same(found, trained(1, perturb_inputs=attack))
-    assert furthest(found, trained(1)) > 1e-4
+    assert furthest(found, on_one_device()) > 1e-4
 
 
 def test_noise_differs_between_replicas():
