@@ -295,3 +295,12 @@ class OwnTapeInGraph(OwnTape):
     """The same attack, declared to run in a graph."""
 
     in_graph = True
+
+
+def assert_one_line_error(error, *parts):
+    """Checks that an error is one line that holds all of the parts."""
+    message = str(error.value)
+    assert "\n" not in message
+    assert "Received: " in message
+    for part in parts:
+        assert part in message
