@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 import tfsam
 from tfsam import run
+from tfsam.reports import page
 from tfsam.runs import settings
 from tfsam.support import files
 from tfsam.training import monitoring
@@ -304,3 +306,10 @@ def assert_one_line_error(error, *parts):
     assert "Received: " in message
     for part in parts:
         assert part in message
+
+
+def palette(theme):
+    """Reads the colours of the page's light or dark theme, by name."""
+    style = (pathlib.Path(page.__file__).parent / "report.css").read_text()
+    pairs = re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", style)
+    return {name: pair[theme == "dark"] for name, *pair in pairs}
