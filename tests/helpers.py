@@ -1,5 +1,6 @@
 """Networks, reference values and ways to run the command, for several tests."""
 
+import base64
 import contextlib
 import functools
 import io
@@ -313,3 +314,10 @@ def palette(theme):
     style = (pathlib.Path(page.__file__).parent / "report.css").read_text()
     pairs = re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", style)
     return {name: pair[theme == "dark"] for name, *pair in pairs}
+
+
+def decoded(address):
+    """Decodes a picture of the page, from its data URL."""
+    head, _, body = address.partition(",")
+    assert head == "data:image/png;base64"
+    return tf.io.decode_png(base64.b64decode(body)).numpy()

@@ -11,6 +11,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import decoded
 from helpers import palette
 from helpers import settings_of
 
@@ -19,6 +20,7 @@ from tfsam import reports
 from tfsam.reports import command
 from tfsam.reports import page
 from tfsam.reports.page import document
+from tfsam.reports.page import pictures
 from tfsam.reports.page import runs
 from tfsam.reports.page import table
 from tfsam.runs import stages
@@ -448,6 +450,17 @@ def test_the_page_is_ascii(tmp_path):
     assert text.isascii()
     reader = Reader(text)
     assert reader.all("span", title=str(run))[0]["text"] == name
+
+
+def test_examples(folder):
+    with np.load(folder / "full" / "examples.npz") as arrays:
+        first, _ = pictures.examples(dict(arrays))
+    clean, perturbation, adversarial, factor, before, after = first
+    assert (before, after) == ("cat", "dog")
+    assert factor == pytest.approx(4)
+    np.testing.assert_array_equal(decoded(clean), np.zeros((4, 4, 3)))
+    np.testing.assert_array_equal(decoded(perturbation), round(0.9 * 255))
+    np.testing.assert_array_equal(decoded(adversarial), round(25.5))
 
 
 def test_a_run_leaves_its_examples(tmp_path):

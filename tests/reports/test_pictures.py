@@ -1,31 +1,12 @@
 """Pictures and colours of the page: examples, surfaces, contrast."""
 
-import base64
-
 import numpy as np
 import pytest
-import tensorflow as tf
+from helpers import decoded
 from helpers import palette
 
 from tfsam.reports import plots
 from tfsam.reports.page import pictures
-
-
-def decoded(address):
-    head, _, body = address.partition(",")
-    assert head == "data:image/png;base64"
-    return tf.io.decode_png(base64.b64decode(body)).numpy()
-
-
-def test_examples(folder):
-    with np.load(folder / "full" / "examples.npz") as arrays:
-        first, _ = pictures.examples(dict(arrays))
-    clean, perturbation, adversarial, factor, before, after = first
-    assert (before, after) == ("cat", "dog")
-    assert factor == pytest.approx(4)
-    np.testing.assert_array_equal(decoded(clean), np.zeros((4, 4, 3)))
-    np.testing.assert_array_equal(decoded(perturbation), round(0.9 * 255))
-    np.testing.assert_array_equal(decoded(adversarial), round(25.5))
 
 
 def test_no_perturbation_is_gray():
