@@ -21,7 +21,7 @@ def data(digits):
 
 @pytest.fixture(scope="module")
 def network(digits):
-    """A network that one long step and many short ones attack differently."""
+    """A network on which one long step and many short steps differ."""
     keras.utils.set_random_seed(0)
     network = keras.Sequential(
         [
@@ -49,7 +49,7 @@ def quarter(epsilon, norm, bounds):
 
 
 class Madry(tfsam.PGD):
-    """The step size is 2.5 epsilon / steps, and no argument."""
+    """The step size is 2.5 epsilon / steps instead of an argument."""
 
     def __init__(self, epsilon, norm="linf", steps=8, bounds=(0.0, 1.0)):
         super().__init__(
@@ -58,7 +58,7 @@ class Madry(tfsam.PGD):
 
 
 def longer(epsilon, norm, bounds):
-    """The number of steps is another from some epsilon on."""
+    """The number of steps changes at some epsilon."""
     return tfsam.PGD(epsilon, norm, 1 if epsilon < 0.1 else 20, bounds=bounds)
 
 
@@ -104,7 +104,7 @@ ATTACKS = [quarter, Madry, longer, scheduled, Nested, Nearest]
     ],
 )
 def test_a_sweep_gives_what_each_epsilon_gives_alone(attack, network, data):
-    """But for what a smaller epsilon breaks, which stays broken."""
+    """Except that examples broken at a smaller epsilon stay broken."""
     sweep = accuracies(network, data, attack)
     alone = [accuracies(network, data, attack, [e])[0] for e in EPSILONS]
     assert sweep[0] > sweep[-1] + 0.2
@@ -121,7 +121,7 @@ def test_a_factory_of_the_default_gives_what_the_default_gives(network, data):
 
 
 class Ensemble(tfsam.attacks.Attack):
-    """Two stages of one name, of which the first finds nothing."""
+    """Two stages with the same name, the first of which finds nothing."""
 
     in_graph = True
 
@@ -158,7 +158,7 @@ def test_stages_whose_settings_follow_epsilon_follow_it(network, data):
 
 
 class Opaque(tfsam.PGD):
-    """A subclass that holds what cannot be described."""
+    """A subclass with an attribute that cannot be described."""
 
     def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0)):
         super().__init__(epsilon, norm, bounds=bounds)
@@ -171,7 +171,7 @@ def mine(epsilon, norm="linf", bounds=(0.0, 1.0)):
 
 @pytest.mark.parametrize("attack", [tfsam.PGD, mine, *ATTACKS, Opaque])
 def test_attacks_that_differ_in_epsilon_alone_are_of_one_kind(attack):
-    """One kind is one trace."""
+    """Attacks of the same kind share a trace."""
     epsilons = (0.01, 0.02, 0.1, 0.2)
     kinds = [
         kind_of(attack(epsilon=e, norm="linf", bounds=None), e)
@@ -218,7 +218,7 @@ def test_an_attack_with_another_epsilon_is_made_anew():
 def test_distances_of_a_minimum_norm_attack_are_of_all_examples(
     network, data, tmp_path
 ):
-    """Of its second run, too, which follows what the first has broken."""
+    """This includes a second run, in which the first run's breaks count."""
     accuracies(network, data, Nearest, workdir=tmp_path)
     found = verdicts.load(tmp_path)
     with np.load(tmp_path / "00-Nearest" / "000000.npz") as arrays:

@@ -69,7 +69,7 @@ def test_a_linear_model_has_its_exact_robust_accuracy(norm):
 
 
 def test_rows_are_independent_of_each_other():
-    """Order, other attacks, other epsilons, batches: the same verdicts."""
+    """Order, other attacks, other epsilons and batches change no verdict."""
 
     def accuracies(attacks, epsilons, batch_size=128):
         result = run(attacks, epsilons, batch_size=batch_size)
@@ -112,7 +112,7 @@ def test_what_is_broken_stays_broken():
 
 @pytest.mark.parametrize("images", [False, True])
 def test_an_epsilon_tried_again_counts_for_the_larger_ones(images, tmp_path):
-    """What they found while it was missing is found anew, with its images."""
+    """Verdicts found while it was missing are found again, with images."""
     failing = [True]
 
     class Recovers(Replays):
@@ -151,7 +151,7 @@ def test_wilson_interval():
 
 
 def cheat(change):
-    """A factory of attacks that return `change(x, epsilon)`."""
+    """Returns a factory of attacks that return `change(x, epsilon)`."""
 
     def factory(epsilon, norm, bounds):
         return lambda logits_fn, x, y, seed: change(x, epsilon)
@@ -365,7 +365,7 @@ def test_files_and_models_agree(network, tmp_path):
 
 @pytest.mark.filterwarnings("default:.* is a SavedModel")
 def test_a_saved_model_goes_by_its_files_however_it_comes(network, tmp_path):
-    """By its logits it would be another one on another kind of CPU."""
+    """Its logits would differ on another kind of CPU."""
     path = tmp_path / "saved"
     network.export(path, verbose=False)
     found = []
@@ -396,7 +396,7 @@ def test_evaluation_moves_no_variable(network):
 
 
 class Module(tf.Module):
-    """What others save: no Keras, a signature with a name for its output."""
+    """A SavedModel without Keras, whose signature names its output."""
 
     def __init__(self, outputs):
         super().__init__()

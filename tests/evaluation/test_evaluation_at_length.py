@@ -47,7 +47,7 @@ def evaluate(model, data, attacks=(PGD,), epsilons=EPSILONS, **kwargs):
 
 
 def same(result, other):
-    """The same numbers, but for the time that they took."""
+    """Returns results without their durations."""
 
     def timeless(result):
         rows = [{**row, "seconds": None} for row in result["robust"]]
@@ -93,7 +93,7 @@ def test_an_early_stop_is_cheaper_and_leaves_no_more(cnn, data, whole):
 
 
 def counting(model):
-    """A model, and a list that grows with every trace of it."""
+    """Returns a model, and a list that grows with each of its traces."""
     traces = []
 
     def function(x):
@@ -105,7 +105,7 @@ def counting(model):
 
 
 def test_a_sweep_traces_the_network_a_few_times(cnn, data):
-    """Not once an epsilon, not once a number of survivors."""
+    """Neither epsilons nor numbers of survivors cause another trace."""
     found = []
     for epsilons in ([0.05], np.linspace(0.02, 0.2, 8)):
         function, traces = counting(cnn)
@@ -120,7 +120,7 @@ def test_a_sweep_traces_the_network_a_few_times(cnn, data):
 
 
 def test_tensorflow_does_not_complain_of_tracing(cnn, data, caplog):
-    """Of one evaluation of many attacks, nor of many evaluations."""
+    """Neither in an evaluation of many attacks nor in many evaluations."""
     attacks = [("pgd", {"steps": steps}) for steps in range(1, 9)]
     few = [part[:8] for part in data]
     tf.get_logger().addHandler(caplog.handler)
@@ -209,7 +209,7 @@ def test_another_batch_size_changes_at_most_half_a_percent(cnn, digits, name):
 
 
 class Dies:
-    """PGD that is killed in the midst of its third batch."""
+    """PGD that is killed during its third batch."""
 
     left = 3
 
@@ -379,7 +379,7 @@ def test_a_warm_start_keeps_no_images_and_is_resumed_all_the_same(
 
 
 def test_transfer(cnn, data, whole):
-    """Crafted on another model, an attack is weaker; on the same, the same."""
+    """On another model an attack is weaker, on the same it is equal."""
     same(evaluate(cnn, data, [PGD, "fgsm"], surrogate=cnn), whole)
     transferred = evaluate(cnn, data, surrogate=network("adversarial"))
     for row, direct in zip(

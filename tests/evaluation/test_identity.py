@@ -1,4 +1,4 @@
-"""What an evaluation recognises attacks, models and functions by."""
+"""Descriptions by which attacks, models and functions are recognised."""
 
 import collections
 import copy
@@ -30,7 +30,7 @@ def same(value, other):
 
 
 def compiled(text, name="made", **names):
-    """What a module of this text defines under a name."""
+    """Returns the object of a name from a module with this source."""
     module = types.ModuleType("somebody_s")
     vars(module).update(names)
     exec(text, vars(module))
@@ -337,7 +337,7 @@ def _with_call(model, call):
 
 @pytest.mark.parametrize("makers", NETWORKS.values(), ids=NETWORKS)
 def test_networks_that_compute_differently_are_not_the_same(makers):
-    """However often they are made: Keras numbers names and draws seeds."""
+    """Also if they are made again: Keras numbers names and draws seeds."""
     one, again, other = makers[0](), makers[0](), makers[1]()
     for model in (one, again, other):
         model(np.zeros((1, 4, 4, 1), "float32"))

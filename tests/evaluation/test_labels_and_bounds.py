@@ -1,4 +1,4 @@
-"""Labels must name classes and pixels lie in bounds, but for rounding."""
+"""Labels must name classes, and pixels lie in bounds up to rounding."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The landscape against closed forms, an explicit Hessian, balls by hand."""
+"""The landscape, compared with closed forms and an explicit Hessian."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""The landscapes of networks that are no dense classifiers of images."""
+"""The landscapes of networks other than dense image classifiers."""
 
 import warnings
 
@@ -171,7 +171,7 @@ def wide():
 
 
 def test_an_eigenvalue_that_is_not_found_says_what_to_raise(wide, monkeypatch):
-    """Of 2000 eigenvalues from 0 to 1, which are close to each other."""
+    """The 2000 eigenvalues from 0 to 1 are close to each other."""
     spectrum = np.linspace(0, 1, 2000)
     kernel, bias = spectrum[:1600].reshape(4, 400), spectrum[1600:]
     monkeypatch.setattr(

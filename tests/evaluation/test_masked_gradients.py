@@ -1,4 +1,4 @@
-"""Warnings of masked gradients go by what an attack does, not by its name."""
+"""Warnings of masked gradients depend on what an attack does."""
 
 import functools
 
@@ -24,7 +24,7 @@ def cnn():
 
 @pytest.fixture(scope="module")
 def masked(cnn):
-    """The same function, of which every gradient points the wrong way."""
+    """The same function, with gradients of the opposite sign."""
 
     @tf.custom_gradient
     def turned(x):
@@ -71,7 +71,7 @@ class Passive(OwnTape):
 
 
 class ByTheContract(Attack):
-    """A native attack of somebody else's, by tfsam's own gradients."""
+    """An attack of another package that uses tfsam's gradients."""
 
     in_graph = True
 
@@ -153,7 +153,7 @@ def test_an_ordinary_network_raises_no_alarm(cnn, data):
 
 
 def test_a_transfer_attack_is_no_measure(cnn, masked, data):
-    """What attacks on another model miss says nothing of this one."""
+    """Examples that attacks on another model miss say nothing here."""
     attacks = [("pgd", {"steps": 4}), "noise_linf"]
     assert masked_warnings(masked, data, attacks)
     assert not masked_warnings(cnn, data, attacks, surrogate=masked)
@@ -181,7 +181,7 @@ def test_the_facts_are_in_the_record(masked, data, tmp_path):
 
 @pytest.mark.slow
 def test_targets_are_a_fact_of_the_attack(cnn, data):
-    """Few classes matter to attacks with more targets than there are."""
+    """Few classes matter to attacks with more targets than classes."""
 
     def few(x):
         return cnn(x)[:, :5]

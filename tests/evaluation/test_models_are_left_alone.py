@@ -14,7 +14,7 @@ Y = np.arange(8) % 3
 
 
 class Writing(keras.Model):
-    """Its layers write at inference, too: statistics, seeds, a metric."""
+    """Its layers update statistics, seeds and a metric in inference."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,7 @@ def transfer(network):
 
 
 def evaluate_eagerly(network):
-    """By a callable that cannot be traced."""
+    """A callable that cannot be traced is measured."""
 
     def eager(x):
         return keras.ops.convert_to_tensor(network(x).numpy())

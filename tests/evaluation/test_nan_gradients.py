@@ -1,4 +1,4 @@
-"""Gradients that are NaN make no number that looks like robustness."""
+"""Gradients that are NaN are not taken for robustness."""
 
 import keras
 import numpy as np
@@ -20,12 +20,12 @@ def plain(x):
 
 
 def rooted(x):
-    """The same logits of pixels >= 0, whose gradient at a pixel 0 is NaN."""
+    """The same logits for pixels >= 0; the gradient at pixel 0 is NaN."""
     return plain(tf.sqrt(tf.square(x)))
 
 
 def branching(x):
-    """The same again, by a branch that cannot be traced."""
+    """The same logits, by a branch that cannot be traced."""
     return rooted(x) if float(tf.reduce_max(x)) <= 1 else plain(x)
 
 
@@ -50,7 +50,7 @@ def nan_messages(result):
 
 
 class InGraphZeroed(OwnTapeInGraph):
-    """It takes zero for NaN, as many do."""
+    """It replaces NaN by zero."""
 
     def slope(self, gradient):
         return tf.where(tf.math.is_nan(gradient), 0.0, gradient)

@@ -1,4 +1,4 @@
-"""Every entry refuses probabilities, by layers and by values."""
+"""Every entry point rejects probabilities, by layers and by values."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ PROBABILITIES = keras.losses.SparseCategoricalCrossentropy()
 
 
 class Softmaxed(keras.Model):
-    """A subclass, whose layers do not tell what it returns."""
+    """A subclass, whose ending is unknown from its layers."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ def functional(*endings):
 
 
 def flat():
-    """A sigmoid of small numbers, which values alone do not give away."""
+    """A sigmoid of small numbers, which values alone do not reveal."""
     bias = keras.initializers.Constant(-3.0)
     return functional(keras.layers.Dense(3, "sigmoid", bias_initializer=bias))
 
@@ -60,14 +60,14 @@ def transferred(network):
 
 
 def validated(network):
-    """Robust validation of a training without tfsam."""
+    """Robust validation while Keras trains."""
     network.compile("sgd", PROBABILITIES)
     callback = tfsam.RobustValidation((X, Y), PGD)
     network.fit(X, Y, callbacks=[callback], verbose=0)
 
 
 def stopped(network):
-    """The early stop at a collapse, in a training by tfsam."""
+    """The early stop at a collapse, while tfsam trains."""
     model = tfsam.RobustModel(network)
     model.compile("sgd", PROBABILITIES)
     callback = tfsam.training.robust_validation.StopAtCollapse((X, Y), PGD)

@@ -16,7 +16,7 @@ STAND = np.array([STANDS] * 3 + [1], np.int8)
 
 @pytest.fixture
 def lines(monkeypatch):
-    """A function that logs chunks of ten seconds each and returns the lines."""
+    """Returns a function that logs chunks of ten seconds each."""
     clock = itertools.count(step=10)
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
 
@@ -37,7 +37,7 @@ MEASURED = (0, STAND)
 
 
 def test_the_time_left_goes_by_what_was_measured(lines):
-    """Loaded chunks took no time; the one that is left takes ten seconds."""
+    """Loaded chunks took no time; the remaining one takes ten seconds."""
     assert lines(LOADED, LOADED, MEASURED)[-1] == (
         "mine linf: robust accuracy so far 0.1 0.7500 of 12; 30 s left"
     )

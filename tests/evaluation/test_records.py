@@ -1,4 +1,4 @@
-"""Whose verdicts a folder holds, and what an evaluation does not resume."""
+"""Records: recognising their evaluation, and resuming it."""
 
 import json
 import pathlib
@@ -50,7 +50,7 @@ def network():
 
 
 def made(text, **names):
-    """What `made` is in a module of this text."""
+    """Returns `made` from a module with this source."""
     module = types.ModuleType("somebody_s")
     vars(module).update(keras=keras, tf=tf, tfsam=tfsam, **names)
     exec(text, vars(module))
@@ -78,7 +78,7 @@ def test_the_same_logits_with_another_gradient_are_another_model(tmp_path):
         return tf.identity(x), lambda slopes: -slopes
 
     class Opaque:
-        """Without a description: its name is the only part of it."""
+        """Cannot be described, except by a name."""
 
         def __init__(self, function):
             self.function, self.lock = function, threading.Lock()
@@ -186,7 +186,7 @@ def test_options_are_shown_alike_in_every_process():
 
 
 def older(folder):
-    """The folder's record as tfsam 0.1.0 has it."""
+    """Rewrites the folder's record in the format of tfsam 0.1.0."""
     path = folder / "record.json"
     header = json.loads(path.read_text())
     later = {"jit_compile", "devices", "versions"}
@@ -263,7 +263,7 @@ def test_shards_of_different_kinds_do_not_merge_without_a_word(
 
 
 def test_rounding_is_no_other_model(tmp_path):
-    """Another processor's logits, or those of another number of threads."""
+    """Logits of another processor, or of another number of threads."""
     evaluate(tmp_path)
     path = tmp_path / "record.json"
     header = json.loads(path.read_text())
@@ -298,7 +298,7 @@ def test_a_model_without_gradients_is_resumed(tmp_path):
 
 
 def rewritten(path, other):
-    """Writes a .keras file's contents to another, as of another day."""
+    """Copies a .keras file, with another date."""
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, "w") as new:
         for name in old.namelist():
             content = old.read(name)
@@ -375,7 +375,7 @@ SCRIPT = """
 
 @pytest.mark.slow
 def test_another_process_recognises_everything(tmp_path):
-    """Whatever its hashes are seeded with and whatever it has made before."""
+    """Hash seeds and objects made before have no influence."""
     for first in (True, False):
         text = textwrap.dedent(SCRIPT).format(
             first=first,
@@ -522,7 +522,7 @@ def arguments(specification):
 
 
 class _Enough(Exception):
-    """The record has its header."""
+    """Raised once the record has its header."""
 
 
 def header(specification):
@@ -575,7 +575,7 @@ def test_a_change_is_recognised_or_changes_no_verdict(specification, other):
 
 @pytest.mark.slow
 def test_every_attack_and_model_is_recognised_by_its_value():
-    """What the property is about does occur."""
+    """The differences that the property tests do occur."""
     plain = {"epsilons": (0.1,), "norm": "linf", "seed": 0, "batch_size": 8}
     plain |= {"bounds": (0.0, 1.0), "warm_start": False, "pixel": 0, "label": 0}
     plain |= {"attack": ("body", 1), "model": ("body", 1)}

@@ -1,4 +1,4 @@
-"""Warnings of networks that classify nothing, and of pixels scaled twice."""
+"""Warnings of low natural accuracy, and of pixels scaled twice."""
 
 import keras
 import numpy as np
@@ -73,7 +73,7 @@ def seen(model, x):
 
 
 def test_a_network_that_scales_pixels_of_0_to_1_is_warned_of(cnn, data):
-    """As Keras's tutorials build them, for pixels of 0 to 255."""
+    """A network for pixels of 0 to 255, as in Keras's tutorials."""
     x, y = data
     theirs = scaled(cnn, 1 / 255)
     message = warned(theirs, data)["rescaled_pixels"]

@@ -73,7 +73,7 @@ def test_masked_gradients_are_found(cnn, data):
 
 
 def test_attacks_given_as_classes_are_known_for_what_they_use(cnn, data):
-    """Those of other people, too, by their `gradient_free`."""
+    """Attacks of other packages are recognised by `gradient_free`."""
 
     def masked(x):
         return cnn(_shattered(x))

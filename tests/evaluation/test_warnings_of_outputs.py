@@ -25,7 +25,7 @@ def linear(x):
 
 
 def warned(model, x):
-    """The names of the warnings about a model's outputs."""
+    """Returns the names of the warnings about a model's outputs."""
     probed = red_flags.probe_outputs(load_logits(model).function, x)
     found = probed | {"zero_gradients": 0, "probed": len(x)}
     return [w["warning"] for w in red_flags.of_model([found])]
@@ -100,7 +100,7 @@ def test_logits_that_are_drawn_are_found(model, x):
 
 
 def rounded_anew(scale, size):
-    """Logits of some size whose last bits are never the same."""
+    """Logits of a given size whose last bits differ in each call."""
 
     def function(x):
         logits = scale * linear(x)

@@ -1,4 +1,4 @@
-"""Models that take batches of one size, and models that take no images."""
+"""Models for batches of a fixed size, and models without images."""
 
 import keras
 import numpy as np
@@ -32,7 +32,7 @@ def signature(network, shape, dtype="float32"):
 
 @pytest.fixture(scope="module")
 def saved(network, tmp_path_factory):
-    """A function that saves the network with the signature of a shape."""
+    """Returns a function that saves the network for inputs of a shape."""
     folder = tmp_path_factory.mktemp("saved")
 
     def save(shape, dtype="float32"):

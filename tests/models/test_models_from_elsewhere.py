@@ -1,4 +1,4 @@
-"""Networks that tfsam has not made: wrapped, trained, attacked, exported."""
+"""Networks of other origin: wrapped, trained, attacked, exported."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def mobile_net():
-    """Of keras.applications, logits by `classifier_activation`."""
+    """A network of keras.applications with `classifier_activation=None`."""
     return keras.applications.MobileNetV2(
         (64, 64, 3),
         alpha=0.35,
@@ -23,7 +23,7 @@ def mobile_net():
 
 
 def with_a_backbone():
-    """As KerasHub and keras_cv build them: a functional model in another."""
+    """A functional model in another, as in KerasHub and keras_cv."""
     inner = keras.Input((None, None, 3))
     x = layers.Conv2D(4, 3, 2, padding="same", use_bias=False)(inner)
     x = layers.BatchNormalization()(x)
@@ -36,7 +36,7 @@ def with_a_backbone():
 
 @keras.saving.register_keras_serializable(package="tests")
 class Subclassed(keras.Model):
-    """Imperative, as many are written."""
+    """A subclassed model."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -70,7 +70,7 @@ def fitted(network, x, y, **parts):
 
 
 def assert_serves(network, x, tmp_path):
-    """Its file and its export give its logits, without tfsam."""
+    """The file and the export return its logits without tfsam."""
     wanted = np.array(network(x, training=False))
     network.save(tmp_path / "model.keras")
     network.export(tmp_path / "saved_model", verbose=False)
@@ -136,7 +136,7 @@ def test_sizes_channels_and_classes(shape, classes):
 
 
 def probabilities():
-    """With the softmax that networks from elsewhere often have."""
+    """A network with a softmax at its end."""
     network = with_a_backbone()
     outputs = layers.Softmax()(network.output)
     return keras.Model(network.input, outputs)

@@ -1,4 +1,4 @@
-"""Arguments in their ranges, and what is said of the others."""
+"""Validators of arguments, and their errors."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The one line of an error's message that says what is wrong."""
+"""The line of an error's message that states the reason."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from tfsam.support import files
 
 
 class Unregistered(keras.layers.Layer):
-    """A layer of somebody's own, unknown to who loads the file."""
+    """A custom layer that is unknown when the file is loaded."""
 
     def call(self, x):
         return x

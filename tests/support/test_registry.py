@@ -1,4 +1,4 @@
-"""Parts by name, with options, and parts that are not there."""
+"""Parts by name, with options, and unknown parts."""
 
 import sys
 import types

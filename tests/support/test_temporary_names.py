@@ -1,4 +1,4 @@
-"""Temporary files of processes that share a folder."""
+"""Temporary files of several processes in a folder."""
 
 import os
 import pathlib
