@@ -171,7 +171,7 @@ def test_what_workers_cannot_do(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("error", "code", "expected"),
     [
-        (tf.errors.UnknownError, 2, "a port of its own that is free (gone.)"),
+        (tf.errors.UnknownError, 2, "a free port of its own (gone.)"),
         (tf.errors.DeadlineExceededError, 5, "another worker never connected"),
     ],
 )
