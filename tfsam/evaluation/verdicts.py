@@ -21,6 +21,8 @@ from tfsam.models import fingerprints
 from tfsam.support import files
 from tfsam.support import identity
 
+__all__ = ["MISCLASSIFIED", "NATURAL", "STANDS", "load"]
+
 Header = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 

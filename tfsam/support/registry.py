@@ -353,6 +353,10 @@ def make(factory: Callable[..., Any], **options: Any) -> Any:
 
     Raises:
         ValueError: if the factory has no such option.
+
+    Example:
+        >>> make(dict, steps=10)
+        {'steps': 10}
     """
     check_options(factory, options)
     return factory(**options)
@@ -379,6 +383,10 @@ def option_names(factory: Callable[..., Any]) -> set[str] | None:
 
     Args:
         factory: a callable.
+
+    Example:
+        >>> sorted(option_names(lambda epsilon, norm="linf": None))
+        ['epsilon', 'norm']
     """
     parameters = inspect.signature(factory).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
