@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfsam import attacks as registry
 from tfsam import geometry
 from tfsam.attacks.base import Bounds
+from tfsam.parts import ATTACKS
 
 # The relative rounding error of a norm that is computed in float32.
 TOLERANCE = 1e-6
@@ -205,7 +206,7 @@ def _check_norm(make: Callable[..., Any], norm: str) -> None:
             contract(x, run(attack, labels, seed), epsilon, norm, _BOUNDS)
     with _prefix_errors("with epsilon = 0, "):
         contract(x, run(make(0.0), y, _SEED), 0.0, norm, _BOUNDS)
-    if getattr(attack, "in_graph", False):
+    if ATTACKS.fact(attack, "in_graph"):
         inputs = tf.constant(x), tf.constant(y), tf.constant(rows, tf.int32)
 
         def traced(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfsam import parts
 from tfsam.attacks.base import Attack
 from tfsam.support import assertions
 from tfsam.support.labels import assert_class_numbers
@@ -68,9 +69,9 @@ def part_of_classes(model: Any) -> Any:
         model: a `RobustModel` with `_outputs`.
     """
     weights = model.perturb_weights
-    if getattr(model.objective, "needs_classes", False):
+    if parts.OBJECTIVES.fact(model.objective, "needs_classes"):
         return model.objective
-    if getattr(weights, "needs_classes", False) or (
+    if parts.WEIGHTS.fact(weights, "needs_classes") or (
         model.objective is None and getattr(weights, "select", None)
     ):
         return weights

@@ -567,7 +567,8 @@ class RobustModel(PureModel):
                 raise ValueError(
                     f"{name} needs perturb_weights. Received: {name}={given}"
                 )
-        if getattr(self.objective, "needs_attack", False) and not attacked:
+        needs_attack = parts.OBJECTIVES.fact(self.objective, "needs_attack")
+        if needs_attack and not attacked:
             raise ValueError(
                 f"{self.objective} needs perturb_inputs. Received: "
                 "perturb_inputs=None"

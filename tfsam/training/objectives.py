@@ -22,6 +22,9 @@ from tfsam.training.trainer import replicas
 class Objective(Configurable):
     """Base of objectives that weigh clean against perturbed predictions.
 
+    An objective of another package need not inherit from this class: a fact
+    that it does not state has the default that is declared here.
+
     Args:
         beta: weight of the distance between the two, >= 0.
 
@@ -38,9 +41,9 @@ class Objective(Configurable):
     """
 
     clean_statistics = False
-    needs_attack = True
+    needs_attack = False
     needs_classes = False
-    passes: Any = 2.0
+    passes: Any = 1.0
 
     def __init__(self, beta: float = 6.0) -> None:
         self.beta = check_number("beta", beta)
@@ -77,7 +80,9 @@ class TRADES(Objective):
     """
 
     clean_statistics = True
+    needs_attack = True
     needs_classes = True
+    passes = 2.0
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Any, Any, Any]:
         """Computes the objective of a batch.
@@ -136,7 +141,9 @@ class MART(Objective):
         MART(beta=5.0)
     """
 
+    needs_attack = True
     needs_classes = True
+    passes = 2.0
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Any, Any, Any]:
         """Computes the objective of a batch.
