@@ -355,8 +355,8 @@ def make(factory: Callable[..., Any], **options: Any) -> Any:
         ValueError: if the factory has no such option.
 
     Example:
-        >>> make(dict, steps=10)
-        {'steps': 10}
+        >>> make(lambda steps: f"an attack of {steps} steps", steps=10)
+        'an attack of 10 steps'
     """
     check_options(factory, options)
     return factory(**options)
