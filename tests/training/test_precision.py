@@ -202,7 +202,7 @@ def test_a_run_of_before_there_was_a_choice_goes_on(
     assert "holds this run, finished" in capsys.readouterr().out
     other = [*TINY, f"--workdir={tmp_path}", "--method=st"]
     assert run.main([*other, "--precision=mixed_float16"]) == 2
-    assert "precision=mixed_float16 (it has float32)" in capsys.readouterr().err
+    assert "precision is mixed_float16, was float32" in capsys.readouterr().err
 
 
 @pytest.mark.slow
