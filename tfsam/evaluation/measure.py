@@ -45,6 +45,7 @@ from tfsam.evaluation.workers import make_worker
 from tfsam.evaluation.workers import spread
 from tfsam.models.functions import count_classes
 from tfsam.models.loading import load_logits
+from tfsam.support import files
 from tfsam.support import validators
 from tfsam.support.labels import class_labels
 from tfsam.support.outputs import check_logits
@@ -85,7 +86,7 @@ class _How:
 class _Where:
     """The arguments of `evaluate` that say where verdicts are kept."""
 
-    workdir: Any
+    workdir: files.Path | None
     save_adversarial: bool
     name: str | None
     surrogate_name: str | None
@@ -110,15 +111,15 @@ def evaluate(
     data: Any,
     attacks: Any,
     norm: str = "linf",
-    epsilons: Any = (1 / 255, 2 / 255),
+    epsilons: float | Sequence[float] | np.ndarray = (1 / 255, 2 / 255),
     *,
-    bounds: Any = (0.0, 1.0),
+    bounds: tuple[float, float] | None = (0.0, 1.0),
     seed: int = 0,
     batch_size: int = 128,
     strict: bool = False,
     jit_compile: bool | str = "auto",
     progress: Callable[[str], Any] | None = None,
-    workdir: Any = None,
+    workdir: files.Path | None = None,
     save_adversarial: bool = False,
     devices: str | Sequence[str] | None = None,
     shard: tuple[int, int] = (0, 1),
@@ -449,7 +450,7 @@ def _cold(
     return cold
 
 
-def merge(folders: Iterable[Any]) -> dict[str, Any]:
+def merge(folders: Iterable[files.Path]) -> dict[str, Any]:
     """Combines the shards of an evaluation into its result.
 
     Args:

@@ -499,7 +499,7 @@ def of_verdicts(
                     "gradients_masked",
                     f"{text}: {stage}, which uses no gradient, broke {missed} "
                     "examples that the gradient attacks missed. Likely cause: "
-                    "masked gradients, which are zero, shattered, or those of "
+                    "masked gradients, which are zero, shattered, or belong to "
                     "another function than the forward pass. The accuracy "
                     "under attack is an upper bound that may be far too high. "
                     "Evaluate with autoattack, or attack the network without "

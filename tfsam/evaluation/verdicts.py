@@ -54,7 +54,9 @@ class Record:
             evaluation, or verdicts without a header.
     """
 
-    def __init__(self, header: Mapping[str, Any], folder: Any = None) -> None:
+    def __init__(
+        self, header: Mapping[str, Any], folder: files.Path | None = None
+    ) -> None:
         self.header: Header = json.loads(json.dumps(header))
         self.folder = None if folder is None else pathlib.Path(folder)
         self._parts: dict[tuple[str, int], Arrays] = {}
@@ -110,7 +112,7 @@ class Record:
         self._parts[part, chunk] = arrays
 
 
-def merged(folders: Iterable[Any]) -> tuple[Record, list[str]]:
+def merged(folders: Iterable[files.Path]) -> tuple[Record, list[str]]:
     """Merges the records of several processes into one, in memory.
 
     Args:
@@ -147,7 +149,7 @@ def merged(folders: Iterable[Any]) -> tuple[Record, list[str]]:
     return record, sorted(mixed)
 
 
-def load(folder: Any) -> dict[tuple[str, float], np.ndarray]:
+def load(folder: files.Path) -> dict[tuple[str, float], np.ndarray]:
     """Loads the verdicts of a record, example by example.
 
     Args:
