@@ -101,7 +101,7 @@ def _check_same_run(settings: Settings, held: Mapping[str, Any]) -> None:
     if words:
         raise ValueError(
             f"workdir {settings.workdir} holds a run with another "
-            f"configuration: {', '.join(words)}. Choose another --workdir, or "
+            f"configuration: {'; '.join(words)}. Choose another --workdir, or "
             "start again in this one with --overwrite. "
             f"Received: {', '.join(received)}"
         )
