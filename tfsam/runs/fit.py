@@ -66,6 +66,13 @@ def check(settings: Settings, images: data.Images, strategy: Any) -> None:
     # Any network shows whether the parts combine.
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     model = _robust_model(settings, network, steps)
+    _optimizer(settings, steps)
+    _, options = parts.NETWORKS.parse(settings.recipe.network)
+    for option in {"num_classes", "input_shape"} & {*options}:
+        raise ValueError(
+            f"the images set the {option} of the network. "
+            f"Received: {option}={options[option]}"
+        )
     try:
         model.get_config()  # Checkpoints need it.
     except (AttributeError, TypeError) as error:
@@ -99,15 +106,8 @@ def make_model(
             statistics=None if known else data.statistics(images.x_train),
         )
         model = _robust_model(settings, network, steps)
-        optimizer = recipe.build(
-            "optimizer",
-            _schedule(settings, steps),
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            seed=settings.seed,
-        )
         model.compile(
-            optimizer,
+            _optimizer(settings, steps),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
             jit_compile=use_xla(settings.compiles),
@@ -128,6 +128,18 @@ def _precision(policy: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def _optimizer(settings: Settings, steps: int) -> keras.Optimizer:
+    """Makes the optimizer of a run."""
+    recipe = settings.recipe
+    return recipe.build(
+        "optimizer",
+        _schedule(settings, steps),
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        seed=settings.seed,
+    )
 
 
 def _robust_model(

@@ -457,10 +457,11 @@ def _check_attacks(settings: Settings) -> None:
     So a missing library, and an option that is out of its range, are reported
     before anything is trained.
     """
-    for spec in settings.attacks:
-        make = parts.ATTACKS.factory(spec)
-        if parts.ATTACKS.parse(spec)[1]:
-            _check_options(make, settings.budgets)
+    from tfsam.evaluation.plans import entries_of  # TensorFlow, which is slow.
+
+    for entry in entries_of(settings.attacks):
+        if parts.ATTACKS.parse(entry.name)[1]:
+            _check_options(entry.make, settings.budgets)
     takes_steps = any(map(_takes_steps, settings.attacks))
     if settings.attack_steps is not None and not takes_steps:
         raise ValueError(
