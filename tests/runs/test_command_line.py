@@ -82,27 +82,22 @@ def test_the_traps_work(forms, without_tensorflow):
 
 
 def test_no_banner_comes_before_an_error(forms, tmp_path):
+    """With `-m tfsam.run`, `test_bad_input_of_a_process` tests the same."""
     environment = {
         k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"
     }
-    processes = [
-        subprocess.Popen(
-            [*command, "--method=st", "--rho=0.1"],
-            env=environment,
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for command in forms.values()
-    ]
-    for process in processes:
-        output, error = process.communicate(timeout=250)
-        assert process.returncode == 2
-        assert output == ""
-        assert error == (
-            "tfsam: --method=st does not use --rho. Received: --rho=0.1\n"
-        )
+    done = subprocess.run(
+        [*forms["script"], "--method=st", "--rho=0.1"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "tfsam: --method=st does not use --rho. Received: --rho=0.1\n"
+    )
 
 
 CRASH = """
