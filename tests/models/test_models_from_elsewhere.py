@@ -109,7 +109,12 @@ def test_wrap_train_evaluate_export(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shape, classes", [((224, 224, 3), 1000), ((28, 28, 1), 2), ((9, 7, 3), 3)]
+    "shape, classes",
+    [
+        ((224, 224, 3), 1000),
+        ((28, 28, 1), 2),
+        pytest.param((9, 7, 3), 3, marks=pytest.mark.slow),
+    ],
 )
 def test_sizes_channels_and_classes(shape, classes):
     network = keras.Sequential(

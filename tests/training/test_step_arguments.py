@@ -45,7 +45,11 @@ def test_a_network_s_own_step_is_ignored_with_a_warning(method):
 
 @pytest.mark.parametrize(
     "method",
-    [tfsam.LookSAM(), tfsam.SSAM(samples=4), tfsam.GSAM(rho_min=0.01)],
+    [
+        tfsam.LookSAM(),
+        pytest.param(tfsam.SSAM(samples=4), marks=pytest.mark.slow),
+        pytest.param(tfsam.GSAM(rho_min=0.01), marks=pytest.mark.slow),
+    ],
     ids=["looksam", "ssam", "gsam"],
 )
 def test_a_network_without_an_input_trains_as_with_one(method):
