@@ -126,13 +126,14 @@ def without_results(uninterrupted, tmp_path):
 
 KILLED_AT_STEP = """
 import os, signal, sys
-from tfsam import callbacks, run
+from tfsam import run
+from tfsam.training import monitoring
 
 def kill(self, batch, logs=None):
     if int(self.model.optimizer.iterations) == 8:
         os.kill(os.getpid(), signal.SIGKILL)
 
-callbacks.StopAtNaN.on_train_batch_end = kill
+monitoring.StopAtNaN.on_train_batch_end = kill
 run.main(sys.argv[1:])
 """
 
