@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfsam import parts
 from tfsam.support import files
 
 # Numbers of an epoch by name, as Keras passes them to callbacks.
@@ -261,8 +262,8 @@ class Progress(keras.callbacks.Callback):
         if "clean" in key or "robust" in key:
             return ""  # Its name includes the kind.
         objective = getattr(self.model, "objective", None)
-        clean = key.startswith("val_") or getattr(
-            objective, "clean_statistics", False
+        clean = key.startswith("val_") or parts.OBJECTIVES.fact(
+            objective, "clean_statistics"
         )
         return " (clean)" if clean else " (under attack)"
 
@@ -272,10 +273,10 @@ def _described(attack: Any) -> str:
     name = getattr(attack, "__name__", type(attack).__name__)
     norm = getattr(attack, "norm", None)
     epsilon = getattr(attack, "epsilon", None)
-    parts = [name] if norm is None else [name, str(norm)]
+    words = [name] if norm is None else [name, str(norm)]
     if isinstance(epsilon, (int, float)):
-        parts.append(f"epsilon {_short(epsilon, norm, attack)}")
-    return ", ".join(parts)
+        words.append(f"epsilon {_short(epsilon, norm, attack)}")
+    return ", ".join(words)
 
 
 def _short(epsilon: float, norm: Any, attack: Any) -> str:
