@@ -1,5 +1,6 @@
 """Parts that another package adds: a module and a line of metadata each."""
 
+import importlib.metadata
 import json
 
 import pytest
@@ -59,6 +60,19 @@ def test_they_are_rows_of_the_table():
     assert help_lines["coin"] == (
         "weight perturbation of the package tfsam-shift-fixture"
     )
+
+
+def test_a_package_that_is_broken_spoils_no_table(monkeypatch):
+    broken = importlib.metadata.EntryPoint(
+        "broken", "no_such_package:Part", parts.WEIGHTS.group
+    )
+    monkeypatch.setattr(
+        importlib.metadata,
+        "entry_points",
+        lambda group: [broken] if group == parts.WEIGHTS.group else [],
+    )
+    assert "| `broken` | The weight perturbation 'broken'" in methods.table()
+    assert run.main(["--method=broken"]) == 2
 
 
 def trained(workdir, *arguments):

@@ -453,7 +453,11 @@ def table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name in methods():
-        row = method(name)
+        try:
+            row = method(name)
+        except (ImportError, ValueError) as error:  # Of another package.
+            lines.append(f"| `{name}` | {error} | - | - |  |  |  |")
+            continue
         settings = defaults(_parts_of(row), row.settings)
         shown = " ".join(
             f"`--{flag}={_text(flag, value)}`"
