@@ -67,7 +67,7 @@ def test_an_averaged_run_is_resumed_where_statistics_round_differently(
     monkeypatch.setattr(
         recalibration.Recalibration,
         "measure",
-        lambda self, *a: [v * (1 + 1e-6) for v in measure(self, *a)],
+        lambda self, *a, **k: [v * (1 + 1e-6) for v in measure(self, *a, **k)],
     )
     before = (tmp_path / "model.keras").read_bytes()
     assert run.main([*RUN, f"--workdir={tmp_path}"]) == 0
