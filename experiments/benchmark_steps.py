@@ -409,7 +409,7 @@ def pieces(model, x, y):
         count=count,
         learning_rate=tf.constant(0.1),
         squared_gradients=lambda: (
-            model._squared_gradients(weights, state, batch),
+            model._squared_gradients(weights, state, batch, scale),
             len(y),
         ),
     )

@@ -92,6 +92,13 @@ def test_the_parts_of_a_step():
     ]
 
 
+@pytest.mark.slow
+def test_the_parts_of_a_step_that_may_renew_a_mask():
+    """Tracing SSAM's perturbation traces the renewal of its mask, too."""
+    text = benchmark_steps.profile("ssam", "graph", **SETTING)
+    assert "| weight_perturbation |" in text
+
+
 def torch_training(seed=0):
     torch = pytest.importorskip("torch")
     from experiments import torch_networks
