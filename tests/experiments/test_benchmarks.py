@@ -95,7 +95,7 @@ def test_the_parts_of_a_step():
 @pytest.mark.slow
 def test_the_parts_of_a_step_that_may_renew_a_mask():
     """Tracing SSAM's perturbation traces the renewal of its mask, too."""
-    text = benchmark_steps.profile("ssam", "graph", **SETTING)
+    text = benchmark_steps.profile("ssam_f", "graph", **SETTING)
     assert "| weight_perturbation |" in text
 
 
