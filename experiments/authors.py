@@ -84,8 +84,8 @@ from tfsam.attacks.gradient import random_start
 from tfsam.attacks.losses import cross_entropy
 from tfsam.data.batches import training_batches
 from tfsam.support import files
-from tfsam.support.layers import flattened
 from tfsam.support.pixels import assert_inside
+from tfsam.support.rescaling import flattened
 from tfsam.training.stateless import dense
 from tfsam.training.trainer import replicas
 

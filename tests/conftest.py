@@ -17,7 +17,7 @@ import sklearn.datasets
 import tensorflow as tf
 from helpers import tiny
 
-from tfsam import parts
+from tfsam import registries
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -135,7 +135,7 @@ def write_run():
 @pytest.fixture
 def tiny_network(monkeypatch):
     """The command's small network is a tiny one."""
-    monkeypatch.setitem(parts.NETWORKS.native, "preact_resnet8", tiny)
+    monkeypatch.setitem(registries.NETWORKS.native, "preact_resnet8", tiny)
 
 
 _PLUGIN = pathlib.Path(__file__).parent / "plugin"

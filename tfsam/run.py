@@ -15,8 +15,8 @@ from typing import Any
 from tfsam.runs import flags
 from tfsam.runs import help
 from tfsam.runs import settings
-from tfsam.support import banner
 from tfsam.support import files
+from tfsam.support import import_noise
 from tfsam.support import signals
 
 # Exit codes beside 0; a signal's is 128 plus its number.
@@ -84,7 +84,7 @@ def _parsed(argv: Sequence[str]) -> settings.Settings | settings.Merge | None:
         _Rejected: if they are not well-formed, or a part cannot be imported.
     """
     try:
-        with banner.silenced():
+        with import_noise.silenced():
             given = flags.parse(argv)
             text = help.answer(given)
             if text is not None:
@@ -101,8 +101,8 @@ def _parsed(argv: Sequence[str]) -> settings.Settings | settings.Merge | None:
 
 def _report(argv: Sequence[str]) -> int:
     """Runs `tfsam report`."""
-    with banner.silenced():
-        from tfsam.reports import command  # TensorFlow, which is slow.
+    with import_noise.silenced():
+        from tfsam.reports import command
     return command.main(argv)
 
 
@@ -144,7 +144,7 @@ def _main(
         stop: the signals that have arrived.
         held: a stack of contexts that are left when the run ends.
     """
-    from tfsam.runs import session  # TensorFlow, which is slow.
+    from tfsam.runs import session
 
     try:
         if isinstance(chosen, settings.Merge):

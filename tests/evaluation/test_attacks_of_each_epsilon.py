@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import tfsam
 from tfsam.evaluation import verdicts
-from tfsam.evaluation.batches import kind_of
+from tfsam.evaluation.attack_batch import kind_of
 
 EPSILONS = [0.004, 0.12]
 

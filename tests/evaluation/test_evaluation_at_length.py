@@ -19,7 +19,7 @@ from helpers import network
 
 import tfsam
 from tfsam.attacks import Logits
-from tfsam.evaluation import batches
+from tfsam.evaluation import attack_batch
 from tfsam.evaluation import measure
 from tfsam.evaluation import progress
 from tfsam.evaluation import verdicts
@@ -146,8 +146,8 @@ def test_attacks_that_are_not_native_get_batches_of_few_sizes(cnn, data):
 
     evaluate(cnn, data, [Looks], np.linspace(0.01, 0.3, 9))
     assert set(sizes) == {2, 8, 32}
-    assert batches._batch_size(3, 32) == 8
-    assert [batches._batch_size(1, n) for n in (1, 2, 100)] == [1, 1, 7]
+    assert attack_batch._batch_size(3, 32) == 8
+    assert [attack_batch._batch_size(1, n) for n in (1, 2, 100)] == [1, 1, 7]
 
 
 ALL = [

@@ -19,7 +19,7 @@ from helpers import examples
 from hypothesis import strategies as st
 
 import tfsam
-from tfsam import parts
+from tfsam import registries
 from tfsam.evaluation import cache_key
 from tfsam.evaluation import measure
 from tfsam.evaluation import verdicts
@@ -146,7 +146,7 @@ def test_an_installed_attack_needs_no_name(tmp_path, monkeypatch):
             super().__init__(epsilon, norm, 1, bounds=bounds)
             self.lock = threading.Lock()
 
-    monkeypatch.setitem(parts.ATTACKS.native, "plugin", Plugin)
+    monkeypatch.setitem(registries.ATTACKS.native, "plugin", Plugin)
     evaluate(tmp_path, attacks=["plugin"])
     evaluate(tmp_path, attacks=["plugin"])
 

@@ -37,7 +37,7 @@ from helpers import without_clocks
 
 import tfsam
 from experiments import soak
-from tfsam import parts
+from tfsam import registries
 from tfsam.runs import fit
 from tfsam.runs import methods
 from tfsam.runs import stages
@@ -46,6 +46,7 @@ from tfsam.support import files
 from tfsam.support import signals
 from tfsam.training import checkpoints
 from tfsam.training import monitoring
+from tfsam.training import progress
 
 # Six steps an epoch; the last one of them is of 16 images, too.
 RUN = (
@@ -57,7 +58,7 @@ RUN = (
 @pytest.fixture(scope="module", autouse=True)
 def tiny_network():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(parts.NETWORKS.native, "preact_resnet8", tiny)
+        patch.setitem(registries.NETWORKS.native, "preact_resnet8", tiny)
         yield
 
 
@@ -647,7 +648,7 @@ def test_nothing_is_traced_after_the_first_epoch(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keras.layers.Dense, "call", counted)
-        patch.setattr(monitoring.Progress, "on_epoch_end", count)
+        patch.setattr(progress.Progress, "on_epoch_end", count)
         code, _ = main(
             *(*RUN, "--method=at_sam", "--steps=1", "--average=ema"),
             *("--limit_train=120", "--batch_size=20", "--epochs=4"),

@@ -10,7 +10,7 @@ from helpers import settings_of
 
 from tfsam import attacks
 from tfsam import data
-from tfsam import parts
+from tfsam import registries
 from tfsam.runs import fit
 from tfsam.runs import flags
 from tfsam.runs import methods
@@ -301,7 +301,7 @@ def test_help(tmp_path, monkeypatch):
     assert code == 0
     for name in flags.FLAGS:
         assert re.search(rf"^  --(\[no\])?{name}\s", output, re.M), name
-    named = (*methods.methods(), *parts.NETWORKS.names(), *attacks.names())
+    named = (*methods.methods(), *registries.NETWORKS.names(), *attacks.names())
     for name in named:
         assert name in output
     assert not list(tmp_path.iterdir())

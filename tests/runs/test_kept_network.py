@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import tiny
 
-from tfsam import parts
+from tfsam import registries
 from tfsam import run
 from tfsam.models.fingerprints import from_file
 from tfsam.runs import stages
@@ -62,7 +62,7 @@ def test_an_averaged_run_is_resumed_where_statistics_round_differently(
     with pytest.raises(_Stopped):
         run.main([*RUN, f"--workdir={tmp_path}"])
     monkeypatch.undo()
-    monkeypatch.setitem(parts.NETWORKS.native, "preact_resnet8", tiny)
+    monkeypatch.setitem(registries.NETWORKS.native, "preact_resnet8", tiny)
     measure = recalibration.Recalibration.measure
     monkeypatch.setattr(
         recalibration.Recalibration,

@@ -7,7 +7,7 @@ import pytest
 
 import tfsam
 from experiments import sweep
-from tfsam import parts
+from tfsam import registries
 from tfsam import run
 from tfsam.runs import methods
 
@@ -25,14 +25,14 @@ def installed(other_package, tiny_network):
 def test_they_have_their_own_options():
     coin = tfsam.weights.get("Coin:rho=0.3:heads=1")
     assert (coin.rho, coin.heads) == (0.3, 1.0)
-    assert parts.OBJECTIVES.make("blend:clean=1/4").clean == 0.25
+    assert registries.OBJECTIVES.make("blend:clean=1/4").clean == 0.25
     assert tfsam.attacks.get("shift:share=0.5", epsilon=0.1).share == 0.5
     with pytest.raises(ValueError, match=r"did you mean heads\?.*head=1"):
         tfsam.weights.get("coin:head=1")
 
 
 def test_their_help_is_their_docstring():
-    lines = parts.describe("coin").splitlines()
+    lines = registries.describe("coin").splitlines()
     assert lines[0] == (
         "coin: weight perturbation of the package tfsam-shift-fixture"
     )
@@ -64,12 +64,12 @@ def test_they_are_rows_of_the_table():
 
 def test_a_package_that_is_broken_spoils_no_table(monkeypatch):
     broken = importlib.metadata.EntryPoint(
-        "broken", "no_such_package:Part", parts.WEIGHTS.group
+        "broken", "no_such_package:Part", registries.WEIGHTS.group
     )
     monkeypatch.setattr(
         importlib.metadata,
         "entry_points",
-        lambda group: [broken] if group == parts.WEIGHTS.group else [],
+        lambda group: [broken] if group == registries.WEIGHTS.group else [],
     )
     assert "| `broken` | The weight perturbation 'broken'" in methods.table()
     assert run.main(["--method=broken"]) == 2
@@ -161,7 +161,7 @@ class Bare:
 def test_faults_are_found_before_training(
     tmp_path, monkeypatch, capsys, argument, message
 ):
-    monkeypatch.setitem(parts.ATTACKS.native, "bare", Bare)
+    monkeypatch.setitem(registries.ATTACKS.native, "bare", Bare)
     workdir = tmp_path / "run"
     arguments = [*argument.split(), "--epsilon=0.1", f"--workdir={workdir}"]
     if "bare" not in arguments[0] or "attacks" in arguments[0]:
@@ -177,4 +177,4 @@ def test_a_data_source():
     assert images.x_train.shape == (10, 6, 6, 1)
     assert images.x_test.shape == (10, 6, 6, 1)
     assert images.class_names == ("across", "along")
-    assert "side of an image" in parts.describe("stripes")
+    assert "side of an image" in registries.describe("stripes")

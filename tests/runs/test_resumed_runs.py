@@ -22,6 +22,7 @@ from tfsam.runs import fit
 from tfsam.runs import workdirs
 from tfsam.support import files
 from tfsam.training import monitoring
+from tfsam.training import progress
 
 
 def weights_of(path):
@@ -44,7 +45,7 @@ def test_state_averages_and_the_best_network_are_resumed(
         def interrupt(self, epoch, logs=None):
             raise KeyboardInterrupt
 
-        patch.setattr(monitoring.Progress, "on_epoch_end", interrupt)
+        patch.setattr(progress.Progress, "on_epoch_end", interrupt)
         for epochs in (1, 2, 3):
             code, _ = main(*arguments, f"--workdir={tmp_path / 'parts'}")
             assert code == 130
@@ -78,7 +79,7 @@ def test_an_average_alone_is_resumed(
         def interrupt(self, epoch, logs=None):
             raise KeyboardInterrupt
 
-        patch.setattr(monitoring.Progress, "on_epoch_end", interrupt)
+        patch.setattr(progress.Progress, "on_epoch_end", interrupt)
         for _ in range(3):
             code, _ = main(*arguments, f"--workdir={tmp_path / 'parts'}")
             assert code == 130

@@ -19,9 +19,10 @@ from helpers import start
 from helpers import verdicts
 
 from tfsam import data
-from tfsam import parts
+from tfsam import registries
 from tfsam import reports
 from tfsam.runs import flags
+from tfsam.runs.artifacts import ARTIFACTS
 from tfsam.support import files
 from tfsam.training import monitoring
 
@@ -40,7 +41,9 @@ def finished(tmp_path_factory):
     """A finished run: (its folder, what it printed)."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(parts.NETWORKS.native, "preact_resnet8", convolutional)
+        patch.setitem(
+            registries.NETWORKS.native, "preact_resnet8", convolutional
+        )
         code, output = main(*FINISHED, f"--workdir={workdir}")
     assert code == 0
     return workdir, output
@@ -339,3 +342,10 @@ def test_exports_do_not_tell_how_they_came_about(finished):
         for secret in secrets:
             assert secret.encode() not in text, (name, secret)
     assert b"preact" in content["config.json"]  # What is in it is found.
+
+
+def test_every_file_of_a_run_is_an_artifact(finished):
+    """--overwrite removes the artifacts; a file that is none would stay."""
+    workdir, *_ = finished
+    found = {path.name for path in workdir.iterdir()} - {"lock"}
+    assert found <= {artifact.name for artifact in ARTIFACTS}

@@ -12,7 +12,7 @@ from helpers import read_json
 from helpers import settings_of
 
 from tfsam import data
-from tfsam import parts
+from tfsam import registries
 from tfsam.runs import fit
 from tfsam.runs import methods
 from tfsam.training import checkpoints
@@ -137,7 +137,9 @@ def test_each_method_trains_and_reports(
 
 @cpu_only
 def test_two_devices(tmp_path, monkeypatch):
-    monkeypatch.setitem(parts.NETWORKS.native, "preact_resnet8", convolutional)
+    monkeypatch.setitem(
+        registries.NETWORKS.native, "preact_resnet8", convolutional
+    )
     # The last of the 33 images would leave the second device with none, and
     # convolutions fail there.
     code, _ = main(

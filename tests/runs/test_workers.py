@@ -18,7 +18,7 @@ from helpers import settings_of
 import tfsam
 from experiments import workers
 from tfsam import data
-from tfsam import parts
+from tfsam import registries
 from tfsam import run
 from tfsam.data import batches
 from tfsam.runs import fit
@@ -357,7 +357,9 @@ def small_network(classes, input_shape, statistics):
 def test_every_method_trains_an_epoch_on_two_devices(
     method, jit_compile, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(parts.NETWORKS.native, "preact_resnet8", small_network)
+    monkeypatch.setitem(
+        registries.NETWORKS.native, "preact_resnet8", small_network
+    )
     settings = settings_of(
         *(f"--method={method}", "--devices=cpu:2", "--epochs=1"),
         *(f"--jit_compile={jit_compile}", "--batch_size=32"),

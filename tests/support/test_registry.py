@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from tfsam import parts
+from tfsam import registries
 from tfsam.support.registry import Part
 from tfsam.support.registry import Registry
 
@@ -83,25 +83,29 @@ def test_facts_have_one_default():
     assert WAVES.fact(Wave, "flag_names") == {"steps": "wave_steps"}
     assert WAVES.fact(anything, "flag_names") == {}
     assert WAVES.fact(Wave(0.1), "source") == ""
-    assert parts.ATTACKS.fact(anything, "in_graph") is None
-    assert parts.ATTACKS.fact(Wave(0.1, steps=4), "gradients") == 4
-    assert parts.WEIGHTS.fact(anything, "extra_passes") == 1
+    assert registries.ATTACKS.fact(anything, "in_graph") is None
+    assert registries.ATTACKS.fact(Wave(0.1, steps=4), "gradients") == 4
+    assert registries.WEIGHTS.fact(anything, "extra_passes") == 1
     assert WAVES.summary("Wave") == "Moves everything a little"
-    assert parts.ATTACKS.summary("pgd_cw").endswith("(loss=margin)")
+    assert registries.ATTACKS.summary("pgd_cw").endswith("(loss=margin)")
 
 
 def test_a_part_is_described_with_its_options():
-    lines = parts.describe("LookSAM").splitlines()
+    lines = registries.describe("LookSAM").splitlines()
     assert lines[0] == "looksam: weight perturbation"
     assert any(line.startswith("  every=5: ") for line in lines)
-    assert "any other option" in parts.describe("foolbox")
+    assert "any other option" in registries.describe("foolbox")
     with pytest.raises(ValueError, match="did you mean looksam"):
-        parts.describe("looksan")
+        registries.describe("looksan")
 
 
 @pytest.mark.parametrize(
     "registry",
-    [value for value in vars(parts).values() if isinstance(value, Registry)],
+    [
+        value
+        for value in vars(registries).values()
+        if isinstance(value, Registry)
+    ],
     ids=lambda registry: registry.kind,
 )
 def test_every_native_part_can_be_imported(registry):
@@ -114,4 +118,4 @@ def test_every_native_part_can_be_imported(registry):
 def test_an_attack_of_a_missing_library_is_refused_by_its_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "foolbox", None)
     with pytest.raises(ImportError, match=r"attack foolbox needs a library"):
-        parts.ATTACKS.factory("foolbox:LinfPGD")
+        registries.ATTACKS.factory("foolbox:LinfPGD")

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfsam
-from tfsam.support import endings
+from tfsam.support import final_activations
 from tfsam.training import compiled_losses
 
 RNG = np.random.default_rng(0)
@@ -161,7 +161,7 @@ ENDINGS = [
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_an_ending_in_probabilities_is_read_off_the_layers(ending):
-    assert endings.in_probabilities(network(*ending)) == [True]
+    assert final_activations.in_probabilities(network(*ending)) == [True]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_an_ending_in_probabilities_is_read_off_the_layers(ending):
     ],
 )
 def test_logits_and_programs_are_not_taken_for_probabilities(ending, known):
-    assert endings.in_probabilities(network(*ending)) == [known]
+    assert final_activations.in_probabilities(network(*ending)) == [known]
 
 
 PARTS = [

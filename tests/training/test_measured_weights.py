@@ -11,6 +11,7 @@ import tensorflow as tf
 import tfsam
 from tfsam.training import checkpoints
 from tfsam.training import monitoring
+from tfsam.training import progress
 
 RNG = np.random.default_rng(0)
 X = RNG.random((48, 4)).astype("float32")
@@ -381,7 +382,7 @@ def test_csv_logger_has_the_columns_from_the_first_epoch_on(tmp_path):
         tfsam.RobustValidation((X, Y), ATTACK, every=2),
         keras.callbacks.CSVLogger(path),
         history,
-        monitoring.Progress(said.append, 3, 4),
+        progress.Progress(said.append, 3, 4),
         epochs=4,
     )
     with open(path, newline="") as file:

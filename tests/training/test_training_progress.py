@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import tfsam
-from tfsam.training import monitoring
+from tfsam.training.progress import Progress
 
 
 def said(monkeypatch, seconds=(), epochs=2, **parts):
     """Lines of a training of two steps an epoch, on a clock of its own."""
     clock, lines = [0.0], []
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    progress = monitoring.Progress(lines.append, 2, epochs)
+    progress = Progress(lines.append, 2, epochs)
     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     progress.set_model(tfsam.RobustModel(network, **parts))
     steps = iter(seconds or [1.0] * 2 * epochs)
@@ -44,7 +44,7 @@ def test_the_time_left_does_not_include_tracing(monkeypatch):
     ("attack", "objective", "first", "kind"),
     [
         (tfsam.PGD(8 / 255), None, "PGD, linf, epsilon 8/255", "under attack"),
-        (tfsam.FGSM(0.1), None, "FGSM, linf, epsilon 25.5/255", "under attack"),
+        (tfsam.FGSM(0.1), None, "FGSM, linf, epsilon 0.1", "under attack"),
         (tfsam.PGD(0.3, "l2"), tfsam.TRADES(), "PGD, l2, epsilon 0.3", "clean"),
         (
             tfsam.PGD(2, bounds=(0, 255)),

@@ -3,9 +3,9 @@
     attack = tfsam.attacks.get("pgd", epsilon=8 / 255, norm="linf", steps=10)
     x_adv = attack(logits_fn, x, y, seed=0)
 
-`tfsam.parts.ATTACKS` lists the native attacks. Attacks of other packages, and
-tfsam's own adapters, are entry points of the group `tfsam.attacks` in package
-metadata. An attack is imported when it is first needed. See
+`tfsam.registries.ATTACKS` lists the native attacks. Attacks of other packages,
+and tfsam's own adapters, are entry points of the group `tfsam.attacks` in
+package metadata. An attack is imported when it is first needed. See
 `tfsam.attacks.base` for the interface of an attack, and `check` to test that an
 attack satisfies it.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 # All native attacks are imported here: importing registers them with Keras, and
 # `.keras` files of models may contain any of them.
-from tfsam import parts
+from tfsam import registries
 from tfsam.attacks.autoattack import AutoAttack
 from tfsam.attacks.autoattack.apgd import apgd_ce
 from tfsam.attacks.autoattack.apgd import apgd_dlr
@@ -33,9 +33,9 @@ from tfsam.attacks.noise import NoiseLinf
 from tfsam.support.registry import make
 from tfsam.support.registry import option_names
 
-GROUP = parts.ATTACKS.group
+GROUP = registries.ATTACKS.group
 
-names = parts.ATTACKS.names
+names = registries.ATTACKS.names
 
 
 def get(name: str, **options: Any) -> Callable[..., Any]:
@@ -62,7 +62,7 @@ def get(name: str, **options: Any) -> Callable[..., Any]:
         >>> get("pgd:steps=7", epsilon=8 / 255).steps
         7
     """
-    return parts.ATTACKS.make(name, **options)
+    return registries.ATTACKS.make(name, **options)
 
 
 def factory(name: str) -> Callable[..., Any]:
@@ -79,7 +79,7 @@ def factory(name: str) -> Callable[..., Any]:
         >>> factory("pgd:steps=7")(epsilon=8 / 255).steps
         7
     """
-    return parts.ATTACKS.factory(name)
+    return registries.ATTACKS.factory(name)
 
 
 __all__ = [

@@ -37,7 +37,7 @@ from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import is_surrogate
 from tfsam.geometry import check_norm
 from tfsam.support.configurable import Configurable
-from tfsam.support.outputs import check_ending
+from tfsam.support.logit_checks import check_ending
 from tfsam.support.pixels import assert_inside
 from tfsam.support.pixels import check_floating
 from tfsam.support.pixels import inside_bounds

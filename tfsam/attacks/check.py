@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfsam import attacks as registry
 from tfsam import geometry
 from tfsam.attacks.base import Bounds
-from tfsam.parts import ATTACKS
+from tfsam.registries import ATTACKS
 
 # The relative rounding error of a norm that is computed in float32.
 TOLERANCE = 1e-6

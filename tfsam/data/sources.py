@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfsam import parts
+from tfsam import registries
 from tfsam.data import folders
 from tfsam.data import tfds
 from tfsam.data.decoding import refusal
@@ -93,7 +93,7 @@ def load(
         `"npz:PATH"`: a file of arrays `x_train`, `y_train`, `x_test` and
         `y_test`, x uint8 or float in [0, 1], y integers;
         `"NAME:LOCATION"` with the name of a source of another package, see
-        `tfsam.parts.SOURCES`;
+        `tfsam.registries.SOURCES`;
         any other name: an image classification data set of TensorFlow
         Datasets, such as `"cifar10"`, downloaded if it is missing.
       limit_train: the number of training examples to keep, at least the
@@ -129,10 +129,10 @@ def load(
         return _subset(labels, limits[split], seed, f"limit_{split}")
 
     kind, _, location = str(source).partition(":")
-    names = {name.casefold(): name for name in parts.SOURCES.names()}
+    names = {name.casefold(): name for name in registries.SOURCES.names()}
     if kind.casefold() not in names:
         return _load_tfds(str(source), pick, data_dir)
-    read = parts.SOURCES.load(names[kind.casefold()])
+    read = registries.SOURCES.load(names[kind.casefold()])
     wanted = option_names(read) or set()
     given = {"pick": pick, "cache_dir": cache_dir}
     found = read(location, **{k: v for k, v in given.items() if k in wanted})

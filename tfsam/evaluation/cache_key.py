@@ -24,7 +24,7 @@ from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import has_epsilon
 from tfsam.evaluation.workers import kinds_of
 from tfsam.models import fingerprints
-from tfsam.parts import ATTACKS
+from tfsam.registries import ATTACKS
 from tfsam.support import identity
 
 Header = dict[str, Any]
@@ -32,7 +32,7 @@ Header = dict[str, Any]
 # The source files whose code decides verdicts.
 _DECISIVE = (
     "attacks/**/*.py",
-    "evaluation/batches.py",
+    "evaluation/attack_batch.py",
     "evaluation/chunks.py",
     "evaluation/natural.py",
     "evaluation/workers.py",

@@ -15,9 +15,9 @@ import numpy as np
 from tfsam.attacks.check import TOLERANCE
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
-from tfsam.evaluation.batches import Found
-from tfsam.evaluation.batches import attack_batch
-from tfsam.evaluation.batches import kind_of
+from tfsam.evaluation.attack_batch import Found
+from tfsam.evaluation.attack_batch import attack_batch
+from tfsam.evaluation.attack_batch import kind_of
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import can_start
@@ -27,7 +27,7 @@ from tfsam.evaluation.verdicts import MISCLASSIFIED
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.verdicts import STANDS
 from tfsam.evaluation.workers import Worker
-from tfsam.parts import ATTACKS
+from tfsam.registries import ATTACKS
 
 Arrays = dict[str, np.ndarray]
 

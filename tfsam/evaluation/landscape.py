@@ -22,8 +22,8 @@ from tfsam.geometry import TINY
 from tfsam.support import files
 from tfsam.support.labels import check_classes
 from tfsam.support.labels import class_labels
+from tfsam.support.logit_checks import check_logits
 from tfsam.support.onednn import warn_of_unsafe_gradients
-from tfsam.support.outputs import check_logits
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
 from tfsam.weights.base import Step

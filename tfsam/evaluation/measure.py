@@ -48,7 +48,7 @@ from tfsam.models.loading import load_logits
 from tfsam.support import files
 from tfsam.support import validators
 from tfsam.support.labels import class_labels
-from tfsam.support.outputs import check_logits
+from tfsam.support.logit_checks import check_logits
 from tfsam.support.pixels import inside_bounds
 
 Bounds = tuple[float, float] | None

@@ -19,7 +19,7 @@ from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import as_numpy
 from tfsam.evaluation.workers import spread
 from tfsam.support.labels import check_classes
-from tfsam.support.outputs import check_logits
+from tfsam.support.logit_checks import check_logits
 
 
 def measure_natural(

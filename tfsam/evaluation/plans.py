@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfsam import attacks as registry
-from tfsam.parts import ATTACKS
+from tfsam.registries import ATTACKS
 from tfsam.support.registry import check_options
 
 

@@ -19,10 +19,10 @@ import tensorflow as tf
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import traced
-from tfsam.parts import ATTACKS
-from tfsam.support.layers import LEAST_RANGE
-from tfsam.support.layers import flattened
-from tfsam.support.layers import rescaled
+from tfsam.registries import ATTACKS
+from tfsam.support.rescaling import LEAST_RANGE
+from tfsam.support.rescaling import flattened
+from tfsam.support.rescaling import rescaled
 
 Flag = dict[str, str]
 Arrays = Mapping[str, Any]

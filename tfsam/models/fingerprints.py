@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfsam.attacks.logits import Logits
 from tfsam.support import files
 from tfsam.support import identity
-from tfsam.support.layers import flattened
+from tfsam.support.rescaling import flattened
 
 Sketch = dict[str, list[list[float]] | None]
 

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from tfsam.attacks.logits import Logits
 from tfsam.support import files
-from tfsam.support.layers import flattened
-from tfsam.support.outputs import check_ending
+from tfsam.support.logit_checks import check_ending
+from tfsam.support.rescaling import flattened
 
 # Number of examples in a block, which the network processes together on a CPU:
 # for images of many pixels, and for small ones. It does not depend on the

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfsam import data
-from tfsam import parts
+from tfsam import registries
 from tfsam.attacks import PGD
 from tfsam.data import batches
 from tfsam.evaluation import measure
@@ -25,6 +25,7 @@ from tfsam.support import signals
 from tfsam.support.validators import check_count
 from tfsam.training import checkpoints
 from tfsam.training import monitoring
+from tfsam.training import progress
 from tfsam.training.model import RobustModel
 from tfsam.training.robust_validation import RobustValidation
 from tfsam.training.robust_validation import StopAtCollapse
@@ -67,7 +68,7 @@ def check(settings: Settings, images: data.Images, strategy: Any) -> None:
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     model = _robust_model(settings, network, steps)
     _optimizer(settings, steps)
-    _, options = parts.NETWORKS.parse(settings.recipe.network)
+    _, options = registries.NETWORKS.parse(settings.recipe.network)
     for option in {"num_classes", "input_shape"} & {*options}:
         raise ValueError(
             f"the images set the {option} of the network. "
@@ -100,7 +101,7 @@ def make_model(
     known = images.name in ("cifar10", "cifar100")
     steps = _steps_per_epoch(settings, images, strategy)
     with _scope(strategy), _precision(recipe.precision):
-        network = parts.NETWORKS.factory(recipe.network)(
+        network = registries.NETWORKS.factory(recipe.network)(
             len(images.class_names),
             input_shape=images.x_train.shape[1:],
             statistics=None if known else data.statistics(images.x_train),
@@ -176,8 +177,8 @@ def _schedule(
     """
     rate, epochs = settings.recipe.learning_rate, settings.recipe.epochs
     average = settings.recipe.average
-    if average and parts.AVERAGES.fact(
-        parts.AVERAGES.factory(average), "holds_rate"
+    if average and registries.AVERAGES.fact(
+        registries.AVERAGES.factory(average), "holds_rate"
     ):
         start = max(_average_start(settings) * steps - 1, 0)
         bounds, rates = [start], [rate, rate / 2]
@@ -209,7 +210,7 @@ def _average(
         return None
     some = data.sample(len(images.x_train), _RECALIBRATION, settings.seed)
     objective = recipe.build("objective")
-    clean = objective is not None and parts.OBJECTIVES.fact(
+    clean = objective is not None and registries.OBJECTIVES.fact(
         objective, "clean_statistics"
     )
     return recipe.build(
@@ -395,7 +396,7 @@ class _Session:
         if chief:
             used += [
                 *(history, checkpoint),
-                monitoring.Progress(
+                progress.Progress(
                     log, self.steps, self.epochs, first_step=step
                 ),
                 keras.callbacks.TensorBoard(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from tfsam import parts
+from tfsam import registries
 from tfsam.support.registry import Registry
 from tfsam.support.registry import did_you_mean
 from tfsam.support.validators import check_choice
@@ -573,13 +573,13 @@ def parse(argv: Sequence[str]) -> Given:
 
 # Registries by the flag that takes a name from them.
 REGISTRIES: dict[str, Registry] = {
-    "attacks": parts.ATTACKS,
-    "perturb_inputs": parts.ATTACKS,
-    "perturb_weights": parts.WEIGHTS,
-    "objective": parts.OBJECTIVES,
-    "optimizer": parts.OPTIMIZERS,
-    "average": parts.AVERAGES,
-    "network": parts.NETWORKS,
+    "attacks": registries.ATTACKS,
+    "perturb_inputs": registries.ATTACKS,
+    "perturb_weights": registries.WEIGHTS,
+    "objective": registries.OBJECTIVES,
+    "optimizer": registries.OPTIMIZERS,
+    "average": registries.AVERAGES,
+    "network": registries.NETWORKS,
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tfsam
-from tfsam import parts
+from tfsam import registries
 from tfsam.runs import flags
 from tfsam.runs import methods
 from tfsam.runs import presets
@@ -69,9 +69,9 @@ def _help(values: Mapping[str, Any]) -> str:
     defaults = presets.defaults(preset, values.get("dataset"))
     defaults["preset"] = presets.DEFAULT
     known = {
-        "attacks": ", ".join(parts.ATTACKS.names()),
-        "networks": ", ".join(parts.NETWORKS.names()),
-        "sources": ", ".join(parts.SOURCES.names()),
+        "attacks": ", ".join(registries.ATTACKS.names()),
+        "networks": ", ".join(registries.NETWORKS.names()),
+        "sources": ", ".join(registries.SOURCES.names()),
     }
     lines = [_USAGE, f"Defaults are those of --preset={preset}."]
     for group in flags.GROUPS:
@@ -119,9 +119,9 @@ def _help_of(name: str) -> str:
         row = methods.method(name)
         source = f" ({row.source})" if row.source else ""
         found.append(f"{name.casefold()}: method\n  {row.help}{source}")
-    known = {n for registry in parts.ALL for n in registry.names()}
+    known = {n for registry in registries.ALL for n in registry.names()}
     if name.casefold() in {n.casefold() for n in known}:
-        found.append(parts.describe(name))
+        found.append(registries.describe(name))
     if not found:
         hint = did_you_mean(name, [*rows, *known])
         raise ValueError(

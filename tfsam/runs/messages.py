@@ -5,21 +5,10 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from tfsam.runs import artifacts
 from tfsam.runs import flags
 from tfsam.runs import methods
 from tfsam.runs.settings import Settings
-
-# What a run leaves, in words.
-_IN_WORDS = {
-    "model.keras": "the network",
-    "saved_model": "the network for serving",
-    "results.json": "all numbers",
-    "history.csv": "training by epoch",
-    "robustness.png": "accuracy by epsilon",
-    "examples.png": "adversarial images",
-    "evaluation": "the verdict on each image",
-    "log.txt": "the log",
-}
 
 
 def opening(
@@ -95,10 +84,7 @@ def closing(settings: Settings, results: Mapping[str, Any]) -> list[str]:
         settings: the settings of the run.
         results: the content of results.json.
     """
-    made = ["results.json", *results["artifacts"]]
-    listed = [
-        f"{name} ({words})" for name, words in _IN_WORDS.items() if name in made
-    ]
+    listed = artifacts.in_words({"results.json", *results["artifacts"]})
     lines = [
         f"Accuracy is the percentage of the {results['natural']['n']} test "
         "images that are classified correctly: as they are (clean), and after "

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
-from tfsam import parts
+from tfsam import registries
 from tfsam.support.registry import Registry
 from tfsam.support.registry import did_you_mean
 
@@ -50,11 +50,11 @@ class Method:
 
 # The kinds of parts that a run is made of, by the setting that names the part.
 PARTS: dict[str, Registry] = {
-    "perturb_inputs": parts.ATTACKS,
-    "perturb_weights": parts.WEIGHTS,
-    "objective": parts.OBJECTIVES,
-    "optimizer": parts.OPTIMIZERS,
-    "average": parts.AVERAGES,
+    "perturb_inputs": registries.ATTACKS,
+    "perturb_weights": registries.WEIGHTS,
+    "objective": registries.OBJECTIVES,
+    "optimizer": registries.OPTIMIZERS,
+    "average": registries.AVERAGES,
 }
 
 _AT = {"epsilon": 8 / 255, "steps": 5}
@@ -434,14 +434,14 @@ def passes(config: Mapping[str, Any]) -> float:
     cost = 1.0
     moved = build("perturb_weights", config)
     if moved is not None:
-        cost += parts.WEIGHTS.fact(moved, "extra_passes")
+        cost += registries.WEIGHTS.fact(moved, "extra_passes")
     objective = build("objective", config)
     if objective is not None:
-        cost *= parts.OBJECTIVES.fact(objective, "passes")
+        cost *= registries.OBJECTIVES.fact(objective, "passes")
     attack = build("perturb_inputs", config)
     if attack is not None:
-        cost += parts.ATTACKS.fact(attack, "predictions") / 3
-        cost += 2 / 3 * parts.ATTACKS.fact(attack, "gradients")
+        cost += registries.ATTACKS.fact(attack, "predictions") / 3
+        cost += 2 / 3 * registries.ATTACKS.fact(attack, "gradients")
     return cost
 
 

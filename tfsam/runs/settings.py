@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from tfsam import parts
+from tfsam import registries
 from tfsam.runs import flags
 from tfsam.runs import methods
 from tfsam.runs import names
@@ -397,7 +397,7 @@ def _frozen(value: Any) -> Any:
 
 def _check_parts(training: Training) -> None:
     """Makes each part once, which checks the ranges of its options."""
-    from tfsam.attacks.base import check_scale  # TensorFlow, which is slow.
+    from tfsam.attacks.base import check_scale
 
     for part in methods.PARTS:
         if part == "optimizer":  # It needs a learning rate schedule.
@@ -457,10 +457,10 @@ def _check_attacks(settings: Settings) -> None:
     So a missing library, and an option that is out of its range, are reported
     before anything is trained.
     """
-    from tfsam.evaluation.plans import entries_of  # TensorFlow, which is slow.
+    from tfsam.evaluation.plans import entries_of
 
     for entry in entries_of(settings.attacks):
-        if parts.ATTACKS.parse(entry.name)[1]:
+        if registries.ATTACKS.parse(entry.name)[1]:
             _check_options(entry.make, settings.budgets)
     takes_steps = any(map(_takes_steps, settings.attacks))
     if settings.attack_steps is not None and not takes_steps:
@@ -486,5 +486,7 @@ def _check_options(
 
 def _takes_steps(spec: str) -> bool:
     """Returns whether --attack_steps sets the steps of an attack."""
-    _, options = parts.ATTACKS.parse(spec)
-    return "steps" not in options and "steps" in parts.ATTACKS.options(spec)
+    _, options = registries.ATTACKS.parse(spec)
+    return "steps" not in options and "steps" in registries.ATTACKS.options(
+        spec
+    )

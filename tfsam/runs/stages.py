@@ -20,13 +20,14 @@ import tensorflow as tf
 
 from tfsam import attacks
 from tfsam import data
-from tfsam import parts
+from tfsam import registries
 from tfsam import reports
 from tfsam.data import folders
 from tfsam.evaluation import measure
 from tfsam.models.fingerprints import from_file
 from tfsam.models.functions import count_classes
 from tfsam.models.loading import load_logits
+from tfsam.runs import artifacts
 from tfsam.runs import fit
 from tfsam.runs.settings import BOUNDS
 from tfsam.runs.settings import Settings
@@ -222,7 +223,7 @@ def merge(
         "merged": [str(path) for path in folders],
     }
     reports.robustness_plot(results, workdir / "robustness.png")
-    results["artifacts"] = _artifacts(workdir)
+    results["artifacts"] = artifacts.names(workdir)
     files.write_json(workdir / "results.json", results)
     return results
 
@@ -352,7 +353,7 @@ def _attacked(
     attack = attacks.get(
         name, epsilon=row["epsilon"], norm=row["norm"], **row["options"]
     )
-    stages = parts.ATTACKS.fact(attack, "stages")
+    stages = registries.ATTACKS.fact(attack, "stages")
     if stages:
         name, attack = stages[0]
     source = model
@@ -362,7 +363,9 @@ def _attacked(
     def attacked() -> Any:
         return attack(source, tf.constant(x), tf.constant(y), settings.seed)
 
-    if parts.ATTACKS.fact(attack, "in_graph"):  # Eagerly it would take long.
+    if registries.ATTACKS.fact(
+        attack, "in_graph"
+    ):  # Eagerly it would take long.
         attacked = tf.function(attacked, autograph=False)
     return name, tf.convert_to_tensor(attacked()).numpy()
 
@@ -411,7 +414,7 @@ def run(
         "workers": devices.workers(inputs.strategy),
         "train": trained,
         **measured,
-        "artifacts": _artifacts(workdir),
+        "artifacts": artifacts.names(workdir),
     }
     files.write_json(workdir / "results.json", results)
     return results
@@ -462,16 +465,6 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in packages
     }
-
-
-def _artifacts(workdir: pathlib.Path) -> list[str]:
-    """Returns the names of the files and folders that a run has left."""
-    names = (
-        *("config.json", "evaluation", "history.csv", "model.keras"),
-        *("saved_model", "tensorboard", "robustness.png", "examples.png"),
-        *("examples.npz", "log.txt"),
-    )
-    return [name for name in names if (workdir / name).exists()]
 
 
 def logger(path: pathlib.Path, strategy: Any = None) -> Callable[[str], None]:

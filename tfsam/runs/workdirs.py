@@ -22,6 +22,7 @@ from typing import Any
 from tfsam import data
 from tfsam import reports
 from tfsam.runs import flags
+from tfsam.runs.artifacts import ARTIFACTS
 from tfsam.runs.settings import OLDER
 from tfsam.runs.settings import UNBOUND
 from tfsam.runs.settings import Settings
@@ -29,14 +30,6 @@ from tfsam.support import devices
 from tfsam.support import files
 from tfsam.support import signals
 from tfsam.training import checkpoints
-
-# Everything that a run leaves in its folder, beside the lock.
-MADE = (
-    *("config.json", "results.json", "log.txt", "history.csv"),
-    *("stopped.json", "checkpoints", "average", "best.keras"),
-    *("model.keras", "saved_model", "tensorboard", "evaluation"),
-    *("robustness.png", "examples.png", "examples.npz"),
-)
 
 
 def finished(settings: Settings) -> dict[str, Any] | None:
@@ -227,8 +220,8 @@ def claim(settings: Settings) -> None:
     workdir = settings.workdir
     workdir.mkdir(parents=True, exist_ok=True)
     if settings.overwrite:
-        for name in MADE:
-            files.remove(workdir / name)
+        for artifact in ARTIFACTS:
+            files.remove(workdir / artifact.name)
     for folder in list(workdir.glob("**/")):
         for path in files.leftovers(folder):
             files.remove(path)

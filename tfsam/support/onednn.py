@@ -15,7 +15,7 @@ import warnings
 import keras
 import tensorflow as tf
 
-from tfsam.support.layers import flattened
+from tfsam.support.rescaling import flattened
 
 # The most channels with which `unsafe_gradients` finds a layer: the second last
 # axis of its kernel. A depthwise convolution of a single channel is an ordinary

@@ -141,7 +141,7 @@ class Registry:
             ImportError: if the part has options and cannot be imported.
 
         Example:
-            >>> from tfsam.parts import WEIGHTS
+            >>> from tfsam.registries import WEIGHTS
             >>> WEIGHTS.parse("LookSAM:alpha=0.3:every=5")
             ('looksam', {'alpha': 0.3, 'every': 5})
         """
@@ -183,7 +183,7 @@ class Registry:
             ImportError: see `factory`.
 
         Example:
-            >>> from tfsam.parts import WEIGHTS
+            >>> from tfsam.registries import WEIGHTS
             >>> WEIGHTS.make("sam:rho=0.2", steps=2).rho
             0.2
         """

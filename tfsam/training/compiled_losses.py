@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam.support import endings
+from tfsam.support import final_activations
 
 _CROSS_ENTROPIES = (
     keras.losses.binary_crossentropy,
@@ -99,7 +99,7 @@ def outputs(model: Any, x: Any, y: Any) -> Outputs:
         y: a batch of labels, or their specs.
     """
     shapes = _shapes(model, x)
-    known = endings.in_probabilities(model.network)
+    known = final_activations.in_probabilities(model.network)
     known += [None] * (len(shapes) - len(known))
     losses: dict[int, Any] = {}
     for position, loss in _resolved(model._compile_loss):

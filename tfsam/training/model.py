@@ -31,19 +31,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam import parts
+from tfsam import registries
 from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
 from tfsam.evaluation import red_flags
 from tfsam.support import assertions
 from tfsam.support import devices
-from tfsam.support.layers import warn_of_rescaling
 from tfsam.support.pixels import assert_inside
+from tfsam.support.rescaling import warn_of_rescaling
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
-from tfsam.training import compatibility
 from tfsam.training import foreign_code
+from tfsam.training import matching
 from tfsam.training import sharpness as second_pass
 from tfsam.training import sub_batches as m_sharpness
 from tfsam.training.batch import Batch
@@ -217,7 +217,7 @@ class RobustModel(PureModel):
         if not self.network.built:
             # A subclassed network is built by calling it.
             self.network(_symbolic(input_shape))
-        compatibility.check_network(self.network, self.exclude)
+        matching.check_network(self.network, self.exclude)
         if self.exclude and not self._perturbed_positions():
             raise ValueError(
                 "exclude must leave weights to perturb. "
@@ -278,7 +278,7 @@ class RobustModel(PureModel):
         data = tf.nest.map_structure(tensor, data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self.build_for(data)
-        x, y = compatibility.checked_labels(self, x, y)
+        x, y = matching.checked_labels(self, x, y)
         weights, state = self._values()
         count, seed = self._next_step()
 
@@ -463,7 +463,7 @@ class RobustModel(PureModel):
 
     def _checked_pass(self, first: Pass) -> Pass:
         """Returns a pass behind assertions that its predictions are valid."""
-        found = compatibility.assertions_on(self, first.y_pred)
+        found = matching.assertions_on(self, first.y_pred)
         if not found:
             return first
         gradients, updates, versions = assertions.behind(
@@ -547,15 +547,15 @@ class RobustModel(PureModel):
     def _check_batch(self, data: Any) -> None:
         x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         self.build_for(data)
-        compatibility.checked_labels(self, x, y)
+        matching.checked_labels(self, x, y)
         if self.perturb_inputs is not None and tf.is_tensor(x):
             bounds = getattr(self.perturb_inputs, "bounds", None)
             assert_inside(x, bounds, self._pixels)
-        if compatibility.needs_predictions(self):
+        if matching.needs_predictions(self):
             object.__setattr__(self, "_draws", None)
             with self._scope(*self._values()):
                 y_pred = self(x, training=True)
-            compatibility.check_predictions(self, y_pred)
+            matching.check_predictions(self, y_pred)
 
     def _check_combination(self) -> None:
         """Refuses arguments that need a perturbation which is not given."""
@@ -567,7 +567,9 @@ class RobustModel(PureModel):
                 raise ValueError(
                     f"{name} needs perturb_weights. Received: {name}={given}"
                 )
-        needs_attack = parts.OBJECTIVES.fact(self.objective, "needs_attack")
+        needs_attack = registries.OBJECTIVES.fact(
+            self.objective, "needs_attack"
+        )
         if needs_attack and not attacked:
             raise ValueError(
                 f"{self.objective} needs perturb_inputs. Received: "
@@ -684,7 +686,7 @@ def _check_perturbations(perturb_inputs: Any, perturb_weights: Any) -> None:
             f"Received: perturb_inputs={perturb_inputs}"
         )
     check_scale(perturb_inputs)
-    if parts.ATTACKS.fact(perturb_inputs, "in_graph") is False:
+    if registries.ATTACKS.fact(perturb_inputs, "in_graph") is False:
         raise ValueError(
             "perturb_inputs must be an attack that can run in a graph; this "
             "one is for evaluation only. "

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam import parts
+from tfsam import registries
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import traced
@@ -115,7 +115,7 @@ class Recalibration:
         ]
         self._add = traced(self._added)
         self._perturb: Callable[..., Any] = self._perturbed
-        if parts.ATTACKS.fact(attack, "in_graph") is not False:
+        if registries.ATTACKS.fact(attack, "in_graph") is not False:
             self._perturb = traced(self._perturbed)
 
     def measure(

@@ -26,7 +26,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam import parts
+from tfsam import registries
 from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.check import contract
@@ -39,7 +39,7 @@ from tfsam.models.loading import load_logits
 from tfsam.support import devices
 from tfsam.support import files
 from tfsam.support.labels import check_classes
-from tfsam.support.outputs import check_logits
+from tfsam.support.logit_checks import check_logits
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
 from tfsam.training import averages
@@ -85,7 +85,7 @@ class _Accuracies:
         def run(x: Any, y: Any, seeds: Any, active: Any) -> Any:
             return attack(logits.only(active), x, y, seeds)
 
-        in_graph = parts.ATTACKS.fact(attack, "in_graph")
+        in_graph = registries.ATTACKS.fact(attack, "in_graph")
         self.run = traced(run) if in_graph else run
         self.predict = traced(logits.predict)
         self.logits = logits

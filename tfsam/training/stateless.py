@@ -18,11 +18,11 @@ import tensorflow as tf
 
 from tfsam.attacks.base import where
 from tfsam.attacks.losses import cross_entropy
+from tfsam.support.logit_checks import class_logits
 from tfsam.support.onednn import copies_of_one
-from tfsam.support.outputs import class_logits
-from tfsam.training import compatibility
 from tfsam.training import compiled_losses
 from tfsam.training import foreign_code
+from tfsam.training import matching
 from tfsam.training.batch import Batch
 from tfsam.training.scope import AssigningScope
 from tfsam.training.scope import PureScope
@@ -417,7 +417,7 @@ class PureModel(Trainer):
         """
         x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         self._outputs = compiled_losses.outputs(self, x, y)
-        compatibility.check_outputs(self, y)
+        matching.check_outputs(self, y)
 
 
 def _moved(values: list[tf.Tensor], last: tf.Tensor) -> list[tf.Tensor]:

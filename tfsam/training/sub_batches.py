@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfsam.training import compatibility
 from tfsam.training import compiled_losses
+from tfsam.training import matching
 from tfsam.training.batch import Batch
 from tfsam.training.stateless import Pass
 from tfsam.weights.base import Step
@@ -159,7 +159,7 @@ def _masks_of_losses(model: Any, batch: Batch, found: Pass) -> list[Any]:
     which a loss with an `ignore_class` has.
     """
     predictions = tf.nest.flatten(found.y_pred)
-    labels = compatibility.labels_by_output(model, batch.y)
+    labels = matching.labels_by_output(model, batch.y)
     if labels is None:
         return list(found.masks)
     masks = []

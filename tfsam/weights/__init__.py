@@ -12,7 +12,7 @@ a `--method` of the command line.
 
 from typing import Any
 
-from tfsam import parts
+from tfsam import registries
 from tfsam.weights.base import Step
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import kind
@@ -25,10 +25,10 @@ from tfsam.weights.sam import FSAM
 from tfsam.weights.sam import SAM
 from tfsam.weights.ssam import SSAM
 
-GROUP = parts.WEIGHTS.group
+GROUP = registries.WEIGHTS.group
 
-names = parts.WEIGHTS.names
-factory = parts.WEIGHTS.factory
+names = registries.WEIGHTS.names
+factory = registries.WEIGHTS.factory
 
 
 def get(name: str, **options: Any) -> Any:
@@ -54,7 +54,7 @@ def get(name: str, **options: Any) -> Any:
         >>> get("LookSAM:every=3").every
         3
     """
-    return parts.WEIGHTS.make(name, **options)
+    return registries.WEIGHTS.make(name, **options)
 
 
 __all__ = [

@@ -4,9 +4,9 @@
 Keras in `keras_objects.py`.
 """
 
-from tfsam.support.identity.description import Unknown
-from tfsam.support.identity.description import compact
-from tfsam.support.identity.description import digest
+from tfsam.support.identity.digests import Unknown
+from tfsam.support.identity.digests import compact
+from tfsam.support.identity.digests import digest
 from tfsam.support.identity.keras_objects import has_foreign_code
 from tfsam.support.identity.libraries import version_of
 from tfsam.support.identity.objects import describe

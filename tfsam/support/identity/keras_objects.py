@@ -12,9 +12,9 @@ import keras
 from tfsam.support.identity.bytecode import assigned
 from tfsam.support.identity.bytecode import codes
 from tfsam.support.identity.bytecode import read
-from tfsam.support.identity.description import ATOMS
-from tfsam.support.identity.description import Unknown
-from tfsam.support.identity.description import digest
+from tfsam.support.identity.digests import ATOMS
+from tfsam.support.identity.digests import Unknown
+from tfsam.support.identity.digests import digest
 from tfsam.support.identity.libraries import is_library
 from tfsam.support.identity.libraries import is_of_library
 

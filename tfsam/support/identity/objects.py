@@ -37,10 +37,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.support.identity.bytecode import read
-from tfsam.support.identity.description import ATOMS
-from tfsam.support.identity.description import Unknown
-from tfsam.support.identity.description import digest
-from tfsam.support.identity.description import text_of
+from tfsam.support.identity.digests import ATOMS
+from tfsam.support.identity.digests import Unknown
+from tfsam.support.identity.digests import digest
+from tfsam.support.identity.digests import text_of
 from tfsam.support.identity.keras_objects import KINDS
 from tfsam.support.identity.keras_objects import KerasDescriber
 from tfsam.support.identity.keras_objects import not_called

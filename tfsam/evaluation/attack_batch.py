@@ -19,7 +19,7 @@ from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import has_epsilon
 from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import as_numpy
-from tfsam.parts import ATTACKS
+from tfsam.registries import ATTACKS
 from tfsam.support import identity
 
 

@@ -13,15 +13,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfsam import parts
+from tfsam import registries
 from tfsam.attacks.base import Attack
 from tfsam.support import assertions
 from tfsam.support.labels import assert_class_numbers
 from tfsam.support.labels import assert_distributions
-from tfsam.support.layers import flattened
-from tfsam.support.outputs import assert_logits
-from tfsam.support.outputs import assert_probabilities
-from tfsam.support.outputs import check_class_outputs
+from tfsam.support.logit_checks import assert_logits
+from tfsam.support.logit_checks import assert_probabilities
+from tfsam.support.logit_checks import check_class_outputs
+from tfsam.support.rescaling import flattened
 from tfsam.training.compiled_losses import Output
 
 
@@ -69,9 +69,9 @@ def part_of_classes(model: Any) -> Any:
         model: a `RobustModel` with `_outputs`.
     """
     weights = model.perturb_weights
-    if parts.OBJECTIVES.fact(model.objective, "needs_classes"):
+    if registries.OBJECTIVES.fact(model.objective, "needs_classes"):
         return model.objective
-    if parts.WEIGHTS.fact(weights, "needs_classes") or (
+    if registries.WEIGHTS.fact(weights, "needs_classes") or (
         model.objective is None and getattr(weights, "select", None)
     ):
         return weights

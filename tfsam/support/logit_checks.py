@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam.support import endings
+from tfsam.support import final_activations
 from tfsam.support.assertions import required
 from tfsam.support.labels import sum_slack
 
@@ -35,7 +35,9 @@ def check_logits(outputs: np.ndarray, network: Any = None) -> None:
             single column may do so by chance, and pass.
     """
     check_ending(network)
-    if network is not None and endings.in_probabilities(network) == [False]:
+    if network is not None and final_activations.in_probabilities(network) == [
+        False
+    ]:
         return
     if outputs.shape[1] == 1 and len(outputs) < 16:
         return
@@ -57,7 +59,7 @@ def check_ending(network: Any) -> None:
         ValueError: If one of its outputs ends in a softmax or a sigmoid.
     """
     model = isinstance(network, keras.Model)
-    if model and True in endings.in_probabilities(network):
+    if model and True in final_activations.in_probabilities(network):
         raise ValueError(
             f"model must {RETURN_LOGITS} Received: network={network.name}"
         )
