@@ -267,6 +267,7 @@ def batch_normalized():
 class Recorder(tfsam.attacks.Attack):
     """Keeps the loss and the labels that it is given."""
 
+    in_graph = False  # It keeps tensors.
     needs_classes = False
     seen: typing.ClassVar[list] = []
 
