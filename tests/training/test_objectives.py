@@ -24,6 +24,8 @@ OBJECTIVES = {
     "TRADES": (tfsam.TRADES(), TRADES_ATTACK),
     "MART": (tfsam.MART(), MART_ATTACK),
 }
+# What the two have in common is tested by the other one in the slow tests.
+ONE_BY_DEFAULT = [pytest.param("TRADES", marks=pytest.mark.slow), "MART"]
 
 
 SLOW_MODES = [
@@ -568,7 +570,7 @@ def test_two_devices_are_one(name, mode):
     assert difference(one, two) < 1e-5
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ONE_BY_DEFAULT)
 def test_training_goes_on_after_loading(name, alone, tmp_path):
     """Four steps are two, a file, and two."""
     objective, _ = OBJECTIVES[name]
@@ -584,7 +586,7 @@ def test_the_attack_of_trades_is_saved():
     assert repr(again) == repr(TRADES_ATTACK)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ONE_BY_DEFAULT)
 def test_mixed_precision(name):
     objective, attack = OBJECTIVES[name]
     net = network(dtype="mixed_float16")

@@ -48,7 +48,11 @@ SCALED_AND_NOT = [MIXED[0], pytest.param(MIXED[1], marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("precision", SCALED_AND_NOT)
 @pytest.mark.parametrize(
-    "arguments", [("--method=sam", "--rho=0.2"), ("--method=at", "--steps=2")]
+    "arguments",
+    [
+        ("--method=sam", "--rho=0.2"),
+        pytest.param(("--method=at", "--steps=2"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_is_that_of_float32_to_the_precision_of_halves(
     precision, arguments
