@@ -5,7 +5,9 @@ be well-formed, so that help and mistyped flags are answered at once.
 """
 
 import contextlib
+import os
 import pathlib
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -53,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, BAD_INPUT)
     except KeyboardInterrupt as error:
         return _fail("interrupted", getattr(error, "code", 130))
+    except BrokenPipeError:
+        # The reader of the output, such as `head`, has ended. The interpreter
+        # must not fail at flushing the output at exit, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except files.Unusable as error:
         # A file of the run is damaged, which is not a fault of the program.
         return _fail(error, BAD_INPUT)

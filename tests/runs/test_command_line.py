@@ -102,8 +102,8 @@ def test_no_banner_comes_before_an_error(forms, tmp_path):
 
 CRASH = """
 import os
-from tfsam.support import banner
-with banner.silenced():
+from tfsam.support import import_noise
+with import_noise.silenced():
     os.write(2, b"WARNING: All log messages before absl::InitializeLog()\\n")
     os.write(2, b"I0000 00:00:1796076240.910169 16137 port.cc:153] oneDNN\\n")
     os.write(2, b"2026-01-01 10:00:00.123456: I core/cpu.cc:1] optimized\\n")
@@ -202,3 +202,17 @@ def test_report_is_a_command(monkeypatch, capsys):
     code, output = main("report", "/nowhere")
     assert (code, output) == (2, "")
     assert capsys.readouterr().err.startswith("report: ")
+
+
+def test_a_reader_that_has_ended_is_no_error():
+    """`tfsam --help | head -1` prints no traceback."""
+    command = f"{sys.executable} -m tfsam --help | head -1"
+    done = subprocess.run(
+        command,
+        shell=True,  # The pipe is the point.
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("Train, attack")
+    assert done.stderr == ""

@@ -105,10 +105,10 @@ def _in_columns(name: str, text: str) -> list[str]:
     lines = textwrap.wrap(
         text, _WIDTH, initial_indent=indent, subsequent_indent=indent
     )
-    first = f"  {name:<22}"
+    first = f"  {name}"
     if len(first) >= len(indent):
         return [first, *lines]
-    return [first + lines[0].lstrip(), *lines[1:]]
+    return [f"{first:<{len(indent)}}{lines[0].lstrip()}", *lines[1:]]
 
 
 def _help_of(name: str) -> str:

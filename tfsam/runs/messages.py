@@ -94,8 +94,10 @@ def closing(settings: Settings, results: Mapping[str, Any]) -> list[str]:
         f"Report: tfsam report {shlex.quote(str(settings.workdir))}",
     ]
     if settings.training:
-        attack = _part(settings, "perturb_inputs") or "no attack"
-        lines.insert(0, f"Trained by {settings.training.method}: {attack}.")
+        parts = [_part(settings, part) for part in _PARTS.values()]
+        described = "; ".join(part for part in parts if part)
+        method = f"{settings.training.method}{described and ': '}{described}"
+        lines.insert(0, f"Trained by {method}.")
     return lines
 
 

@@ -403,13 +403,14 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
     Example:
         >>> did_you_mean("loksam", ["looksam", "pgd"])
-        '; did you mean looksam?'
+        ' (did you mean looksam?)'
     """
     by_lower_case = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), by_lower_case, 2)
     if not close:
         return ""
-    return f"; did you mean {' or '.join(by_lower_case[c] for c in close)}?"
+    known_names = " or ".join(by_lower_case[c] for c in close)
+    return f" (did you mean {known_names}?)"
 
 
 def _check_options(
