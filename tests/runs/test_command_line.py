@@ -1,5 +1,6 @@
 """The command line before a run: help, mistyped flags, the banner."""
 
+import importlib.metadata
 import os
 import re
 import resource
@@ -9,6 +10,7 @@ import sys
 import pytest
 from helpers import main
 
+from tfsam import registries
 from tfsam.reports import page
 from tfsam.runs import flags
 from tfsam.runs import help
@@ -167,6 +169,22 @@ def test_help_of_a_part_shows_its_options(name, parts):
         assert part in output
 
 
+@pytest.mark.parametrize("given", ["shifty", "SHIFTY:share=1", "Shifty"])
+def test_help_shows_the_registered_spelling(monkeypatch, given):
+    point = importlib.metadata.EntryPoint(
+        "Shifty", "tfsam.attacks.gradient:FGSM", registries.ATTACKS.group
+    )
+    monkeypatch.setattr(
+        importlib.metadata,
+        "entry_points",
+        lambda group: [point] if group == registries.ATTACKS.group else [],
+    )
+    code, output = main(f"--help={given}")
+    assert code == 0
+    assert output.startswith("Shifty: method\n")
+    assert "\nShifty: attack of the package" in output
+
+
 def test_help_of_an_unknown_part_suggests_another(capsys):
     code, _ = main("--help=loksam")
     assert code == 2
@@ -186,10 +204,12 @@ def test_the_methods_are_printed():
         ("--method=looksm", "did you mean looksam"),
         ("--attacks=autoatack", "did you mean autoattack"),
         ("--network=preact_resnet9", "did you mean preact_resnet"),
+        ("--perturb_weights=smm", "Received: perturb_weights=smm"),
+        ("--help looksam", "did you mean --help=looksam"),
     ],
 )
 def test_a_mistyped_name_has_a_suggestion(argument, hint, capsys):
-    code, _ = main(argument)
+    code, _ = main(*argument.split())
     assert code == 2
     assert hint in capsys.readouterr().err
 

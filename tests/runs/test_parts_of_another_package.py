@@ -75,6 +75,36 @@ def test_a_package_that_is_broken_spoils_no_table(monkeypatch):
     assert run.main(["--method=broken"]) == 2
 
 
+def fails(rho=0.1):
+    raise RuntimeError("a | b\nc")
+
+
+def test_no_part_of_another_package_ends_the_table(monkeypatch):
+    """Whether it is an object, takes a name of tfsam's, or fails itself."""
+    points = [
+        importlib.metadata.EntryPoint(name, value, registries.WEIGHTS.group)
+        for name, value in (
+            ("object", "tfsam.registries:WEIGHTS"),
+            ("sam", f"{__name__}:Bare"),
+            ("fails", f"{__name__}:fails"),
+        )
+    ]
+    monkeypatch.setattr(
+        importlib.metadata,
+        "entry_points",
+        lambda group: points if group == registries.WEIGHTS.group else [],
+    )
+    rows = dict(line.split("|", 2)[1:] for line in methods.table().splitlines())
+    assert "must be a class or a function" in rows[" `object` "]
+    assert r"a \| b c" in rows[" `fails` "]
+    for name in (" `sam` ", " `at_sam` "):
+        assert "'sam' is registered by tfsam and by" in rows[name]
+    assert "--rho=0.5" in rows[" `asam` "]
+    monkeypatch.setitem(registries.WEIGHTS.native, "asam", "tfsam.none:ASAM")
+    with pytest.raises(ImportError):
+        methods.table()
+
+
 def trained(workdir, *arguments):
     """Returns the config.json and results.json of a run."""
     assert run.main([*arguments, *SHORT, f"--workdir={workdir}"]) == 0

@@ -119,3 +119,62 @@ def test_an_attack_of_a_missing_library_is_refused_by_its_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "foolbox", None)
     with pytest.raises(ImportError, match=r"attack foolbox needs a library"):
         registries.ATTACKS.factory("foolbox:LinfPGD")
+
+
+@pytest.fixture
+def strangers(tmp_path, monkeypatch):
+    """A registry of waves of two packages, which do not fit together."""
+    (tmp_path / "stranger.py").write_text(
+        "def ripple(size, *, deep=False, gain=1.0, mode='a'):\n"
+        "    return (size + 0, deep, gain, mode)\n"
+        "thing = object()\n"
+    )
+    (tmp_path / "stranger_torn.py").write_text("1 / 0\n")
+    points = {
+        "my-x": ["Wave=stranger:ripple", "Ripple=stranger:ripple"],
+        "my-y": [
+            *("ripple=stranger:ripple", "Ripple=stranger:thing"),
+            *("thing=stranger:thing", "torn=stranger_torn:wave"),
+        ],
+    }
+    for package, lines in points.items():
+        folder = tmp_path / f"{package.replace('-', '_')}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Name: {package}\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_text(
+            "\n".join(["[tests.waves]", *lines])
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield Registry("wave", "tests.waves", {"Wave": Wave})
+    sys.modules.pop("stranger", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("thing", "thing of the package my-y must be a class or a function"),
+        (
+            "Wave",
+            r"'Wave' is registered by tfsam and by the package my-x "
+            r"\(stranger:ripple\); uninstall my-x\. Received: wave=Wave",
+        ),
+        ("Ripple", r"by the packages my-[xy] \(.* and my-[xy] \(.* one of"),
+        ("RIPPLE", "RIPPLE is ambiguous: Ripple, ripple. Received: wave="),
+    ],
+)
+def test_packages_that_do_not_fit_together_are_named(strangers, name, message):
+    with pytest.raises(ValueError, match=message):
+        strangers.factory(name)
+
+
+def test_any_error_of_an_import_names_the_package(strangers):
+    message = r"'torn' \(stranger_torn:wave of my-y\).*: ZeroDivisionError: "
+    with pytest.raises(ImportError, match=message):
+        strangers.factory("torn")
+    assert strangers.factory("ripple")(1) == (1, False, 1.0, "a")
+
+
+def test_the_flag_is_named_where_it_is_known():
+    assert WAVES.canonical("WAVE:size=1", "waves") == "Wave:size=1"
+    with pytest.raises(ValueError, match=r"waves must .* Received: waves=wav$"):
+        WAVES.canonical("wav", "waves")

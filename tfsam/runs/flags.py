@@ -555,7 +555,12 @@ def parse(argv: Sequence[str]) -> Given:
     except flags.Error as error:
         raise ValueError(str(error)) from None
     if rest:
-        raise ValueError(f"expected flags only. Received: {' '.join(rest)}")
+        hint = ""
+        if values["help"].value == "true":
+            hint = f" (did you mean --help={rest[0]}?)"
+        raise ValueError(
+            f"expected flags only{hint}. Received: {' '.join(rest)}"
+        )
     given = {
         name: defined
         for name in FLAGS

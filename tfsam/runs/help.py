@@ -112,13 +112,18 @@ def _in_columns(name: str, text: str) -> list[str]:
 
 
 def _help_of(name: str) -> str:
-    """Returns the description of a method, or of the parts of a name."""
+    """Returns the description of a method, or of the parts of a name.
+
+    Args:
+        name: the name, in any case; options after it are ignored.
+    """
+    name = name.partition(":")[0].strip()
     rows = methods.methods()
     found = []
-    if name.casefold() in rows:
-        row = methods.method(name)
+    for method in [n for n in rows if n.casefold() == name.casefold()]:
+        row = methods.method(method)
         source = f" ({row.source})" if row.source else ""
-        found.append(f"{name.casefold()}: method\n  {row.help}{source}")
+        found.append(f"{method}: method\n  {row.help}{source}")
     known = {n for registry in registries.ALL for n in registry.names()}
     if name.casefold() in {n.casefold() for n in known}:
         found.append(registries.describe(name))

@@ -14,6 +14,7 @@ from typing import Any
 
 from tfsam import registries
 from tfsam.support.registry import Registry
+from tfsam.support.registry import ambiguous
 from tfsam.support.registry import did_you_mean
 
 
@@ -454,27 +455,45 @@ def table() -> str:
     ]
     for name in methods():
         try:
-            row = method(name)
-        except (ImportError, ValueError) as error:  # Of another package.
-            lines.append(f"| `{name}` | {error} | - | - |  |  |  |")
-            continue
-        settings = defaults(_parts_of(row), row.settings)
-        shown = " ".join(
-            f"`--{flag}={_text(flag, value)}`"
-            if value is not None
-            else f"`--{flag}`"
-            for flag, value in settings.items()
-            if flag not in ("sub_batches", "attack_mode", "epsilon_warmup")
-        )
-        inputs, moved = (
-            f"`{text}`" if text else "-"
-            for text in (row.perturb_inputs, row.perturb_weights)
-        )
-        lines.append(
-            f"| `{name}` | {row.help} | {inputs} | {moved} | {shown} "
-            f"| {row.cost or _cost(row)} | {row.source} |"
-        )
+            lines.append(_line(name))
+        except Exception as error:
+            if not _has_part_of_others(name):
+                raise
+            # A package that is broken hides no method of the others.
+            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = reason.replace("|", "\\|")
+            lines.append(f"| `{name}` | {reason} | - | - |  |  |  |")
     return "\n".join(lines)
+
+
+def _line(name: str) -> str:
+    """Returns a method's line of the table."""
+    row = method(name)
+    settings = defaults(_parts_of(row), row.settings)
+    shown = " ".join(
+        f"`--{flag}={_text(flag, value)}`"
+        if value is not None
+        else f"`--{flag}`"
+        for flag, value in settings.items()
+        if flag not in ("sub_batches", "attack_mode", "epsilon_warmup")
+    )
+    inputs, moved = (
+        f"`{text}`" if text else "-"
+        for text in (row.perturb_inputs, row.perturb_weights)
+    )
+    return (
+        f"| `{name}` | {row.help} | {inputs} | {moved} | {shown} "
+        f"| {row.cost or _cost(row)} | {row.source} |"
+    )
+
+
+def _has_part_of_others(name: str) -> bool:
+    """Returns whether another package registers a part of a method."""
+    row = methods()[name]
+    return any(
+        registry.packages().get(getattr(row, part), "tfsam") != "tfsam"
+        for part, registry in PARTS.items()
+    )
 
 
 def closest(flag: str, given: str, names: Iterable[str]) -> str:
@@ -486,17 +505,20 @@ def closest(flag: str, given: str, names: Iterable[str]) -> str:
         names: the names that are known.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or several differ in case alone.
     """
-    by_case = {name.casefold(): name for name in names}
-    found = by_case.get(given.strip().casefold())
-    if found is None:
+    known, name = list(names), given.strip()
+    if name in known:
+        return name
+    same = [n for n in known if n.casefold() == name.casefold()]
+    if len(same) > 1:
+        raise ValueError(ambiguous(flag, name, same))
+    if not same:
         raise ValueError(
-            f"{flag} must be one of {', '.join(by_case.values())}"
-            f"{did_you_mean(given, by_case.values())}. "
-            f"Received: {flag}={given}"
+            f"{flag} must be one of {', '.join(known)}"
+            f"{did_you_mean(given, known)}. Received: {flag}={given}"
         )
-    return found
+    return same[0]
 
 
 def _parts_of(row: Method) -> dict[str, str | None]:

@@ -289,9 +289,9 @@ def named(given: flags.Given) -> dict[str, Any]:
     for name, registry in flags.REGISTRIES.items():
         value = values[name]
         if isinstance(value, list):
-            values[name] = [registry.canonical(spec) for spec in value]
+            values[name] = [registry.canonical(s, name) for s in value]
         elif value is not None and value != "none":
-            values[name] = registry.canonical(value)
+            values[name] = registry.canonical(value, name)
     for name, flag in flags.FLAGS.items():
         flag.check(name, values[name])
     return values

@@ -79,22 +79,24 @@ class Registry:
     def packages(self) -> dict[str, str]:
         """Returns, for each part of another package, the package's name."""
         return {
-            name: points[0].dist.name if points[0].dist else points[0].value
+            name: _package(points[0])
             for name, points in self._plugins().items()
         }
 
-    def canonical(self, spec: str) -> str:
+    def canonical(self, spec: str, flag: str = "") -> str:
         """Returns a name as it is registered, with its options.
 
         Args:
             spec: a name in any case, with or without options.
+            flag: the flag that gives the name, for the message; empty for the
+                kind of part.
 
         Raises:
-            ValueError: if the name is unknown.
+            ValueError: if the name is unknown or ambiguous.
         """
         given, *options = (segment.strip() for segment in spec.split(":"))
         options = ["=".join(map(str.strip, o.split("=", 1))) for o in options]
-        return ":".join([self._known(given), *options])
+        return ":".join([self._known(given, flag), *options])
 
     def factory(self, spec: str) -> Callable[..., Any]:
         """Returns the factory of a part, without calling it.
@@ -261,28 +263,52 @@ class Registry:
             name: a name from `names()`.
 
         Raises:
-            ValueError: if two packages register the name.
+            ValueError: if two packages register the name, or it names neither
+                a class nor a function.
             ImportError: if it cannot be imported.
         """
         points = self._plugins().get(name, [])
         if len(points) + (name in self.native) > 1:
-            claims = [point.value for point in points]
             raise ValueError(
-                f"Two packages register one name, {name!r}: {claims}. "
-                f"Uninstall one. Received: name={name}"
+                f"{_claims(name, points, name in self.native)}. "
+                f"Received: {self.kind}={name}"
             )
-        target = points[0].value if points else self.native[name]
+        if points:
+            return self._load_plugin(name, points[0])
+        target = self.native[name]
         if callable(target):
             return target
         try:
-            if points:
-                return points[0].load()
             return _imported(target)
         except (ImportError, AttributeError) as error:
             raise ImportError(
                 f"The {self.kind} {name!r} ({target}) cannot be imported: "
                 f"{error}"
             ) from error
+
+    def _load_plugin(
+        self, name: str, point: importlib.metadata.EntryPoint
+    ) -> Callable[..., Any]:
+        """Imports the factory that another package registers."""
+        package = _package(point)
+        try:
+            found = point.load()
+        except Exception as error:  # The module may raise anything.
+            reason = " ".join(str(error).split())
+            if not isinstance(error, (ImportError, AttributeError)):
+                reason = f"{type(error).__name__}: {reason}"
+            raise ImportError(
+                f"The {self.kind} {name!r} ({point.value} of {package}) "
+                f"cannot be imported: {reason}"
+            ) from error
+        makes = inspect.isclass(found) or inspect.isroutine(found)
+        if not makes and not isinstance(found, functools.partial):
+            raise ValueError(
+                f"{name} of the package {package} must be a class or a "
+                "function that makes the part, not an object. "
+                f"Received: {name}={point.value}"
+            )
+        return found
 
     def _import_required(self, factory: Callable[..., Any], name: str) -> None:
         """Imports the library of another package that a part requires."""
@@ -298,8 +324,9 @@ class Registry:
                 f'".[{extra}]" in a clone of tfsam ({error})'
             ) from error
 
-    def _known(self, given: str) -> str:
+    def _known(self, given: str, flag: str = "") -> str:
         """Returns the registered spelling of a name."""
+        flag = flag or self.kind
         names = self.names()
         name = given.strip()
         if name in names:
@@ -307,9 +334,11 @@ class Registry:
         same = [n for n in names if n.casefold() == name.casefold()]
         if len(same) == 1:
             return same[0]
+        if same:
+            raise ValueError(ambiguous(flag, name, same))
         raise ValueError(
-            f"{self.kind} must be one of {', '.join(names)}"
-            f"{did_you_mean(name, names)}. Received: {self.kind}={given}"
+            f"{flag} must be one of {', '.join(names)}"
+            f"{did_you_mean(name, names)}. Received: {flag}={given}"
         )
 
     def _plugins(self) -> dict[str, list[importlib.metadata.EntryPoint]]:
@@ -411,6 +440,43 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
         return ""
     known_names = " or ".join(by_lower_case[c] for c in close)
     return f" (did you mean {known_names}?)"
+
+
+def ambiguous(flag: str, given: str, names: Iterable[str]) -> str:
+    """Returns a message about a name that differs from several in its case.
+
+    Args:
+        flag: the flag that gives the name.
+        given: the name as given.
+        names: the registered names.
+
+    Example:
+        >>> ambiguous("attack", "SHIFT", ["Shift", "shift"])
+        'SHIFT is ambiguous: Shift, shift. Received: attack=SHIFT'
+    """
+    return f"{given} is ambiguous: {', '.join(names)}. Received: {flag}={given}"
+
+
+def _package(point: importlib.metadata.EntryPoint) -> str:
+    """Returns the name of the package that an entry point belongs to."""
+    return point.dist.name if point.dist else point.value
+
+
+def _claims(
+    name: str, points: Iterable[importlib.metadata.EntryPoint], native: bool
+) -> str:
+    """Returns a message about a name that is registered more than once."""
+    others = [f"{_package(point)} ({point.value})" for point in points]
+    if native:
+        return (
+            f"{name!r} is registered by tfsam and by the package "
+            f"{' and '.join(others)}; uninstall "
+            f"{' and '.join(_package(point) for point in points)}"
+        )
+    return (
+        f"{name!r} is registered by the packages {' and '.join(others)}; "
+        "uninstall one of them"
+    )
 
 
 def _check_options(
