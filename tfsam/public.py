@@ -39,6 +39,7 @@ from tfsam.training.entropy_sgd import EntropySGD
 from tfsam.training.model import RobustModel
 from tfsam.training.objectives import MART
 from tfsam.training.objectives import TRADES
+from tfsam.training.objectives import Objective
 from tfsam.training.optimizers import SGD
 from tfsam.training.robust_validation import RobustValidation
 from tfsam.training.robust_validation import StopAtCollapse
@@ -70,6 +71,7 @@ __all__ = [
     "EntropySGD",
     "Landscape",
     "LookSAM",
+    "Objective",
     "RobustModel",
     "RobustValidation",
     "StopAtCollapse",

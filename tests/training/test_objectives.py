@@ -724,3 +724,30 @@ def test_the_warm_up_goes_on_after_loading(tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(changes(again, 3), [0.15, 0.2, 0.2], atol=1e-6)
+
+
+@keras.saving.register_keras_serializable(package="test_objectives")
+class Blend(tfsam.Objective):
+    """The compiled loss, from the helpers of the base class."""
+
+    def __init__(self, share=1.0):
+        self.share = share
+
+    def __call__(self, model, batch):
+        y_pred = model(batch.x_adv, training=True)
+        each = losses.cross_entropy(y_pred, batch.y)
+        loss = self.share * self.mean(each, batch.sample_weight)
+        return loss + sum(self.penalties(model)), y_pred
+
+
+def test_the_base_class_has_the_parts_of_the_compiled_loss(tmp_path):
+    net = network(batch_norm=False, regularizer="l2")
+    own = fitted(made(Blend(), net=net), sample_weight=SAMPLE_WEIGHT)
+    net = network(batch_norm=False, regularizer="l2")
+    plain = fitted(made(net=net), sample_weight=SAMPLE_WEIGHT)
+    assert difference(own, plain) < 1e-6
+    own.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.objective.get_config() == {"share": 1.0}
+    with pytest.raises(TypeError, match="must implement __call__"):
+        tfsam.Objective()(own, None)

@@ -1,9 +1,10 @@
 """Objectives of training beyond the loss of the perturbed inputs.
 
 An objective is a callable (model, Batch) -> (loss, predictions, losses): the
-loss of the batch, the predictions that the metrics see, and the loss of each
-example. Both objectives here run the network twice; BatchNorm statistics are
-those of the pass whose predictions are returned.
+loss of the batch, the predictions that the metrics see, and, optionally, the
+loss of each example. `Objective` is a base class for them. Both objectives here
+run the network twice; BatchNorm statistics are those of the pass whose
+predictions are returned.
 """
 
 from typing import Any
@@ -20,13 +21,23 @@ from tfsam.training.trainer import replicas
 
 
 class Objective(Configurable):
-    """Base of objectives that weigh clean against perturbed predictions.
+    """Base class of objectives of training.
 
-    An objective of another package need not inherit from this class: a fact
-    that it does not state has the default that is declared here.
+    A subclass implements `__call__`, which replaces Keras's `compute_loss`: it
+    runs the network and returns the loss. Every constructor argument must be
+    kept as an attribute of the same name, and the class registered with
+    `keras.saving.register_keras_serializable`, so that models can be saved.
 
-    Args:
-        beta: weight of the distance between the two, >= 0.
+    An objective has to apply sample weights and to add the losses of the
+    model's regularizers: `mean` and `penalties` do this, also on several
+    replicas. The compiled loss, `model.compute_loss(x, y, y_pred,
+    sample_weight)`, includes both. A second call of the model belongs into
+    `with model.unrecorded():`, so that BatchNorm statistics are those of the
+    first call.
+
+    An objective need not inherit from this class: any callable with the same
+    arguments and result will do, and a fact that it does not state has the
+    default that is declared here.
 
     Attributes:
         clean_statistics: whether the BatchNorm statistics, and the predictions
@@ -36,8 +47,29 @@ class Objective(Configurable):
             the labels must name classes.
         passes: number of forward and backward passes through the network.
 
-    Raises:
-        ValueError: if beta is negative or not finite.
+    Example:
+        >>> import keras, tensorflow as tf, tfsam
+        >>> @keras.saving.register_keras_serializable(package="example")
+        ... class Focal(tfsam.Objective):
+        ...     def __init__(self, power=2.0):
+        ...         self.power = power
+        ...
+        ...     def __call__(self, model, batch):
+        ...         logits = model(batch.x_adv, training=True)
+        ...         losses = keras.losses.sparse_categorical_crossentropy(
+        ...             batch.y, logits, from_logits=True
+        ...         )
+        ...         losses *= (1 - tf.exp(-losses)) ** self.power
+        ...         loss = self.mean(losses, batch.sample_weight)
+        ...         return loss + sum(self.penalties(model)), logits, losses
+        >>> Focal(power=1.0)
+        Focal(power=1.0)
+        >>> network = keras.Sequential(
+        ...     [keras.Input((64,)), keras.layers.Dense(10)]
+        ... )
+        >>> model = tfsam.RobustModel(network, objective=Focal())
+        >>> model.compile("sgd")
+        >>> history = model.fit(tf.ones([4, 64]), tf.range(4), verbose=0)
     """
 
     clean_statistics = False
@@ -45,12 +77,93 @@ class Objective(Configurable):
     needs_classes = False
     passes: Any = 1.0
 
+    def __call__(self, model: Any, batch: Batch) -> tuple[Any, ...]:
+        """Computes the objective of a batch; implemented by subclasses.
+
+        Args:
+            model: the `RobustModel`. Call it as any Keras model, with
+                `training=True`.
+            batch: the batch: `batch.x`, the inputs; `batch.x_adv`, the
+                perturbed inputs, which are `x` itself without an attack;
+                `batch.y`, the labels as they are passed to `fit`; and
+                `batch.sample_weight`, a tensor (batch,) or None.
+
+        Returns:
+            (loss, predictions) or (loss, predictions, losses): a scalar, the
+            outputs of the network that the metrics are computed on, and the
+            loss of each example (batch,). Perturbations that select examples,
+            such as `tfsam.ESAM`, need the losses.
+
+        Raises:
+            TypeError: if the subclass does not implement it.
+        """
+        raise TypeError(
+            "An Objective must implement __call__(model, batch). "
+            f"Received: {type(self).__name__}"
+        )
+
+    @staticmethod
+    def mean(values: tf.Tensor, sample_weight: Any = None) -> tf.Tensor:
+        """Returns the weighted mean over the batch, as Keras computes losses.
+
+        On several replicas it carries the factor 1/replicas, because the
+        gradients of the replicas are summed.
+
+        Args:
+            values: a float tensor (batch,).
+            sample_weight: weights of the examples, a tensor (batch,), or None.
+
+        Returns:
+            A scalar: the sum of the weighted values, divided by the number of
+            examples.
+        """
+        if sample_weight is not None:
+            weights = tf.cast(tf.reshape(sample_weight, [-1]), values.dtype)
+            values = values * weights
+        if replicas() == 1:
+            return tf.reduce_mean(values)
+        # A replica's share of a last batch may be empty: the mean is 0 then.
+        size = tf.cast(tf.size(values), values.dtype)
+        total = tf.reduce_sum(values)
+        return tf.math.divide_no_nan(total, size) / replicas()
+
+    @staticmethod
+    def penalties(model: Any) -> list[tf.Tensor]:
+        """Returns the losses of the model's regularizers and `add_loss`.
+
+        Read them before a second call of the model. `model.compute_loss`
+        includes them already.
+
+        Args:
+            model: the `RobustModel`, after it was called.
+
+        Returns:
+            A list of scalars, to be added to the loss. On several replicas
+            they carry the factor 1/replicas, as `mean` does.
+        """
+        return [tf.reduce_sum(loss) / replicas() for loss in model.losses]
+
+
+class _CleanAgainstPerturbed(Objective):
+    """Base of objectives that weigh clean against perturbed predictions.
+
+    Args:
+        beta: weight of the distance between the two, >= 0.
+
+    Raises:
+        ValueError: if beta is negative or not finite.
+    """
+
+    needs_attack = True
+    needs_classes = True
+    passes = 2.0
+
     def __init__(self, beta: float = 6.0) -> None:
         self.beta = check_number("beta", beta)
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
-class TRADES(Objective):
+class TRADES(_CleanAgainstPerturbed):
     """TRADES (Zhang et al., 2019, eq. 5).
 
     The compiled loss of the clean inputs plus beta * mean KL(p || p_adv), where
@@ -80,9 +193,6 @@ class TRADES(Objective):
     """
 
     clean_statistics = True
-    needs_attack = True
-    needs_classes = True
-    passes = 2.0
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Any, Any, Any]:
         """Computes the objective of a batch.
@@ -107,12 +217,12 @@ class TRADES(Objective):
             perturbed = _precise(model(batch.x_adv, training=True))
         clean = _precise(y_pred)
         apart = self.beta * losses.kl(perturbed, tf.nn.softmax(clean))
-        loss += tf.cast(_mean(apart, batch.sample_weight), loss.dtype)
+        loss += tf.cast(self.mean(apart, batch.sample_weight), loss.dtype)
         return loss, y_pred, losses.cross_entropy(clean, batch.y) + apart
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
-class MART(Objective):
+class MART(_CleanAgainstPerturbed):
     """Misclassification-aware adversarial training (Wang et al., 2020, eq. 11).
 
     Mean of BCE(p_adv, y) + beta * KL(p || p_adv) * (1 - p_y), with the boosted
@@ -141,10 +251,6 @@ class MART(Objective):
         MART(beta=5.0)
     """
 
-    needs_attack = True
-    needs_classes = True
-    passes = 2.0
-
     def __call__(self, model: Any, batch: Batch) -> tuple[Any, Any, Any]:
         """Computes the objective of a batch.
 
@@ -157,7 +263,7 @@ class MART(Objective):
             inputs (batch, classes), and the loss of each example (batch,).
         """
         y_pred = model(batch.x_adv, training=True)
-        penalties = model.losses  # Read before the second pass adds its own.
+        penalties = self.penalties(model)
         with model.unrecorded():
             clean = tf.nn.softmax(_precise(model(batch.x, training=True)))
         perturbed = tf.nn.softmax(_precise(y_pred))
@@ -172,24 +278,12 @@ class MART(Objective):
         )
         sure = tf.reduce_sum(tf.where(right, clean, zeros), axis=-1)
         each = boosted + self.beta * apart * (1.0000001 - sure)
-        loss = _mean(each, batch.sample_weight)
+        loss = self.mean(each, batch.sample_weight)
         for penalty in penalties:
-            loss += tf.cast(tf.reduce_sum(penalty), loss.dtype) / replicas()
+            loss += tf.cast(penalty, loss.dtype)
         return loss, y_pred, each
 
 
 def _precise(logits: tf.Tensor) -> tf.Tensor:
     """Returns logits in float32, or in float64 if they are."""
     return logits if logits.dtype.size > 4 else tf.cast(logits, tf.float32)
-
-
-def _mean(values: tf.Tensor, sample_weight: Any) -> tf.Tensor:
-    """Returns the weighted mean over the global batch, which Keras sums."""
-    if sample_weight is not None:
-        weights = tf.cast(tf.reshape(sample_weight, [-1]), values.dtype)
-        values = values * weights
-    if replicas() == 1:
-        return tf.reduce_mean(values)
-    # A replica's share of a last batch may be empty: the mean is 0 then.
-    size = tf.cast(tf.size(values), values.dtype)
-    return tf.math.divide_no_nan(tf.reduce_sum(values), size) / replicas()
