@@ -185,6 +185,7 @@ class Bare:
         ("--optimizer=sgd:learning_rate=0.1", "Received: optimizer=sgd"),
         ("--network=preact_resnet8:num_classes=3", "Received: num_classes=3"),
         ("--objective=blent", "did you mean blend?"),
+        ("--perturb_weights=coin:heads=x", "Received: coin:heads=x"),
         ("--perturb_weights=coin:rho=0.1 --rho=0.2", "give one of them"),
     ],
 )

@@ -60,6 +60,7 @@ def test_options_follow_the_name(spec, parsed):
         ("wave:steps=", "NAME:OPTION=VALUE.* Received: wave=wave:steps="),
         ("wave:=7", "NAME:OPTION=VALUE.* Received: wave=wave:=7"),
         ("wave:steps=7:steps=8", "given twice. Received: wave=wave:steps=7"),
+        ("wave:steps=x", "steps must be a number. Received: Wave:steps=x"),
     ],
 )
 def test_bad_options_are_rejected(spec, message):
@@ -156,7 +157,7 @@ def strangers(tmp_path, monkeypatch):
         (
             "Wave",
             r"'Wave' is registered by tfsam and by the package my-x "
-            r"\(stranger:ripple\); uninstall my-x\. Received: wave=Wave",
+            r"\(stranger:ripple\); uninstall my-x\. Received: name=Wave",
         ),
         ("Ripple", r"by the packages my-[xy] \(.* and my-[xy] \(.* one of"),
         ("RIPPLE", "RIPPLE is ambiguous: Ripple, ripple. Received: wave="),
@@ -178,3 +179,52 @@ def test_the_flag_is_named_where_it_is_known():
     assert WAVES.canonical("WAVE:size=1", "waves") == "Wave:size=1"
     with pytest.raises(ValueError, match=r"waves must .* Received: waves=wav$"):
         WAVES.canonical("wav", "waves")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("gain=abc", "gain must be a number. Received: ripple:gain=abc"),
+        ("gain=0..1", "gain must be a number"),
+        ("deep=x", "deep must be true or false. Received: ripple:deep=x"),
+    ],
+)
+def test_a_default_tells_the_type_of_an_option(strangers, spec, message):
+    with pytest.raises(ValueError, match=message):
+        strangers.parse(f"ripple:{spec}")
+    options = {"gain": None, "deep": 1, "mode": "abc", "size": "abc"}
+    assert strangers.parse("ripple:gain=none:deep=1:mode=abc:size=abc") == (
+        *("ripple", options),
+    )
+
+
+def noted(
+    a: "float | None" = 1.0,
+    b: "bool | str" = True,
+    c: "Optional[bool]" = True,  # noqa: F821 - Never evaluated.
+    d: tuple[float, float] = (0.0, 1.0),
+    e: bool | str = False,
+):
+    return a, b, c, d, e
+
+
+def test_an_annotation_tells_the_type_of_an_option(monkeypatch):
+    monkeypatch.setitem(WAVES.native, "noted", noted)
+    for spec in ("a=none", "b=x", "c=x", "d=0..1", "e=x", "e=true"):
+        WAVES.parse(f"noted:{spec}")
+    with pytest.raises(ValueError, match="a must be a number"):
+        WAVES.parse("noted:a=x")
+    assert WAVES.parse("noted:a=1") == ("noted", {"a": 1.0})
+    pgd = registries.ATTACKS.parse("pgd:random_start=normal:step_size=none")
+    assert pgd[1] == {"random_start": "normal", "step_size": None}
+
+
+def test_a_constructor_s_type_error_names_the_part(strangers):
+    with pytest.raises(
+        ValueError, match=r"ripple needs size\. Received: gain="
+    ):
+        strangers.make("ripple", gain=2)
+    with pytest.raises(ValueError, match=r"ripple cannot be made: .* Received"):
+        strangers.make("ripple:size=abc")
+    with pytest.raises(ValueError, match="pgd needs epsilon"):
+        registries.ATTACKS.make("pgd", norm="l2")

@@ -15,6 +15,7 @@ from typing import Any
 from tfsam import registries
 from tfsam.support.registry import Registry
 from tfsam.support.registry import ambiguous
+from tfsam.support.registry import call
 from tfsam.support.registry import did_you_mean
 
 
@@ -419,7 +420,7 @@ def build(
         )
     others = {k: v for k, v in others.items() if k in known}
     values = others | settings | options
-    return registry.factory(name)(*arguments, **values)
+    return call(name, registry.factory(name), *arguments, **values)
 
 
 def passes(config: Mapping[str, Any]) -> float:

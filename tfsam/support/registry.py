@@ -17,6 +17,7 @@ import inspect
 import math
 import os
 import re
+import reprlib
 import sys
 import textwrap
 import types
@@ -139,7 +140,7 @@ class Registry:
 
         Raises:
             ValueError: if the name or an option is unknown, or a value is
-                missing or given twice.
+                missing, given twice or a text instead of a number.
             ImportError: if the part has options and cannot be imported.
 
         Example:
@@ -168,7 +169,14 @@ class Registry:
                     f"{option} is given twice. Received: {self.kind}={spec}"
                 )
             _check_options(self.load(name), [f"{option}={text}"], name)
-            options[option] = _value(text, known.get(option))
+            value = _value(text, known.get(option))
+            expected = _expected(known.get(option))
+            if expected and not isinstance(value, (int, float, type(None))):
+                raise ValueError(
+                    f"{option} must be {expected}. "
+                    f"Received: {name}:{option}={text}"
+                )
+            options[option] = value
         return name, options
 
     def make(self, spec: str, **options: Any) -> Any:
@@ -180,8 +188,8 @@ class Registry:
                 `spec`.
 
         Raises:
-            ValueError: if the name or an option is unknown, or a value is out
-                of its range.
+            ValueError: if the name or an option is unknown, an option without
+                a default is missing, or a value is out of its range.
             ImportError: see `factory`.
 
         Example:
@@ -189,7 +197,9 @@ class Registry:
             >>> WEIGHTS.make("sam:rho=0.2", steps=2).rho
             0.2
         """
-        return make(self.factory(spec), **options)
+        factory = self.factory(spec)
+        check_options(factory, options)
+        return call(self._known(spec.partition(":")[0]), factory, **options)
 
     def fact(self, part: Any, name: str) -> Any:
         """Returns a fact about a part: its own attribute, or the default.
@@ -271,7 +281,7 @@ class Registry:
         if len(points) + (name in self.native) > 1:
             raise ValueError(
                 f"{_claims(name, points, name in self.native)}. "
-                f"Received: {self.kind}={name}"
+                f"Received: name={name}"
             )
         if points:
             return self._load_plugin(name, points[0])
@@ -381,14 +391,58 @@ def make(factory: Callable[..., Any], **options: Any) -> Any:
         **options: its keyword arguments.
 
     Raises:
-        ValueError: if the factory has no such option.
+        ValueError: if the factory has no such option, needs another, or raises
+            a TypeError.
 
     Example:
         >>> make(lambda steps: f"an attack of {steps} steps", steps=10)
         'an attack of 10 steps'
     """
     check_options(factory, options)
-    return factory(**options)
+    return call(_name(factory), factory, **options)
+
+
+def call(
+    part: str, factory: Callable[..., Any], /, *arguments: Any, **options: Any
+) -> Any:
+    """Calls a factory; a TypeError becomes a ValueError that names the part.
+
+    Args:
+        part: the name of the part, for the message.
+        factory: a callable.
+        *arguments: its positional arguments.
+        **options: its keyword arguments.
+
+    Raises:
+        ValueError: if an argument without a default is missing, or the factory
+            raises a TypeError.
+
+    Example:
+        >>> call("shift", lambda epsilon: epsilon)
+        Traceback (most recent call last):
+            ...
+        ValueError: shift needs epsilon. Received: nothing
+    """
+    shown = [*map(reprlib.repr, arguments)]
+    shown += [f"{k}={reprlib.repr(v)}" for k, v in options.items()]
+    received = f"Received: {', '.join(shown) or 'nothing'}"
+    try:
+        signature = inspect.signature(factory)
+        given = signature.bind_partial(*arguments, **options).arguments
+        missing = [
+            p.name
+            for p in signature.parameters.values()
+            if p.default is p.empty
+            and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            and p.name not in given
+        ]
+        if not missing:
+            return factory(*arguments, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"{part} cannot be made: {error}. {received}"
+        ) from error
+    raise ValueError(f"{part} needs {', '.join(missing)}. {received}")
 
 
 def check_options(
@@ -519,14 +573,46 @@ def _value(text: str, parameter: inspect.Parameter | None) -> Any:
     return value
 
 
+def _expected(parameter: inspect.Parameter | None) -> str:
+    """Returns the kind of value that a parameter takes, for a message.
+
+    Args:
+        parameter: a parameter whose annotation or, without one, whose default
+            tells the type.
+
+    Returns:
+        Empty if the parameter may take text, or there is nothing to tell.
+    """
+    if parameter is None:
+        return ""
+    kinds = _types(parameter.annotation) - {type(None)}
+    if parameter.annotation is parameter.empty:
+        kinds = {type(parameter.default)}
+    if not kinds or not kinds <= {bool, int, float}:
+        return ""
+    return "true or false" if kinds == {bool} else "a number"
+
+
+# Types by their names in annotations that are not evaluated.
+_NAMED = {kind.__name__: kind for kind in (bool, int, float, str)} | {
+    "None": type(None)
+}
+
+
 def _types(annotation: Any) -> set[Any]:
     """Returns the types that an annotation names; empty without one."""
-    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+    if annotation is inspect.Parameter.empty:
         return set()
-    members = typing.get_args(annotation) or (annotation,)
-    if typing.get_origin(annotation) is typing.Literal:
-        return {type(member) for member in members}
-    return set(members)
+    if isinstance(annotation, str):
+        words = {word.strip() for word in annotation.split("|")}
+        known = words <= {*_NAMED}
+        return {_NAMED[word] for word in words} if known else set()
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return {type(member) for member in typing.get_args(annotation)}
+    if origin in (typing.Union, types.UnionType):
+        return set(typing.get_args(annotation))
+    return {annotation}
 
 
 def _literal(text: str) -> Any:
