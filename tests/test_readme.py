@@ -25,6 +25,7 @@ def blocks(*languages):
     return [code for _, code in re.findall(pattern, README, re.M | re.S)]
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(import keras.*?)```", README, re.S)[1]

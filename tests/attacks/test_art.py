@@ -107,6 +107,8 @@ def test_keeps_the_contract(name, options):
     check(factory)
 
 
+# The gradient attacks of tfsam itself have the same test by default.
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "norm"), GRADIENT_ATTACKS)
 def test_robust_accuracy_of_a_linear_model(name, options, norm):
     epsilons = [EPSILON[norm] / 2, EPSILON[norm]]

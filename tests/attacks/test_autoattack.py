@@ -44,9 +44,8 @@ def test_it_is_the_standard_ensemble():
         attacks.get("autoattack", epsilon=0.1, steps=10)
 
 
-@pytest.mark.parametrize(
-    "norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_called_as_a_function_it_gives_evaluation_s_verdicts(
     norm, digits, short
 ):

@@ -158,6 +158,7 @@ def test_operations_by_hand():
     assert benchmark_input.operations(network) == expected
 
 
+@pytest.mark.slow
 def test_the_input_is_measured(capsys):
     values = benchmark_input.FLAGS
     arguments = ["--rounds=1", "--batches=2"]

@@ -79,6 +79,7 @@ def test_a_model_of_a_fixed_batch_takes_any(
 
 
 @pytest.mark.filterwarnings("ignore:.*is a SavedModel")
+@pytest.mark.slow
 def test_a_model_of_a_fixed_batch_is_attacked_as_the_network(
     network, saved, digits
 ):

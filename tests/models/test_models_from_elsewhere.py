@@ -86,7 +86,8 @@ def assert_serves(network, x, tmp_path):
         pytest.param(mobile_net, marks=pytest.mark.slow),
         pytest.param(with_a_backbone, marks=pytest.mark.slow),
         Subclassed,
-        from_a_file,  # The one with a backbone.
+        # The model with a backbone.
+        pytest.param(from_a_file, marks=pytest.mark.slow),
     ],
 )
 def test_wrap_train_evaluate_export(make, tmp_path):

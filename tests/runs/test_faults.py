@@ -263,7 +263,10 @@ def written(text):
         ("stopped.json", written('{"epoch": "x"}')),
         ("stopped.json", written("{")),
         ("best.keras", truncate),
-        ("evaluation/linf/record.json", written("{")),
+        pytest.param(
+            *("evaluation/linf/record.json", written("{")),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_damaged_file_is_refused(averaged, tmp_path, capsys, name, damage):

@@ -45,7 +45,7 @@ def test_shards_make_up_the_whole(model, tmp_path, capsys):
         f"--evaluate={model}",
         "--attacks=pgd,fgsm",
         "--attack_steps=6",
-        "--linf_epsilons=0.04,0.1",
+        "--linf_epsilons=0.1",
     )
     assert main(*attack, f"--workdir={tmp_path / 'whole'}") == 0
     shards = [tmp_path / f"shard{i}" for i in range(3)]

@@ -193,6 +193,7 @@ def test_predictions_with_xla_on_two_devices_are_one_device_s():
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_mixed_precision_on_two_devices():
     keras.config.set_dtype_policy("mixed_float16")
     try:

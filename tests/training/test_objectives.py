@@ -560,7 +560,7 @@ def replicated(name, devices, mode="graph"):
     [
         ("TRADES", "graph"),
         pytest.param("TRADES", "xla", marks=pytest.mark.slow),
-        ("MART", "graph"),
+        pytest.param("MART", "graph", marks=pytest.mark.slow),
     ],
 )
 def test_two_devices_are_one(name, mode):

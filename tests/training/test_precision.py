@@ -184,6 +184,7 @@ def finished(workdir, *arguments):
     return json.loads((workdir / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_precision(tmp_path):
     results = finished(tmp_path, "--precision=mixed_bfloat16", "--method=sam")
     assert results["config"]["precision"] == "mixed_bfloat16"

@@ -135,6 +135,7 @@ def test_without_a_radius_they_are_standard_training(name, mode, standard):
     assert difference(trained(method, mode), standard) < 1e-6
 
 
+@pytest.mark.slow
 def test_without_a_radius_eager_training_is_standard_to_the_bit():
     standard = trained(None, "eager")
     for method in SAME_AS_STANDARD.values():
@@ -462,7 +463,7 @@ def test_replicas_agree_on_what_is_kept(name):
 
 
 @pytest.mark.parametrize(
-    "name", some([*STATEFUL, "ESAM", "FSAM", "AWP"], ("LookSAM", "SSAM-D"))
+    "name", some([*STATEFUL, "ESAM", "FSAM", "AWP"], ("LookSAM",))
 )
 def test_global_sharpness_makes_two_replicas_one(name):
     # ESAM selects on each replica; replicas share only the masks.
