@@ -44,7 +44,10 @@ BAD_FLAGS = [
     (["--method=esam", "--sample_fraction=2"], ["sample_fraction", "2"]),
     (["--method=awp", "--rho=0.1"], ["--method=awp", "--rho=0.1"]),
     (["--method=mart", "--beta=-1"], ["beta", "-1"]),
-    (["--method=trades", "--perturb_inputs=none"], ["TRADES", "None"]),
+    (
+        ["--method=trades", "--perturb_inputs=none"],
+        ["trades needs an attack", "perturb_inputs=None"],
+    ),
     (["--method=st", "--perturb_inputs=cleverhans_cw"], ["graph"]),
     (["--method=st", "--perturb_weights=adam"], ["awp", "adam"]),
     (["--method=st", "--average=mean"], ["ema", "swa", "mean"]),

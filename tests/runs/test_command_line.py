@@ -205,6 +205,7 @@ def test_the_methods_are_printed():
         ("--attacks=autoatack", "did you mean autoattack"),
         ("--network=preact_resnet9", "did you mean preact_resnet"),
         ("--perturb_weights=smm", "Received: perturb_weights=smm"),
+        ("--method=looksm:every=3", "did you mean looksam"),
         ("--help looksam", "did you mean --help=looksam"),
     ],
 )

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 
+import keras
 import pytest
 
 import tfsam
@@ -160,6 +161,24 @@ def test_their_options_are_part_of_a_sweep():
         sweep.row_flags("coin:tails=1")
 
 
+@pytest.mark.parametrize(
+    ("argument", "part", "hint"),
+    [
+        ("objective", "blend", r"registries.OBJECTIVES.make\('blend'\) makes"),
+        ("objective", 5, "must be a function"),
+        ("objective", tfsam.TRADES, r"pass an object: TRADES\(\)"),
+        ("perturb_weights", "coin", r"tfsam.weights.get\('coin'\) makes"),
+        ("perturb_weights", tfsam.SAM, r"pass an object: SAM\(\)"),
+        ("perturb_inputs", "shift", r"tfsam.attacks.get\('shift', epsilon"),
+        ("perturb_inputs", tfsam.PGD, r"pass an object: PGD\(\)"),
+    ],
+)
+def test_a_model_takes_objects(argument, part, hint):
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match=f"{hint}.* Received: {argument}="):
+        tfsam.RobustModel(network, **{argument: part})
+
+
 class Bare:
     """An attack that Keras cannot save."""
 
@@ -186,6 +205,13 @@ class Bare:
         ("--network=preact_resnet8:num_classes=3", "Received: num_classes=3"),
         ("--objective=blent", "did you mean blend?"),
         ("--perturb_weights=coin:heads=x", "Received: coin:heads=x"),
+        ("--objective=blend", "needs an attack: add --perturb_inputs=pgd"),
+        ("--objective=blend:clean=0", ", or use --method=blend. Received: "),
+        (
+            "--method=coin:heads=1",
+            "the part: --perturb_weights=coin:heads=1, beside --method=coin",
+        ),
+        ("--method=coin:head=1", "no part of the method coin has the option"),
         ("--perturb_weights=coin:rho=0.1 --rho=0.2", "give one of them"),
     ],
 )

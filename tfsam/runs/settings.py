@@ -283,9 +283,7 @@ def named(given: flags.Given) -> dict[str, Any]:
     defaults = presets.defaults(preset, given.values.get("dataset"))
     values: dict[str, Any] = dict.fromkeys(flags.FLAGS)
     values |= defaults | given.values | {"preset": preset}
-    values["method"] = methods.closest(
-        "method", values["method"], methods.methods()
-    )
+    values["method"] = _method(values["method"])
     for name, registry in flags.REGISTRIES.items():
         value = values[name]
         if isinstance(value, list):
@@ -314,6 +312,28 @@ def share(name: str, text: str) -> tuple[int, int]:
             f"Received: {name}={text}"
         )
     return int(match[1]), int(match[2])
+
+
+def _method(given: str) -> str:
+    """Returns the registered name of a method.
+
+    Args:
+        given: the name, in any case.
+
+    Raises:
+        ValueError: if the name is unknown, or options follow it.
+    """
+    table = methods.methods()
+    name, colon, options = given.partition(":")
+    name = methods.closest("method", name if colon else given, table)
+    if not colon:
+        return name
+    specs = methods.with_options(name, options.split(":"))
+    remedy = " ".join(f"--{part}={spec}" for part, spec in specs.items())
+    raise ValueError(
+        f"options belong to the part: {remedy}, beside --method={name}. "
+        f"Received: method={given}"
+    )
 
 
 def _merge(values: Mapping[str, Any]) -> Merge:
@@ -399,11 +419,29 @@ def _check_parts(training: Training) -> None:
     """Makes each part once, which checks the ranges of its options."""
     from tfsam.attacks.base import check_scale
 
+    _check_attack_of(training)
     for part in methods.PARTS:
         if part == "optimizer":  # It needs a learning rate schedule.
             continue
         start = {"start_epoch": 0} if part == "average" else {}
         check_scale(training.build(part, **start))
+
+
+def _check_attack_of(training: Training) -> None:
+    """Refuses an objective that needs an attack where there is none."""
+    spec, registry = training.objective, registries.OBJECTIVES
+    if spec is None or training.perturb_inputs is not None:
+        return
+    name, _ = registry.parse(spec)
+    if not registry.fact(registry.load(name), "needs_attack"):
+        return
+    remedy = "add --perturb_inputs=pgd and --epsilon"
+    if name in methods.methods() and name != training.method:
+        remedy += f", or use --method={name}"
+    raise ValueError(
+        f"{name} needs an attack: {remedy}. Received: objective={spec}, "
+        "perturb_inputs=None"
+    )
 
 
 def _check_evaluation(settings: Settings) -> None:

@@ -167,6 +167,12 @@ class RobustModel(PureModel):
             )
         devices.check_strategy(tf.distribute.get_strategy())
         _check_perturbations(perturb_inputs, perturb_weights)
+        _check_part(
+            *("objective", objective, callable(objective)),
+            "a function (model, Batch) -> (loss, predictions), such as "
+            "tfsam.TRADES(6)",
+            "tfsam.registries.OBJECTIVES.make({!r})",
+        )
         check_choice("sharpness", sharpness, SHARPNESS)
         check_choice("attack_mode", attack_mode, MODES)
         _warn_of_ignored_methods(network)
@@ -680,11 +686,11 @@ def _warn_of_augmentation(network: keras.Model) -> None:
 
 def _check_perturbations(perturb_inputs: Any, perturb_weights: Any) -> None:
     """Refuses arguments that are no perturbations, or cannot train."""
-    if perturb_inputs is not None and not callable(perturb_inputs):
-        raise ValueError(
-            "perturb_inputs must be an attack, such as tfsam.PGD(8 / 255). "
-            f"Received: perturb_inputs={perturb_inputs}"
-        )
+    _check_part(
+        *("perturb_inputs", perturb_inputs, callable(perturb_inputs)),
+        "an attack, such as tfsam.PGD(8 / 255)",
+        "tfsam.attacks.get({!r}, epsilon=8 / 255)",
+    )
     check_scale(perturb_inputs)
     if registries.ATTACKS.fact(perturb_inputs, "in_graph") is False:
         raise ValueError(
@@ -692,12 +698,36 @@ def _check_perturbations(perturb_inputs: Any, perturb_weights: Any) -> None:
             "one is for evaluation only. "
             f"Received: perturb_inputs={perturb_inputs}"
         )
-    if perturb_weights is not None and not hasattr(perturb_weights, "perturb"):
-        raise ValueError(
-            "perturb_weights must be a weight perturbation, such as "
-            "tfsam.SAM(0.2). "
-            f"Received: perturb_weights={perturb_weights}"
-        )
+    _check_part(
+        *("perturb_weights", perturb_weights),
+        hasattr(perturb_weights, "perturb"),
+        "a weight perturbation, such as tfsam.SAM(0.2)",
+        "tfsam.weights.get({!r})",
+    )
+
+
+def _check_part(
+    argument: str, part: Any, fits: bool, expected: str, by_name: str
+) -> None:
+    """Refuses an argument that is no part, such as a part's name or class.
+
+    Args:
+        argument: the argument's name.
+        part: its value; None passes.
+        fits: whether it has the interface of the part.
+        expected: a description of the part, for the message.
+        by_name: the call that makes a part of a name, with "{!r}" in its place.
+    """
+    if part is None or (fits and not isinstance(part, type)):
+        return
+    hint = ""
+    if isinstance(part, str):
+        hint = f"; {by_name.format(part)} makes a part by its name"
+    elif isinstance(part, type):
+        hint = f"; pass an object: {part.__name__}()"
+    raise ValueError(
+        f"{argument} must be {expected}{hint}. Received: {argument}={part}"
+    )
 
 
 def _patterns(exclude: str | Sequence[str]) -> list[str]:
