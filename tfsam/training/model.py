@@ -58,6 +58,8 @@ from tfsam.weights.base import Step
 
 SHARPNESS = ("per_replica", "global")
 MODES = ("inference", "training")
+# The attributes of a weight perturbation that training reads.
+VERBS = ("perturb", "init", "due", "select", "combine")
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
@@ -700,8 +702,9 @@ def _check_perturbations(perturb_inputs: Any, perturb_weights: Any) -> None:
         )
     _check_part(
         *("perturb_weights", perturb_weights),
-        hasattr(perturb_weights, "perturb"),
-        "a weight perturbation, such as tfsam.SAM(0.2)",
+        all(hasattr(perturb_weights, verb) for verb in VERBS),
+        "a weight perturbation, such as tfsam.SAM(0.2), and must inherit from "
+        "tfsam.WeightPerturbation",
         "tfsam.weights.get({!r})",
     )
 

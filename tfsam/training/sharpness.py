@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfsam.training.batch import Batch
+from tfsam.training.returned_values import tensors_and_state
 from tfsam.training.stateless import Pass
 from tfsam.training.stateless import dense
 from tfsam.training.trainer import replicas
@@ -46,17 +47,24 @@ def sharpened(
     unmoved = dense(first.gradients, around.weights)
 
     def second_pass() -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        some, kept = method.perturb(around.chosen_weights, clean, memory, step)
-        return around.gradients_at(some, memory, step), list(kept)
+        given = around.chosen_weights
+        returned = method.perturb(given, clean, memory, step)
+        some, kept = tensors_and_state(
+            method, "perturb", returned, given, memory
+        )
+        return around.gradients_at(some, memory, step), kept
 
     due = True if method.due is None else method.due(memory, step)
     second, kept = _choose(due, second_pass, lambda: (unmoved, memory))
     if method.combine is not None:
         other = around.seen(second)  # A tf.cond cannot hold collectives.
+
+        def combined(other: list[tf.Tensor] | None) -> tuple[Any, Any]:
+            returned = method.combine(clean, other, kept, step)
+            return tensors_and_state(method, "combine", returned, clean, memory)
+
         final, kept = _choose(
-            due,
-            lambda: method.combine(clean, other, kept, step),
-            lambda: method.combine(clean, None, kept, step),
+            due, lambda: combined(other), lambda: combined(None)
         )
         second = around.put_back(final, second)
     _assign_finite(model.perturbation_state, kept, memory)

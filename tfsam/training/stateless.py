@@ -24,6 +24,7 @@ from tfsam.training import compiled_losses
 from tfsam.training import foreign_code
 from tfsam.training import matching
 from tfsam.training.batch import Batch
+from tfsam.training.returned_values import objective_values
 from tfsam.training.scope import AssigningScope
 from tfsam.training.scope import PureScope
 from tfsam.training.scope import current
@@ -266,12 +267,11 @@ class PureModel(Trainer):
 
     def _objective(self, batch: Batch) -> tuple[tf.Tensor, Any, Any]:
         """Returns the objective's loss, predictions, and example losses."""
-        objective: Callable[..., Any] = self.objective or compiled_loss
-        loss, y_pred, *losses = objective(self, batch)
-        if losses:
-            return loss, y_pred, losses[0]
+        if self.objective is not None:
+            return objective_values(self.objective, self.objective(self, batch))
+        loss, y_pred = compiled_loss(self, batch)
         wanted = getattr(self.perturb_weights, "select", None) is not None
-        if not wanted or self.objective or not tf.is_tensor(y_pred):
+        if not wanted or not tf.is_tensor(y_pred):
             return loss, y_pred, None
         logits = class_logits(y_pred, batch.y)
         return loss, y_pred, cross_entropy(logits, batch.y)
