@@ -28,11 +28,11 @@ class Method:
         source: the paper.
         cost: the formula of a training step's forward and backward passes,
             relative to standard training; empty to compute it from the parts.
-        perturb_inputs: name of an attack in `parts.ATTACKS`, or None.
-        perturb_weights: name in `parts.WEIGHTS`, or None.
-        objective: name in `parts.OBJECTIVES`, or None.
-        optimizer: name in `parts.OPTIMIZERS`.
-        average: name in `parts.AVERAGES`, or None.
+        perturb_inputs: name of an attack in `registries.ATTACKS`, or None.
+        perturb_weights: name in `registries.WEIGHTS`, or None.
+        objective: name in `registries.OBJECTIVES`, or None.
+        optimizer: name in `registries.OPTIMIZERS`.
+        average: name in `registries.AVERAGES`, or None.
         settings: the paper's hyperparameters where they differ from the parts'
             defaults, by flag.
         package: the package that registers the part; empty for tfsam's own.

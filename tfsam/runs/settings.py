@@ -287,7 +287,7 @@ def named(given: flags.Given) -> dict[str, Any]:
     for name, registry in flags.REGISTRIES.items():
         value = values[name]
         if isinstance(value, list):
-            values[name] = [registry.canonical(s, name) for s in value]
+            values[name] = [registry.canonical(spec) for spec in value]
         elif value is not None and value != "none":
             values[name] = registry.canonical(value, name)
     for name, flag in flags.FLAGS.items():
