@@ -134,7 +134,16 @@ def test_a_run_of_them_all(tmp_path, capsys):
     assert not [row for row in results["robust"] if "error" in row]
     capsys.readouterr()
     trained(tmp_path / "run", *arguments)
-    assert "finished" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "finished" in shown and "another version" not in shown
+
+    assert results["versions"]["tfsam-shift-fixture"] == "1.0"
+    results["versions"]["tfsam-shift-fixture"] = "0.9"
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    trained(tmp_path / "run", *arguments)
+    lines = capsys.readouterr().out.splitlines()
+    (warning,) = [line for line in lines if "another version" in line]
+    assert "tfsam-shift-fixture is 1.0, was 0.9" in warning
 
 
 @pytest.mark.slow
@@ -190,6 +199,24 @@ class Bare:
 
     def __call__(self, logits_fn, x, y, seed):
         return x
+
+
+def without_norm(epsilon, bounds=(0.0, 1.0)):
+    """A factory that breaks the contract."""
+    return Bare(epsilon, bounds=bounds)
+
+
+def test_a_factory_that_lacks_a_parameter_is_found_before_training(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(registries.ATTACKS.native, "lame", without_norm)
+    workdir = tmp_path / "run"
+    flags = ("--method=st", "--attacks=pgd,lame", f"--workdir={workdir}")
+    assert run.main([*flags, *SHORT]) == 2
+    assert (
+        "the attack lame must take epsilon, norm and" in capsys.readouterr().err
+    )
+    assert not workdir.exists()
 
 
 @pytest.mark.parametrize(

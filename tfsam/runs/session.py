@@ -10,6 +10,7 @@ from tfsam import reports
 from tfsam.runs import fit
 from tfsam.runs import messages
 from tfsam.runs import stages
+from tfsam.runs import versions
 from tfsam.runs import workdirs
 from tfsam.runs.settings import Merge
 from tfsam.runs.settings import Settings
@@ -67,6 +68,8 @@ def _is_finished(settings: Settings) -> bool:
         return False
     print(f"{settings.workdir} holds this run, finished:")
     print(reports.table(results))
+    if line := versions.warning(settings, results):
+        print(line)
     return True
 
 

@@ -498,6 +498,7 @@ def _check_attacks(settings: Settings) -> None:
     from tfsam.evaluation.plans import entries_of
 
     for entry in entries_of(settings.attacks):
+        _check_signature(entry.name)
         if registries.ATTACKS.parse(entry.name)[1]:
             _check_options(entry.make, settings.budgets)
     takes_steps = any(map(_takes_steps, settings.attacks))
@@ -505,6 +506,21 @@ def _check_attacks(settings: Settings) -> None:
         raise ValueError(
             f"no attack of {','.join(settings.attacks)} takes --attack_steps. "
             f"Received: attack_steps={settings.attack_steps}"
+        )
+
+
+def _check_signature(spec: str) -> None:
+    """Refuses an attack whose factory lacks a parameter of the contract."""
+    name, _ = registries.ATTACKS.parse(spec)
+    known = registries.ATTACKS.options(name)
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    missing = [p for p in ("epsilon", "norm", "bounds") if p not in known]
+    if missing:
+        raise ValueError(
+            f"the factory of the attack {name} must take epsilon, norm and "
+            "bounds, see tfsam/attacks/base.py. "
+            f"Received: a factory without {', '.join(missing)}"
         )
 
 

@@ -4,9 +4,7 @@ Each stage leaves a file behind when it is finished and is not repeated; a run
 that was killed resumes from there.
 """
 
-import importlib.metadata
 import pathlib
-import platform
 import time
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -29,6 +27,7 @@ from tfsam.models.functions import count_classes
 from tfsam.models.loading import load_logits
 from tfsam.runs import artifacts
 from tfsam.runs import fit
+from tfsam.runs import versions
 from tfsam.runs.settings import BOUNDS
 from tfsam.runs.settings import Settings
 from tfsam.runs.settings import attack_entries
@@ -409,7 +408,7 @@ def run(
         "method": settings.training and settings.training.method,
         "config": settings.config() | {"workdir": str(workdir)},
         "seed": settings.seed,
-        "versions": _versions(),
+        "versions": versions.current(settings),
         "devices": devices.names(inputs.strategy),
         "workers": devices.workers(inputs.strategy),
         "train": trained,
@@ -457,14 +456,6 @@ def _keep(network: keras.Model, path: pathlib.Path) -> None:
             network.set_weights(restored)
     with files.replacing(path) as temporary:
         network.save(temporary)
-
-
-def _versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that matter."""
-    packages = ("tfsam", "tensorflow", "keras", "cleverhans", "numpy")
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in packages
-    }
 
 
 def logger(path: pathlib.Path, strategy: Any = None) -> Callable[[str], None]:
