@@ -177,3 +177,68 @@ def test_gradients_of_nan_are_warned_of_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.fit(x[:4], Y[:4], batch_size=4, verbose=0)
+
+
+class Scaled(tfsam.attacks.Attack):
+    """An attack of another package, which need not keep to its budget."""
+
+    def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0), factor=1.0):
+        super().__init__(epsilon, norm, bounds)
+        self.factor = factor
+
+    def perturb(self, logits_fn, x, y, seeds):
+        logits_fn(x)
+        move = tf.where(x < 0.5, 1.0, -1.0)
+        return x + self.factor * self.epsilon * move
+
+
+class Other:
+    """An attack that imports nothing of tfsam."""
+
+    bounds = (0.0, 1.0)
+
+    def __init__(self, attacked):
+        self.attacked = attacked
+
+    def __call__(self, logits_fn, x, y, seed):
+        return self.attacked(x)
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (Scaled(0.1, factor=2.0), r"Scaled: .*left its ball of radius 0\.1"),
+        (Scaled(0.1, factor=9.0), r"Scaled: .*left the image range \(0\.0"),
+        (Other(lambda x: x + 1.0), r"Other: the attack left the image range"),
+        (Other(lambda x: x[:, :1]), r"Other: the attack .* of shape"),
+        (Other(lambda x: x / 0.0), "must return finite pixels"),
+    ],
+)
+def test_an_attack_that_leaves_its_ball_is_refused(attack, message):
+    model = compiled(perturb_inputs=attack)
+    traced = []
+    object.__setattr__(model, "train_step", traced.append)
+    with pytest.raises(ValueError, match=message) as caught:
+        model.fit(X, Y, verbose=0)
+    assert "\n" not in str(caught.value) and not traced
+
+
+def test_the_check_of_an_attack_changes_no_result(monkeypatch):
+    weights = []
+    for checks in (True, False):
+        keras.utils.set_random_seed(0)
+        dropout = keras.layers.Dropout(0.5)
+        network = keras.Sequential(
+            [keras.Input((6,)), dropout, keras.layers.Dense(3)]
+        )
+        attack = Scaled(0.1)
+        model = compiled(network, perturb_inputs=attack, attack_mode="training")
+        if not checks:
+            monkeypatch.setattr(model, "_at_first_batch", False)
+            monkeypatch.setattr(
+                type(model), "_with_first_checked", lambda _, data: data
+            )
+        model.fit(X, Y, batch_size=4, shuffle=False, verbose=0)
+        weights.append(model.network.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -6,15 +6,19 @@ from the values of a batch: `checked_labels` and `checked_pass` put assertions
 into the graph.
 """
 
+import numbers
 import re
 import warnings
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from tfsam import geometry
 from tfsam import registries
 from tfsam.attacks.base import Attack
+from tfsam.attacks.check import contract
 from tfsam.support import assertions
 from tfsam.support.labels import assert_class_numbers
 from tfsam.support.labels import assert_distributions
@@ -252,6 +256,51 @@ def needs_predictions(model: Any) -> bool:
         output.probabilities is None and (of_classes or output.takes)
         for output in model._outputs
     )
+
+
+def needs_attacked(attack: Any) -> bool:
+    """Returns whether an attack's images can break a promise of the attack.
+
+    tfsam's own attacks are tested to be valid, and a function without a budget
+    and bounds promises nothing.
+
+    Args:
+        attack: an attack.
+    """
+    module = getattr(attack, "__module__", None) or ""
+    return module.partition(".")[0] != "tfsam" and (
+        getattr(attack, "bounds", None) is not None
+        or getattr(attack, "epsilon", None) is not None
+    )
+
+
+def check_attacked(attack: Any, x: tf.Tensor, x_adv: Any) -> None:
+    """Checks the images that an attack made of a batch.
+
+    Args:
+        attack: the attack. It is held to its attributes `epsilon`, `norm` and
+            `bounds`, as far as it has them.
+        x: eager float tensor (batch, ...), the attacked images.
+        x_adv: the result of the attack.
+
+    Raises:
+        ValueError: if the images are outside of the bounds or of the ball, are
+            not finite, or are of another shape than x.
+    """
+    norm = getattr(attack, "norm", None)
+    epsilon = getattr(attack, "epsilon", None)
+    if norm not in geometry.NORMS or not isinstance(epsilon, numbers.Real):
+        norm, epsilon = "linf", np.inf
+    try:
+        contract(
+            x.numpy(),
+            tf.cast(x_adv, x.dtype),
+            float(epsilon),
+            norm,
+            getattr(attack, "bounds", None),
+        )
+    except ValueError as error:
+        raise ValueError(f"perturb_inputs, {_name(attack)}: {error}") from error
 
 
 def _of_unknown_kind(model: Any, y_pred: Any) -> list[tuple[Output, tf.Tensor]]:

@@ -539,8 +539,9 @@ class RobustModel(PureModel):
         """Raises a ValueError if a batch cannot be trained on; runs eagerly.
 
         It repeats the checks that are traced into the step. The network runs
-        only if its layers do not show whether it returns logits. That pass
-        changes nothing.
+        only if its layers do not show whether it returns logits, or if the
+        attack is of another package: its images are checked. These passes
+        change nothing.
         """
         data = tf.nest.map_structure(tensor, data)
         # Layers may draw from `random` whenever Keras calls them; without this
@@ -558,12 +559,24 @@ class RobustModel(PureModel):
         matching.checked_labels(self, x, y)
         if self.perturb_inputs is not None and tf.is_tensor(x):
             bounds = getattr(self.perturb_inputs, "bounds", None)
-            assert_inside(x, bounds, self._pixels)
+            x = assert_inside(x, bounds, self._pixels)
+            if tf.is_tensor(y) and matching.needs_attacked(self.perturb_inputs):
+                self._check_attack(x, y)
         if matching.needs_predictions(self):
             object.__setattr__(self, "_draws", None)
             with self._scope(*self._values()):
                 y_pred = self(x, training=True)
             matching.check_predictions(self, y_pred)
+
+    def _check_attack(self, x: tf.Tensor, y: tf.Tensor) -> None:
+        """Runs the attack on a batch, eagerly, and checks its images."""
+        object.__setattr__(self, "_draws", None)
+        logits = self._attacked_logits(*self._values())
+        logits.nonfinite = None  # Only gradients in training are counted.
+        seeds = example_seeds(tf.constant([self.seed, 0]), tf.shape(x)[0])
+        attack = self.perturb_inputs
+        x_adv = self.attacked(attack, logits, x, y, seeds)
+        matching.check_attacked(attack, x, x_adv)
 
     def _check_combination(self) -> None:
         """Refuses arguments that need a perturbation which is not given."""
