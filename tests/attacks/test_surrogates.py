@@ -133,6 +133,13 @@ def test_evaluate_attacks_a_surrogate_without_stopping(surrogate):
     assert fmn[1] < accuracy(stopped) - 0.05
 
 
+def test_a_surrogate_that_cannot_be_traced_is_one():
+    """Attacks call it as a plain function, but they may not stop early."""
+    logits = attacks.Logits(eagerly)
+    assert attacks.logits.is_surrogate(logits.as_surrogate().untraced())
+    assert not attacks.logits.is_surrogate(logits.untraced())
+
+
 def test_of_several_attempts_the_one_of_the_largest_margin_counts():
     transfer = attacks.Logits(source).as_surrogate()
     one, two, eight = (

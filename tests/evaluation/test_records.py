@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import TESTS
 from helpers import examples
 from hypothesis import strategies as st
 
@@ -379,7 +380,7 @@ def test_another_process_recognises_everything(tmp_path):
     for first in (True, False):
         text = textwrap.dedent(SCRIPT).format(
             first=first,
-            paths=[str(pathlib.Path(__file__).parent)],
+            paths=[str(pathlib.Path(__file__).parent), str(TESTS)],
             folder=f"{tmp_path}/",
         )
         subprocess.run([sys.executable, "-c", text], check=True)

@@ -201,6 +201,10 @@ class Logits:
         other.surrogate = True
         return other
 
+    def untraced(self) -> "Untraced":
+        """Returns the model as a function of which attacks trace nothing."""
+        return Untraced(self)
+
     def count_passes(self) -> None:
         """Starts counting passes, from zero."""
         if self.passes is None:
@@ -388,6 +392,25 @@ def predict(
     return tf.convert_to_tensor(logits_fn(x))
 
 
+class Untraced:
+    """A model that cannot be traced, as a plain function for attacks.
+
+    Attacks call a plain function eagerly. Whether the model is a surrogate is
+    the only setting that it keeps.
+
+    Args:
+        logits: The model.
+    """
+
+    def __init__(self, logits: Logits) -> None:
+        self._logits = logits
+        self.surrogate = logits.surrogate
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the logits of a batch."""
+        return self._logits(x)
+
+
 def setting(logits_fn: LogitsFn, name: str) -> Any:
     """Returns an attribute of a `Logits`, and None for any other function.
 
@@ -404,6 +427,8 @@ def setting(logits_fn: LogitsFn, name: str) -> Any:
         8
         >>> setting(lambda x: x, "rows")
     """
+    if isinstance(logits_fn, Untraced):
+        return logits_fn.surrogate if name == "surrogate" else None
     return getattr(logits_fn, name) if isinstance(logits_fn, Logits) else None
 
 

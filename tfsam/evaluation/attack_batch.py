@@ -4,7 +4,6 @@ No attack's output is trusted. It is checked against the bounds of the pixels
 and the budget, and classified again by the model that is evaluated.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
@@ -162,9 +161,8 @@ def _function(
 ) -> Callable[..., Any]:
     """Returns the attack as a function of tensors, to be traced if possible."""
     logits: Any = worker.source
-    if not worker.traceable:  # A plain function, because nothing may be traced.
-        logits = functools.partial(worker.source)
-        logits.surrogate = worker.source.surrogate
+    if not worker.traceable:
+        logits = worker.source.untraced()
     any_epsilon = (
         ATTACKS.fact(attack, "tensor_epsilon")
         and epsilon is not None
