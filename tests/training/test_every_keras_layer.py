@@ -428,5 +428,8 @@ def test_layers_with_a_state_of_their_own_train_as_in_keras(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(LAYERS) - set(FAST)))
-def test_every_layer_trains_as_in_keras(name):
+def test_every_layer_trains_as_in_keras(name, monkeypatch):
+    # AugMix chooses its operations in Python whenever it is traced. RobustModel
+    # traces its step less often than Keras, so each trace has to choose alike.
+    monkeypatch.setattr("random.choice", lambda options: options[0])
     check(name)
