@@ -11,6 +11,7 @@ from helpers import tiny
 from tfsam import registries
 from tfsam import run
 from tfsam.models.fingerprints import from_file
+from tfsam.networks import preact_resnet8
 from tfsam.runs import stages
 from tfsam.training import recalibration
 
@@ -107,3 +108,17 @@ def test_a_network_that_is_saved_again_is_the_same_model(tmp_path):
     network.layers[-1].bias.assign([0.0, 0.0, 1e-3])
     network.save(path)
     assert from_file(path, "keras") != found[0]
+
+
+def test_a_network_that_was_loaded_and_saved_is_the_same_model(tmp_path):
+    """As in a run that resumes: its layers no longer share their policy."""
+    keras.utils.set_random_seed(0)
+    network = preact_resnet8(3, input_shape=(8, 8, 1))
+    network.save(tmp_path / "made.keras")
+    loaded = keras.saving.load_model(tmp_path / "made.keras")
+    loaded.save(tmp_path / "again.keras")
+    made, again = (
+        from_file(tmp_path / f"{name}.keras", "keras")
+        for name in ("made", "again")
+    )
+    assert made == again
