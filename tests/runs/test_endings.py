@@ -57,6 +57,25 @@ def test_the_end_says_what_was_made_and_what_the_numbers_mean(ends, tmp_path):
     assert output.splitlines()[-1].startswith("done: ")
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--method=st",), "Trained by st."),
+        (
+            ("--perturb_weights=asam:rho=1.0",),
+            "Trained with asam:rho=1.0, eta 0.01",
+        ),
+        (("--perturb_weights=none",), "Trained with no perturbation."),
+    ],
+)
+def test_the_method_is_not_named_if_its_part_was_replaced(
+    flags, line, ends, tmp_path
+):
+    ends(ROW)
+    _, output = main(*flags, f"--workdir={tmp_path / 'run'}")
+    assert line in output
+
+
 def test_a_failed_attack_is_exit_code_6_and_said_last(ends, tmp_path):
     ends(ROW, FAILED)
     code, output = main(f"--workdir={tmp_path}")

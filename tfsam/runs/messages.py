@@ -63,7 +63,7 @@ def _part(settings: Settings, part: str) -> str | None:
     listed = [
         f"{flag} {flags.written(value)}"
         for flag, value in options.items()
-        if value is not None
+        if value is not None and f":{flag}=" not in name
     ]
     return ", ".join([name, *listed])
 
@@ -94,11 +94,22 @@ def closing(settings: Settings, results: Mapping[str, Any]) -> list[str]:
         f"Report: tfsam report {shlex.quote(str(settings.workdir))}",
     ]
     if settings.training:
-        parts = [_part(settings, part) for part in _PARTS.values()]
-        described = "; ".join(part for part in parts if part)
-        method = f"{settings.training.method}{described and ': '}{described}"
-        lines.insert(0, f"Trained by {method}.")
+        lines.insert(0, _trained(settings, settings.training.method))
     return lines
+
+
+def _trained(settings: Settings, name: str) -> str:
+    """Names the method, unless a flag has replaced one of its parts."""
+    described = "; ".join(
+        text for part in _PARTS.values() if (text := _part(settings, part))
+    )
+    row = methods.method(name)
+    if any(
+        getattr(settings.recipe, part) != getattr(row, part)
+        for part in _PARTS.values()
+    ):
+        return f"Trained with {described or 'no perturbation'}."
+    return f"Trained by {name}{described and ': '}{described}."
 
 
 def failure(results: Mapping[str, Any]) -> str | None:
