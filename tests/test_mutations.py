@@ -43,6 +43,8 @@ def test_a_mutation_that_no_test_catches_survives(tmp_path):
     package, tests = tmp_path / "tfsam", tmp_path / "tests"
     package.mkdir()
     tests.mkdir()
+    # Without it an installed tfsam would be imported instead.
+    (package / "__init__.py").touch()
     (package / "geometry.py").write_text(
         "import types\n\n"
         "tf = types.SimpleNamespace(sign=abs)\n\n\n"
