@@ -306,7 +306,7 @@ def worst_case(points, rho, relative=False):
 
     The maximum is on the sphere, for the loss is convex. A smooth problem has a
     constraint for each perturbation that was a local maximum so far; it is
-    solved anew until the search finds nothing that is higher.
+    solved again until the search finds nothing that is higher.
 
     Args:
         points: `Points` with a convex loss.

@@ -210,7 +210,7 @@ def test_an_attack_with_another_epsilon_is_made_anew():
         def __init__(self, epsilon, strength=2.0):
             super().__init__(epsilon, step_size=strength * epsilon)
 
-    with pytest.raises(ValueError, match="make the attack anew instead"):
+    with pytest.raises(ValueError, match="make a new attack instead"):
         Without(0.1).with_epsilon(0.01)
 
 

@@ -251,13 +251,13 @@ class Attack(Configurable):
 
         Args:
             epsilon: A number, or a scalar tensor if `tensor_epsilon`. For a
-                number, the attack is constructed anew, so that attributes that
+                number, the attack is constructed again, so that attributes that
                 the constructor derives from epsilon follow. For a tensor, all
                 other attributes stay as they are.
 
         Raises:
             ValueError: If the number is out of its range, or the attack cannot
-                be constructed anew because an argument of its constructor has
+                be constructed again because an argument of its constructor has
                 no attribute.
 
         Example:
@@ -274,7 +274,7 @@ class Attack(Configurable):
         except AttributeError as error:
             raise ValueError(
                 f"{type(self).__name__} must have an attribute for every "
-                f"argument of its constructor ({error}); make the attack anew "
+                f"argument of its constructor ({error}); make a new attack "
                 f"instead. Received: epsilon={epsilon}"
             ) from error
         made = self.from_config(config | {"epsilon": epsilon})

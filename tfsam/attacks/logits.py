@@ -55,7 +55,7 @@ class Logits:
     Attacks take any callable; an instance of this class also carries settings
     for running the network. In an evaluation the network is called on blocks of
     exactly `rows` examples. Blocks have the same shape whatever the size of the
-    batch, so nothing is traced anew, and the logits of an example do not depend
+    batch, so it is traced once, and the logits of an example do not depend
     on its neighbours; they are equal to the bit at the same position in a block
     (on some processors, products round differently from row to row). Blocks
     are filled with survivors only, so that broken examples cost nothing.

@@ -93,8 +93,7 @@ def training_batches(
       [0, 1] and int64 labels.
 
     Raises:
-      ValueError: if the arrays do not fit together, or a number is out of
-        range.
+      ValueError: if the arrays do not match, or a number is out of range.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8:

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a network, measured anew.
+"""BatchNorm statistics of a network, measured again.
 
 Averaged weights make a network for which no BatchNorm statistics have been
 measured; `recalibrate` measures them.
@@ -32,7 +32,7 @@ def recalibrate(
     *,
     steps: int | None = None,
 ) -> None:
-    """Measures the statistics of a network's BatchNorm layers anew.
+    """Measures the statistics of a network's BatchNorm layers again.
 
     One pass over the data in training mode gives each layer's moving mean and
     variance: the mean over the examples of their batches' statistics, as in

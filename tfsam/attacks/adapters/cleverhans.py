@@ -6,7 +6,7 @@ with the true labels and in float32. The following is replaced, always by
 
 - The gradient is computed by `tfsam.attacks.logits.input_gradient`. It has the
   same values, is compiled according to `logits_fn`, and is shared by all
-  attacks. cleverhans's own is a module-level `tf.function` that is traced anew
+  attacks. cleverhans's own is a module-level `tf.function` that is traced again
   for each new function, never freed, and fails on functions that close over
   tensors of another trace.
 - The random start is uniform in the ball, as in cleverhans, but drawn from the
