@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -32,7 +33,10 @@ hypothesis.settings.register_profile("slow", max_examples=500, deadline=None)
 
 
 def pytest_configure(config):
-    """Chooses the number of examples by the tests that -m selects."""
+    """Handles SIGINT, and chooses the number of examples by -m."""
+    # A job in the background of a shell ignores SIGINT, and so would its tests.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     slow = re.search(r"(?<!not )\bslow", config.option.markexpr)
     hypothesis.settings.load_profile("slow" if slow else "default")
 

@@ -380,7 +380,6 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("SIGNAL", str(int(number)))
     cells = [("st", 0, False), ("st", 1, False)]
-    # A job in the background of a shell ignores SIGINT, and so would its tests.
     before = signal.signal(number, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as stopped:

@@ -312,15 +312,7 @@ def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
 # Signals.
 
 
-@pytest.fixture
-def heard():
-    """SIGINT is not ignored, as it is in the background of some shells."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_a_signal_waits_where_it_is_deferred(heard):
+def test_a_signal_waits_where_it_is_deferred():
     before = [signal.getsignal(signum) for signum in signals.SIGNALS]
     with signals.handled() as stop:
         with pytest.raises(signals.Stopped, match="SIGTERM") as stopped:
@@ -352,11 +344,14 @@ def test_a_handler_that_python_did_not_see_is_replaced():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_signal_that_is_ignored_stays_so(heard):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with signals.handled(), signals.defaulted():
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals.handled(), signals.defaulted():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # The module alone, for TensorFlow takes long to load.
