@@ -1,0 +1,298 @@
+"""Reading of stored models of any format."""
+
+import hashlib
+import importlib.util
+import json
+import pathlib
+import tempfile
+import warnings
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+import keras
+
+from tfsam.models import archives
+from tfsam.models import formats
+from tfsam.models import hdf5_files
+from tfsam.models import ordered_weights
+from tfsam.models import saved_models
+from tfsam.models import stored_configs
+from tfsam.models import trusted_code
+from tfsam.models.records import Stored
+from tfsam.support import files
+
+_LEGACY = (
+    "only Keras 2 reads it: install tf_keras (pip install 'tfsam[legacy]')"
+)
+
+
+class _Source(NamedTuple):
+    """Facts about a file of Keras.
+
+    Attributes:
+        path: Its path.
+        suffix: The suffix by which Keras knows its format.
+        version: The version of Keras that wrote it, or None.
+        objects: Classes and functions by name, given by the user.
+        unsafe: Whether the user trusts code that it holds.
+    """
+
+    path: pathlib.Path
+    suffix: str
+    version: str | None
+    objects: dict[str, Any]
+    unsafe: bool
+
+    @property
+    def new(self) -> bool:
+        """Whether Keras 3 wrote it."""
+        return bool(self.version and self.version.startswith("3"))
+
+
+def read(
+    path: files.Path,
+    custom_objects: Mapping[str, Any] | None = None,
+    trusted: tuple[str, ...] = (),
+) -> Stored:
+    """Reads a model, whatever its format and whoever wrote it.
+
+    Args:
+        path: Path of a file of Keras 1 to 3 (zip or HDF5, under any name), or
+            of a SavedModel.
+        custom_objects: Classes and functions of the model by their names,
+            beside those that are registered with Keras.
+        trusted: Names of Lambda layers whose stored code may run.
+
+    Returns:
+        The model, with notes about the reading.
+
+    Raises:
+        ValueError: If the file holds no model, needs a class that is not
+            registered or a library that is not installed, or holds code that
+            is not trusted. The message is one line that says what to do.
+
+    Example:
+        >>> import tempfile
+        >>> network = keras.Sequential(
+        ...     [keras.Input((4,)), keras.layers.Dense(3)]
+        ... )
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "network.keras")
+        >>> network.save(path)
+        >>> stored = read(path)
+        >>> stored.format, stored.reader
+        ('keras', 'keras')
+    """
+    recognized = formats.recognize(path)
+    reader = {"keras": _keras, "hdf5": _hdf5, "saved_model": _saved_model}
+    objects = dict(custom_objects or {})
+    try:
+        return reader[recognized.format](recognized.path, objects, trusted)
+    except Exception as error:
+        # A file can be damaged in many ways.
+        raise formats.rejected(
+            path, None, files.reason(error).rstrip(".")
+        ) from error
+
+
+def _saved_model(
+    path: pathlib.Path, objects: dict[str, Any], trusted: tuple[str, ...]
+) -> Stored:
+    """Reads a SavedModel, whose signatures are functions of its own."""
+    warnings.warn(
+        f"{path} is a SavedModel, a program that can do anything that you can "
+        "do. Load only models from people you trust, or use a .keras file.",
+        stacklevel=4,
+    )
+    loaded, written_by = saved_models.load(path)
+    return Stored(
+        model=loaded,
+        format="saved_model",
+        reader="tensorflow",
+        written_by=written_by,
+        sha256=files.digest(path),
+    )
+
+
+def _hdf5(
+    path: pathlib.Path, objects: dict[str, Any], trusted: tuple[str, ...]
+) -> Stored:
+    """Reads an HDF5 file of Keras 1 to 3."""
+    with hdf5_files.opened(path) as file:
+        stored = file.attrs.get("model_config")
+        if stored is None:
+            raise ValueError(_without_model(file))
+        config = json.loads(hdf5_files.text(stored))
+        version = _attribute(file, "keras_version")
+        source = _Source(
+            path, ".h5", version, objects, _check(config, objects, trusted)
+        )
+
+        def build(place: pathlib.Path) -> keras.Model:
+            model = keras.saving.deserialize_keras_object(
+                _mended(config, source),
+                objects,
+                safe_mode=not source.unsafe,
+            )
+            ordered_weights.assign(model, file["model_weights"])
+            return model
+
+        model, reader, notes = _first(build, source)
+        writer = _writer(version, _attribute(file, "backend"))
+    return Stored(
+        model=model,
+        format="hdf5",
+        reader=reader,
+        written_by=writer,
+        notes=notes,
+        sha256=_sha256(path),
+    )
+
+
+def _without_model(file: Any) -> str:
+    """Describes an HDF5 file without a configuration."""
+    if hdf5_files.names(file, "layer_names") or "layers" in file:
+        return (
+            "an HDF5 file of weights without a model needs a network: "
+            "--network=MODULE:FUNCTION --weights=FILE"
+        )
+    return "an HDF5 file that Keras did not write has no model_config"
+
+
+def _keras(
+    path: pathlib.Path, objects: dict[str, Any], trusted: tuple[str, ...]
+) -> Stored:
+    """Reads a `.keras` file of Keras 2.12 to 3, or the folder of one."""
+    with archives.opened(path) as archive:
+        stored = archives.read_json(archive, archives.CONFIG)
+        metadata = archives.read_json(archive, archives.METADATA)
+        version = metadata.get("keras_version")
+        config = _uncompiled(stored)
+        source = _Source(
+            path, ".keras", version, objects, _check(config, objects, trusted)
+        )
+
+        def build(place: pathlib.Path) -> keras.Model:
+            found = _mended(config, source)
+            if found == stored and path.is_file():
+                place.symlink_to(path.absolute())
+            else:
+                archives.with_config(archive, found, place)
+            return keras.saving.load_model(
+                place, objects, compile=False, safe_mode=not source.unsafe
+            )
+
+        model, reader, notes = _first(build, source)
+    return Stored(
+        model=model,
+        format="keras",
+        reader=reader,
+        written_by=_writer(version, None),
+        notes=notes,
+        sha256=_sha256(path),
+    )
+
+
+def _uncompiled(config: Any) -> Any:
+    """Leaves out losses, metrics and optimizers, which are not needed."""
+    if isinstance(config, dict):
+        return {
+            key: _uncompiled(value)
+            for key, value in config.items()
+            if key != "compile_config"
+        }
+    if isinstance(config, list):
+        return [_uncompiled(value) for value in config]
+    return config
+
+
+def _check(
+    config: Any, objects: dict[str, Any], trusted: tuple[str, ...]
+) -> bool:
+    """Checks a configuration; returns whether it needs code of its own."""
+    known = trusted_code.registered(objects)
+    return trusted_code.check(config, known, trusted)
+
+
+def _mended(config: dict[str, Any], source: _Source) -> dict[str, Any]:
+    """Mends a configuration of Keras 1 or 2."""
+    if source.suffix == ".keras" and source.new:
+        return config
+    known = trusted_code.registered(source.objects)
+    return stored_configs.mended(config, source.version, known)
+
+
+def _first(
+    build: Callable[[pathlib.Path], keras.Model], source: _Source
+) -> tuple[Any, str, tuple[str, ...]]:
+    """Reads a model by Keras 3, or by tf_keras where that fails.
+
+    Args:
+        build: The reading by Keras 3. It takes a path for a temporary file.
+        source: Facts about the file.
+
+    Returns:
+        The model, the name of the library that read it, and notes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder, f"model{source.suffix}")
+        try:
+            model = build(place)
+        except trusted_code.Untrusted:
+            raise
+        except Exception as error:
+            # Keras raises whatever a layer raises.
+            if source.new:
+                raise
+            place.unlink(missing_ok=True)
+            place.symlink_to(source.path.absolute())
+            return _by_tf_keras(place, source, error)
+    note = f"Keras {source.version} wrote it, and Keras 3 reads it mended"
+    return model, "keras", () if source.new else (note,)
+
+
+def _by_tf_keras(
+    place: pathlib.Path, source: _Source, error: Exception
+) -> tuple[Any, str, tuple[str, ...]]:
+    """Reads a model of Keras 2 by tf_keras, if that is installed."""
+    reason = files.reason(error)
+    if importlib.util.find_spec("tf_keras") is None:
+        raise ValueError(f"{_LEGACY} (Keras 3: {reason})") from error
+    import tf_keras
+
+    try:
+        model = tf_keras.models.load_model(
+            place, source.objects, compile=False, safe_mode=not source.unsafe
+        )
+    except Exception as other:
+        # It, too, raises whatever a layer raises.
+        raise ValueError(
+            f"neither Keras 3 reads it ({reason}) nor tf_keras "
+            f"({files.reason(other)})"
+        ) from other
+    return model, "tf_keras", (f"tf_keras read it, not Keras 3: {reason}",)
+
+
+def _attribute(file: Any, name: str) -> str | None:
+    """Reads an attribute that the file or its weights may have."""
+    for group in (file, file.get("model_weights", file)):
+        if name in group.attrs:
+            return hdf5_files.text(group.attrs[name])
+    return None
+
+
+def _writer(version: str | None, backend: str | None) -> str | None:
+    """Names the library that wrote a file."""
+    if version is None:
+        return None
+    if backend in (None, "tensorflow"):
+        return f"Keras {version}"
+    return f"Keras {version} on {backend}"
+
+
+def _sha256(path: pathlib.Path) -> str:
+    if path.is_dir():
+        return files.digest(path)
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

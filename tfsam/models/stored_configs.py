@@ -1,0 +1,300 @@
+"""Configurations of Keras 1 and 2, mended so that Keras 3 reads them.
+
+Only exact changes are made: the mended network computes the same function.
+Weights are stored beside a configuration, so initializers are left out.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+import keras
+
+from tfsam.models import stored_nodes
+from tfsam.models import trusted_code
+
+Config = dict[str, Any]
+
+
+class Unsupported(ValueError):
+    """Keras 3 has no equivalent of a part of a configuration."""
+
+
+class _Source(NamedTuple):
+    """Facts about a file that decide how its configuration is mended.
+
+    Attributes:
+        old: Whether Keras 1 or 2 wrote it.
+        objects: The classes and functions that the user has registered.
+    """
+
+    old: bool
+    objects: Mapping[str, Any]
+
+
+# Layers under other names than Keras 3's.
+_CLASSES = {
+    # keras.Model makes a functional model of a functional configuration.
+    "Functional": "Model",
+    "SyncBatchNormalization": "BatchNormalization",
+    "BatchNormalizationV1": "BatchNormalization",
+    "BatchNormalizationV2": "BatchNormalization",
+    "GRUV2": "GRU",
+    "LSTMV2": "LSTM",
+}
+# Layers that Keras 3 keeps for stored models alone.
+_LEGACY = ("AlphaDropout", "RandomHeight", "RandomWidth", "ThresholdedReLU")
+
+# Options that Keras 3 does not have, and the values that change nothing.
+_WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
+    "autocast": (True,),
+    "expects_training_arg": (True, False),
+    "fused": (None, True, False),
+    "implementation": (0, 1, 2),
+    "ragged": (False,),
+    "renorm": (False,),
+    "time_major": (False,),
+    "virtual_batch_size": (None,),
+}
+_NOT_GROUPED = (
+    "Conv2DTranspose",
+    "DepthwiseConv",
+    "SeparableConv",
+    "Conv3DTranspose",
+)
+_ACTIVATIONS = {
+    "log_softmax_v2": "log_softmax",
+    "softmax_v2": "softmax",
+}
+
+
+def mended(
+    config: Config, version: str | None, objects: Mapping[str, Any]
+) -> Config:
+    """Mends the configuration of a stored model.
+
+    Args:
+        config: The configuration of the model with its `class_name`. It is not
+            changed.
+        version: The version of Keras that wrote it, or None.
+        objects: The classes and functions that the user has registered.
+
+    Returns:
+        A configuration of Keras 3, for `keras.saving.deserialize_keras_object`.
+
+    Raises:
+        Unsupported: If Keras 3 has no equivalent.
+        tfsam.models.trusted_code.Untrusted: If a class is not registered.
+    """
+    old = not (version or "").startswith("3")
+    return _layer(config, _Source(old, objects))
+
+
+def _layer(entry: Config, source: _Source) -> Config:
+    """Mends a layer or a model."""
+    name = str(entry.get("class_name"))
+    config = entry.get("config")
+    if isinstance(config, list):
+        # Keras before 2.2.3 stored a Sequential as the list of its layers.
+        config = {"name": "sequential", "layers": config}
+    if not isinstance(config, dict):
+        raise Unsupported(f"the configuration of {name} is no object")
+    key = trusted_code.layer_key(entry, source.objects)
+    bare = name.rpartition(">")[2]
+    bare = bare if key else _CLASSES.get(bare, bare)
+    if "layers" in config and "input_layers" in config:
+        config = _functional(config, source)
+    elif bare == "Sequential" and isinstance(config.get("layers"), list):
+        config = _sequential(config, source)
+    elif key is None:
+        config = _stock(bare, config, source)
+    place: Config = {"module": None, "class_name": bare, "registered_name": key}
+    if key is None:
+        place = {
+            "module": _module(bare, config),
+            "class_name": bare,
+            "registered_name": None,
+        }
+    rest: Config = {
+        k: entry[k] for k in ("name", "inbound_nodes") if k in entry
+    }
+    return {**place, "config": config, **rest}
+
+
+def _module(name: str, config: Config) -> str:
+    """Returns the module of Keras 3 that has a class."""
+    if name == "Sequential" or (name == "Model" and "input_layers" in config):
+        return "keras"
+    if name in _LEGACY:
+        return "keras._legacy.layers"
+    layer = getattr(keras.layers, name, None)
+    if isinstance(layer, type) and issubclass(layer, keras.layers.Layer):
+        return "keras.layers"
+    owner = str(config.get("name", name))
+    if name in stored_nodes.KERAS_2_LAYERS:
+        raise Unsupported(f"layer {owner} is of class {name}")
+    raise trusted_code.unregistered(owner, name)
+
+
+def _sequential(config: Config, source: _Source) -> Config:
+    """Mends a Sequential, and gives it the layer of its input."""
+    stored = config["layers"]
+    layers = [_layer(layer, source) for layer in stored]
+    if stored and layers[0]["class_name"] != "InputLayer":
+        shape = _input_shape(stored[0]) or config.get("build_input_shape")
+        if shape is not None:
+            inner = stored[0]["config"]
+            dtype = inner.get("dtype") if isinstance(inner, dict) else None
+            layers.insert(0, _input_layer(shape, dtype, layers))
+    return {
+        "name": _plain(config.get("name", "sequential")),
+        "trainable": config.get("trainable", True),
+        "layers": layers,
+    }
+
+
+def _input_layer(shape: list[Any], dtype: Any, layers: list[Config]) -> Config:
+    """Makes the configuration of an input layer."""
+    name = str(layers[0]["config"].get("name", layers[0]["class_name"]))
+    config = {
+        "batch_shape": [None, *shape[1:]],
+        "dtype": dtype if isinstance(dtype, str) else "float32",
+        "name": f"{name}_input",
+    }
+    return {
+        "module": "keras.layers",
+        "class_name": "InputLayer",
+        "config": config,
+        "registered_name": None,
+    }
+
+
+def _input_shape(entry: Config) -> list[Any] | None:
+    """Returns the shape of the only input of a layer or a model, if stored."""
+    config = entry.get("config")
+    if isinstance(config, list):
+        config = {"layers": config}
+    if not isinstance(config, dict):
+        return None
+    for key in ("batch_input_shape", "batch_shape"):
+        if isinstance(config.get(key), list):
+            return list(config[key])
+    layers = config.get("layers")
+    if isinstance(layers, list) and layers and isinstance(layers[0], dict):
+        return _input_shape(layers[0])
+    shape = config.get("build_input_shape")
+    return list(shape) if isinstance(shape, list) else None
+
+
+def _functional(config: Config, source: _Source) -> Config:
+    """Mends a functional model."""
+    layers = [
+        stored_nodes.operation(layer) or _layer(layer, source)
+        for layer in config["layers"]
+    ]
+    found = config | {"layers": layers}
+    found["name"] = _plain(config.get("name", "model"))
+    return stored_nodes.connected(found)
+
+
+def _stock(name: str, config: Config, source: _Source) -> Config:
+    """Mends the configuration of one of Keras's own layers."""
+    found = {}
+    for key, value in config.items():
+        if key.endswith("_initializer") or key == "batch_input_shape":
+            continue
+        if key in _WITHOUT_EFFECT and _listed(value, _WITHOUT_EFFECT[key]):
+            continue
+        if key == "groups" and value == 1 and name.startswith(_NOT_GROUPED):
+            continue
+        found[key] = _value(key, value, source)
+    if "name" in found:
+        found["name"] = _plain(found["name"])
+    if name == "InputLayer":
+        shape = config.get("batch_input_shape", config.get("batch_shape"))
+        if isinstance(shape, list):
+            found["batch_shape"] = [None, *shape[1:]]
+    if isinstance(found.get("axis"), list) and len(found["axis"]) == 1:
+        found["axis"] = found["axis"][0]
+    if name == "LeakyReLU" and "alpha" in found:
+        found["negative_slope"] = found.pop("alpha")
+    if name == "MultiHeadAttention":
+        for key in ("query_shape", "key_shape", "value_shape"):
+            found.pop(key, None)
+    if name == "GRU" and source.old:
+        found.setdefault("reset_after", False)
+    if name == "Lambda":
+        return _lambda(found, source)
+    return found
+
+
+def _listed(value: Any, values: tuple[Any, ...]) -> bool:
+    return any(value is found or value == found for found in values)
+
+
+def _value(key: str, value: Any, source: _Source) -> Any:
+    """Mends the value of an option."""
+    if key in ("dtype", "dtype_policy") and isinstance(value, dict):
+        inner = value.get("config")
+        if isinstance(inner, dict) and isinstance(inner.get("name"), str):
+            return inner["name"]
+    if isinstance(value, dict) and value.get("type") == "ndarray":
+        return value.get("value")
+    if key == "activation" or key.endswith("_activation"):
+        return _activation(value, source)
+    if isinstance(value, dict) and key in ("layer", "backward_layer", "cell"):
+        return _layer(value, source)
+    if isinstance(value, list) and key == "cells":
+        return [_layer(cell, source) for cell in value]
+    return value
+
+
+def _activation(value: Any, source: _Source) -> Any:
+    """Mends an activation, a name or the configuration of a layer."""
+    if isinstance(value, str):
+        # Keras 3 has another function under this name.
+        if value == "hard_sigmoid" and source.old:
+            raise Unsupported("the activation hard_sigmoid of Keras 2")
+        return _ACTIVATIONS.get(value, value)
+    if isinstance(value, dict) and isinstance(value.get("config"), dict):
+        if hasattr(keras.layers, str(value.get("class_name"))):
+            return _layer(value, source)
+    return value
+
+
+def _lambda(config: Config, source: _Source) -> Config:
+    """Mends a Lambda layer, which has been trusted or registered."""
+    entry = {"class_name": "Lambda", "config": config}
+    key = trusted_code.lambda_key(entry, source.objects)
+    found = {
+        k: v
+        for k, v in config.items()
+        if k
+        not in (
+            "module",
+            "function_type",
+            "output_shape_type",
+            "output_shape_module",
+        )
+    }
+    if key is not None:
+        found["function"] = {
+            "module": None,
+            "class_name": "function",
+            "config": key,
+            "registered_name": key,
+        }
+        if config.get("output_shape_type") == "lambda":
+            del found["output_shape"]
+    elif isinstance(config.get("function"), list):
+        code, defaults, closure = config["function"]
+        found["function"] = {
+            "class_name": "__lambda__",
+            "config": {"code": code, "defaults": defaults, "closure": closure},
+        }
+    return found
+
+
+def _plain(name: Any) -> str:
+    """Returns a name without the slashes that Keras 3 refuses."""
+    return str(name).replace("/", "_")
