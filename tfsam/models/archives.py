@@ -14,7 +14,7 @@ from tfsam.models import hdf5_files
 
 CONFIG = "config.json"
 METADATA = "metadata.json"
-_WEIGHTS = "model.weights.h5"
+WEIGHTS = "model.weights.h5"
 
 # Keras stores members uncompressed. Compressed again, weights shrink little.
 _LARGEST = 1 << 26
@@ -80,15 +80,15 @@ def _check(archive: zipfile.ZipFile) -> None:
 def _check_weights(archive: zipfile.ZipFile) -> None:
     """Checks that the weights are an HDF5 file that stands alone."""
     names = archive.namelist()
-    if _WEIGHTS not in names:
+    if WEIGHTS not in names:
         found = [name for name in names if name.endswith(".npz")]
         raise ValueError(
             f"the weights {found[0]} of the archive need pickle, which can run "
             "any code: save the model with weights in HDF5"
             if found
-            else f"the archive has no {_WEIGHTS}"
+            else f"the archive has no {WEIGHTS}"
         )
-    with archive.open(_WEIGHTS) as content, hdf5_files.opened(content):
+    with archive.open(WEIGHTS) as content, hdf5_files.opened(content):
         pass
 
 

@@ -14,6 +14,7 @@ _HEAD = 1 << 16  # Bytes that are looked at.
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _ZIP_MAGIC = b"PK\x03\x04"
 _WEIGHTS = "--network=MODULE:FUNCTION --weights=FILE"
+_ALONE = f"weights need a network: {_WEIGHTS}"
 _CONVERT = "convert it to a .keras file or a SavedModel first"
 
 # Starts of files of other kinds, and the kinds.
@@ -50,6 +51,20 @@ class Recognized(NamedTuple):
     path: pathlib.Path
 
 
+class NoModel(ValueError):
+    """A file holds no model.
+
+    Args:
+        found: Description of the file, or None if there is none.
+        remedy: Description of the remedy.
+    """
+
+    def __init__(self, found: str | None, remedy: str) -> None:
+        super().__init__(f"{found}: {remedy}" if found else remedy)
+        self.found = found
+        self.remedy = remedy
+
+
 def recognize(path: files.Path) -> Recognized:
     """Recognizes the format of a model by the content of its file.
 
@@ -61,19 +76,33 @@ def recognize(path: files.Path) -> Recognized:
         ValueError: If it holds no model. The message says what it is and what
             to do.
     """
-    place = files.expanded(path)
+    try:
+        return look(files.expanded(path))
+    except NoModel as error:
+        raise rejected(path, error.found, error.remedy) from error
+
+
+def look(place: pathlib.Path) -> Recognized:
+    """Recognizes the format of a model, or describes the file.
+
+    Args:
+        place: Its path.
+
+    Raises:
+        NoModel: If it holds no model.
+    """
     if place.is_dir():
-        return _folder(place, path)
+        return _folder(place)
     if place.name in ("saved_model.pb", "saved_model.pbtxt"):
         if place.is_file() and place.stat().st_size > 0:
-            return _saved_model(place.parent.absolute(), path)
+            return _saved_model(place.parent.absolute())
     if not place.exists():
         if place.with_name(f"{place.name}.index").exists():
-            raise rejected(path, "a TensorFlow checkpoint", _weights_alone())
-        raise rejected(path, None, "there is no such file")
+            raise NoModel("a TensorFlow checkpoint", _ALONE)
+        raise NoModel(None, "there is no such file")
     if not place.is_file():
-        raise rejected(path, "neither a file nor a folder", "give a file")
-    return _file(place, path)
+        raise NoModel("neither a file nor a folder", "give a file")
+    return _file(place)
 
 
 def rejected(path: files.Path, found: str | None, remedy: str) -> ValueError:
@@ -91,23 +120,19 @@ def rejected(path: files.Path, found: str | None, remedy: str) -> ValueError:
     )
 
 
-def _weights_alone() -> str:
-    return f"weights need a network: {_WEIGHTS}"
-
-
-def _file(place: pathlib.Path, path: files.Path) -> Recognized:
+def _file(place: pathlib.Path) -> Recognized:
     """Recognizes a file."""
     size = place.stat().st_size
     if not size:
-        raise rejected(path, "an empty file", "download or save it again")
+        raise NoModel("an empty file", "download or save it again")
     with open(place, "rb") as file:
         head = file.read(_HEAD)
     if _has_hdf5(place, head):
         return Recognized("hdf5", place)
     if head.startswith((_ZIP_MAGIC, b"PK\x05\x06")):
-        return _zip(place, path)
+        return _zip(place)
     found, remedy = _other(place, head)
-    raise rejected(path, found, remedy)
+    raise NoModel(found, remedy)
 
 
 def _has_hdf5(place: pathlib.Path, head: bytes) -> bool:
@@ -124,21 +149,20 @@ def _has_hdf5(place: pathlib.Path, head: bytes) -> bool:
     return False
 
 
-def _zip(place: pathlib.Path, path: files.Path) -> Recognized:
+def _zip(place: pathlib.Path) -> Recognized:
     """Recognizes a zip archive."""
     try:
         with zipfile.ZipFile(place) as archive:
             names = archive.namelist()
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise rejected(
-            path,
+        raise NoModel(
             "a truncated or damaged zip archive",
             f"download or save it again ({files.reason(error)})",
         ) from error
     if "config.json" in names:
         return Recognized("keras", place)
     found, remedy = _archive_kind(names)
-    raise rejected(path, found, remedy)
+    raise NoModel(found, remedy)
 
 
 def _archive_kind(names: list[str]) -> tuple[str, str]:
@@ -147,7 +171,7 @@ def _archive_kind(names: list[str]) -> tuple[str, str]:
     if "data.pkl" in bases:
         return "a PyTorch file", _CONVERT
     if names and all(name.endswith(".npy") for name in names):
-        return "a NumPy archive (.npz)", _weights_alone()
+        return "a NumPy archive (.npz)", _ALONE
     inside = sorted(
         name
         for name in names
@@ -185,7 +209,7 @@ def _binary(place: pathlib.Path, head: bytes) -> tuple[str, str] | None:
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return _pickle(head)
     if b'{"__metadata__"' in head[8:32] or head[8:10] == b'{"':
-        return "a safetensors file", _weights_alone()
+        return "a safetensors file", _ALONE
     if head[257:262] == b"ustar":
         return "a tar archive", "unpack it and give the model in it"
     for start, kind in _STARTS.items():
@@ -287,7 +311,7 @@ _JSON: tuple[tuple[Callable[[Any], bool], tuple[str, str]], ...] = (
     (lambda keys: "class_name" in keys, _architecture("JSON")),
     (
         lambda keys: "weight_map" in keys,
-        ("an index of weights", _weights_alone()),
+        ("an index of weights", _ALONE),
     ),
 )
 
@@ -305,10 +329,10 @@ def _json(place: pathlib.Path) -> tuple[str, str]:
     return "a JSON file", "give the file of a model"
 
 
-def _folder(folder: pathlib.Path, path: files.Path) -> Recognized:
+def _folder(folder: pathlib.Path) -> Recognized:
     """Recognizes a folder."""
     if _holds_saved_model(folder):
-        return _saved_model(folder, path)
+        return _saved_model(folder)
     names = {entry.name for entry in folder.iterdir()}
     if "config.json" in names and names & {
         "model.weights.h5",
@@ -318,25 +342,24 @@ def _folder(folder: pathlib.Path, path: files.Path) -> Recognized:
     if folder.name == "variables" and _holds_saved_model(
         folder.parent.absolute()
     ):
-        return _saved_model(folder.parent.absolute(), path)
+        return _saved_model(folder.parent.absolute())
     inside = sorted(
         entry for entry in folder.iterdir() if _holds_saved_model(entry)
     )
     # TensorFlow Serving keeps each version in a folder named by its number.
     if len(inside) == 1:
-        return _saved_model(inside[0], path)
+        return _saved_model(inside[0])
     if inside:
         found = ", ".join(entry.name for entry in inside[:3])
-        raise rejected(
-            path, f"a folder of {len(inside)} SavedModels ({found})", "give one"
+        raise NoModel(
+            f"a folder of {len(inside)} SavedModels ({found})", "give one"
         )
     if any(name.endswith(".index") for name in names) or "checkpoint" in names:
-        raise rejected(path, "a TensorFlow checkpoint", _weights_alone())
+        raise NoModel("a TensorFlow checkpoint", _ALONE)
     models = sorted(
         name for name in names if name.endswith((".keras", ".h5", ".hdf5"))
     )
-    raise rejected(
-        path,
+    raise NoModel(
         "a folder without saved_model.pb",
         f"give {models[0]} in it" if models else "give the file of a model",
     )
@@ -349,7 +372,7 @@ def _holds_saved_model(folder: pathlib.Path) -> bool:
     )
 
 
-def _saved_model(folder: pathlib.Path, path: files.Path) -> Recognized:
+def _saved_model(folder: pathlib.Path) -> Recognized:
     """Recognizes a SavedModel, whose graph may be an LFS pointer."""
     graph = folder / "saved_model.pb"
     if graph.is_file():
@@ -357,14 +380,12 @@ def _saved_model(folder: pathlib.Path, path: files.Path) -> Recognized:
             head = file.read(_HEAD)
         found = _text(graph, head) if head else ("empty", "")
         if not head:
-            raise rejected(
-                path,
+            raise NoModel(
                 "a SavedModel with an empty saved_model.pb",
                 "download or save it again",
             )
         if found is not None:
-            raise rejected(
-                path,
+            raise NoModel(
                 f"a SavedModel whose saved_model.pb is {found[0]}",
                 found[1],
             )

@@ -105,7 +105,7 @@ def _checked(
             f"{len(stored)}"
         )
     for variable, (name, dataset) in zip(variables, stored, strict=True):
-        kinds = _kind(variable.path), _kind(name)
+        kinds = _told(variable.path), _told(name)
         if tuple(variable.shape) != tuple(dataset.shape) or (
             None not in kinds and kinds[0] != kinds[1]
         ):
@@ -127,19 +127,31 @@ def _plain(name: str) -> str:
 
 def _place(name: str) -> str:
     """Returns the name of a weight's layer and the kind of the weight."""
-    layer, _, leaf = name.partition(":")[0].rpartition("/")
-    return f"{layer.rpartition('/')[2]}/{_TELLING.get(leaf, leaf)}"
+    layer = name.partition(":")[0].rpartition("/")[0]
+    return f"{layer.rpartition('/')[2]}/{kind(name)}"
 
 
-def _kind(name: str) -> str | None:
-    """Returns what a weight's name tells about it, or None."""
+def kind(name: str) -> str:
+    """Returns the kind of a weight, such as "kernel".
+
+    Args:
+        name: Its name, with or without the names of its layers.
+    """
     leaf = name.partition(":")[0].rpartition("/")[2]
-    if leaf in _TELLING:
-        return _TELLING[leaf]
+    # Keras 3 keeps the kernel of a layer that may be quantized as _kernel.
+    leaf = leaf.removeprefix("_")
+    return _TELLING.get(leaf, leaf)
+
+
+def _told(name: str) -> str | None:
+    """Returns what a weight's name tells about it, or None."""
+    leaf = kind(name)
+    if leaf in _TELLING.values():
+        return leaf
     # Keras 1 joined the names by underscores: convolution2d_1_W.
-    for ending, kind in _TELLING.items():
+    for ending, found in _TELLING.items():
         if "/" not in name and leaf.endswith(f"_{ending}"):
-            return kind
+            return found
     return None
 
 
