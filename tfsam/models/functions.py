@@ -175,11 +175,11 @@ def for_evaluation(
         rows = logits.rows or (_BLOCK_ROWS_OF_SMALL if small else _BLOCK_ROWS)
         jit_loops = False
     made = Logits(function, logits.jit_compile, rows, jit_loops, classes)
-    made.rounding = max(made.rounding, _coarsest(function))
+    made.rounding = max(made.rounding, rounding(function))
     return made
 
 
-def _coarsest(function: Any) -> float:
+def rounding(function: Any) -> float:
     """Returns the relative rounding error of half precision, 0 without it."""
     network = getattr(function, "model", None)
     layers = flattened(network) if isinstance(network, keras.Model) else []

@@ -1,0 +1,258 @@
+"""Classifiers: models as functions from their inputs to logits.
+
+The softmax or sigmoid at a model's end is removed where that is exact. Where
+only probabilities are to be had, the logits are their logarithms.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsam.models import network_endings
+from tfsam.models import outputs
+from tfsam.models import signatures
+from tfsam.models.probabilities import called
+from tfsam.models.probabilities import class_logits
+from tfsam.models.probabilities import explain
+from tfsam.models.probabilities import probes
+from tfsam.models.records import Classifier
+from tfsam.models.records import Stored
+from tfsam.models.signature_endings import of_choice
+from tfsam.models.signatures import Choice
+from tfsam.support import final_activations
+
+
+def classifier(model: Any, output: str | None = None) -> Classifier:
+    """Makes a function from a model's own inputs to logits.
+
+    Args:
+        model: A `Stored`, a `keras.Model`, a model of `tf_keras`, the result of
+            `tf.saved_model.load`, or a callable from inputs to logits.
+        output: Name of the output with the classes, or its number; of a
+            SavedModel also SIGNATURE or SIGNATURE:OUTPUT. None takes the only
+            one, or the only one that is called logits.
+
+    Returns:
+        A `Classifier`. Its `function` is the model itself if that returns
+        logits, a functional `keras.Model` if it is a Keras model whose ending
+        can be removed, and a callable otherwise.
+
+    Raises:
+        ValueError: If the model does not map one batch of images to one number
+            for each class, or `output` is needed.
+
+    Example:
+        >>> import keras
+        >>> network = keras.Sequential(
+        ...     [keras.Input((4,)), keras.layers.Dense(3, "softmax")]
+        ... )
+        >>> found = classifier(network)
+        >>> found.logits, found.ends_in, found.function.output_shape
+        ('removed_ending', 'softmax', (None, 3))
+    """
+    if isinstance(model, Stored):
+        model = model.model
+    if isinstance(model, keras.Model):
+        return _of_keras(model, output)
+    if _is_tf_keras(model):
+        return _of_tf_keras(model, output)
+    if hasattr(model, "signatures"):
+        return of_choice(signatures.choose(model, output), model)
+    if not callable(model):
+        raise ValueError(
+            "model must be a Keras model, a SavedModel, or a callable from "
+            f"inputs to logits. Received: model={model}"
+        )
+    return Classifier(
+        function=model,
+        outputs=model,
+        logits="exact",
+        ends_in="unknown",
+        input_shape=(),
+        input_dtype="float32",
+        output_names=("output",),
+        output="output",
+    )
+
+
+def _of_keras(model: keras.Model, wanted: str | None) -> Classifier:
+    if not network_endings.has_graph(model):
+        return _of_opaque(model, wanted)
+    if len(model.inputs) != 1:
+        inputs = ", ".join(tensor.name for tensor in model.inputs)
+        raise ValueError(
+            "the model must take one batch of images, and nothing else. "
+            f"Received: inputs {inputs}"
+        )
+    tensor, name, names, notes = _output(model, wanted)
+    own = model
+    if len(model.outputs) > 1 or model.outputs[0] is not tensor:
+        own = network_endings.built(model, tensor)
+    integers = "float" not in model.inputs[0].dtype
+    found = (_of_integers if integers else _of_network)(own)
+    return dataclasses.replace(
+        found, output_names=names, output=name, notes=notes + found.notes
+    )
+
+
+def _output(
+    model: keras.Model, wanted: str | None
+) -> tuple[keras.KerasTensor, str, tuple[str, ...], tuple[str, ...]]:
+    """Returns the chosen output, its name, all names and notes."""
+    layers = [tensor._keras_history.operation.name for tensor in model.outputs]
+    structure = getattr(model, "output", None)
+    keys = sorted(structure) if isinstance(structure, dict) else layers
+    offered = [
+        outputs.describe(names, tensor)
+        for *names, tensor in zip(keys, layers, model.outputs, strict=True)
+    ]
+    names = tuple(output.names[0] for output in offered)
+    inner = {layer.name: layer for layer in model.layers}
+    if wanted in inner and not any(wanted in o.names for o in offered):
+        return inner[wanted].output, str(wanted), names, ()
+    position, notes = outputs.choose(offered, wanted)
+    return model.outputs[position], names[position], names, notes
+
+
+def _of_network(model: keras.Model) -> Classifier:
+    """Makes a classifier of a functional model with one output."""
+    (tensor,), (images,) = model.outputs, model.inputs
+    classes = outputs.count_classes(tensor.shape, tensor.dtype)
+    found = network_endings.before_ending(tensor, classes)
+    certain = final_activations.in_probabilities(model)
+    if found is not None:
+        (values, ends_in), logits = found, "removed_ending"
+    elif certain == [False]:
+        values, logits, ends_in = tensor, "exact", "logits"
+    else:
+        by_graph = _of_trace(model)
+        if by_graph.logits == "removed_ending":
+            return dataclasses.replace(by_graph, outputs=model)
+        values, logits, ends_in = tensor, by_graph.logits, by_graph.ends_in
+        if certain == [True]:
+            logits = "log_probabilities"
+    results = class_logits(values, logits == "log_probabilities")
+    function = model
+    if results is not tensor:
+        function = network_endings.built(model, results)
+    return Classifier(
+        function=function,
+        outputs=model,
+        logits=logits,
+        ends_in=ends_in,
+        input_shape=tuple(images.shape[1:]),
+        input_dtype=images.dtype,
+        output_names=(),
+        output="",
+        notes=explain(logits, ends_in, classes),
+    )
+
+
+def _of_integers(model: keras.Model) -> Classifier:
+    """Makes a classifier of a functional model that takes integers."""
+    copied = network_endings.with_float_input(model)
+    if copied is not None and _agree(model, copied):
+        found = _of_network(copied)
+    else:
+        found = _of_trace(model)
+    dtype = model.inputs[0].dtype
+    return dataclasses.replace(found, outputs=model, input_dtype=dtype)
+
+
+def _agree(model: keras.Model, copied: keras.Model) -> bool:
+    """Returns whether a copy that takes floats has outputs and gradients."""
+    x = tf.constant(probes(tuple(model.inputs[0].shape[1:]), "uint8"))
+
+    @tf.function(autograph=False)
+    def with_slopes(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        values = called(copied, x)
+        return values, tf.gradients(values, x)[0]
+
+    values, slopes = with_slopes(x)
+    return slopes is not None and np.allclose(
+        values, called(model, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def _of_opaque(model: keras.Model, wanted: str | None) -> Classifier:
+    """Makes a classifier of a subclassed model, by its traced graph."""
+    config = model.get_build_config() if model.built else None
+    shape = (config or {}).get("input_shape")
+    if shape is None:
+        raise ValueError(
+            "the model must be built for one batch of images: call it on some "
+            f"first. Received: model={model.name}"
+        )
+    shape = (None, *shape[1:])
+    spec = tf.TensorSpec(shape, model.input_dtype)
+    found = of_choice(_trace(model, spec, wanted), model)
+    if found.logits == "removed_ending" or "float" not in found.input_dtype:
+        return found
+    images = keras.Input(shape[1:], dtype=found.input_dtype)
+    tensors = keras.tree.flatten(model(images))
+    tensor = tensors[found.output_names.index(found.output)]
+    results = class_logits(tensor, found.logits == "log_probabilities")
+    if len(tensors) == 1 and results is tensor:
+        return dataclasses.replace(found, function=model)
+    function = keras.Model(images, results, name=model.name)
+    return dataclasses.replace(found, function=function)
+
+
+def _is_tf_keras(model: Any) -> bool:
+    return any(
+        kind.__module__.startswith("tf_keras.") and kind.__name__ == "Model"
+        for kind in type(model).__mro__
+    )
+
+
+def _of_tf_keras(model: Any, wanted: str | None) -> Classifier:
+    specs = tf.nest.flatten(model.save_spec() or ())
+    if len(specs) != 1:
+        raise ValueError(
+            "the model must take one batch of images, and be built. Received: "
+            f"inputs {specs}"
+        )
+    names = getattr(model, "output_names", None)
+    return of_choice(_trace(model, specs[0], wanted, names), model)
+
+
+def _of_trace(model: keras.Model) -> Classifier:
+    """Makes a classifier of a functional model with one output by its graph."""
+    (images,) = model.inputs
+    spec = tf.TensorSpec(images.shape, images.dtype)
+    return of_choice(_trace(model, spec), model)
+
+
+def _trace(
+    model: Any,
+    spec: tf.TensorSpec,
+    wanted: str | None = None,
+    names: Sequence[str] | None = None,
+) -> Choice:
+    """Traces a model in inference mode, and chooses one of its outputs.
+
+    Args:
+        model: A model of Keras or tf_keras.
+        spec: Spec of its images.
+        wanted: Name of the output, or None.
+        names: Names of its outputs, None for those in what it returns.
+    """
+    traced = tf.function(
+        lambda images: model(images, training=False),
+        autograph=False,
+        input_signature=[spec],
+    )
+    function = traced.get_concrete_function()
+    found = signatures.describe("call", function, names)
+    if isinstance(found, str):
+        raise ValueError(
+            "the model must take a batch of images and return one number for "
+            f"each class. Received: a model that {found}"
+        )
+    position, notes = outputs.choose(found.outputs, wanted)
+    offered = tuple(output.names[0] for output in found.outputs)
+    return Choice(found, position, offered[position], offered, notes)

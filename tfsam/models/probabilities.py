@@ -1,0 +1,207 @@
+"""Probabilities of a model, next to the logits that were made of it."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfsam.attacks.logits import input_gradient
+from tfsam.models.functions import NetworkFunction
+from tfsam.models.functions import rounding
+from tfsam.models.records import Classifier
+
+# Smallest probability that has a logarithm. Its inverse, in the gradient, is
+# finite in float32.
+_SMALLEST = 1e-30
+
+# Largest difference of a model's own output to that of its logits in float32.
+_TOLERANCE = 1e-5
+
+
+def class_logits(values: Any, are_probabilities: bool) -> Any:
+    """Returns logits (batch, classes) of a model's values.
+
+    The logits of probabilities are their logarithms. A single value is that of
+    class 1 of two classes.
+
+    Args:
+        values: Float tensor (batch, classes) of Keras or TensorFlow, possibly
+            with more axes of size 1.
+        are_probabilities: Whether the values are probabilities, else logits.
+
+    Returns:
+        The same tensor if nothing is to be done, else a new one.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> class_logits(tf.constant([[3.0]]), False).numpy().tolist()
+        [[0.0, 3.0]]
+    """
+    classes = math.prod(values.shape[1:])
+    if len(values.shape) != 2:
+        values = keras.ops.reshape(values, (-1, classes))
+    if not are_probabilities:
+        if classes == 1:
+            values = keras.ops.pad(values, ((0, 0), (1, 0)))
+        return values
+    if keras.backend.standardize_dtype(values.dtype) != "float64":
+        values = keras.ops.cast(values, "float32")
+    if classes == 1:
+        values = keras.ops.concatenate([1 - values, values], axis=-1)
+    return keras.ops.log(keras.ops.clip(values, _SMALLEST, 1.0))
+
+
+def explain(logits: str, ends_in: str, classes: int) -> tuple[str, ...]:
+    """Returns notes on the logits that `class_logits` makes.
+
+    Args:
+        logits: How they come about; see `Classifier`.
+        ends_in: The model's ending.
+        classes: Number of values that the model returns for an example.
+
+    Raises:
+        ValueError: If the model returns a softmax of a single value.
+    """
+    if classes == 1 and ends_in == "softmax":
+        raise ValueError(
+            "the model must have several outputs before a softmax, which is 1 "
+            "for a single one. Received: 1 output"
+        )
+    notes = []
+    if classes == 1:
+        value = "probability" if logits == "log_probabilities" else "logit"
+        notes.append(f"its single output is the {value} of class 1 of two")
+    elif ends_in == "sigmoid":
+        notes.append(
+            f"it ends in {classes} sigmoids, the largest of which is taken for "
+            "the prediction"
+        )
+    if logits == "log_probabilities":
+        notes.append(
+            "its logits are the logarithms of its probabilities, whose "
+            "gradients vanish where it is sure"
+        )
+    return tuple(notes)
+
+
+def check(classifier: Classifier, x: Any) -> float:
+    """Compares the logits with the model's own output.
+
+    Args:
+        classifier: The classifier.
+        x: Array (batch, ...) of inputs in the model's own range; whole numbers
+            if the model takes integers.
+
+    Returns:
+        The largest difference between the softmax or sigmoid of the logits and
+        the model's own output; of logits that were not changed, relative to
+        the largest one above 1. NaN counts as infinity.
+    """
+    logits = tf.cast(called(classifier.function, x), tf.float64)
+    own = tf.cast(called(classifier.outputs, x), tf.float64)
+    own = tf.reshape(own, [tf.shape(logits)[0], -1])
+    expected = logits
+    if classifier.logits == "log_probabilities":
+        expected = tf.exp(logits)
+    elif classifier.logits == "removed_ending":
+        softmax = classifier.ends_in == "softmax"
+        expected = (tf.nn.softmax if softmax else tf.sigmoid)(logits)
+    if own.shape[1] == 1:
+        expected = expected[:, 1:]
+    difference = np.abs(expected - own)
+    if classifier.logits == "exact":
+        difference = difference / np.maximum(1.0, np.abs(own))
+    return float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
+
+
+def tolerance(classifier: Classifier) -> float:
+    """Returns the largest difference of `check` that is due to rounding.
+
+    Args:
+        classifier: The classifier.
+
+    Returns:
+        1e-5, and more for a network in half precision.
+    """
+    return max(_TOLERANCE, 4 * rounding(classifier.function))
+
+
+def saturated(classifier: Classifier, x: Any) -> int:
+    """Counts examples through which no gradient flows.
+
+    Where a softmax or sigmoid was rounded to 0 and 1, gradient attacks cannot
+    change the prediction, so that the model looks robust.
+
+    Args:
+        classifier: The classifier.
+        x: Float array (batch, ...) of inputs in the model's own range.
+
+    Returns:
+        The number of examples whose gradient of the cross-entropy of the
+        predicted class is zero.
+    """
+    pixels = tf.convert_to_tensor(x)
+
+    def function(pixels: tf.Tensor) -> tf.Tensor:
+        return called(classifier.function, pixels)
+
+    labels = tf.argmax(function(pixels), axis=-1)
+    # In a graph only the gradients of the pixels are computed.
+    gradient = tf.function(input_gradient(function), autograph=False)
+    slopes, _ = gradient(pixels, labels)
+    axes = list(range(1, slopes.shape.rank))
+    flat = tf.reduce_all(slopes == 0, axis=axes)
+    return int(tf.math.count_nonzero(flat))
+
+
+def called(function: Callable[..., Any], x: Any) -> Any:
+    """Returns a function's outputs for a batch, in inference mode.
+
+    Args:
+        function: A Keras model, also of a fixed batch size, or a callable.
+        x: Array (batch, ...).
+    """
+    x = tf.convert_to_tensor(x)
+    if isinstance(function, keras.Model):
+        return NetworkFunction(function)(x)
+    return function(x)
+
+
+def seem_probabilities(outputs: np.ndarray) -> bool:
+    """Returns whether a model's outputs look like probabilities.
+
+    Args:
+        outputs: Array (batch, ...).
+
+    Returns:
+        Whether they lie in [0, 1], and sum to 1 or are above 0.5 somewhere.
+
+    Example:
+        >>> seem_probabilities(np.array([[0.2, 0.8], [0.5, 0.5]]))
+        True
+    """
+    values = outputs.astype(np.float64).reshape(len(outputs), -1)
+    inside = values.min() >= 0 and values.max() <= 1 + 1e-3
+    sums = np.allclose(values.sum(axis=1), 1, atol=1e-2)
+    return bool(inside and (sums or values.max() > 0.5))
+
+
+def probes(shape: tuple[int | None, ...], dtype: str) -> np.ndarray:
+    """Returns random inputs of several ranges, to look at a model's outputs.
+
+    Args:
+        shape: Shape of an example; 32 is used for None.
+        dtype: Name of the dtype of the inputs.
+    """
+    random = np.random.default_rng(0)
+    sizes = [32 if size is None else size for size in shape]
+    pixels = random.random((24, *sizes))
+    ranges = np.concatenate(
+        [pixels[:8], pixels[8:16] * 255, pixels[16:] * 2 - 1]
+    )
+    if "float" in dtype:
+        return ranges.astype("float32")
+    return np.abs(ranges).round().astype("float32")

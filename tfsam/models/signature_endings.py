@@ -1,0 +1,219 @@
+"""Classifiers made of concrete functions, without the ending of their graph."""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfsam.models import graphs
+from tfsam.models import outputs
+from tfsam.models.functions import in_batches_of
+from tfsam.models.probabilities import class_logits
+from tfsam.models.probabilities import explain
+from tfsam.models.probabilities import probes
+from tfsam.models.probabilities import seem_probabilities
+from tfsam.models.records import Classifier
+from tfsam.models.signatures import Choice
+from tfsam.models.signatures import Signature
+from tfsam.support import files
+
+
+class SignatureFunction:
+    """A function of images, computed by a graph for batches of any size.
+
+    Args:
+        function: Function from images to outputs (batch, ...).
+        spec: `tf.TensorSpec` of the images that it takes.
+        result: `tf.TensorSpec` of its outputs; of shape (batch, classes) if
+            logits are made of them.
+        owner: Object that keeps the variables alive.
+        probabilities: None to return the outputs, else whether they are
+            probabilities, not logits, of which logits are made.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[tf.Tensor], tf.Tensor],
+        spec: tf.TensorSpec,
+        result: tf.TensorSpec,
+        owner: Any,
+        probabilities: bool | None = None,
+    ) -> None:
+        self._function = function
+        self._spec = spec
+        self.result = result
+        self._owner = owner
+        self._probabilities = probabilities
+
+    def __call__(self, x: Any) -> tf.Tensor:
+        """Returns the outputs or logits of a batch.
+
+        Raises:
+            ValueError: If the images have another shape than the graph takes.
+        """
+        shape, dtype = self._spec.shape, self._spec.dtype
+        x = tf.cast(tf.convert_to_tensor(x), dtype)
+        if shape.rank and not shape[1:].is_compatible_with(x.shape[1:]):
+            raise ValueError(
+                f"the model takes images of shape {tuple(shape[1:])}. "
+                f"Received: shape={tuple(x.shape[1:])}"
+            )
+        size = shape[0] if shape.rank else None
+        values = in_batches_of(size, self._values, x, self.result)
+        if self._probabilities is None:
+            return values
+        return class_logits(values, self._probabilities)
+
+    def _values(self, x: tf.Tensor) -> tf.Tensor:
+        values = tf.cast(self._function(x), self.result.dtype)
+        if self._probabilities is None:
+            return values
+        return tf.reshape(values, [-1, self.result.shape[1]])
+
+    def __identity__(self) -> Any:
+        """Returns the object that `identity.describe` describes instead."""
+        return self._owner
+
+
+def of_choice(choice: Choice, owner: Any) -> Classifier:
+    """Makes a classifier of an output of a concrete function.
+
+    Args:
+        choice: The function and its output.
+        owner: Object that keeps the variables alive.
+
+    Returns:
+        The classifier, whose function is a callable.
+
+    Raises:
+        ValueError: If the output is not one number for each class, or the
+            function computes with integers that it takes.
+    """
+    signature, position = choice.signature, choice.position
+    spec, tensor = signature.spec, signature.function.outputs[position]
+    dtype = tf.float64 if tensor.dtype == tf.float64 else tf.float32
+
+    def stored(shape: tf.TensorShape) -> SignatureFunction:
+        result = tf.TensorSpec(shape, dtype)
+        return SignatureFunction(
+            lambda x: signature(x, position), spec, result, owner
+        )
+
+    own = stored(tensor.shape)
+    if tensor.shape.rank is None or None in tensor.shape[1:]:
+        own = stored(_measured_shape(own, spec))
+    classes = outputs.count_classes(own.result.shape, tensor.dtype.name)
+    ended = _without_ending(signature, position, classes)
+    logits, ends_in = "removed_ending", ended.ends_in
+    if ends_in not in ("softmax", "sigmoid"):
+        if "logits" in choice.name.lower():
+            ends_in = "logits"
+        probabilities = ends_in == "unknown" and _seem_probabilities(own, spec)
+        logits = "log_probabilities" if probabilities else "exact"
+    function = SignatureFunction(
+        ended.function,
+        ended.spec,
+        tf.TensorSpec([own.result.shape[0], classes], dtype),
+        owner,
+        logits == "log_probabilities",
+    )
+    return Classifier(
+        function=function,
+        outputs=own,
+        logits=logits,
+        ends_in=ends_in,
+        input_shape=tuple(spec.shape[1:]) if spec.shape.rank else (),
+        input_dtype=spec.dtype.name,
+        output_names=choice.names,
+        output=choice.name,
+        notes=choice.notes + ended.notes + explain(logits, ends_in, classes),
+    )
+
+
+def _measured_shape(own: SignatureFunction, spec: tf.TensorSpec) -> Any:
+    """Returns the shape of outputs where the graph does not tell it."""
+    found = _for_probes(own, spec)
+    if found is None:
+        return own.result.shape
+    return tf.TensorShape([spec.shape[0], *found.shape[1:]])
+
+
+def _seem_probabilities(own: SignatureFunction, spec: tf.TensorSpec) -> bool:
+    found = _for_probes(own, spec)
+    return found is not None and seem_probabilities(found)
+
+
+def _for_probes(
+    function: SignatureFunction, spec: tf.TensorSpec
+) -> np.ndarray | None:
+    """Returns the outputs for random images, None if these do not fit."""
+    if spec.shape.rank is None:
+        return None
+    x = probes(tuple(spec.shape[1:]), spec.dtype.name)
+    try:
+        return np.asarray(function(x))
+    except (ValueError, tf.errors.OpError):
+        # A network of images of any size may be too deep for small ones.
+        return None
+
+
+class _Ended(NamedTuple):
+    """A function, the spec of its images, how it ended, and notes."""
+
+    function: Callable[[tf.Tensor], tf.Tensor]
+    spec: tf.TensorSpec
+    ends_in: str
+    notes: tuple[str, ...] = ()
+
+
+def _without_ending(
+    signature: Signature, position: int, classes: int
+) -> _Ended:
+    """Returns a signature's function without its softmax or sigmoid."""
+    function, spec = signature.function, signature.spec
+    image = function.inputs[signature.image].name
+    try:
+        definition = graphs.inlined(function)
+    except Exception as error:
+        # TensorFlow's optimizer may raise anything.
+        if not spec.dtype.is_floating:
+            raise _integers(spec) from error
+        note = f"its graph could not be changed ({files.reason(error)})"
+        return _Ended(
+            lambda x: signature(x, position), spec, "unknown", (note,)
+        )
+    if not spec.dtype.is_floating:
+        definition = graphs.with_float_images(definition, image)
+        if definition is None:
+            raise _integers(spec)
+        spec = tf.TensorSpec(spec.shape, tf.float32)
+    values = {
+        function.inputs[number].name: value
+        for number, value in signature.values.items()
+    }
+    computing = graphs.imported(definition, function, values, spec, image)
+    whole = computing(function.outputs[position].name)
+    (output,) = whole.outputs
+    if graphs.is_sorted(output):
+        raise ValueError(
+            "the model must return one number for each class, in the order of "
+            "the classes. Received: the largest numbers, in their own order"
+        )
+    found = graphs.before_ending(output, classes)
+    if found is None:
+        logits = graphs.ends_in_logits(output)
+        return _Ended(whole, spec, "logits" if logits else "unknown")
+    tensor, kind = found
+    if tensor.op.type == "Placeholder":  # The images themselves.
+        return _Ended(tf.identity, spec, kind)
+    return _Ended(computing(graphs.stored_name(tensor)), spec, kind)
+
+
+def _integers(spec: tf.TensorSpec) -> ValueError:
+    return ValueError(
+        f"input dtype is {spec.dtype.name}: gradient attacks need a model that "
+        "takes floats, or casts its input to floats first. "
+        f"Received: input dtype {spec.dtype.name}"
+    )
