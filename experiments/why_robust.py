@@ -31,7 +31,7 @@ from tfsam import ASAM
 from tfsam import SAM
 from tfsam import Landscape
 from tfsam import data
-from tfsam.data import folders
+from tfsam.data import cache
 from tfsam.runs import fit
 from tfsam.runs import settings
 from tfsam.support import files
@@ -122,7 +122,7 @@ def measure_cell(folder, count):
         limit_train=config["limit_train"],
         limit_test=config["limit_test"],
         seed=config["seed"],
-        cache_dir=folders.default_cache(),
+        cache_dir=cache.default_folder(),
     )
     images = fit.trained_on(settings.from_config(config, folder), images)
     train = data.sample(len(images.x_train), count, config["seed"])

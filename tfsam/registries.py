@@ -105,6 +105,7 @@ SOURCES = Registry(
     "data source",
     "tfsam.data",
     {
+        "csv": "tfsam.data.sources:read_csv",
         "digits": "tfsam.data.sources:read_digits",
         "folder": "tfsam.data.sources:read_folder",
         "npz": "tfsam.data.sources:read_npz",

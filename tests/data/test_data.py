@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from helpers import assert_one_line_error
 
+from tfsam import data
 from tfsam.data import sources
 
 RNG = np.random.default_rng(0)
@@ -23,6 +24,14 @@ def write_image(path, image):
     else:
         encoded = tf.io.encode_jpeg(image, quality=100)
     path.write_bytes(encoded.numpy())
+
+
+def over_white(image):
+    """Lays an image with opacity in its last channel over white."""
+    if image.shape[2] in (1, 3):
+        return image
+    color, alpha = image[..., :-1].astype(float), image[..., -1:] / 255
+    return np.round(color * alpha + 255 * (1 - alpha))
 
 
 def make_folder(root, per_class=3, channels=3):
@@ -89,7 +98,7 @@ def test_folder(tmp_path):
 def test_a_file_that_is_no_image_is_refused(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "train/cat/notes.txt").write_text("not an image")
-    with pytest.raises(ValueError, match=r"Received: .*notes\.txt$"):
+    with pytest.raises(ValueError, match=r"Received: .*notes\.txt \(a text\)$"):
         sources.load(f"folder:{tmp_path}")
 
 
@@ -123,15 +132,14 @@ def test_folder_channels(tmp_path, first, second, expected):
     files = make_folder(tmp_path, channels=first)
     last = make_image(channels=second)
     write_image(tmp_path / "test/cat/2.png", last)
+    first_image = over_white(files["train/ant/0.png"])
     images = sources.load(f"folder:{tmp_path}")
     assert images.x_train.shape == (6, 8, 8, expected)
-    color = slice(0, 3) if first > 2 else slice(0, 1)
     np.testing.assert_array_equal(
-        images.x_train[0],
-        np.broadcast_to(files["train/ant/0.png"][..., color], (8, 8, expected)),
+        images.x_train[0], np.broadcast_to(first_image, (8, 8, expected))
     )
     np.testing.assert_array_equal(
-        images.x_test[-1], np.broadcast_to(last[..., :3], (8, 8, expected))
+        images.x_test[-1], np.broadcast_to(last, (8, 8, expected))
     )
 
 
@@ -225,22 +233,6 @@ def truncated(root):
     (root / "train/ant/5.jpg").write_bytes(content[:200])
 
 
-def not_square(root):
-    make_folder(root)
-    write_image(root / "train/cat/1.png", make_image((8, 6)))
-
-
-def all_not_square(root):
-    for split in ("train", "test"):
-        for name in ("a", "b"):
-            write_image(root / split / name / "0.png", make_image((8, 6)))
-
-
-def other_size(root):
-    make_folder(root)
-    write_image(root / "test/ant/1.png", make_image(9))
-
-
 @pytest.mark.parametrize(
     ("prepare", "parts"),
     [
@@ -254,12 +246,9 @@ def other_size(root):
         (empty_class, ["train/dog", "none"]),
         (empty_test, ["test must hold"]),
         (unknown_class, ["test must hold classes of train", "zebra"]),
-        (no_image, ["JPEG or PNG", "test/cat/1.png"]),
-        (first_is_no_image, ["JPEG or PNG", "train/ant/0.png"]),
-        (truncated, ["JPEG or PNG", "train/ant/5.jpg"]),
-        (not_square, ["square", "8 x 6", "train/cat/1.png"]),
-        (all_not_square, ["square", "8 x 6", "train/a/0.png"]),
-        (other_size, ["8 x 8", "9 x 9", "test/ant/1.png"]),
+        (no_image, ["must be images", "1 of 12", "test/cat/1.png (a text)"]),
+        (first_is_no_image, ["must be images", "train/ant/0.png (empty)"]),
+        (truncated, ["must be images", "train/ant/5.jpg (damaged"]),
     ],
 )
 def test_folder_errors(tmp_path, prepare, parts):
@@ -297,7 +286,7 @@ def test_source_errors(tmp_path, source, part):
         ({"x_test": None, "y_test": None}, ["without x_test, y_test"]),
         ({"x_train": np.zeros((6, 8))}, ["x_train", "(6, 8)"]),
         ({"x_train": np.zeros((6, 8, 8, 2))}, ["1 or 3", "(6, 8, 8, 2)"]),
-        ({"x_train": np.zeros((6, 8, 7))}, ["square", "(6, 8, 7, 1)"]),
+        ({"x_train": np.zeros((6, 8, 7))}, ["(8, 7, 1)", "(8, 8, 3)"]),
         ({"x_train": np.zeros((0, 8, 8, 3))}, ["x_train", "(0, 8, 8, 3)"]),
         ({"x_train": np.zeros((6, 8, 8, 3), int)}, ["uint8", "int64"]),
         ({"x_test": np.full((4, 8, 8, 3), 1.5)}, ["[0, 1]", "1.5"]),
@@ -392,7 +381,7 @@ def test_limits():
 def test_subset_is_stratified(counts, extra, seed):
     labels = np.repeat(np.arange(len(counts)), counts)
     limit = len(counts) + extra
-    chosen = sources._subset(labels, limit, seed, "limit")
+    chosen = data.images.subset(labels, limit, seed, "limit")
     assert len(chosen) == len(set(chosen)) == min(limit, len(labels))
     kept = np.bincount(labels[chosen], minlength=len(counts))
     quotas = np.array(counts) * len(chosen) / len(labels)
@@ -401,14 +390,14 @@ def test_subset_is_stratified(counts, extra, seed):
 
 def test_subset_prefers_a_class_that_would_be_missing():
     labels = np.repeat([0, 1, 2], [66, 33, 1])
-    chosen = sources._subset(labels, 50, 0, "limit")
+    chosen = data.images.subset(labels, 50, 0, "limit")
     assert np.bincount(labels[chosen]).tolist() == [33, 16, 1]
 
 
 def test_a_sample_is_of_all_and_the_seed_s():
-    found = sources.sample(1000, 100, seed=3)
+    found = data.sample(1000, 100, seed=3)
     assert len(set(found)) == 100 and found.max() < 1000
     # Class by class, as folders are listed: none is left out.
     assert set(np.repeat(np.arange(10), 100)[found]) == set(range(10))
-    np.testing.assert_array_equal(found, sources.sample(1000, 100, seed=3))
-    assert sorted(sources.sample(5, 100, seed=0)) == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(found, data.sample(1000, 100, seed=3))
+    assert sorted(data.sample(5, 100, seed=0)) == [0, 1, 2, 3, 4]

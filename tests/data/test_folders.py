@@ -11,7 +11,11 @@ import pytest
 import tensorflow as tf
 
 from tfsam import data
+from tfsam.data import cache as decoded_cache
 from tfsam.data import folders
+from tfsam.data import layouts
+from tfsam.data import stacks
+from tfsam.data.options import Options
 from tfsam.support import files
 
 
@@ -40,13 +44,13 @@ def cache(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """How many images each call decoded."""
-    counts, decode = [], folders.decode
+    counts, decode = [], stacks.decode
 
-    def counted(entries, *rest):
-        counts.append(len(entries))
-        return decode(entries, *rest)
+    def counted(contents, *rest):
+        counts.append(len(contents))
+        return decode(contents, *rest)
 
-    monkeypatch.setattr(folders, "decode", counted)
+    monkeypatch.setattr(stacks, "decode", counted)
     return counts
 
 
@@ -90,10 +94,10 @@ def test_gray_files_of_a_colored_folder(images, cache):
     def gray(labels, split):
         return np.flatnonzero(labels == 0)
 
-    x_train, *_ = folders.load(images, gray, cache)
-    expected, *_ = folders.load(images, gray, None)
-    assert x_train.shape == (4, 8, 8, 1)
-    np.testing.assert_array_equal(x_train, expected)
+    listing, options = layouts.read(images), Options()
+    found = folders.load(listing, gray, options, cache)
+    assert found.x_train.shape == (4, 8, 8, 1)
+    assert_same(found, folders.load(listing, gray, options, None))
 
 
 def change_content(images):
@@ -248,7 +252,7 @@ def test_what_a_killed_process_left_is_removed(images, cache):
 
 def test_the_default_is_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert folders.default_cache() == tmp_path / "tfsam"
+    assert decoded_cache.default_folder() == tmp_path / "tfsam"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert folders.default_cache() == tmp_path / ".cache/tfsam"
+    assert decoded_cache.default_folder() == tmp_path / ".cache/tfsam"

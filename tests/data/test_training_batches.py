@@ -4,32 +4,32 @@ import numpy as np
 import pytest
 from helpers import assert_one_line_error
 
+from tfsam import data
 from tfsam.data import batches
-from tfsam.data import sources
 
 RNG = np.random.default_rng(0)
 
 
 def test_as_float():
     pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
-    result = sources.as_float(pixels)
+    result = data.images.as_float(pixels)
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, pixels.astype("f4") / np.float32(255))
-    assert sources.as_float(result) is result
-    assert sources.as_float(result.astype(np.float64)).dtype == np.float32
+    assert data.images.as_float(result) is result
+    assert data.images.as_float(result.astype(np.float64)).dtype == np.float32
     with pytest.raises(ValueError, match="Received: int64"):
-        sources.as_float(np.zeros(3, np.int64))
+        data.images.as_float(np.zeros(3, np.int64))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_statistics(dtype, monkeypatch):
-    monkeypatch.setattr(sources, "_CHUNK", 7)
+    monkeypatch.setattr(data.images, "_CHUNK", 7)
     images = RNG.integers(0, 256, (25, 6, 6, 3), dtype=np.uint8)
     images[..., 1] = 77
     if dtype == np.float32:
-        images = sources.as_float(images)
-    mean, std = sources.statistics(images)
-    floats = sources.as_float(images).astype(np.float64)
+        images = data.images.as_float(images)
+    mean, std = data.images.statistics(images)
+    floats = data.images.as_float(images).astype(np.float64)
     np.testing.assert_allclose(mean, floats.mean((0, 1, 2)), rtol=1e-6)
     expected = floats.std((0, 1, 2))
     expected[1] = 1
@@ -40,7 +40,7 @@ def test_statistics(dtype, monkeypatch):
 
 def test_statistics_error():
     with pytest.raises(ValueError, match="Received: "):
-        sources.statistics(np.zeros((0, 8, 8, 3), np.uint8))
+        data.images.statistics(np.zeros((0, 8, 8, 3), np.uint8))
 
 
 def test_augment():

@@ -71,14 +71,14 @@ def no_image(folder):
     write_images(folder)
     path = folder / "train" / "bee" / "1.png"
     path.write_text("no image")
-    return [str(path), "JPEG or PNG"]
+    return [str(folder), "must be images", "train/bee/1.png (a text)"]
 
 
 def truncated_image(folder):
     write_images(folder)
     path = folder / "train" / "bee" / "1.png"
     truncate(path)
-    return [str(path), "JPEG or PNG"]
+    return [str(folder), "must be images", "train/bee/1.png (damaged"]
 
 
 def too_small_to_augment(folder):

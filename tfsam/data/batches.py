@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.data.decoding import refusal
-from tfsam.data.sources import as_float
+from tfsam.data.images import as_float
 from tfsam.support.validators import check_count
 
 _PADDING = 4

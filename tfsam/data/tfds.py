@@ -1,16 +1,19 @@
 """Image data sets of TensorFlow Datasets, downloaded where that is possible."""
 
 import contextlib
+import io
 import os
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tfsam.data.decoding import decode
-from tfsam.data.decoding import pixels_of
+from tfsam.data import resizing
+from tfsam.data import stacks
 from tfsam.data.decoding import refusal
+from tfsam.data.images import Images
+from tfsam.data.options import Options
+from tfsam.data.options import Pick
 
 _PROBE_SECONDS = 6.0
 
@@ -37,26 +40,53 @@ def names(source: str) -> list[str]:
 
 def load(
     source: str,
-    pick: Callable[[np.ndarray, str], Any],
+    pick: Pick,
+    options: Options,
     data_dir: str | os.PathLike[str] | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+) -> Images:
     """Loads the splits train and test of a data set.
 
-    Args:
-      source: its name, with a configuration and a version as TFDS writes
-        them, such as "cifar10:3.0.2".
-      pick: a function from the labels of a split and its name to an index of
-        the examples to keep.
-      data_dir: where TensorFlow Datasets keeps its files, None for its
-        default.
+    Where there is no test, validation is the test part; where there is neither,
+    a part of train.
 
-    Returns:
-      x_train and y_train, x_test and y_test, and the names of the classes.
+    Args:
+        source: its name, with a configuration and a version as TFDS writes
+            them, such as "cifar10:3.0.2".
+        pick: see `Pick`.
+        options: see `Options`.
+        data_dir: where TensorFlow Datasets keeps its files, None for its
+            default.
 
     Raises:
-      ValueError: if the data set cannot be built, reached, prepared or read,
-        or does not consist of images and labels.
+        ValueError: if the data set cannot be built, reached, prepared or read,
+            or does not consist of images and labels.
     """
+    builder = _builder(source, data_dir)
+    _prepare(builder, source)
+    encoded, labels = _chosen(builder, source, pick, options)
+    contents = [*encoded["train"], *encoded["test"]]
+    names = [f"image {number} of {source}" for number in range(len(contents))]
+    size = options.size or resizing.common_size(
+        stacks.sizes(contents, io.BytesIO, source), source
+    )
+    stack, reasons = stacks.decode(contents, names, size, options.resize)
+    for name, reason in reasons.items():
+        raise refusal(
+            "images must be such as can be decoded", f"{name}: {reason}"
+        )
+    pixels, boundary = stacks.pixels_of(stack), len(encoded["train"])
+    return Images(
+        source,
+        pixels[:boundary],
+        labels["train"],
+        pixels[boundary:],
+        labels["test"],
+        tuple(builder.info.features["label"].names),
+    )
+
+
+def _builder(source: str, data_dir: str | os.PathLike[str] | None) -> Any:
+    """Returns the builder of a data set, which holds images and labels."""
     import tensorflow_datasets as tfds
 
     # Builders run the code of hundreds of data sets and raise anything.
@@ -76,45 +106,66 @@ def load(
             "a TFDS source must have the features image (uint8) and label",
             f"{source} with {', '.join(features)}",
         )
-    _prepare(builder, source)
-    if not {"train", "test"} <= set(builder.info.splits):
+    return builder
+
+
+def _chosen(
+    builder: Any, source: str, pick: Pick, options: Options
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns the encoded images and the labels of both parts."""
+    splits = list(builder.info.splits)
+    if "train" not in splits:
         raise refusal(
             "a TFDS source must have the splits train and test",
-            f"{source} with {', '.join(builder.info.splits)}",
+            f"{source} with {', '.join(splits)}",
         )
+    test = next((s for s in ("test", "validation") if s in splits), None)
     encoded, labels = {}, {}
-    for split in ("train", "test"):
+    if test is None:
+        images, every = _read(builder, source, "train")
+        is_test = options.split(every, np.arange(len(every)))
+        sides = {"train": ~is_test, "test": is_test}
+        for part, side in sides.items():
+            encoded[part], labels[part] = images[side], every[side]
+    else:
+        for part, split in (("train", "train"), ("test", test)):
+            if part == "test" or options.part == "all":
+                encoded[part], labels[part] = _read(builder, source, split)
+    if options.part == "test":
+        encoded["train"], labels["train"] = (
+            encoded["test"][:0],
+            labels["test"][:0],
+        )
+    for part in encoded:
         # Only the chosen images are decoded, later.
-        try:
-            data = builder.as_dataset(
-                split=split,
-                shuffle_files=False,
-                batch_size=-1,
-                decoders=tfds.decode.PartialDecoding(
-                    {"image": True, "label": True},
-                    decoders={"image": tfds.decode.SkipDecoding()},
-                ),
-            )
-        except Exception as error:
-            # Damaged files raise errors of many types.
-            raise refusal(
-                f"TFDS cannot read {source}: {error}", source
-            ) from error
-        all_labels = data["label"].numpy()
-        chosen = pick(all_labels, split)
-        labels[split] = all_labels[chosen]
-        encoded[split] = data["image"].numpy()[chosen]
-    entries = [*encoded["train"], *encoded["test"]]
-    names = [f"image {number} of {source}" for number in range(len(entries))]
-    pixels = pixels_of(decode(entries, names))
-    boundary = len(encoded["train"])
-    return (
-        pixels[:boundary],
-        labels["train"],
-        pixels[boundary:],
-        labels["test"],
-        tuple(builder.info.features["label"].names),
-    )
+        chosen = pick(labels[part], part)
+        encoded[part], labels[part] = (
+            encoded[part][chosen],
+            labels[part][chosen],
+        )
+    return encoded, labels
+
+
+def _read(
+    builder: Any, source: str, split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images of a split, encoded, and their labels."""
+    import tensorflow_datasets as tfds
+
+    try:
+        data = builder.as_dataset(
+            split=split,
+            shuffle_files=False,
+            batch_size=-1,
+            decoders=tfds.decode.PartialDecoding(
+                {"image": True, "label": True},
+                decoders={"image": tfds.decode.SkipDecoding()},
+            ),
+        )
+    except Exception as error:
+        # Damaged files raise errors of many types.
+        raise refusal(f"TFDS cannot read {source}: {error}", source) from error
+    return data["image"].numpy(), data["label"].numpy()
 
 
 def _prepare(builder: Any, source: str) -> None:

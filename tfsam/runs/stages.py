@@ -20,7 +20,7 @@ from tfsam import attacks
 from tfsam import data
 from tfsam import registries
 from tfsam import reports
-from tfsam.data import folders
+from tfsam.data import cache
 from tfsam.evaluation import measure
 from tfsam.models.fingerprints import from_file
 from tfsam.models.functions import count_classes
@@ -120,7 +120,7 @@ def _cache_dir(settings: Settings) -> pathlib.Path | None:
     if settings.cache_dir == "none":
         return None
     if settings.cache_dir is None:
-        return folders.default_cache()
+        return cache.default_folder()
     return files.expanded(settings.cache_dir)
 
 

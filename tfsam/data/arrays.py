@@ -1,0 +1,258 @@
+"""Arrays of images and labels, as npz files and other packages give them."""
+
+import pathlib
+import zipfile
+from collections.abc import Collection
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfsam.data import class_orders
+from tfsam.data import resizing
+from tfsam.data import splitting
+from tfsam.data.decoding import refusal
+from tfsam.data.images import Images
+from tfsam.data.images import as_float
+from tfsam.data.options import Options
+
+_MOST_CLASSES = 100_000  # A larger label is a mistake, not a class.
+
+
+def images(arrays: Mapping[str, Any], options: Options) -> Images:
+    """Checks arrays, and returns them as `Images`.
+
+    Args:
+        arrays: `x_train`, `y_train`, `x_test` and `y_test`, or `x` and `y`,
+            which are split; where the test part alone is wanted, `x_test` and
+            `y_test`, or `x` and `y`, which are all taken. And `class_names`,
+            the numbers of the classes unless they are given.
+        options: see `Options`.
+
+    Raises:
+        ValueError: if arrays are missing, of another form, or do not fit.
+    """
+    parts = _parts(arrays, options)
+    x = {
+        split: _checked_pixels(*x_part) for split, (x_part, _) in parts.items()
+    }
+    y, classes = {}, 0
+    for split, ((pixels, _), (labels, name)) in parts.items():
+        y[split], count = _checked_labels(labels, name, len(pixels))
+        classes = max(classes, count)
+    if "train" in x:
+        _check_alike(x, y, classes)
+    elif options.part == "test" and "y_train" in arrays:
+        known = np.asarray(
+            arrays["y_train"]
+        )  # May name more classes than y_test.
+        classes = max(classes, _checked_labels(known, "y_train")[1])
+    names = _names(arrays.get("class_names"), classes, options)
+    test = Images("", x["test"][:0], y["test"][:0], x["test"], y["test"], names)
+    if "train" not in x:
+        return test
+    return test._replace(x_train=x["train"], y_train=y["train"])
+
+
+def resized(images: Images, options: Options) -> Images:
+    """Gives images the size that is wanted, if any.
+
+    Args:
+        images: an `Images`.
+        options: see `Options`.
+    """
+    size = options.size
+    if size is None or size == images.x_test.shape[1:3]:
+        return images
+
+    def each(pixels: np.ndarray) -> np.ndarray:
+        shape = (len(pixels), *size, pixels.shape[3])
+        made = np.empty(shape, pixels.dtype)
+        for n, image in enumerate(pixels):
+            made[n] = resizing.resize(image, size, options.resize)
+        return made
+
+    return images._replace(
+        x_train=each(images.x_train), x_test=each(images.x_test)
+    )
+
+
+def read_npz(path: pathlib.Path, options: Options) -> dict[str, np.ndarray]:
+    """Reads the arrays of an npz file that `images` needs.
+
+    Args:
+        path: the file.
+        options: see `Options`.
+
+    Raises:
+        ValueError: if the file is missing, damaged, or lacks arrays.
+    """
+    if not path.is_file():
+        raise refusal("npz:PATH must name an existing file", path)
+    if not zipfile.is_zipfile(path):
+        raise refusal("the file must be one that numpy.savez wrote", path)
+    try:
+        # Pickled objects could run code: refuse them.
+        with np.load(path, allow_pickle=False) as archive:
+            missing = _missing(archive, options)
+            if not missing:
+                wanted = [name for name in _KNOWN if name in archive]
+                if options.part == "test" and "x_test" in wanted:
+                    wanted = [n for n in wanted if n not in ("x_train", "x")]
+                return {name: archive[name] for name in wanted}
+    except Exception as e:  # Damaged files raise errors of many types.
+        raise refusal(
+            "the file must hold plain arrays that can be read, not pickled"
+            " objects",
+            f"{path} ({type(e).__name__}: {e})",
+        ) from e
+    raise refusal(
+        f"the file must hold {_expected(options)}",
+        f"{path} without {', '.join(missing)}",
+    )
+
+
+_KNOWN = (
+    *("x_train", "y_train", "x_test", "y_test", "x", "y"),
+    "class_names",
+)
+
+
+def _expected(options: Options) -> str:
+    wanted = "x_test, y_test"
+    if options.part == "all":
+        wanted = f"x_train, y_train, {wanted}"
+    return f"{wanted}, or x, y"
+
+
+def _missing(names: Collection[str], options: Options) -> list[str]:
+    """Returns the names of arrays that are missing for the wanted part."""
+    if {"x", "y"} <= {*names} and "x_test" not in names:
+        return []
+    splits = ("test",) if options.part == "test" else ("train", "test")
+    needed = [f"{kind}_{split}" for split in splits for kind in "xy"]
+    return [name for name in needed if name not in names]
+
+
+# The arrays of a part, each with its name: ((name, x), (name, y)).
+_Part = tuple[tuple[np.ndarray, str], tuple[np.ndarray, str]]
+
+
+def _parts(arrays: Mapping[str, Any], options: Options) -> dict[str, _Part]:
+    """Returns the arrays of train and test, or of test alone."""
+    missing = _missing(arrays, options)
+    if missing:
+        raise refusal(
+            f"a source must return {_expected(options)}",
+            f"{', '.join(arrays)} without {', '.join(missing)}",
+        )
+    if "x_test" in arrays:
+        splits = ("test",) if options.part == "test" else ("train", "test")
+        return {
+            split: (
+                (np.asarray(arrays[f"x_{split}"]), f"x_{split}"),
+                (np.asarray(arrays[f"y_{split}"]), f"y_{split}"),
+            )
+            for split in splits
+        }
+    x, y = np.asarray(arrays["x"]), np.asarray(arrays["y"])
+    labels, _ = _checked_labels(y, "y", len(x))
+    groups = splitting.of_arrays(x) if not options.tests_all else labels
+    is_test = options.split(labels, groups)
+    test = ((x[is_test], "x"), (y[is_test], "y"))
+    if options.part == "test":
+        return {"test": test}
+    return {"train": ((x[~is_test], "x"), (y[~is_test], "y")), "test": test}
+
+
+def _check_alike(
+    x: Mapping[str, np.ndarray], y: Mapping[str, np.ndarray], classes: int
+) -> None:
+    """Checks that the training and the test part fit each other."""
+    shape = x["train"].shape[1:]
+    if shape != x["test"].shape[1:]:
+        raise refusal(
+            f"x_test must have images of shape {shape}", x["test"].shape[1:]
+        )
+    if x["train"].dtype != x["test"].dtype:
+        raise refusal(
+            f"x_test must be {x['train'].dtype} like x_train", x["test"].dtype
+        )
+    if len(np.unique(y["train"])) < 2:
+        raise refusal("y_train must hold two classes or more", "one class")
+    largest = int(y["train"].max())
+    if y["test"].max() > largest:
+        raise refusal(
+            f"y_test must not exceed y_train's largest label, {largest}",
+            y["test"].max(),
+        )
+
+
+def _names(given: Any, classes: int, options: Options) -> tuple[str, ...]:
+    """Returns the names of the classes, their numbers unless given."""
+    if options.class_order not in (
+        class_orders.BY_NAME,
+        class_orders.BY_NUMBER,
+    ):
+        given = class_orders.read(options.class_order)
+    names = tuple(map(str, range(classes) if given is None else given))
+    if len(names) < classes:
+        raise refusal(f"class_names must name {classes} classes", len(names))
+    return names
+
+
+def _checked_pixels(images: np.ndarray, name: str) -> np.ndarray:
+    """Returns uint8 or float32 images with a channel axis, or raises."""
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    if images.ndim != 4 or not images.size or images.shape[3] not in (1, 3):
+        raise refusal(
+            f"{name} must be (n, height, width) or (n, height, width, 1 or 3)",
+            images.shape,
+        )
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise refusal(f"{name} must be uint8 or floats in [0, 1]", images.dtype)
+    # Not-a-number fails this comparison too.
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise refusal(
+            f"{name} must be uint8 or finite floats in [0, 1]",
+            f"floats from {images.min()} to {images.max()}",
+        )
+    return as_float(images)
+
+
+def _checked_labels(
+    labels: np.ndarray, name: str, count: int | None = None
+) -> tuple[np.ndarray, int]:
+    """Returns int64 labels of shape (n,) and the number of classes, or raises.
+
+    Args:
+        labels: (n,) or (n, 1) integers, or one-hot (n, classes).
+        name: the name of the array, for the message.
+        count: the number of labels that are needed, None for any.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    classes = 0
+    if labels.ndim == 2 and _is_one_hot(labels):
+        classes, labels = labels.shape[1], labels.argmax(axis=1)
+    if labels.ndim != 1:
+        raise refusal(f"{name} must be (n,), (n, 1) or one-hot", labels.shape)
+    if count not in (None, len(labels)):
+        raise refusal(f"{name} must have {count} labels", len(labels))
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise refusal(f"{name} must be integers", labels.dtype)
+    if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
+        raise refusal(
+            f"{name} must be from 0 to {_MOST_CLASSES - 1}",
+            f"labels from {labels.min()} to {labels.max()}",
+        )
+    return labels.astype(np.int64), max(classes, int(labels.max()) + 1)
+
+
+def _is_one_hot(labels: np.ndarray) -> bool:
+    """Returns whether each row holds a single 1 among zeros."""
+    is_one = labels == 1
+    return bool(((labels == 0) | is_one).all() and (is_one.sum(1) == 1).all())

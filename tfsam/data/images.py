@@ -1,0 +1,244 @@
+"""Images and labels in memory, and parts of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tfsam.data.decoding import refusal
+from tfsam.data.options import Pick
+
+_CHUNK = 1024  # Images handled at once where all of them would not fit.
+
+
+class Images(NamedTuple):
+    """A labelled image data set in memory.
+
+    Attributes:
+      name: the source that the images were loaded from.
+      x_train: (n, height, width, channels), uint8 in 0..255 or float32 in
+        [0, 1]; channels is 1 or 3. n is 0 where the test part alone was
+        loaded.
+      y_train: (n,) int64, the position of the class in `class_names`.
+      x_test: like `x_train`, of the same image shape and dtype.
+      y_test: like `y_train`.
+      class_names: one name for each class.
+      notes: lines about choices that loading made, such as a size.
+
+    Example:
+    >>> import tfsam
+    >>> images = tfsam.data.load("digits", limit_train=100, limit_test=20)
+    >>> images  # doctest: +NORMALIZE_WHITESPACE
+    Images(name='digits', train=100, test=20, shape=(8, 8, 1),
+           dtype=float32, classes=10)
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"Images(name={self.name!r}, train={len(self.x_train)}, "
+            f"test={len(self.x_test)}, shape={self.x_test.shape[1:]}, "
+            f"dtype={self.x_test.dtype}, classes={len(self.class_names)})"
+        )
+
+
+def without_training(images: Images) -> Images:
+    """Returns the test part alone.
+
+    Args:
+      images: an `Images`.
+    """
+    return images._replace(x_train=images.x_test[:0], y_train=images.y_test[:0])
+
+
+def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
+    """Splits the training part, stratified, into two.
+
+    Args:
+      images: an `Images`.
+      count: the number of training images to hold out, less than all.
+      seed: a non-negative integer; the split depends on it alone.
+
+    Returns:
+      Two `Images`: the first without the held-out training images, the second
+      with only these in its training part.
+
+    Raises:
+      ValueError: if `count` is less than the number of classes, or leaves
+        nothing.
+
+    Example:
+    >>> import tfsam
+    >>> images = tfsam.data.load("digits")
+    >>> train, held_out = tfsam.data.hold_out(images, 100, seed=0)
+    >>> len(train.x_train), len(held_out.x_train)
+    (1337, 100)
+    """
+    total = len(images.x_train)
+    if count >= total:
+        raise refusal(
+            f"validation_images must be less than the {total} training images",
+            count,
+        )
+    held = subset(images.y_train, count, seed, "validation_images")
+    rest = np.setdiff1d(np.arange(total), np.arange(total)[held])
+
+    def part(chosen: np.ndarray | slice) -> Images:
+        return images._replace(
+            x_train=images.x_train[chosen], y_train=images.y_train[chosen]
+        )
+
+    return part(rest), part(held)
+
+
+def sample(total: int, count: int, seed: int) -> np.ndarray:
+    """Draws indices at random, without replacement.
+
+    In many data sets the first images are all of one class, so a sample of them
+    would mislead.
+
+    Args:
+      total: the number of examples.
+      count: the number of examples to draw.
+      seed: a non-negative integer.
+
+    Returns:
+      int64 (n,), where n is `count`, or `total` if that is smaller.
+
+    Example:
+    >>> import tfsam
+    >>> len(tfsam.data.sample(1000, 200, seed=0))
+    200
+    """
+    return np.random.default_rng(seed).permutation(total)[:count]
+
+
+def as_float(images: np.ndarray) -> np.ndarray:
+    """Converts pixels to float32.
+
+    Args:
+      images: uint8 in 0..255, or floats in [0, 1], of any shape.
+
+    Returns:
+      float32 in [0, 1], of the same shape; float32 is returned as it is.
+
+    Raises:
+      ValueError: if the images have another dtype.
+
+    Example:
+    >>> import numpy as np
+    >>> import tfsam
+    >>> float(tfsam.data.as_float(np.array([51], np.uint8))[0])
+    0.20000000298023224
+    """
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise refusal("images must be uint8 or floats", images.dtype)
+    return images.astype(np.float32, copy=False)
+
+
+def statistics(
+    images: np.ndarray,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Computes the mean and the standard deviation of each channel.
+
+    Args:
+      images: (n, height, width, channels), uint8 in 0..255 or floats in
+        [0, 1].
+
+    Returns:
+      (means, deviations) of pixels in [0, 1], a tuple of one number a channel
+      each. The deviation of a constant channel is 1, so that it is safe to
+      divide by.
+
+    Raises:
+      ValueError: if the images are not a non-empty array of four dimensions,
+        or have another dtype.
+
+    Example:
+    >>> import tfsam
+    >>> images = tfsam.data.load("digits")
+    >>> mean, deviation = tfsam.data.statistics(images.x_train)
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or not images.size:
+        raise refusal(
+            "images must be (n, height, width, channels)", images.shape
+        )
+    total = squares = np.zeros(images.shape[1:], np.float64)
+    for start in range(0, len(images), _CHUNK):
+        chunk = as_float(images[start : start + _CHUNK]).astype(np.float64)
+        total = total + chunk.sum(axis=0)
+        squares = squares + np.square(chunk).sum(axis=0)
+    pixels = images[..., 0].size
+    mean = total.sum(axis=(0, 1)) / pixels
+    variance = squares.sum(axis=(0, 1)) / pixels - np.square(mean)
+    # Rounding gives a constant channel a tiny variance: look at the pixels.
+    lowest = images.min(axis=0).min(axis=(0, 1))
+    constant = lowest == images.max(axis=0).max(axis=(0, 1))
+    deviation = np.where(constant, 1.0, np.sqrt(np.maximum(variance, 0.0)))
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def subset(
+    labels: np.ndarray, limit: int | None, seed: int, name: str
+) -> np.ndarray | slice:
+    """Chooses shuffled examples, in the proportions of the classes.
+
+    Args:
+      labels: (n,) integers.
+      limit: the number of examples to keep; None keeps all, in their order.
+      seed: a non-negative integer.
+      name: the name of the limit, for the message.
+
+    Returns:
+      An index of the examples.
+
+    Raises:
+      ValueError: if the limit is below the number of classes.
+    """
+    if limit is None:
+        return slice(None)
+    classes, counts = np.unique(labels, return_counts=True)
+    if limit < len(classes):
+        raise refusal(
+            f"{name} must be at least the number of classes, {len(classes)}",
+            f"{name}={limit}",
+        )
+    limit = min(limit, len(labels))
+    kept, remainders = np.divmod(counts * limit, len(labels))
+    # Largest remainders are rounded up, but a class that has nothing yet goes
+    # first: a class that is never seen is worse than one that is off by one.
+    by_need = np.lexsort((-remainders, kept > 0))
+    kept[by_need[: limit - kept.sum()]] += 1
+    order = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = labels[order]
+    chosen = np.zeros(len(labels), bool)
+    for class_label, number in zip(classes, kept, strict=True):
+        chosen[np.flatnonzero(shuffled == class_label)[:number]] = True
+    return order[chosen]
+
+
+def limited(images: Images, pick: Pick) -> Images:
+    """Returns the examples that the limits allow.
+
+    Args:
+      images: an `Images`.
+      pick: see `Pick`.
+    """
+    train = pick(images.y_train, "train")
+    test = pick(images.y_test, "test")
+    return images._replace(
+        x_train=images.x_train[train],
+        y_train=images.y_train[train],
+        x_test=images.x_test[test],
+        y_test=images.y_test[test],
+    )

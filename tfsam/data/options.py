@@ -1,0 +1,113 @@
+"""Options of `data.load` that every source of images is read with."""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from tfsam.data import bad_images as bad
+from tfsam.data import class_orders
+from tfsam.data import resizing
+from tfsam.data import splitting
+from tfsam.data.decoding import refusal
+from tfsam.support.validators import check_choice
+from tfsam.support.validators import check_count
+from tfsam.support.validators import check_number
+
+# Chooses the examples of a split to keep: (labels, "train" or "test") to
+# whatever indexes an array.
+Pick = Callable[[np.ndarray, str], Any]
+
+PARTS = ("all", "test")
+
+
+class Options(NamedTuple):
+    """The options, checked; see `tfsam.data.load`.
+
+    Attributes:
+        size: height and width, None for the images' own.
+        resize: one of `resizing.WAYS`.
+        test_fraction: of images that are not split; None is the default, and
+            takes all of them where the test part alone is read.
+        bad_images: one of `bad_images.POLICIES`.
+        class_order: see `class_orders.ordered`.
+        part: one of `PARTS`.
+        seed: decides a split.
+    """
+
+    size: resizing.Size | None = None
+    resize: str = "crop"
+    test_fraction: float | None = None
+    bad_images: str = "skip"
+    class_order: str = class_orders.BY_NAME
+    part: str = "all"
+    seed: int = 0
+
+    @property
+    def tests_all(self) -> bool:
+        """Whether images that are not split are test images, all of them."""
+        return self.part == "test" and self.test_fraction is None
+
+    def split(self, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Chooses the test examples of data that is not split.
+
+        Args:
+            labels: see `splitting.stratified`.
+            groups: see `splitting.stratified`.
+
+        Returns:
+            bool (n,).
+        """
+        if self.tests_all:
+            return np.ones(len(labels), bool)
+        fraction = self.test_fraction or splitting.FRACTION
+        return splitting.stratified(labels, groups, fraction, self.seed)
+
+
+def make(
+    *,
+    image_size: Any,
+    resize: str,
+    test_fraction: float | None,
+    bad_images: str,
+    class_order: str,
+    part: str,
+    seed: int,
+) -> Options:
+    """Checks the arguments of `tfsam.data.load`.
+
+    Args:
+        image_size: see `resizing.parse_size`.
+        resize: see `Options`.
+        test_fraction: see `Options`.
+        bad_images: see `Options`.
+        class_order: see `Options`.
+        part: see `Options`.
+        seed: see `Options`.
+
+    Raises:
+        ValueError: if one is out of its range.
+    """
+    check_count("seed", seed)
+    check_choice("resize", resize, resizing.WAYS)
+    check_choice("bad_images", bad_images, bad.POLICIES)
+    check_choice("part", part, PARTS)
+    if test_fraction is not None:
+        check_number("test_fraction", test_fraction, 0, 1)
+        if test_fraction in (0, 1):
+            raise refusal(
+                "test_fraction must be between 0 and 1, such as 0.2",
+                f"test_fraction={test_fraction}",
+            )
+    if class_order not in (class_orders.BY_NAME, class_orders.BY_NUMBER):
+        class_orders.read(class_order)
+    return Options(
+        resizing.parse_size(image_size),
+        resize,
+        test_fraction,
+        bad_images,
+        str(class_order),
+        part,
+        seed,
+    )
