@@ -13,6 +13,7 @@ PUBLIC = (
     tfsam,
     tfsam.attacks,
     tfsam.data,
+    tfsam.models,
     tfsam.networks,
     tfsam.page,
     tfsam.reports,

@@ -23,6 +23,7 @@ if keras.config.backend() != "tensorflow":
 
 from tfsam import attacks
 from tfsam import data
+from tfsam import models
 from tfsam import networks
 from tfsam import reports
 from tfsam import weights
@@ -80,6 +81,7 @@ __all__ = [
     "data",
     "evaluate",
     "merge",
+    "models",
     "networks",
     "page",
     "reports",

@@ -81,7 +81,10 @@ def _fail(error: object, code: int) -> int:
     return code
 
 
-def _parsed(argv: Sequence[str]) -> settings.Settings | settings.Merge | None:
+_Chosen = settings.Settings | settings.Merge | settings.Inspection
+
+
+def _parsed(argv: Sequence[str]) -> _Chosen | None:
     """Returns the settings of a command line, None where it was answered.
 
     Args:
@@ -138,7 +141,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _main(
-    chosen: settings.Settings | settings.Merge,
+    chosen: _Chosen,
     argv: Sequence[str],
     stop: signals.Stop,
     held: contextlib.ExitStack,
@@ -156,6 +159,9 @@ def _main(
     try:
         if isinstance(chosen, settings.Merge):
             session.merge(chosen)
+            return 0
+        if isinstance(chosen, settings.Inspection):
+            session.inspect(chosen)
             return 0
         inputs = session.begin(chosen, stop, held)
     except (ImportError, OSError, ValueError) as error:

@@ -122,19 +122,8 @@ def test_pixels_are_cast_to_the_model_s_floats(network, saved, digits, dtype):
     np.testing.assert_allclose(logits(x), network(x), atol=1e-2)
 
 
-@pytest.mark.filterwarnings("ignore:.*is a SavedModel")
-@pytest.mark.parametrize(
-    ("shape", "dtype", "expected"),
-    [
-        ((None, 8, 8, 1), "uint8", "of shape (8, 8, 1) and uint8"),
-        ((None, 9, 9, 1), "float32", "of shape (9, 9, 1) and float32"),
-        ((2, 9, 9, 1), "float32", "of shape (9, 9, 1) and float32"),
-        ((None, 64), "float32", "of shape (64,) and float32"),
-    ],
-)
-def test_a_model_of_other_images_is_refused_in_one_line(
-    shape, dtype, expected, tmp_path, capsys
-):
+def exported_signature(path, shape, dtype):
+    """A SavedModel that returns some of its pixels as logits."""
     module = tf.Module()
 
     @tf.function
@@ -142,16 +131,37 @@ def test_a_model_of_other_images_is_refused_in_one_line(
         flat = tf.reshape(
             tf.cast(pixels, tf.float32), [tf.shape(pixels)[0], -1]
         )
-        return {"logits": flat[:, :10]}
+        return {"logits": 20 * flat[:, :10] - 5}
 
     spec = tf.TensorSpec(shape, dtype, "pixels")
-    tf.saved_model.save(
-        module, tmp_path / "m", signatures=function.get_concrete_function(spec)
-    )
-    assert evaluated(tmp_path, tmp_path / "m") == 2
+    signatures = function.get_concrete_function(spec)
+    tf.saved_model.save(module, path, signatures=signatures)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.*is a SavedModel")
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [
+        ((None, 8, 8, 1), "uint8", "pixels in 0..255"),
+        ((2, 9, 9, 1), "float32", "8x8 are resized to 9x9"),
+        ((None, 64), "float32", "its outputs are logits"),
+    ],
+)
+def test_a_model_of_other_images_gets_them(
+    shape, dtype, expected, tmp_path, capsys
+):
+    model = exported_signature(tmp_path / "m", shape, dtype)
+    assert evaluated(tmp_path, model) == 0
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*is a SavedModel")
+def test_a_model_of_other_inputs_is_refused_in_one_line(tmp_path, capsys):
+    model = exported_signature(tmp_path / "m", (None, 50), "float32")
+    assert evaluated(tmp_path, model) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert expected in line
-    assert line.endswith("Received: images of shape (8, 8, 1)")
+    assert "of shape (50,), which is no square image" in line
 
 
 def evaluated(tmp_path, model):
@@ -185,13 +195,9 @@ def function_of(count_inputs, count_outputs):
 @pytest.mark.parametrize(
     ("signatures", "message"),
     [
-        ({}, "no signature serving_default: no signature at all"),
-        ({"predict": (1, 1)}, r"no signature serving_default: \['predict'\]"),
-        ({"serving_default": (2, 1)}, "its inputs are .*, not one"),
-        (
-            {"serving_default": (1, 2)},
-            r"its outputs are \['out0', 'out1'\], not one",
-        ),
+        ({}, "Received: no signature"),
+        ({"serving_default": (2, 1)}, "takes images_0, images_1"),
+        ({"serving_default": (1, 2)}, "several outputs.*out0, out1"),
     ],
 )
 def test_a_model_without_one_function_is_refused(tmp_path, signatures, message):

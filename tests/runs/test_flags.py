@@ -53,6 +53,7 @@ OVERRIDES = {
     "save_adversarial": ("true", True),
     "warm_start": ("true", True),
     "surrogate": ("other.keras", "other.keras"),
+    "trust": ("double,triple", ["double", "triple"]),
     "perturb_inputs": ("pgd_dlr", "pgd_dlr"),
     "perturb_weights": ("sam", "sam"),
     "average": ("ema", "ema"),
@@ -142,7 +143,22 @@ def test_overrides_are_all_flags():
     assert set(OVERRIDES) == set(flags.FLAGS) - {
         *("help", "preset", "workdir", "shard", "merge"),
         *("version", "methods", "overwrite"),
+        *("inspect", "pixels", "output", "import"),
     }
+
+
+def test_flags_of_a_model_that_is_evaluated():
+    made = settings_of(
+        *("--evaluate=model.h5", "--pixels=-1..1", "--output=classes"),
+        *("--import=mine,theirs", "--trust=double"),
+    )
+    assert (made.pixels, made.output) == ("-1..1", "classes")
+    assert (made.imports, made.trust) == (("mine", "theirs"), ("double",))
+    for flag in ("--pixels=0..255", "--output=classes"):
+        with pytest.raises(ValueError, match="needs --evaluate"):
+            settings_of(flag)
+    with pytest.raises(ValueError, match=r"pixels must be 0..1, 0..255"):
+        settings_of("--evaluate=model.h5", "--pixels=0..2")
 
 
 def test_digits_is_the_default_preset():

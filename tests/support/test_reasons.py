@@ -27,20 +27,20 @@ def sequential(*layers):
 @pytest.mark.parametrize(
     ("network", "name"),
     [
-        (lambda: sequential(Unregistered()), "'Unregistered'"),
-        (lambda: sequential(sequential(Unregistered())), "'Unregistered'"),
+        (lambda: sequential(Unregistered()), "Unregistered"),
+        (lambda: sequential(sequential(Unregistered())), "Unregistered"),
         (
             lambda: sequential(
                 keras.layers.Dense(2, activation=unregistered_activation)
             ),
-            "'unregistered_activation'",
+            "unregistered_activation",
         ),
     ],
 )
 def test_an_unregistered_part_of_a_file_is_named(tmp_path, network, name):
     path = tmp_path / "model.keras"
     network().save(path)
-    with pytest.raises(ValueError, match="Could not locate") as error:
+    with pytest.raises(ValueError, match=r"not locate|not registered") as error:
         load_logits(path)
     text = str(error.value)
     assert name in text

@@ -81,6 +81,8 @@ class Logits:
             an evaluation, in place of a description of its code. For a model
             from a file, it has the keys `files`, the checksum, and `loading`,
             a dict that describes how the file was loaded.
+        origin: None, or a dict of JSON types about the file that the function
+            comes from, for results.
         active: Bool tensor (batch,), the examples to attack. None means all.
         surrogate: Whether the adversarial examples are for another network. If
             so, an attack must not stop at the decision boundary of this one;
@@ -128,6 +130,7 @@ class Logits:
         self.independent = independent
         self.loss = loss
         self.identity: Any = None
+        self.origin: Any = None
         self.active: tf.Tensor | None = None
         self.surrogate = False
         self.most: int | None = None

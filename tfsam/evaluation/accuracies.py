@@ -128,7 +128,9 @@ def _warnings(
     attacks: Sequence[_Attack],
 ) -> list[dict[str, str]]:
     """Returns all warnings about an evaluation."""
-    found = red_flags.of_model([n for n in natural if "probed" in n])
+    probed = [n for n in natural if "probed" in n]
+    found = red_flags.of_logits(probed, header.get("logits"))
+    found += red_flags.of_model(probed)
     found += red_flags.of_accuracy(correct, header["classes"])
     for attack in attacks:
         found += red_flags.of_rows(list(attack.rows.values()))

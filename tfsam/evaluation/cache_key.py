@@ -36,8 +36,7 @@ _DECISIVE = (
     "evaluation/chunks.py",
     "evaluation/natural.py",
     "evaluation/workers.py",
-    "models/functions.py",
-    "models/loading.py",
+    "models/*.py",
     "geometry.py",
 )
 

@@ -14,6 +14,7 @@ share the work, and the result is the same to the bit.
 import dataclasses
 import functools
 import numbers
+import os
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -39,12 +40,15 @@ from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import cold_entries
 from tfsam.evaluation.plans import entries_of
 from tfsam.evaluation.progress import teller
+from tfsam.evaluation.red_flags import LOGARITHMS
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.workers import known_devices
 from tfsam.evaluation.workers import make_worker
 from tfsam.evaluation.workers import spread
+from tfsam.models import trial
 from tfsam.models.functions import count_classes
 from tfsam.models.loading import load_logits
+from tfsam.models.loading import open_model
 from tfsam.support import files
 from tfsam.support import validators
 from tfsam.support.labels import class_labels
@@ -68,6 +72,7 @@ class _What:
     steps: int | None
     surrogate: Any
     warm_start: bool
+    pixels: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,18 +133,20 @@ def evaluate(
     name: str | None = None,
     surrogate_name: str | None = None,
     steps: int | None = None,
+    pixels: str | None = None,
 ) -> dict[str, Any]:
     """Measures natural accuracy and accuracy under each attack.
 
-    The arguments `model` to `epsilons`, `bounds`, `seed`, `steps`, `surrogate`
-    and `warm_start` say what is measured; `batch_size`, `strict`,
+    The arguments `model` to `epsilons`, `bounds`, `seed`, `steps`, `pixels`,
+    `surrogate` and `warm_start` say what is measured; `batch_size`, `strict`,
     `jit_compile`, `progress`, `devices` and `shard` how it is computed; and
     `workdir`, `save_adversarial`, `name` and `surrogate_name` where verdicts
     are kept.
 
     Args:
-        model: A Keras model, the path of a `.keras` file or of a SavedModel, or
-            a callable from pixels (batch, ...) to logits (batch, classes). A
+        model: A Keras model or a callable from pixels (batch, ...) to logits
+            (batch, classes), or the path of a model that
+            `tfsam.models.load` takes, whose softmax or sigmoid is removed. A
             SavedModel is a program: load only models from people you trust.
         data: Arrays (x, y), or a `tf.data.Dataset`, batched or not, a
             `keras.utils.PyDataset` or a generator of such pairs (see
@@ -190,6 +197,10 @@ def evaluate(
         surrogate_name: The same for the surrogate.
         steps: Number of elements, usually batches, to read from a dataset or a
             generator. None reads all, and rejects data without an end.
+        pixels: The range of pixels that a model from a path was trained on, see
+            `tfsam.models.load`. None takes the one that its layers tell, or
+            under which it is the most accurate. Inputs that are not in [0, 1]
+            by `bounds` are given to it as they are.
 
     Returns:
         A dict. `natural` is {`accuracy`, `n`, `interval`}. `warnings` is a
@@ -211,6 +222,9 @@ def evaluate(
         The row of a minimum-norm attack has `median_distance` over all
         examples: 0 for misclassified ones, None if at least half survive. If
         an attack failed, its row has `error`, and `accuracy` is None.
+
+        For a model from a path, `model` says what it is, as
+        `tfsam.models.inspect` does.
 
     Raises:
         ImportError: If an attack needs a library that is not installed.
@@ -250,6 +264,7 @@ def evaluate(
         steps=steps,
         surrogate=surrogate,
         warm_start=warm_start,
+        pixels=pixels,
     )
     how = _How(
         batch_size=batch_size,
@@ -317,17 +332,36 @@ def _plan(what: _What, how: _How, where: _Where) -> Plan:
 
 def _models(what: _What, how: _How, data: Data) -> _Models:
     """Loads the model and the surrogate."""
-    judge = load_logits(what.model, how.jit_compile)
+    judge = _load(what, what.model, what.pixels, how, data)
     classes = count_classes(judge, data.x[:1])
     source = judge
     if what.surrogate is not None:
-        source = _load_surrogate(what.surrogate, how, classes, data.x)
+        source = _load_surrogate(what, how, classes, data)
     return _Models(judge, source, classes)
 
 
-def _load_surrogate(
-    surrogate: Any, how: _How, classes: int, x: np.ndarray
+def _load(
+    what: _What, model: Any, pixels: str | None, how: _How, data: Data
 ) -> Logits:
+    """Loads a model; one from a file is tried on the data."""
+    of_file = isinstance(model, (str, os.PathLike))
+    if pixels is not None and not of_file:
+        raise ValueError(
+            "pixels belong to a model from a path; for another, evaluate "
+            f"tfsam.models.load(model, pixels). Received: pixels={pixels}"
+        )
+    if not of_file or what.bounds is None or tuple(what.bounds) != (0, 1):
+        return load_logits(model, how.jit_compile)
+    examples = trial.sampled(lambda some: data.x[some], data.labels, ())
+    tried = trial.run(open_model(model), examples, pixels)
+    if tried.objection is not None:
+        raise ValueError(tried.objection)
+    logits = load_logits(tried.fitted, how.jit_compile)
+    logits.origin = tried.description()
+    return logits
+
+
+def _load_surrogate(what: _What, how: _How, classes: int, data: Data) -> Logits:
     """Loads a surrogate, and checks that it has the model's outputs.
 
     Raises:
@@ -335,15 +369,15 @@ def _load_surrogate(
             for the images. The message begins with "surrogate: ".
     """
     try:
-        source = load_logits(surrogate, how.jit_compile)
-        found = count_classes(source, x[:1])
+        source = _load(what, what.surrogate, None, how, data)
+        found = count_classes(source, data.x[:1])
         if found != classes:
             raise ValueError(
                 f"it must have the model's {classes} outputs. "
                 f"Received: {found} outputs"
             )
         check_logits(
-            source(tf.constant(x[:32])).numpy(),
+            source(tf.constant(data.x[:32])).numpy(),
             getattr(source.function, "model", None),
         )
     except ValueError as error:
@@ -373,6 +407,9 @@ def _record(
             for e in plan.entries
         ],
     }
+    origin = models.judge.origin or {}
+    if origin.get("logits") == LOGARITHMS:
+        header["logits"] = LOGARITHMS
     if where.workdir is not None:
         named = {"model": cache_key.Model(what.model, models.judge, where.name)}
         if plan.transfer:
@@ -414,7 +451,10 @@ def _measured(
             tell=teller(plan, entry, len(share), how.progress),
         )
         spread(workers, functools.partial(attack_chunk, turn), share)
-    return accuracies.result(record, share, errors)
+    result = accuracies.result(record, share, errors)
+    if models.judge.origin is not None:
+        result["model"] = models.judge.origin
+    return result
 
 
 def check_warm_start(

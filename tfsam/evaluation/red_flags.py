@@ -43,6 +43,9 @@ NAN_CAUSE = (
     "sqrt(x**2 + 1e-12), and evaluate again."
 )
 
+# How the logits of a model came about that has none to give.
+LOGARITHMS = "log_probabilities"
+
 # The share of all examples that a weaker attack may break although stronger
 # ones missed them.
 _MISSED = 0.002
@@ -261,6 +264,30 @@ def of_model(found: Sequence[Arrays]) -> list[Flag]:
         *_of_outputs(found),
         *_of_range(found),
         *_of_gradients(found),
+    ]
+
+
+def of_logits(found: Sequence[Arrays], kind: str | None) -> list[Flag]:
+    """Returns the warnings about logits that are logarithms of probabilities.
+
+    Args:
+        found: As in `of_model`.
+        kind: How the logits came about; see `tfsam.models.inspect`.
+    """
+    if kind != LOGARITHMS:
+        return []
+    zeros = sum(max(int(f["zero_gradients"]), 0) for f in found)
+    probed = sum(int(f["probed"]) for f in found)
+    return [
+        _warning(
+            LOGARITHMS,
+            "The model gives probabilities, from which its logits cannot be "
+            "had, so that attacks use their logarithms. Where probabilities "
+            f"are saturated, as for {zeros} of {probed} images, gradients "
+            "vanish, and the model looks more robust than it is. Evaluate the "
+            "model without its softmax, or rely on attacks without gradients, "
+            "such as square.",
+        )
     ]
 
 

@@ -132,7 +132,7 @@ def _flat(wanted: Shape, image: Shape) -> Layout:
     raise _refused(wanted, "which is no square image, gray or RGB")
 
 
-def fit(shape: Sequence[int], wanted: Shape, pixels: PixelRange) -> Fit:
+def fit(shape: Shape, wanted: Shape, pixels: PixelRange) -> Fit:
     """Finds the steps from images to a model's input.
 
     Args:
@@ -259,7 +259,7 @@ def _refused(wanted: Shape, what: str, shape: Shape = ()) -> ValueError:
     )
 
 
-def in_front(function: Any, steps: Sequence[Step], shape: Sequence[int]) -> Any:
+def in_front(function: Any, steps: Sequence[Step], shape: Shape) -> Any:
     """Puts steps in front of a model.
 
     Args:

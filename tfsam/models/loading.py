@@ -1,29 +1,226 @@
-"""Loading of models of any kind, as functions from pixels to logits."""
+"""Loading of models of any kind, as functions from pixels to logits.
 
+A file is read (`reading`), the softmax or sigmoid at its end is removed
+(`endings`), and steps in front of it fit images in [0, 1] to its input
+(`fitting`). Which pixels it was trained on is tried on examples (`trial`).
+"""
+
+import dataclasses
 import os
-import warnings
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from tfsam.attacks.logits import Logits
+from tfsam.models import endings
+from tfsam.models import fitting
+from tfsam.models import pixel_ranges
+from tfsam.models import reading
 from tfsam.models.fingerprints import from_file
 from tfsam.models.functions import NetworkFunction
 from tfsam.models.functions import StatelessFunction
-from tfsam.models.functions import in_batches_of
 from tfsam.models.functions import use_xla
-from tfsam.support import files
+from tfsam.models.pixel_ranges import PixelRange
+from tfsam.models.records import Classifier
+from tfsam.models.records import Stored
+from tfsam.support import identity
+
+PLAIN = "0..1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model whose ending was removed, and whose pixels are not known yet.
+
+    Attributes:
+        stored: the model as it was read.
+        classifier: the function from its own inputs to logits.
+        path: the path of its file, or None.
+    """
+
+    stored: Stored
+    classifier: Classifier
+    path: str | None
+
+    @property
+    def takes_floats(self) -> bool:
+        """Whether its input is of a floating-point dtype."""
+        return "float" in self.classifier.input_dtype
+
+    @property
+    def told(self) -> str | None:
+        """The range of pixels that its layers or its input's dtype tell."""
+        if not self.takes_floats:
+            return "0..255"
+        return pixel_ranges.told(self.stored.model)
+
+    def fitted(
+        self, pixels: PixelRange, shape: fitting.Shape | None = None
+    ) -> "Fitted":
+        """Puts steps for a range of pixels and a shape of images in front.
+
+        Args:
+            pixels: The range of pixels that it was trained on.
+            shape: The shape of an image; None for that of its input.
+
+        Raises:
+            ValueError: If such images do not fit.
+        """
+        wanted = self.classifier.input_shape
+        given = wanted if shape is None else tuple(shape)
+        found = fitting.fit(given, wanted or given, pixels)
+        function = self.classifier.function
+        function = fitting.in_front(function, found.steps, given)
+        return Fitted(self, function, pixels, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A model as a function from pixels in [0, 1] to logits.
+
+    Attributes:
+        opened: the model.
+        function: the function, a `keras.Model` where the model is one.
+        pixels: the range of pixels that it was trained on.
+        fit: what is done to images in front of it.
+    """
+
+    opened: Opened
+    function: Any
+    pixels: PixelRange
+    fit: fitting.Fit
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the user about the reading and all changes."""
+        opened = self.opened
+        return opened.stored.notes + opened.classifier.notes + self.fit.notes
+
+    def description(self) -> dict[str, Any]:
+        """Returns what results say about it, a dict of JSON types."""
+        stored, classifier = self.opened.stored, self.opened.classifier
+        return {
+            "format": stored.format,
+            "reader": stored.reader,
+            "written_by": stored.written_by,
+            "sha256": stored.sha256,
+            "input_shape": list(classifier.input_shape),
+            "input_dtype": classifier.input_dtype,
+            "output": classifier.output,
+            "ends_in": classifier.ends_in,
+            "logits": classifier.logits,
+            "pixels": self.pixels.name,
+            "notes": list(self.notes),
+        }
+
+    def identity(self) -> dict[str, Any] | None:
+        """Returns what the cache key holds about it; None without a file.
+
+        It has all that decides logits beside the files themselves. A plain
+        model has the key of tfsam 0.1.0.
+        """
+        path, classifier = self.opened.path, self.opened.classifier
+        if path is None:
+            return None
+        network = isinstance(classifier.function, keras.Model)
+        found = from_file(path, "keras" if network else "saved_model")
+        if self.pixels.name != PLAIN:
+            found["loading"]["pixels"] = _described(self.pixels)
+        if self.fit.notes:
+            found["loading"]["fitted"] = list(self.fit.notes)
+        if classifier.logits != "exact":
+            found["loading"]["logits"] = classifier.logits
+        if len(classifier.output_names) > 1:
+            found["loading"]["output"] = classifier.output
+        return found
+
+
+def open_model(
+    model: Any,
+    output: str | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    trusted: Sequence[str] = (),
+) -> Opened:
+    """Reads a model, and removes the softmax or sigmoid at its end.
+
+    Args:
+        model: The path of a model, or a Keras model.
+        output: Name of one of several outputs, or None.
+        custom_objects: Classes and functions of the model, by name.
+        trusted: Names of Lambda layers whose code may run.
+
+    Raises:
+        ValueError: If the file holds no classifier that can be read.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        path = os.fspath(model)
+        stored = reading.read(path, custom_objects, tuple(trusted))
+        return Opened(stored, endings.classifier(stored, output), path)
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "model must be a path or a Keras model. "
+            f"Received: {type(model).__name__}"
+        )
+    stored = Stored(model=model, format="memory", reader="keras")
+    return Opened(stored, endings.classifier(stored, output), None)
+
+
+def load(
+    model: Any,
+    pixels: str | None = None,
+    output: str | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> Any:
+    """Loads a model of any kind as a function from pixels to logits.
+
+    The softmax or sigmoid at its end is removed; a single sigmoid becomes the
+    logits of two classes, [0, z]. A SavedModel is a program: load only models
+    from people you trust.
+
+    Args:
+        model: The path of a `.keras` file, of an HDF5 file with any suffix or
+            of a SavedModel, or a Keras model in memory.
+        pixels: The pixels that the model was trained on: "0..1", "0..255",
+            "-1..1", "caffe" (BGR without the means of ImageNet), "MEAN/STD" by
+            channel, such as "0.49,0.48,0.45/0.2,0.2,0.2", or
+            "MODULE:FUNCTION", a differentiable function of pixels in [0, 1].
+            None takes what a leading Rescaling or Normalization layer tells,
+            and otherwise 0..1. `tfsam.models.inspect` tries them on data.
+        output: Name of one of several outputs, or None.
+        custom_objects: Classes and functions of the model, by name.
+
+    Returns:
+        A `keras.Model` of stock layers around the given one, which can be
+        saved, or a callable if the file is no model of Keras 3. It takes
+        float pixels in [0, 1] of the shape of the model's input, and returns
+        logits (batch, classes).
+
+    Raises:
+        ValueError: If the file holds no classifier that can be read. The
+            message says what it is and what to do.
+
+    Example:
+        >>> import keras
+        >>> layers = [keras.layers.Flatten(), keras.layers.Dense(3, "softmax")]
+        >>> network = keras.Sequential([keras.Input((8, 8, 1)), *layers])
+        >>> model = load(network, pixels="0..255")
+        >>> model.layers[-1].layers[-1].activation.__name__
+        'linear'
+    """
+    opened = open_model(model, output, custom_objects)
+    name = pixels or opened.told or PLAIN
+    return opened.fitted(pixel_ranges.parse(name)).function
 
 
 def load_logits(model: Any, jit_compile: bool | str = "auto") -> Logits:
-    """Loads a model of any kind as a function from pixels to logits.
+    """Loads a model of any kind, to attack it.
 
     Args:
-        model: A Keras model, the path of a `.keras` file or of a SavedModel, or
-            a callable from pixels (batch, ...) to logits (batch, classes). A
-            SavedModel is a program: load only models from people you trust. A
-            warning reminds of that.
+        model: A path as in `load`, with the pixels that `load` chooses; a Keras
+            model or a callable from pixels (batch, ...) to logits (batch,
+            classes), as they are; or a `Fitted`.
         jit_compile: Whether XLA compiles the network's gradients: True, False,
             or "auto" to compile them on GPUs only.
 
@@ -47,11 +244,12 @@ def load_logits(model: Any, jit_compile: bool | str = "auto") -> Logits:
     """
     compiled = use_xla(jit_compile)
     if isinstance(model, (str, os.PathLike)):
-        path = os.fspath(model)
-        model = _load(path)
-        network = isinstance(model, keras.Model)
-        logits = load_logits(model, jit_compile)
-        logits.identity = from_file(path, "keras" if network else "saved_model")
+        opened = open_model(model)
+        model = opened.fitted(pixel_ranges.parse(opened.told or PLAIN))
+    if isinstance(model, Fitted):
+        logits = load_logits(model.function, jit_compile)
+        logits.identity = model.identity()
+        logits.origin = model.description()
         return logits
     if isinstance(model, Logits):
         return _stateless(model)
@@ -79,104 +277,16 @@ def _stateless(logits: Logits) -> Logits:
         logits.independent,
     )
     stateless.identity = logits.identity
+    stateless.origin = logits.origin
     return stateless
 
 
-def _load(path: str) -> Any:
-    if os.path.isdir(path) and tf.saved_model.contains_saved_model(path):
-        warnings.warn(
-            f"{path} is a SavedModel, a program that can do anything that you "
-            "can do. Load only models from people you trust, or use a .keras "
-            "file.",
-            stacklevel=2,
-        )
+def _described(pixels: PixelRange) -> str:
+    """Returns a range's name, with a digest of its code if it is a function."""
+    if pixels.function is None:
+        return pixels.name
     try:
-        return _loaded(path)
-    except Exception as error:
-        # A file can be damaged in many ways.
-        raise ValueError(
-            "model must be the path of a .keras file or of a SavedModel folder "
-            f"({files.reason(error)}). Received: model={path}"
-        ) from error
-
-
-def _loaded(path: str) -> Any:
-    if not os.path.exists(path):
-        raise ValueError("no such file")
-    if not os.path.isdir(path):
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    return _SavedModel(tf.saved_model.load(path))
-
-
-class _SavedModel:
-    """The function from pixels to logits of a loaded SavedModel.
-
-    For an export of Keras it is the endpoint `serve`, otherwise the signature
-    `serving_default`.
-
-    Args:
-        loaded: The result of `tf.saved_model.load`.
-
-    Raises:
-        ValueError: If there is no such function, or it does not map one tensor
-            to one tensor.
-    """
-
-    def __init__(self, loaded: Any) -> None:
-        # The variables are freed with the loaded object.
-        self._loaded = loaded
-        if hasattr(loaded, "serve"):
-            self._function = loaded.serve
-            concrete = list(getattr(loaded.serve, "concrete_functions", []))
-        else:
-            signatures = loaded.signatures
-            if "serving_default" not in signatures:
-                raise ValueError(
-                    "it has no signature serving_default: "
-                    f"{sorted(signatures) or 'no signature at all'}"
-                )
-            self._function = signatures["serving_default"]
-            concrete = [self._function]
-        # With several signatures, the specs are unknown.
-        self._input = self._output = None
-        if len(concrete) == 1:
-            specs = concrete[0].structured_input_signature
-            self._input = _only("inputs", specs)
-            self._output = _only("outputs", concrete[0].structured_outputs)
-
-    def __call__(self, x: tf.Tensor) -> Any:
-        """Returns the logits of a batch of any size."""
-        if self._input is None:
-            return self._function(x)
-        shape, dtype = self._input.shape, self._input.dtype
-        if not dtype.is_floating or not shape[1:].is_compatible_with(
-            x.shape[1:]
-        ):
-            raise ValueError(
-                f"it takes images of shape {tuple(shape[1:])} and {dtype.name}"
-            )
-        size = shape[0] if shape.rank else None
-        return in_batches_of(
-            size, self._logits, tf.cast(x, dtype), self._output
-        )
-
-    def _logits(self, x: tf.Tensor) -> tf.Tensor:
-        (logits,) = tf.nest.flatten(self._function(x))
-        return logits
-
-
-def _only(kind: str, specs: Any) -> tf.TensorSpec:
-    """Returns the only tensor of a signature.
-
-    Args:
-        kind: "inputs" or "outputs", for the error.
-        specs: A structure of specs.
-
-    Raises:
-        ValueError: If there are several tensors or none.
-    """
-    found = [s for s in tf.nest.flatten(specs) if isinstance(s, tf.TensorSpec)]
-    if len(found) != 1:
-        names = sorted(str(spec.name) for spec in found)
-        raise ValueError(f"its {kind} are {names}, not one")
-    return found[0]
+        code = identity.digest(identity.describe(pixels.function))
+    except identity.Unknown:
+        return pixels.name  # Nothing is known but its name.
+    return f"{pixels.name} {code}"

@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +18,8 @@ import scipy.stats
 _STAGES = (64, 256, 1024)
 _ENOUGH = 256
 
-# Probability that a range seems better by chance.
-_CHANCE = 1e-3
+# Probability that a range seems better, or better than guessing, by chance.
+_LUCK = 0.01
 
 # How much more accuracy is "far more", and the share of what there is to gain
 # below which a model is near guessing.
@@ -103,23 +102,38 @@ def _clearly_better(right: np.ndarray, other: np.ndarray) -> bool:
     if gains <= losses:
         return False
     test = scipy.stats.binomtest(gains, gains + losses, alternative="greater")
-    return bool(test.pvalue < _CHANCE)
+    return bool(test.pvalue < _LUCK)
 
 
-def choose(found: Predictions, labels: np.ndarray, told: str | None) -> Choice:
+def _is_guessing(right: np.ndarray, chance: float) -> bool:
+    """Returns whether guessing may have as many examples right."""
+    count = int(right.sum())
+    test = scipy.stats.binomtest(count, len(right), chance, "greater")
+    return bool(test.pvalue >= _LUCK)
+
+
+def choose(
+    found: Predictions, labels: np.ndarray, told: str | None, chance: float
+) -> Choice:
     """Chooses the range under which a model is most accurate.
 
     Args:
         found: A result of `predictions`.
         labels: The classes of the examples.
         told: The range that the model's layers tell, or None. It is chosen, or
-            else 0..1, unless another is clearly better.
+            else 0..1, unless another is clearly better, and better than
+            guessing.
+        chance: The accuracy of guessing.
 
     Returns:
         The choice, with a note if it was close.
     """
     close = contenders(found, labels)
     measured = accuracies(found, labels)
+    if all(
+        _is_guessing(found[n] == labels[: len(found[n])], chance) for n in close
+    ):
+        return Choice(told or PLAIN)
     if told in close:
         return Choice(str(told))
     if PLAIN in close:
@@ -146,7 +160,7 @@ def _same(found: Predictions, name: str, other: str) -> bool:
 
 
 def objection(
-    found: Predictions, labels: np.ndarray, asked: str, classes: int
+    found: Predictions, labels: np.ndarray, asked: str, chance: float
 ) -> str | None:
     """Objects to a range if another one is far more accurate.
 
@@ -154,7 +168,7 @@ def objection(
         found: A result of `predictions`, with the range that was asked for.
         labels: The classes of the examples.
         asked: The range that was asked for.
-        classes: Number of classes.
+        chance: The accuracy of guessing.
 
     Returns:
         A message, if the model is near guessing under the range, and far more
@@ -164,7 +178,7 @@ def objection(
     best = max(measured, key=measured.__getitem__)
     right = {n: found[n] == labels[: len(found[n])] for n in (best, asked)}
     if not _clearly_better(right[best], right[asked]) or not far_more(
-        measured[best], measured[asked], guessing(labels, classes)
+        measured[best], measured[asked], chance
     ):
         return None
     return (
@@ -190,10 +204,15 @@ def far_more(best: float, asked: float, chance: float) -> bool:
     return best - asked > _FAR and asked - chance < _NEAR * (best - chance)
 
 
-def guessing(labels: np.ndarray, classes: int) -> float:
-    """Returns the accuracy of guessing the most frequent class."""
+def guessing(labels: np.ndarray, classes: int = 0) -> float:
+    """Returns the accuracy of guessing the most frequent class.
+
+    Args:
+        labels: Integer array (n,), the classes of examples.
+        classes: Number of classes, if they are more than those of the examples.
+    """
     counts = np.bincount(labels)
-    return max(float(counts.max() / counts.sum()), 1 / classes)
+    return max(counts.max() / counts.sum(), 1 / max(classes, len(counts)))
 
 
 def percent(share: float) -> str:
@@ -206,6 +225,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def summary(measured: Mapping[str, float], names: Sequence[str]) -> str:
-    """Returns the accuracy under each of some ranges, as a text."""
-    return ", ".join(f"{percent(measured[n])} in {n}" for n in names)
+def summary(measured: Mapping[str, float]) -> str:
+    """Returns the accuracy under each range, as a text.
+
+    Example:
+        >>> summary({"0..1": 0.098, "0..255": 0.882})
+        '9.8 % in 0..1, 88.2 % in 0..255'
+    """
+    return ", ".join(f"{percent(a)} in {name}" for name, a in measured.items())

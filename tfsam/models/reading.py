@@ -85,6 +85,13 @@ def read(
         ('keras', 'keras')
     """
     recognized = formats.recognize(path)
+    if recognized.format == "saved_model":
+        warnings.warn(
+            f"{path} is a SavedModel, a program that can do anything that you "
+            "can do. Load only models from people you trust, or use a .keras "
+            "file.",
+            stacklevel=2,
+        )
     reader = {"keras": _keras, "hdf5": _hdf5, "saved_model": _saved_model}
     objects = dict(custom_objects or {})
     try:
@@ -100,11 +107,6 @@ def _saved_model(
     path: pathlib.Path, objects: dict[str, Any], trusted: tuple[str, ...]
 ) -> Stored:
     """Reads a SavedModel, whose signatures are functions of its own."""
-    warnings.warn(
-        f"{path} is a SavedModel, a program that can do anything that you can "
-        "do. Load only models from people you trust, or use a .keras file.",
-        stacklevel=4,
-    )
     loaded, written_by = saved_models.load(path)
     return Stored(
         model=loaded,

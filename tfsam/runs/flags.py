@@ -409,13 +409,45 @@ FLAGS: dict[str, Flag] = {
     ),
     "evaluate": Flag(
         EVALUATION,
-        "Model to attack, a .keras file or a SavedModel folder; nothing is "
-        "trained. A SavedModel is a program: load only those you trust.",
+        "Model to attack, a file of Keras (.keras, or HDF5 under any name) or "
+        "a SavedModel folder; nothing is trained. The softmax or sigmoid at "
+        "its end is removed. A SavedModel is a program: load only those you "
+        "trust.",
     ),
     "surrogate": Flag(
         EVALUATION,
         "Model to compute the attacks on, for transfer attacks; see "
-        "--evaluate.",
+        "--evaluate. Its pixels are found out separately.",
+    ),
+    "inspect": Flag(
+        EVALUATION,
+        "Model to look at, as for --evaluate: prints its format, input, "
+        "outputs and ending, with --dataset also its natural accuracy under "
+        "each range of pixels, and the command that evaluates it.",
+    ),
+    "pixels": Flag(
+        EVALUATION,
+        "Pixels that the model was trained on: 0..1, 0..255, -1..1, caffe, "
+        "MEAN/STD by channel such as 0.49,0.48,0.45/0.2,0.2,0.2, or "
+        "MODULE:FUNCTION, a differentiable function of pixels in [0, 1]; auto "
+        "takes what its layers or its natural accuracy tell. Epsilon is in "
+        "units of [0, 1] in any case.",
+    ),
+    "output": Flag(
+        EVALUATION,
+        "Output of the model that holds the classes, by its name or number.",
+    ),
+    "import": Flag(
+        EVALUATION,
+        "Modules of yours to import first, separated by commas, such as those "
+        "that register the model's layers with Keras.",
+        _words,
+    ),
+    "trust": Flag(
+        EVALUATION,
+        "Names of the model's Lambda layers whose stored code may run, "
+        "separated by commas.",
+        _words,
     ),
     "warm_start": Flag(
         EVALUATION,

@@ -15,6 +15,7 @@ _PAPER: dict[str, Any] = {
     "select": "last",
     "seed": 0,
     "attacks": ["cleverhans_pgd"],
+    "pixels": "auto",
     "attack_batch_size": 128,
     "save_adversarial": False,
     "warm_start": False,

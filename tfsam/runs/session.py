@@ -7,23 +7,50 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfsam import reports
+from tfsam.runs import attacked
 from tfsam.runs import fit
+from tfsam.runs import inspected
 from tfsam.runs import messages
 from tfsam.runs import stages
 from tfsam.runs import versions
 from tfsam.runs import workdirs
+from tfsam.runs.settings import Inspection
 from tfsam.runs.settings import Merge
 from tfsam.runs.settings import Settings
 from tfsam.support import devices
 from tfsam.support import signals
 from tfsam.support.devices import WorkerLost
 
-__all__ = ["WorkerLost", "begin", "kept", "logger", "merge", "run"]
+__all__ = [
+    "WorkerLost",
+    "begin",
+    "inspect",
+    "kept",
+    "logger",
+    "merge",
+    "run",
+]
 
 
 def merge(chosen: Merge) -> None:
     """Merges shards, and prints the table of the whole."""
     print(reports.table(stages.merge(chosen.folders, chosen.workdir)))
+
+
+def inspect(chosen: Inspection) -> None:
+    """Looks at a model, and prints what it is.
+
+    Raises:
+        ValueError: if it cannot be read, or does not fit the images.
+    """
+    settings = chosen.settings
+    models = attacked.opened(settings)
+    examples = None
+    if chosen.on_data:
+        images = stages.load_images(settings, models)
+        examples = attacked.examples(settings, images)
+    found = attacked.examined(settings, models, examples)
+    print(inspected.table(found, chosen.texts))
 
 
 def begin(
@@ -112,6 +139,8 @@ def run(
     """
     images = len(inputs.images.x_train)
     for line in messages.opening(settings, argv, images):
+        log(line)
+    for line in attacked.lines(inputs.logits, inputs.surrogate):
         log(line)
     results = stages.run(settings, inputs, log, stop)
     if results is None:

@@ -30,7 +30,10 @@ BOUNDS = (0.0, 1.0)
 UNBOUND = ("cache_dir", "checkpoint_steps")
 
 # Settings that the config.json of an older tfsam may lack.
-OLDER = {"precision": "float32", "strategy": "auto"}
+OLDER = {"precision": "float32", "strategy": "auto", "pixels": "auto"}
+
+# Settings that are not called as their flags, because of Python's keywords.
+FIELDS = {"import": "imports"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,6 +140,10 @@ class Settings:
     attack_steps: int | None
     attack_batch_size: int
     evaluate: str | None
+    pixels: str
+    output: str | None
+    imports: tuple[str, ...] | None
+    trust: tuple[str, ...] | None
     surrogate: str | None
     warm_start: bool
     save_adversarial: bool
@@ -198,13 +205,28 @@ class Merge:
     workdir: pathlib.Path
 
 
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """A command that looks at a model.
+
+    Attributes:
+        settings: the settings of the run that would evaluate it.
+        on_data: whether natural accuracy is measured.
+        texts: the flags that were given, for the command of that run.
+    """
+
+    settings: Settings
+    on_data: bool
+    texts: Mapping[str, str]
+
+
 # The settings that training alone uses: rejected beside --evaluate.
 TRAINING = tuple(field.name for field in dataclasses.fields(Training))
 
 _NO_CONFIG = ("training", "workdir", "overwrite")
 
 
-def from_argv(argv: Sequence[str]) -> Settings | Merge:
+def from_argv(argv: Sequence[str]) -> Settings | Merge | Inspection:
     """Makes the settings of a command line; see `from_flags`.
 
     Args:
@@ -218,7 +240,7 @@ def from_argv(argv: Sequence[str]) -> Settings | Merge:
     return from_flags(flags.parse(argv))
 
 
-def from_flags(given: flags.Given) -> Settings | Merge:
+def from_flags(given: flags.Given) -> Settings | Merge | Inspection:
     """Makes the settings of the flags that are given.
 
     Flags that are not given have the value of the preset or of the method.
@@ -232,6 +254,13 @@ def from_flags(given: flags.Given) -> Settings | Merge:
     """
     if "merge" in given.values:
         return _merge(given.values)
+    if "inspect" in given.values:
+        return _inspection(given)
+    return _settings(given)
+
+
+def _settings(given: flags.Given) -> Settings:
+    """Makes the settings of a run; see `from_flags`."""
     values = named(given)
     if values["evaluate"] is None:
         row = methods.method(values["method"])
@@ -261,7 +290,7 @@ def from_config(config: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
         KeyError: if a setting is missing.
         ValueError: if a value is unknown or out of its range.
     """
-    known = dict.fromkeys([*UNBOUND, "shard"])
+    known = dict.fromkeys([*UNBOUND, "shard", "output", "imports", "trust"])
     return _checked(known | OLDER | dict(config), workdir)
 
 
@@ -349,6 +378,23 @@ def _merge(values: Mapping[str, Any]) -> Merge:
     return Merge(folders, files.expanded(values["workdir"]))
 
 
+def _inspection(given: flags.Given) -> Inspection:
+    """Makes the command of --inspect of the flags of an evaluation."""
+    if "evaluate" in given.values:
+        raise ValueError(
+            "--inspect looks at one model, --evaluate attacks it. Received: "
+            "both"
+        )
+
+    def renamed(flags_: Mapping[str, Any]) -> dict[str, Any]:
+        rest = {k: v for k, v in flags_.items() if k != "inspect"}
+        return {"evaluate": flags_["inspect"]} | rest
+
+    texts = renamed(given.texts)
+    made = _settings(flags.Given(renamed(given.values), texts))
+    return Inspection(made, bool({"dataset", "preset"} & {*texts}), texts)
+
+
 def _fill_parts(
     values: dict[str, Any], given: Mapping[str, Any], row: methods.Method
 ) -> list[str]:
@@ -389,11 +435,12 @@ def _fill_parts(
 
 def _checked(values: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
     """Makes settings of the value of each, and checks them."""
+    values = {FIELDS.get(name, name): v for name, v in values.items()}
     shard = values["shard"]
     if isinstance(shard, str):
         shard = share("shard", shard)
     for name, flag in flags.FLAGS.items():
-        flag.check(name, values.get(name))
+        flag.check(name, values.get(FIELDS.get(name, name)))
     training = None
     if values["evaluate"] is None:
         training = Training(**{name: values[name] for name in TRAINING})
@@ -454,6 +501,11 @@ def _check_evaluation(settings: Settings) -> None:
             "--shard needs --evaluate: shards attack one and the same "
             f"model. Received: shard={index}/{count}"
         )
+    if settings.evaluate is None and settings.output is not None:
+        raise ValueError(
+            f"--output needs --evaluate. Received: output={settings.output}"
+        )
+    _check_pixels(settings)
     if settings.cache_dir == "":
         raise ValueError(
             "cache_dir must be a folder, or none, which is nowhere. "
@@ -465,6 +517,21 @@ def _check_evaluation(settings: Settings) -> None:
             check_number(flag, epsilon)
             check_budget(epsilon, norm, BOUNDS, flag)
     _check_attacks(settings)
+
+
+def _check_pixels(settings: Settings) -> None:
+    """Checks the range of the pixels of the model to attack."""
+    if settings.pixels == "auto":
+        return
+    if settings.evaluate is None:
+        raise ValueError(
+            "--pixels needs --evaluate: a network that is trained here takes "
+            f"pixels in 0..1. Received: pixels={settings.pixels}"
+        )
+    if ":" not in settings.pixels:  # A function is imported later.
+        from tfsam.models import pixel_ranges
+
+        pixel_ranges.parse(settings.pixels)
 
 
 def attack_entries(

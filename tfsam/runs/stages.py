@@ -23,9 +23,9 @@ from tfsam import reports
 from tfsam.data import cache
 from tfsam.evaluation import measure
 from tfsam.models.fingerprints import from_file
-from tfsam.models.functions import count_classes
 from tfsam.models.loading import load_logits
 from tfsam.runs import artifacts
+from tfsam.runs import attacked
 from tfsam.runs import fit
 from tfsam.runs import versions
 from tfsam.runs.settings import BOUNDS
@@ -79,26 +79,40 @@ def prepare(settings: Settings) -> Inputs:
         )
     _check_warm_start(settings)
     strategy = devices.make_strategy(settings.devices, settings.strategy)
-    images = data.load(
+    models = attacked.opened(settings)
+    images = load_images(settings, models)
+    logits = surrogate = None
+    if models.surrogate is not None:
+        surrogate = attacked.classifier(settings, models.surrogate, images)
+    if models.model is not None:
+        measure.check_shard(
+            settings.shard or (0, 1),
+            len(images.x_test),
+            settings.attack_batch_size,
+        )
+        logits = attacked.classifier(
+            settings, models.model, images, settings.pixels
+        )
+    else:
+        fit.check(settings, images, strategy)
+    return Inputs(strategy, images, logits, surrogate)
+
+
+def load_images(settings: Settings, models: attacked.Models) -> data.Images:
+    """Loads the images of a run.
+
+    Args:
+        settings: the settings of the run.
+        models: the models of the run, which decide the size of the images
+            unless the settings do.
+    """
+    return data.load(
         settings.dataset,
         limit_train=settings.limit_train,
         limit_test=settings.limit_test,
         seed=settings.seed,
         cache_dir=_cache_dir(settings),
     )
-    logits = surrogate = None
-    if settings.surrogate:
-        surrogate = _classifier(settings, settings.surrogate, images)
-    if settings.evaluate is not None:
-        measure.check_shard(
-            settings.shard or (0, 1),
-            len(images.x_test),
-            settings.attack_batch_size,
-        )
-        logits = _classifier(settings, settings.evaluate, images)
-    else:
-        fit.check(settings, images, strategy)
-    return Inputs(strategy, images, logits, surrogate)
 
 
 def _entries(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
@@ -122,23 +136,6 @@ def _cache_dir(settings: Settings) -> pathlib.Path | None:
     if settings.cache_dir is None:
         return cache.default_folder()
     return files.expanded(settings.cache_dir)
-
-
-def _classifier(
-    settings: Settings, path: str, images: data.Images
-) -> attacks.Logits:
-    """Loads a model from a file, and checks that it fits the images."""
-    logits = load_logits(files.expanded(path), settings.compiles)
-    x = data.as_float(images.x_test[:128])
-    outputs = count_classes(logits, x[:1])
-    if outputs < len(images.class_names):
-        raise ValueError(
-            f"the data has {len(images.class_names)} classes; the model "
-            f"must have as many outputs. Received: {outputs} outputs"
-        )
-    # Rejects probabilities and NaN, too.
-    measure.evaluate(logits, (x, images.y_test[: len(x)]), [])
-    return logits
 
 
 def attack(
@@ -412,6 +409,7 @@ def run(
         "devices": devices.names(inputs.strategy),
         "workers": devices.workers(inputs.strategy),
         "train": trained,
+        **({"model": model.origin} if model.origin else {}),
         **measured,
         "artifacts": artifacts.names(workdir),
     }

@@ -16,8 +16,8 @@ from tfsam.support.labels import sum_slack
 
 RETURN_LOGITS = (
     "return logits, not probabilities, whose gradients vanish, so that the "
-    "model looks robust: take the softmax or sigmoid off its end, so that it "
-    "returns logits, and give its loss from_logits=True."
+    "model looks robust: take the softmax or sigmoid off its end, as "
+    "tfsam.models.load(model) does, and give its loss from_logits=True."
 )
 
 

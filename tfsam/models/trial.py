@@ -1,0 +1,199 @@
+"""Trials of a model on some examples, before it is attacked.
+
+A trial measures natural accuracy under each range of pixels, and looks for an
+order of the classes under which it is far higher.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfsam.models import fitting
+from tfsam.models import order_choice
+from tfsam.models import pixel_ranges
+from tfsam.models import probabilities
+from tfsam.models import range_choice
+from tfsam.models.loading import Fitted
+from tfsam.models.loading import Opened
+from tfsam.models.loading import load_logits
+
+# The most examples that are tried, those on which logits are checked, and the
+# numbers and the values of examples that go through the model together.
+MOST = 1024
+_CHECKED, _LARGE = 32, 30
+_TOGETHER, _VALUES = 256, 1 << 20
+
+
+class Examples(NamedTuple):
+    """Examples to try a model on, in random order.
+
+    Attributes:
+        images: function from a slice to float images in [0, 1].
+        labels: integer array (n,), their classes.
+        names: the names of all classes; empty if unknown.
+    """
+
+    images: Callable[[slice], np.ndarray]
+    labels: np.ndarray
+    names: tuple[str, ...]
+
+
+class Trial(NamedTuple):
+    """A model that was tried.
+
+    Attributes:
+        fitted: the model under the range of pixels that was chosen.
+        accuracies: natural accuracy under each range that was tried.
+        orders: natural accuracy under each order of the classes.
+        notes: sentences for the user.
+        objection: a message, if another range or order is far more accurate
+            than the one that was asked for; else None.
+    """
+
+    fitted: Fitted
+    accuracies: dict[str, float]
+    orders: dict[str, float]
+    notes: tuple[str, ...]
+    objection: str | None
+
+    def description(self) -> dict[str, Any]:
+        """Returns what results say about the model, a dict of JSON types."""
+        found = self.fitted.description()
+        return found | {
+            "natural_accuracy": self.accuracies,
+            "notes": [*found["notes"], *self.notes],
+        }
+
+
+def sampled(
+    images: Callable[[np.ndarray], np.ndarray],
+    labels: np.ndarray,
+    names: Iterable[str],
+    seed: int = 0,
+) -> Examples:
+    """Samples examples to try models on.
+
+    Args:
+        images: Function from indices to float images in [0, 1].
+        labels: Integer array (n,), the classes of all images.
+        names: The names of all classes, none if unknown.
+        seed: Seed of the sample.
+    """
+    some = np.random.default_rng(seed).permutation(len(labels))[:MOST]
+    return Examples(lambda part: images(some[part]), labels[some], tuple(names))
+
+
+def run(opened: Opened, examples: Examples, asked: str | None = None) -> Trial:
+    """Tries a model on examples.
+
+    Args:
+        opened: The model.
+        examples: The examples.
+        asked: The range of pixels that the user asked for. None chooses the
+            most accurate one; see `range_choice.choose`.
+
+    Raises:
+        ValueError: If the images do not fit the model, or its logits do not
+            agree with its own outputs.
+    """
+    shape = examples.images(slice(0, 1)).shape[1:]
+    labels, names = examples.labels, examples.names
+    models: dict[str, Fitted] = {}
+
+    def predict(name: str, part: slice) -> np.ndarray:
+        if name not in models:
+            pixels = pixel_ranges.parse(name)
+            models[name] = opened.fitted(pixels, shape)
+        return _predictions(models[name], examples.images(part))
+
+    usual = _usual(opened, shape)
+    found = range_choice.predictions(
+        predict, labels, usual if asked is None else [asked]
+    )
+    choice = range_choice.Choice(asked or range_choice.PLAIN)
+    chance = range_choice.guessing(labels, len(names))
+    if asked is None:
+        choice = range_choice.choose(found, labels, opened.told, chance)
+    measured = range_choice.accuracy(found[choice.name], labels)
+    lost = range_choice.far_more(1.0, measured, chance)
+    if lost and asked is not None:
+        others = [name for name in usual if name != asked]
+        found |= range_choice.predictions(predict, labels, others)
+    _check_logits(models[choice.name], examples.images(slice(0, _CHECKED)))
+    objection = order_choice.objection(found, labels, names, chance)
+    if asked is not None and objection is None:
+        objection = range_choice.objection(found, labels, asked, chance)
+    accuracies = range_choice.accuracies(found, labels)
+    notes = choice.notes
+    if lost and objection is None:
+        notes += (_near_guessing(accuracies),)
+    return Trial(
+        fitted=models[choice.name],
+        accuracies=accuracies,
+        orders=order_choice.accuracies(found[choice.name], labels, names),
+        notes=notes,
+        objection=objection,
+    )
+
+
+def _usual(opened: Opened, shape: Sequence[int]) -> list[str]:
+    """Returns the ranges of pixels to try on images of a shape."""
+    if not opened.takes_floats:
+        return ["0..255"]
+    wanted = fitting.image_shape(opened.classifier.input_shape) or shape
+    channels = wanted[2] if len(wanted) == 3 else 1
+    return pixel_ranges.candidates(channels)
+
+
+def _predictions(fitted: Fitted, images: np.ndarray) -> np.ndarray:
+    """Classifies images, a few at a time."""
+    logits = load_logits(fitted.function)
+    most = (
+        max(1, min(_TOGETHER, _VALUES // images[:1].size)) if len(images) else 1
+    )
+    found = [
+        np.argmax(logits(tf.constant(images[start : start + most])), axis=1)
+        for start in range(0, len(images), most)
+    ]
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def _check_logits(fitted: Fitted, images: np.ndarray) -> None:
+    """Checks that the softmax of the logits is the model's own output."""
+    classifier = fitted.opened.classifier
+    inputs = tf.constant(images)
+    for step in fitted.fit.steps:
+        inputs = step(inputs)
+    if not fitted.opened.takes_floats:
+        inputs = tf.round(inputs)
+    logits = np.abs(probabilities.called(classifier.function, inputs))
+    if not np.isfinite(logits).all():
+        raise ValueError(
+            "model must return finite logits. Received: NaN or infinity"
+        )
+    difference = probabilities.check(classifier, inputs)
+    # Large logits are rounded coarsely.
+    most = probabilities.tolerance(classifier) * max(1, logits.max() / _LARGE)
+    if difference > most:
+        raise ValueError(
+            "the model's outputs must be those of its logits, which differ "
+            f"from them by more than {most:.0e}: its ending was misread, which "
+            "is a bug of tfsam; please report it. Received: a difference of "
+            f"{difference:.2g}"
+        )
+
+
+def _near_guessing(accuracies: dict[str, float]) -> str:
+    """Returns a note about natural accuracy that is low under every range."""
+    listed = range_choice.summary(accuracies)
+    return (
+        f"natural accuracy is near guessing under every range tried ({listed});"
+        " if the model is trained, check its pixels (--pixels also takes "
+        "MEAN/STD and MODULE:FUNCTION) and the order of its classes "
+        "(--class_order)"
+    )
