@@ -9,21 +9,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfsam.models import network_endings
 from tfsam.models import outputs
 from tfsam.models import signatures
-from tfsam.models.probabilities import called
 from tfsam.models.probabilities import class_logits
 from tfsam.models.probabilities import explain
-from tfsam.models.probabilities import probes
+from tfsam.models.probabilities import for_probes
+from tfsam.models.probabilities import seem_probabilities
 from tfsam.models.records import Classifier
 from tfsam.models.records import Stored
+from tfsam.models.signature_endings import integers_error
 from tfsam.models.signature_endings import of_choice
 from tfsam.models.signatures import Choice
 from tfsam.support import final_activations
+from tfsam.support.logit_checks import check_ending
 
 
 def classifier(model: Any, output: str | None = None) -> Classifier:
@@ -67,16 +68,7 @@ def classifier(model: Any, output: str | None = None) -> Classifier:
             "model must be a Keras model, a SavedModel, or a callable from "
             f"inputs to logits. Received: model={model}"
         )
-    return Classifier(
-        function=model,
-        outputs=model,
-        logits="exact",
-        ends_in="unknown",
-        input_shape=(),
-        input_dtype="float32",
-        output_names=("output",),
-        output="output",
-    )
+    return _as_it_is(model)
 
 
 def _of_keras(model: keras.Model, wanted: str | None) -> Classifier:
@@ -111,9 +103,9 @@ def _output(
         for *names, tensor in zip(keys, layers, model.outputs, strict=True)
     ]
     names = tuple(output.names[0] for output in offered)
-    inner = {layer.name: layer for layer in model.layers}
+    inner = network_endings.upstream(model.outputs)
     if wanted in inner and not any(wanted in o.names for o in offered):
-        return inner[wanted].output, str(wanted), names, ()
+        return inner[wanted], str(wanted), names, ()
     position, notes = outputs.choose(offered, wanted)
     return model.outputs[position], names[position], names, notes
 
@@ -133,7 +125,7 @@ def _of_network(model: keras.Model) -> Classifier:
         if by_graph.logits == "removed_ending":
             return dataclasses.replace(by_graph, outputs=model)
         values, logits, ends_in = tensor, by_graph.logits, by_graph.ends_in
-        if certain == [True]:
+        if certain == [True] and _may_be_probabilities(model):
             logits = "log_probabilities"
     results = class_logits(values, logits == "log_probabilities")
     function = model
@@ -152,30 +144,21 @@ def _of_network(model: keras.Model) -> Classifier:
     )
 
 
+def _may_be_probabilities(model: keras.Model) -> bool:
+    """Returns whether values allow layers to return probabilities."""
+    (images,) = model.inputs
+    found = for_probes(model, tuple(images.shape[1:]), images.dtype)
+    return found is None or seem_probabilities(found, likely=True)
+
+
 def _of_integers(model: keras.Model) -> Classifier:
     """Makes a classifier of a functional model that takes integers."""
     copied = network_endings.with_float_input(model)
-    if copied is not None and _agree(model, copied):
-        found = _of_network(copied)
-    else:
-        found = _of_trace(model)
+    found = _of_trace(model) if copied is None else _of_network(copied)
     dtype = model.inputs[0].dtype
+    if found.function is model:
+        raise integers_error(dtype)
     return dataclasses.replace(found, outputs=model, input_dtype=dtype)
-
-
-def _agree(model: keras.Model, copied: keras.Model) -> bool:
-    """Returns whether a copy that takes floats has outputs and gradients."""
-    x = tf.constant(probes(tuple(model.inputs[0].shape[1:]), "uint8"))
-
-    @tf.function(autograph=False)
-    def with_slopes(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
-        values = called(copied, x)
-        return values, tf.gradients(values, x)[0]
-
-    values, slopes = with_slopes(x)
-    return slopes is not None and np.allclose(
-        values, called(model, x), rtol=1e-4, atol=1e-5
-    )
 
 
 def _of_opaque(model: keras.Model, wanted: str | None) -> Classifier:
@@ -183,23 +166,39 @@ def _of_opaque(model: keras.Model, wanted: str | None) -> Classifier:
     config = model.get_build_config() if model.built else None
     shape = (config or {}).get("input_shape")
     if shape is None:
-        raise ValueError(
-            "the model must be built for one batch of images: call it on some "
-            f"first. Received: model={model.name}"
-        )
+        check_ending(model)
+        return _as_it_is(model)
     shape = (None, *shape[1:])
-    spec = tf.TensorSpec(shape, model.input_dtype)
-    found = of_choice(_trace(model, spec, wanted), model)
+    traced = _traced(model, tf.TensorSpec(shape, model.input_dtype))
+    if traced is None:
+        return _as_it_is(model)
+    choice = _choice(traced, wanted)
+    found = of_choice(choice, model)
     if found.logits == "removed_ending" or "float" not in found.input_dtype:
         return found
     images = keras.Input(shape[1:], dtype=found.input_dtype)
     tensors = keras.tree.flatten(model(images))
-    tensor = tensors[found.output_names.index(found.output)]
-    results = class_logits(tensor, found.logits == "log_probabilities")
-    if len(tensors) == 1 and results is tensor:
-        return dataclasses.replace(found, function=model)
-    function = keras.Model(images, results, name=model.name)
+    results = class_logits(
+        tensors[choice.position], found.logits == "log_probabilities"
+    )
+    function = model
+    if len(tensors) > 1 or results is not tensors[0]:
+        function = keras.Model(images, results, name=model.name)
     return dataclasses.replace(found, function=function)
+
+
+def _as_it_is(function: Any) -> Classifier:
+    """Makes a classifier of a function of which nothing is known."""
+    return Classifier(
+        function=function,
+        outputs=function,
+        logits="exact",
+        ends_in="unknown",
+        input_shape=(),
+        input_dtype="float32",
+        output_names=("output",),
+        output="output",
+    )
 
 
 def _is_tf_keras(model: Any) -> bool:
@@ -216,37 +215,55 @@ def _of_tf_keras(model: Any, wanted: str | None) -> Classifier:
             "the model must take one batch of images, and be built. Received: "
             f"inputs {specs}"
         )
+    traced = _traced(model, specs[0])
+    if traced is None:
+        return _as_it_is(model)
     names = getattr(model, "output_names", None)
-    return of_choice(_trace(model, specs[0], wanted, names), model)
+    return of_choice(_choice(traced, wanted, names), model)
 
 
 def _of_trace(model: keras.Model) -> Classifier:
     """Makes a classifier of a functional model with one output by its graph."""
     (images,) = model.inputs
-    spec = tf.TensorSpec(images.shape, images.dtype)
-    return of_choice(_trace(model, spec), model)
+    traced = _traced(model, tf.TensorSpec(images.shape, images.dtype))
+    if traced is None:
+        return _as_it_is(model)
+    return of_choice(_choice(traced, None), model)
 
 
-def _trace(
-    model: Any,
-    spec: tf.TensorSpec,
-    wanted: str | None = None,
-    names: Sequence[str] | None = None,
-) -> Choice:
-    """Traces a model in inference mode, and chooses one of its outputs.
+def _traced(model: Any, spec: tf.TensorSpec) -> Any:
+    """Traces a model of Keras or tf_keras in inference mode.
 
     Args:
-        model: A model of Keras or tf_keras.
+        model: The model.
         spec: Spec of its images.
-        wanted: Name of the output, or None.
-        names: Names of its outputs, None for those in what it returns.
+
+    Returns:
+        A concrete function, or None if the model is not made of operations of
+        TensorFlow alone.
     """
     traced = tf.function(
         lambda images: model(images, training=False),
         autograph=False,
         input_signature=[spec],
     )
-    function = traced.get_concrete_function()
+    try:
+        return traced.get_concrete_function()
+    except Exception:
+        # A user's layer may raise anything, and yet be able to run.
+        return None
+
+
+def _choice(
+    function: Any, wanted: str | None, names: Sequence[str] | None = None
+) -> Choice:
+    """Chooses an output of a traced model.
+
+    Args:
+        function: The concrete function.
+        wanted: Name of the output, or None.
+        names: Names of its outputs, None for those in what it returns.
+    """
     found = signatures.describe("call", function, names)
     if isinstance(found, str):
         raise ValueError(

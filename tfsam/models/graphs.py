@@ -231,6 +231,8 @@ def over_classes(shape: Any, axis: Any, classes: int) -> bool:
         axis: Its axis.
         classes: Number of classes.
     """
+    if isinstance(axis, (list, tuple)) and len(axis) == 1:
+        (axis,) = axis
     if not isinstance(axis, int) or len(shape) < 2:
         return False
     sizes = list(shape)

@@ -4,12 +4,16 @@ The layers of the network are shared, except for a last layer with weights and
 an activation: it is copied, with a linear activation.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfsam.models.graphs import over_classes
+from tfsam.models.probabilities import called
+from tfsam.models.probabilities import probes
 
 _L = keras.layers
 
@@ -135,7 +139,7 @@ def _before_ending_of_model(
     if found is None:
         return None
     values, kind = found
-    part = built(model, values, _unused_name(model.name, node))
+    part = built(model, values, _unused_name(model.name, node.input_tensors))
     images = node.input_tensors[: len(model.inputs)]
     training = node.arguments.kwargs.get("training")
     return part(
@@ -185,27 +189,48 @@ def _ending(operation: Any) -> tuple[str | None, Any]:
 def _linear(layer: keras.Layer, output: keras.KerasTensor) -> keras.Layer:
     """Returns a copy of a layer and its weights with a linear activation."""
     operation, number, _ = output._keras_history
-    node = operation._inbound_nodes[number]
+    (values,) = operation._inbound_nodes[number].input_tensors
     config = layer.get_config()
+    for key in config:
+        # These may be the user's own, and are not needed any more.
+        if key.endswith(("_initializer", "_regularizer", "_constraint")):
+            config[key] = "zeros" if key.endswith("_initializer") else None
     config["activation"] = "linear"
-    config["name"] = _unused_name(layer.name, node)
+    config["name"] = _unused_name(layer.name, [values])
     copied = type(layer).from_config(config)
-    copied.build(node.input_tensors[0].shape)
+    copied.build(values.shape)
     copied.set_weights(layer.get_weights())
     return copied
 
 
-def _unused_name(name: str, node: Any) -> str:
-    """Returns a name that no operation before a node has."""
-    taken, waiting = {name}, [*node.input_tensors]
+def upstream(
+    tensors: Sequence[keras.KerasTensor],
+) -> dict[str, keras.KerasTensor]:
+    """Returns the outputs of all operations that tensors are made of.
+
+    Args:
+        tensors: Symbolic tensors.
+
+    Returns:
+        The tensors, and those before them, by the names of their operations.
+    """
+    found: dict[str, keras.KerasTensor] = {}
     seen: set[int] = set()
+    waiting = list(tensors)
     while waiting:
-        operation, number, _ = waiting.pop()._keras_history
-        before = operation._inbound_nodes[number]
-        if id(before) not in seen:
-            seen.add(id(before))
-            taken.add(operation.name)
-            waiting.extend(before.input_tensors)
+        tensor = waiting.pop(0)
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            operation, number, _ = tensor._keras_history
+            found.setdefault(operation.name, tensor)
+            waiting.extend(operation._inbound_nodes[number].input_tensors)
+    return found
+
+
+def _unused_name(name: str, tensors: Sequence[keras.KerasTensor]) -> str:
+    """Returns a name that no operation before some tensors has."""
+    taken = upstream(tensors)
+    name += "_logits"
     while name in taken:
         name += "_logits"
     return name
@@ -218,14 +243,25 @@ def with_float_input(model: keras.Model) -> keras.Model | None:
         model: A functional model with one input.
 
     Returns:
-        A model with the same weights, or None if a copy cannot be made.
+        A model with the same weights; None if a copy cannot be made, has other
+        outputs for whole numbers, or no gradients.
     """
     (images,) = model.inputs
     floats = keras.Input(batch_shape=images.shape, dtype="float32")
+    x = tf.constant(probes(tuple(images.shape[1:]), images.dtype))
     try:
         copied = keras.models.clone_model(model, input_tensors=[floats])
         copied.set_weights(model.get_weights())
+
+        @tf.function(autograph=False)
+        def with_slopes(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+            values = called(copied, x)
+            return values, tf.gradients(values, x)[0]
+
+        values, slopes = with_slopes(x)
+        own = called(model, x)
     except Exception:
         # A user's layer may raise anything. The model's graph is used instead.
         return None
-    return copied
+    equal = np.allclose(values, own, rtol=1e-4, atol=1e-5)
+    return copied if equal and slopes is not None else None

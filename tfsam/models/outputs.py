@@ -29,7 +29,7 @@ class Output:
         if self.shape is None:
             return True
         wide = [size for size in self.shape[1:] if size != 1]
-        return len(self.shape) > 1 and len(wide) < 2
+        return len(self.shape) > 0 and len(wide) < 2
 
 
 def choose(
@@ -112,9 +112,10 @@ def count_classes(shape: Any, dtype: str) -> int:
         >>> count_classes((None, 1, 1, 10), "float32")
         10
     """
-    sizes = () if getattr(shape, "rank", 0) is None else tuple(shape[1:])
+    known = getattr(shape, "rank", 1) not in (None, 0)
+    sizes = tuple(shape[1:]) if known else (None,)
     wide = [size for size in sizes if size != 1]
-    if not sizes or None in sizes or len(wide) > 1 or "float" not in dtype:
+    if None in sizes or len(wide) > 1 or "float" not in dtype:
         raise ValueError(
             "the model must return one number for each class, (batch, classes)."
             f" Received: outputs of {dtype} and shape {shape}"

@@ -126,7 +126,10 @@ def tolerance(classifier: Classifier) -> float:
     Returns:
         1e-5, and more for a network in half precision.
     """
-    return max(_TOLERANCE, 4 * rounding(classifier.function))
+    function: Any = classifier.function
+    if isinstance(function, keras.Model):
+        function = NetworkFunction(function)
+    return max(_TOLERANCE, 4 * rounding(function))
 
 
 def saturated(classifier: Classifier, x: Any) -> int:
@@ -170,23 +173,42 @@ def called(function: Callable[..., Any], x: Any) -> Any:
     return function(x)
 
 
-def seem_probabilities(outputs: np.ndarray) -> bool:
+def seem_probabilities(outputs: np.ndarray, likely: bool = False) -> bool:
     """Returns whether a model's outputs look like probabilities.
 
     Args:
         outputs: Array (batch, ...).
+        likely: Whether the model's layers speak for it.
 
     Returns:
-        Whether they lie in [0, 1], and sum to 1 or are above 0.5 somewhere.
+        Whether they lie in [0, 1]; unless that is likely, they must also sum to
+        1 or be above 0.5 somewhere.
 
     Example:
         >>> seem_probabilities(np.array([[0.2, 0.8], [0.5, 0.5]]))
         True
     """
-    values = outputs.astype(np.float64).reshape(len(outputs), -1)
+    values = np.asarray(outputs, np.float64).reshape(len(outputs), -1)
     inside = values.min() >= 0 and values.max() <= 1 + 1e-3
     sums = np.allclose(values.sum(axis=1), 1, atol=1e-2)
-    return bool(inside and (sums or values.max() > 0.5))
+    return bool(inside and (likely or sums or values.max() > 0.5))
+
+
+def for_probes(
+    function: Callable[..., Any], shape: tuple[int | None, ...], dtype: str
+) -> np.ndarray | None:
+    """Returns a model's outputs for random inputs, None if these do not fit.
+
+    Args:
+        function: A Keras model or a callable.
+        shape: Shape of an example.
+        dtype: Name of the dtype of its inputs.
+    """
+    try:
+        return np.asarray(called(function, probes(shape, dtype)))
+    except (ValueError, tf.errors.OpError):
+        # A network of images of any size may be too deep for small ones.
+        return None
 
 
 def probes(shape: tuple[int | None, ...], dtype: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Classifiers made of concrete functions, without the ending of their graph."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from tfsam.models import outputs
 from tfsam.models.functions import in_batches_of
 from tfsam.models.probabilities import class_logits
 from tfsam.models.probabilities import explain
-from tfsam.models.probabilities import probes
+from tfsam.models.probabilities import for_probes
 from tfsam.models.probabilities import seem_probabilities
 from tfsam.models.records import Classifier
 from tfsam.models.signatures import Choice
@@ -98,20 +99,36 @@ def of_choice(choice: Choice, owner: Any) -> Classifier:
     def stored(shape: tf.TensorShape) -> SignatureFunction:
         result = tf.TensorSpec(shape, dtype)
         return SignatureFunction(
-            lambda x: signature(x, position), spec, result, owner
+            functools.partial(signature, position=position),
+            spec,
+            result,
+            owner,
         )
 
+    sizes = {int(s[0]) for s in (spec.shape, tensor.shape) if s.rank and s[0]}
+    if len(sizes) > 1:
+        raise ValueError(
+            "the model must take a batch of images and return numbers for each "
+            f"of them. Received: images of shape {spec.shape} and outputs of "
+            f"shape {tensor.shape}"
+        )
     own = stored(tensor.shape)
     if tensor.shape.rank is None or None in tensor.shape[1:]:
-        own = stored(_measured_shape(own, spec))
+        # The graph does not tell.
+        measured = _for_probes(own, spec)
+        if measured is not None:
+            own = stored(tf.TensorShape([spec.shape[0], *measured.shape[1:]]))
     classes = outputs.count_classes(own.result.shape, tensor.dtype.name)
     ended = _without_ending(signature, position, classes)
     logits, ends_in = "removed_ending", ended.ends_in
     if ends_in not in ("softmax", "sigmoid"):
-        if "logits" in choice.name.lower():
-            ends_in = "logits"
-        probabilities = ends_in == "unknown" and _seem_probabilities(own, spec)
-        logits = "log_probabilities" if probabilities else "exact"
+        measured = None if ends_in == "logits" else _for_probes(own, spec)
+        if measured is not None and seem_probabilities(measured):
+            logits = "log_probabilities"
+        else:
+            logits = "exact"
+            if "logits" in choice.name.lower():
+                ends_in = "logits"
     function = SignatureFunction(
         ended.function,
         ended.spec,
@@ -132,31 +149,13 @@ def of_choice(choice: Choice, owner: Any) -> Classifier:
     )
 
 
-def _measured_shape(own: SignatureFunction, spec: tf.TensorSpec) -> Any:
-    """Returns the shape of outputs where the graph does not tell it."""
-    found = _for_probes(own, spec)
-    if found is None:
-        return own.result.shape
-    return tf.TensorShape([spec.shape[0], *found.shape[1:]])
-
-
-def _seem_probabilities(own: SignatureFunction, spec: tf.TensorSpec) -> bool:
-    found = _for_probes(own, spec)
-    return found is not None and seem_probabilities(found)
-
-
 def _for_probes(
-    function: SignatureFunction, spec: tf.TensorSpec
+    own: SignatureFunction, spec: tf.TensorSpec
 ) -> np.ndarray | None:
-    """Returns the outputs for random images, None if these do not fit."""
+    """Returns outputs for random images, None if these do not fit."""
     if spec.shape.rank is None:
         return None
-    x = probes(tuple(spec.shape[1:]), spec.dtype.name)
-    try:
-        return np.asarray(function(x))
-    except (ValueError, tf.errors.OpError):
-        # A network of images of any size may be too deep for small ones.
-        return None
+    return for_probes(own, tuple(spec.shape[1:]), spec.dtype.name)
 
 
 class _Ended(NamedTuple):
@@ -179,15 +178,14 @@ def _without_ending(
     except Exception as error:
         # TensorFlow's optimizer may raise anything.
         if not spec.dtype.is_floating:
-            raise _integers(spec) from error
+            raise integers_error(spec.dtype.name) from error
         note = f"its graph could not be changed ({files.reason(error)})"
-        return _Ended(
-            lambda x: signature(x, position), spec, "unknown", (note,)
-        )
+        stored = functools.partial(signature, position=position)
+        return _Ended(stored, spec, "unknown", (note,))
     if not spec.dtype.is_floating:
         definition = graphs.with_float_images(definition, image)
         if definition is None:
-            raise _integers(spec)
+            raise integers_error(spec.dtype.name)
         spec = tf.TensorSpec(spec.shape, tf.float32)
     values = {
         function.inputs[number].name: value
@@ -211,9 +209,14 @@ def _without_ending(
     return _Ended(computing(graphs.stored_name(tensor)), spec, kind)
 
 
-def _integers(spec: tf.TensorSpec) -> ValueError:
+def integers_error(dtype: str) -> ValueError:
+    """Returns the error of a model that computes with integers.
+
+    Args:
+        dtype: Name of the dtype that it takes.
+    """
     return ValueError(
-        f"input dtype is {spec.dtype.name}: gradient attacks need a model that "
-        "takes floats, or casts its input to floats first. "
-        f"Received: input dtype {spec.dtype.name}"
+        f"input dtype is {dtype}: the model must take floats, or cast its "
+        "input to floats before anything else, for the gradients of attacks. "
+        f"Received: input dtype {dtype}"
     )

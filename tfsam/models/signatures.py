@@ -48,7 +48,8 @@ class Signature:
         leaves[tensors[self.image]] = tf.cast(x, self.spec.dtype)
         positional, named = tf.nest.pack_sequence_as(args, leaves)
         found = self.function(*positional, **named)
-        return tf.nest.flatten(found)[position]
+        flat = [leaf for leaf in tf.nest.flatten(found) if leaf is not None]
+        return flat[position]
 
 
 def describe(
@@ -120,7 +121,7 @@ def _value_in_inference(tensor: Any) -> Any:
 
 def _names(structure: Any) -> list[str]:
     """Returns the names of the outputs of a function."""
-    flat = tf.nest.flatten(structure)
+    flat = [leaf for leaf in tf.nest.flatten(structure) if leaf is not None]
     if isinstance(structure, dict) and len(structure) == len(flat):
         return [str(key) for key in sorted(structure)]
     return [f"output_{number}" for number in range(len(flat))]
