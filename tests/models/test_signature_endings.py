@@ -1,10 +1,15 @@
 """Logits of SavedModels, of every kind that TensorFlow has written."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tfsam.models import graphs
 from tfsam.models import probabilities
 from tfsam.models.endings import classifier
 
@@ -15,11 +20,12 @@ X = RANDOM.random((5, *SHAPE)).astype("float32")
 
 
 def slopes(function, x):
-    @tf.function(autograph=False)
-    def compute(x):
-        return tf.gradients(probabilities.called(function, x)[:, -1], x)[0]
-
-    return compute(tf.constant(x)).numpy()
+    """The gradient of the last logits."""
+    pixels = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(pixels)
+        last = probabilities.called(function, pixels)[:, -1]
+    return tape.gradient(last, pixels).numpy()
 
 
 def expected(x=X):
@@ -48,18 +54,25 @@ class Module(tf.Module):
         return tf.reduce_sum(attention, 1, True) * (flat @ self.weights)
 
 
-def saved(tmp_path, *, batch=None, dtype=tf.float32, **signatures):
-    """Saves functions of a module and the images, and loads them."""
+def loaded(*, shape=(None, *SHAPE), dtype=tf.float32, **signatures):
+    """Stands in for a loaded SavedModel, without a file."""
     module = Module()
-    spec = tf.TensorSpec((batch, *SHAPE), dtype, "pixels")
+    spec = tf.TensorSpec(shape, dtype, "pixels")
 
     def concrete(function):
         traced = tf.function(lambda pixels: function(module, pixels))
         return traced.get_concrete_function(spec)
 
     made = {name: concrete(f) for name, f in signatures.items()}
-    tf.saved_model.save(module, tmp_path / "saved", signatures=made)
-    return tf.saved_model.load(tmp_path / "saved")
+    return types.SimpleNamespace(signatures=made, module=module)
+
+
+def saved(tmp_path, **signatures):
+    """Saves functions of a module and the images, and loads them."""
+    made = loaded(**signatures)
+    path = tmp_path / "saved"
+    tf.saved_model.save(made.module, path, signatures=made.signatures)
+    return tf.saved_model.load(path)
 
 
 def by_hand(module, x):
@@ -101,16 +114,16 @@ def test_a_softmax_of_a_graph_is_removed(kind, tmp_path):
     assert_right(found, "removed_ending", "softmax")
 
 
-def test_a_sigmoid_of_a_graph_is_removed(tmp_path):
+def test_a_sigmoid_of_a_graph_is_removed():
     def several(m, x):
         return {"y": tf.sigmoid(m.logits(x))}
 
     def one(m, x):
         return {"y": tf.sigmoid(m.logits(x)[:, :1])}
 
-    found = classifier(saved(tmp_path / "n", serving_default=several))
+    found = classifier(loaded(serving_default=several))
     assert_right(found, "removed_ending", "sigmoid")
-    found = classifier(saved(tmp_path / "1", serving_default=one))
+    found = classifier(loaded(serving_default=one))
     assert_right(
         found,
         "removed_ending",
@@ -119,19 +132,17 @@ def test_a_sigmoid_of_a_graph_is_removed(tmp_path):
     )
 
 
-def test_an_attention_is_no_ending(tmp_path):
-    found = classifier(
-        saved(tmp_path, serving_default=lambda m, x: {"y": m.logits(x)})
-    )
+def test_an_attention_is_no_ending():
+    found = classifier(loaded(serving_default=lambda m, x: {"y": m.logits(x)}))
     assert_right(found, "exact", "unknown")
 
 
-def test_an_average_of_softmaxes_has_logarithms(tmp_path):
+def test_an_average_of_softmaxes_has_logarithms():
     def average(m, x):
         softmax = tf.nn.softmax(m.logits(x))
         return {"y": (softmax + tf.nn.softmax(m.logits(x))) / 2}
 
-    found = classifier(saved(tmp_path, serving_default=average))
+    found = classifier(loaded(serving_default=average))
     assert_right(
         found,
         "log_probabilities",
@@ -143,16 +154,15 @@ def test_an_average_of_softmaxes_has_logarithms(tmp_path):
     assert "gradients vanish" in found.notes[0]
 
 
-@pytest.mark.parametrize("batch", [None, 2])
-def test_integers_that_are_cast_take_floats(batch, tmp_path):
+@pytest.mark.parametrize("size", [None, 2])
+def test_integers_that_are_cast_take_floats(size):
     def function(m, x):
         x = tf.image.resize(tf.cast(x, tf.float32) / 255, SHAPE[:2])
         return {"y": tf.nn.softmax(m.logits(x))}
 
-    loaded = saved(
-        tmp_path, batch=batch, dtype=tf.uint8, serving_default=function
+    found = classifier(
+        loaded(shape=(size, *SHAPE), dtype=tf.uint8, serving_default=function)
     )
-    found = classifier(loaded)
     assert found.input_dtype == "uint8"
     x = np.round(255 * X)
     assert_right(
@@ -160,53 +170,53 @@ def test_integers_that_are_cast_take_floats(batch, tmp_path):
     )
 
 
-def test_integers_in_the_computation_are_an_error(tmp_path):
+def test_integers_in_the_computation_are_an_error():
     def function(m, x):
         return {"y": tf.nn.softmax(m.logits(tf.cast(x // 2, tf.float32)))}
 
-    loaded = saved(tmp_path, dtype=tf.uint8, serving_default=function)
+    model = loaded(dtype=tf.uint8, serving_default=function)
     with pytest.raises(ValueError, match=r"^input dtype is uint8.*uint8$"):
-        classifier(loaded)
+        classifier(model)
 
 
-def test_a_fixed_batch_takes_any(tmp_path):
-    loaded = saved(tmp_path, batch=2, serving_default=SOFTMAX["softmax"])
-    assert_right(classifier(loaded), "removed_ending", "softmax")
+def test_a_fixed_batch_takes_any():
+    model = loaded(shape=(2, *SHAPE), serving_default=SOFTMAX["softmax"])
+    assert_right(classifier(model), "removed_ending", "softmax")
 
 
-def test_the_output_called_logits_is_taken(tmp_path):
+def test_the_output_called_logits_is_taken():
     def function(m, x):
         z = m.logits(x)
         return {"probabilities": tf.nn.softmax(z), "logits": z}
 
-    loaded = saved(tmp_path, infer=function)
-    found = classifier(loaded)
+    model = loaded(infer=function)
+    found = classifier(model)
     assert_right(found, "exact", "logits")
     assert found.output == "logits"
     assert set(found.output_names) == {"probabilities", "logits"}
-    found = classifier(loaded, "infer:probabilities")
+    found = classifier(model, "infer:probabilities")
     assert_right(found, "removed_ending", "softmax")
     with pytest.raises(ValueError, match=r"logits, probabilities\. Rec.*=no$"):
-        classifier(loaded, "no")
+        classifier(model, "no")
 
 
-def test_several_signatures_are_named(tmp_path):
-    loaded = saved(tmp_path, a=SOFTMAX["softmax"], b=SOFTMAX["by hand"])
+def test_several_signatures_are_named():
+    model = loaded(a=SOFTMAX["softmax"], b=SOFTMAX["by hand"])
     with pytest.raises(ValueError, match=r"--output=a .* Received: a:y, b:y$"):
-        classifier(loaded)
-    found = classifier(loaded, "b")
+        classifier(model)
+    found = classifier(model, "b")
     assert found.output == "b:y"
     assert_right(found, "removed_ending", "softmax")
 
 
-def test_the_largest_scores_are_not_those_of_the_classes(tmp_path):
+def test_the_largest_scores_are_not_those_of_the_classes():
     def top(m, x):
         best = tf.nn.top_k(tf.nn.softmax(m.logits(x)), 3)
         return {"scores": best.values, "classes": best.indices}
 
-    loaded = saved(tmp_path, serving_default=top)
+    model = loaded(serving_default=top)
     with pytest.raises(ValueError, match="Received: the largest numbers, in"):
-        classifier(loaded)
+        classifier(model)
 
 
 def test_no_signature_of_images_is_one_line(tmp_path):
@@ -293,3 +303,151 @@ def test_a_function_without_signatures(tmp_path):
     tf.saved_model.save(module, tmp_path)
     found = classifier(tf.saved_model.load(tmp_path))
     assert_right(found, "removed_ending", "softmax")
+
+
+def loop(m, x):
+    z = tf.while_loop(
+        lambda i, z: i < 3, lambda i, z: (i + 1, 2 * z), [0, m.logits(x)]
+    )[1]
+    return tf.cond(tf.shape(x)[0] > 9, lambda: z * 0, lambda: z / 8)
+
+
+@tf.custom_gradient
+def doubled_gradient(z):
+    return tf.identity(z), lambda upstream: 2 * upstream
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda m, x: loop(m, x),
+        lambda m, x: tf.nn.silu(m.logits(x)),
+        lambda m, x: tf.identity(doubled_gradient(m.logits(x))),
+    ],
+    ids=["loop and condition", "lost gradient", "stored gradient"],
+)
+def test_gradients_flow_through(values, tmp_path):
+    """Gradients are those of the function, also where they were not stored."""
+    model = saved(
+        tmp_path,
+        serving_default=lambda m, x: {"y": tf.nn.softmax(values(m, x))},
+    )
+    found = classifier(model)
+    module = Module()
+    assert_right(
+        found, "removed_ending", "softmax", logits=lambda x: values(module, x)
+    )
+    own = slopes(lambda x: values(module, x), X)
+    np.testing.assert_allclose(slopes(found.function, X), own, rtol=1e-4)
+
+
+def test_numbers_without_an_axis_of_classes_are_those_of_class_1():
+    def function(m, x):
+        return {"y": tf.sigmoid(m.logits(x)[:, 0])}
+
+    found = classifier(loaded(serving_default=function))
+    assert_right(
+        found,
+        "removed_ending",
+        "sigmoid",
+        logits=lambda x: np.stack([np.zeros(5), expected(x)[:, 0]], 1),
+    )
+
+
+def test_shapes_that_the_graph_does_not_tell():
+    def function(m, x):
+        z = m.logits(x)
+        return {"y": tf.reshape(tf.nn.softmax(z), tf.shape(z) * tf.size([1]))}
+
+    found = classifier(loaded(serving_default=function))
+    assert_right(found, "removed_ending", "softmax")
+
+
+def test_images_of_an_unknown_rank():
+    found = classifier(loaded(shape=None, serving_default=SOFTMAX["softmax"]))
+    assert found.input_shape == ()
+    assert_right(found, "removed_ending", "softmax")
+
+
+def test_half_precision_has_its_tolerance():
+    def function(m, x):
+        z = m.logits(tf.cast(x, tf.float32))
+        return {"y": tf.nn.softmax(tf.cast(z, tf.float16))}
+
+    found = classifier(loaded(dtype=tf.float16, serving_default=function))
+    assert found.function(X).dtype == tf.float32
+    difference = probabilities.check(found, X)
+    assert difference <= probabilities.tolerance(found) <= 0.01
+
+
+def test_one_image_without_a_batch_is_rejected():
+    def function(m, x):
+        return {"y": tf.nn.softmax(m.logits(x))}
+
+    model = loaded(shape=SHAPE, serving_default=function)
+    with pytest.raises(ValueError, match=r"outputs of shape \(.*, 3\)$"):
+        classifier(model)
+
+
+def test_a_graph_that_cannot_be_inlined_has_logarithms(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("not this graph")
+
+    monkeypatch.setattr(graphs.tf_optimizer, "OptimizeGraph", fail)
+    model = loaded(serving_default=SOFTMAX["function"])
+    found = classifier(model)
+    assert_right(
+        found,
+        "log_probabilities",
+        "unknown",
+        logits=lambda x: tf.nn.log_softmax(expected(x)),
+    )
+    assert "not this graph" in found.notes[0]
+
+
+# Functions from logits, the kind of ending that they are, and the logits that
+# remain.
+STEPS = {
+    "softmax": tf.nn.softmax,
+    "sigmoid": tf.sigmoid,
+    "exp": tf.exp,
+    "log_softmax": tf.nn.log_softmax,
+    "half": lambda z: z / 2,
+    "identity": tf.identity,
+    "column": lambda z: z[..., None] if len(z.shape) == 2 else z,
+    "row": lambda z: z[:, None] if len(z.shape) == 2 else z,
+    "flat": lambda z: tf.reshape(z, [-1, 3]),
+    "double": lambda z: tf.cast(z, tf.float64),
+    "first": lambda z: z[:, :1],
+    "square": lambda z: z[:, None] * z[:, :, None],
+    "label": lambda z: tf.argmax(z, -1),
+}
+
+
+@given(st.lists(st.sampled_from(sorted(STEPS)), max_size=5))
+def test_the_logits_are_right_or_the_error_is_one_line(steps):
+    def function(m, x):
+        z = m.logits(x)
+        for step in steps:
+            z = STEPS[step](z)
+        return {"y": z}
+
+    try:
+        model = loaded(serving_default=function)
+    except (ValueError, TypeError, tf.errors.OpError):
+        return  # TensorFlow itself rejects the steps.
+    try:
+        found = classifier(model)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return
+    z = found.function(X)
+    own = np.reshape(found.outputs(X), (5, -1))
+    assert z.shape == (5, max(own.shape[1], 2))
+    assert np.isfinite(z).all()
+    assert probabilities.check(found, X) <= 1e-6
+    if own.shape[1] > 1:
+        np.testing.assert_array_equal(np.argmax(z, 1), np.argmax(own, 1))
+    last = [step for step in steps if step in ("softmax", "sigmoid")]
+    if found.ends_in in ("softmax", "sigmoid") and last:
+        assert found.ends_in == last[-1]

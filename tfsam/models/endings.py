@@ -17,6 +17,7 @@ from tfsam.models import signatures
 from tfsam.models.probabilities import class_logits
 from tfsam.models.probabilities import explain
 from tfsam.models.probabilities import for_probes
+from tfsam.models.probabilities import probes
 from tfsam.models.probabilities import seem_probabilities
 from tfsam.models.records import Classifier
 from tfsam.models.records import Stored
@@ -147,18 +148,26 @@ def _of_network(model: keras.Model) -> Classifier:
 def _may_be_probabilities(model: keras.Model) -> bool:
     """Returns whether values allow layers to return probabilities."""
     (images,) = model.inputs
-    found = for_probes(model, tuple(images.shape[1:]), images.dtype)
+    x = probes(tuple(images.shape[1:]), images.dtype)
+    found = for_probes(model, x)
     return found is None or seem_probabilities(found, likely=True)
 
 
 def _of_integers(model: keras.Model) -> Classifier:
     """Makes a classifier of a functional model that takes integers."""
-    copied = network_endings.with_float_input(model)
-    found = _of_trace(model) if copied is None else _of_network(copied)
     dtype = model.inputs[0].dtype
-    if found.function is model:
-        raise integers_error(dtype)
-    return dataclasses.replace(found, outputs=model, input_dtype=dtype)
+    copied = network_endings.with_float_input(model)
+    if copied is None:
+        found = _of_trace(model)
+        if found.function is model:
+            raise integers_error(dtype)
+        return found
+
+    def own(x: tf.Tensor) -> tf.Tensor:
+        return model(tf.cast(x, dtype), training=False)
+
+    found = _of_network(copied)
+    return dataclasses.replace(found, outputs=own, input_dtype=dtype)
 
 
 def _of_opaque(model: keras.Model, wanted: str | None) -> Classifier:
@@ -169,10 +178,9 @@ def _of_opaque(model: keras.Model, wanted: str | None) -> Classifier:
         check_ending(model)
         return _as_it_is(model)
     shape = (None, *shape[1:])
-    traced = _traced(model, tf.TensorSpec(shape, model.input_dtype))
-    if traced is None:
+    choice = _choice(model, tf.TensorSpec(shape, model.input_dtype), wanted)
+    if choice is None:
         return _as_it_is(model)
-    choice = _choice(traced, wanted)
     found = of_choice(choice, model)
     if found.logits == "removed_ending" or "float" not in found.input_dtype:
         return found
@@ -215,61 +223,53 @@ def _of_tf_keras(model: Any, wanted: str | None) -> Classifier:
             "the model must take one batch of images, and be built. Received: "
             f"inputs {specs}"
         )
-    traced = _traced(model, specs[0])
-    if traced is None:
-        return _as_it_is(model)
     names = getattr(model, "output_names", None)
-    return of_choice(_choice(traced, wanted, names), model)
+    choice = _choice(model, specs[0], wanted, names)
+    return _as_it_is(model) if choice is None else of_choice(choice, model)
 
 
 def _of_trace(model: keras.Model) -> Classifier:
     """Makes a classifier of a functional model with one output by its graph."""
     (images,) = model.inputs
-    traced = _traced(model, tf.TensorSpec(images.shape, images.dtype))
-    if traced is None:
-        return _as_it_is(model)
-    return of_choice(_choice(traced, None), model)
-
-
-def _traced(model: Any, spec: tf.TensorSpec) -> Any:
-    """Traces a model of Keras or tf_keras in inference mode.
-
-    Args:
-        model: The model.
-        spec: Spec of its images.
-
-    Returns:
-        A concrete function, or None if the model is not made of operations of
-        TensorFlow alone.
-    """
-    traced = tf.function(
-        lambda images: model(images, training=False),
-        autograph=False,
-        input_signature=[spec],
-    )
-    try:
-        return traced.get_concrete_function()
-    except Exception:
-        # A user's layer may raise anything, and yet be able to run.
-        return None
+    choice = _choice(model, tf.TensorSpec(images.shape, images.dtype))
+    return _as_it_is(model) if choice is None else of_choice(choice, model)
 
 
 def _choice(
-    function: Any, wanted: str | None, names: Sequence[str] | None = None
-) -> Choice:
-    """Chooses an output of a traced model.
+    model: Any,
+    spec: tf.TensorSpec,
+    wanted: str | None = None,
+    names: Sequence[str] | None = None,
+) -> Choice | None:
+    """Traces a model in inference mode, and chooses one of its outputs.
 
     Args:
-        function: The concrete function.
+        model: A model of Keras or tf_keras.
+        spec: Spec of its images.
         wanted: Name of the output, or None.
         names: Names of its outputs, None for those in what it returns.
+
+    Returns:
+        The choice, or None if the model is not made of operations of
+        TensorFlow alone.
     """
+
+    def live(images: tf.Tensor) -> Any:
+        return model(images, training=False)
+
+    traced = tf.function(live, autograph=False, input_signature=[spec])
+    try:
+        function = traced.get_concrete_function()
+    except Exception:
+        # A user's layer may raise anything, and yet be able to run.
+        return None
     found = signatures.describe("call", function, names)
     if isinstance(found, str):
         raise ValueError(
             "the model must take a batch of images and return one number for "
             f"each class. Received: a model that {found}"
         )
+    found = dataclasses.replace(found, live=live)
     position, notes = outputs.choose(found.outputs, wanted)
     offered = tuple(output.names[0] for output in found.outputs)
     return Choice(found, position, offered[position], offered, notes)

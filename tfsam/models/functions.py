@@ -21,7 +21,7 @@ _BLOCK_ROWS, _BLOCK_ROWS_OF_SMALL = 32, 128
 _SMALL = 1024
 
 # Relative rounding errors of half-precision types.
-_HALVES = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+HALVES = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 class StatelessFunction:
@@ -184,7 +184,7 @@ def rounding(function: Any) -> float:
     network = getattr(function, "model", None)
     layers = flattened(network) if isinstance(network, keras.Model) else []
     return max(
-        (_HALVES.get(layer.compute_dtype, 0.0) for layer in layers), default=0.0
+        (HALVES.get(layer.compute_dtype, 0.0) for layer in layers), default=0.0
     )
 
 

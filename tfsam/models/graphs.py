@@ -5,6 +5,7 @@ operation from which the output comes is looked up in the flat graph. Variables
 are shared with the function, not copied.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -14,8 +15,12 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.core.protobuf import rewriter_config_pb2
+from tensorflow.python.eager import context
 from tensorflow.python.framework import ops
 from tensorflow.python.grappler import tf_optimizer
+from tensorflow.python.saved_model import function_deserialization
+
+from tfsam.models.functions import HALVES
 
 # Operations that return their first input, or its values in another shape.
 _SAME_VALUES = frozenset(
@@ -49,6 +54,15 @@ _OWN_TYPE = frozenset(
 )
 
 _PREFIX = "model"
+
+_CONTROL_FLOW = (
+    "Case",
+    "If",
+    "StatelessCase",
+    "StatelessIf",
+    "StatelessWhile",
+    "While",
+)
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
@@ -101,18 +115,72 @@ def _all_nodes(definition: Any) -> Iterator[Any]:
 
 
 def _clean(node: Any) -> None:
-    """Removes what ties a node to the process that made it."""
+    """Removes what ties a node to a device, or keeps it from being inlined."""
     node.device = ""
     for key in _NOT_INLINED:
         node.attr.pop(key, None)
-    if "_gradient_op_type" in node.attr:
-        # Without its custom gradient, that of the operations applies.
-        try:
-            ops.gradient_registry.lookup(
-                node.attr["_gradient_op_type"].s.decode()
-            )
-        except LookupError:
-            del node.attr["_gradient_op_type"]
+    if node.op in _CONTROL_FLOW:
+        # Loops and conditions stay functions, which have gradients.
+        node.attr["_lower_using_switch_merge"].b = False
+
+
+def _remove_lost_gradients(definition: Any) -> bool:
+    """Removes references to gradients that were not stored with a graph.
+
+    The gradients of the operations apply in their place. The name of a lost
+    gradient may be that of another one in this process.
+
+    Args:
+        definition: A GraphDef, which is changed.
+
+    Returns:
+        Whether there were any.
+    """
+    lost = False
+    for nodes in _all_nodes(definition):
+        for node in nodes:
+            name = node.attr.get("_gradient_op_type")
+            if name is not None and not _was_loaded(name.s.decode()):
+                del node.attr["_gradient_op_type"]
+                lost = True
+    return lost
+
+
+def _was_loaded(gradient: str) -> bool:
+    """Returns whether a gradient comes from a SavedModel and stands alone.
+
+    A gradient that captures tensors of its function is of no use without it.
+    """
+    try:
+        function: Any = ops.gradient_registry.lookup(gradient)
+    except LookupError:
+        return False
+    if function.__module__ != function_deserialization.__name__:
+        return False
+    stored = inspect.getclosurevars(function).nonlocals["func"]
+    return not any(map(tf.is_symbolic_tensor, stored.captured_inputs))
+
+
+def half_rounding(definition: Any) -> float:
+    """Returns the relative rounding error of a graph's half precision, or 0.
+
+    Args:
+        definition: A GraphDef.
+    """
+    types = {
+        value.type
+        for nodes in _all_nodes(definition)
+        for node in nodes
+        for value in node.attr.values()
+    }
+    return max(
+        (
+            error
+            for name, error in HALVES.items()
+            if tf.dtypes.as_dtype(name).as_datatype_enum in types
+        ),
+        default=0.0,
+    )
 
 
 def imported(
@@ -121,7 +189,7 @@ def imported(
     values: dict[str, Any],
     spec: tf.TensorSpec,
     image: str,
-) -> Callable[[str], Any]:
+) -> Callable[[str], tuple[Any, bool]]:
     """Returns a way to compute any tensor of a flat graph from images.
 
     Args:
@@ -133,7 +201,7 @@ def imported(
 
     Returns:
         A function from a tensor's name to a `ConcreteFunction` from the images
-        to the tensor.
+        to the tensor, and whether gradients of it were lost.
     """
     count = len(function.inputs) - len(function.captured_inputs)
     known = values | {
@@ -143,8 +211,13 @@ def imported(
         )
     }
 
-    def computing(name: str) -> Any:
+    def computing(name: str) -> tuple[Any, bool]:
         part = _needed(definition, name)
+        lost = _remove_lost_gradients(part)
+        for added in part.library.function:
+            # The optimizer makes functions of its own.
+            if not context.context().has_function(added.signature.name):
+                context.context().add_function_def(added)
         nodes = {node.name for node in part.node}
 
         def compute(images: tf.Tensor) -> tf.Tensor:
@@ -162,7 +235,7 @@ def imported(
             return tensor
 
         traced = tf.function(compute, autograph=False, input_signature=[spec])
-        return traced.get_concrete_function()
+        return traced.get_concrete_function(), lost
 
     return computing
 
@@ -233,9 +306,9 @@ def over_classes(shape: Any, axis: Any, classes: int) -> bool:
     """
     if isinstance(axis, (list, tuple)) and len(axis) == 1:
         (axis,) = axis
-    if not isinstance(axis, int) or len(shape) < 2:
+    sizes = list(shape) if getattr(shape, "rank", 0) is not None else []
+    if not isinstance(axis, int) or len(sizes) < 2:
         return False
-    sizes = list(shape)
     axis %= len(sizes)
     known = all(size is not None for size in sizes[1:])
     return bool(

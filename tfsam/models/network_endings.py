@@ -248,9 +248,11 @@ def with_float_input(model: keras.Model) -> keras.Model | None:
     """
     (images,) = model.inputs
     floats = keras.Input(batch_shape=images.shape, dtype="float32")
+    structure = getattr(model, "input", images)
+    tensors = keras.tree.map_structure(lambda _: floats, structure)
     x = tf.constant(probes(tuple(images.shape[1:]), images.dtype))
     try:
-        copied = keras.models.clone_model(model, input_tensors=[floats])
+        copied = keras.models.clone_model(model, input_tensors=tensors)
         copied.set_weights(model.get_weights())
 
         @tf.function(autograph=False)
@@ -259,7 +261,7 @@ def with_float_input(model: keras.Model) -> keras.Model | None:
             return values, tf.gradients(values, x)[0]
 
         values, slopes = with_slopes(x)
-        own = called(model, x)
+        own = called(model, tf.cast(x, images.dtype))
     except Exception:
         # A user's layer may raise anything. The model's graph is used instead.
         return None

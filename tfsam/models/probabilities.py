@@ -126,10 +126,12 @@ def tolerance(classifier: Classifier) -> float:
     Returns:
         1e-5, and more for a network in half precision.
     """
-    function: Any = classifier.function
+    function = classifier.function
     if isinstance(function, keras.Model):
-        function = NetworkFunction(function)
-    return max(_TOLERANCE, 4 * rounding(function))
+        error = rounding(NetworkFunction(function))
+    else:
+        error = getattr(function, "rounding", 0.0)
+    return max(_TOLERANCE, 4 * error)
 
 
 def saturated(classifier: Classifier, x: Any) -> int:
@@ -194,18 +196,15 @@ def seem_probabilities(outputs: np.ndarray, likely: bool = False) -> bool:
     return bool(inside and (likely or sums or values.max() > 0.5))
 
 
-def for_probes(
-    function: Callable[..., Any], shape: tuple[int | None, ...], dtype: str
-) -> np.ndarray | None:
+def for_probes(function: Callable[..., Any], x: np.ndarray) -> Any:
     """Returns a model's outputs for random inputs, None if these do not fit.
 
     Args:
         function: A Keras model or a callable.
-        shape: Shape of an example.
-        dtype: Name of the dtype of its inputs.
+        x: The result of `probes`.
     """
     try:
-        return np.asarray(called(function, probes(shape, dtype)))
+        return np.asarray(called(function, x))
     except (ValueError, tf.errors.OpError):
         # A network of images of any size may be too deep for small ones.
         return None
@@ -220,10 +219,8 @@ def probes(shape: tuple[int | None, ...], dtype: str) -> np.ndarray:
     """
     random = np.random.default_rng(0)
     sizes = [32 if size is None else size for size in shape]
-    pixels = random.random((24, *sizes))
-    ranges = np.concatenate(
-        [pixels[:8], pixels[8:16] * 255, pixels[16:] * 2 - 1]
-    )
+    pixels = random.random((12, *sizes))
+    ranges = np.concatenate([pixels[:4], pixels[4:8] * 255, pixels[8:] * 2 - 1])
     if "float" in dtype:
         return ranges.astype("float32")
     return np.abs(ranges).round().astype("float32")

@@ -10,15 +10,22 @@ import tensorflow as tf
 
 from tfsam.models import graphs
 from tfsam.models import outputs
+from tfsam.models import signatures
 from tfsam.models.functions import in_batches_of
 from tfsam.models.probabilities import class_logits
 from tfsam.models.probabilities import explain
 from tfsam.models.probabilities import for_probes
+from tfsam.models.probabilities import probes
 from tfsam.models.probabilities import seem_probabilities
 from tfsam.models.records import Classifier
 from tfsam.models.signatures import Choice
 from tfsam.models.signatures import Signature
 from tfsam.support import files
+
+_LOST = (
+    "it has gradients of its own that were not stored: those of its operations "
+    "are used"
+)
 
 
 class SignatureFunction:
@@ -32,6 +39,7 @@ class SignatureFunction:
         owner: Object that keeps the variables alive.
         probabilities: None to return the outputs, else whether they are
             probabilities, not logits, of which logits are made.
+        rounding: Relative rounding error of half precision, or 0.
     """
 
     def __init__(
@@ -41,12 +49,14 @@ class SignatureFunction:
         result: tf.TensorSpec,
         owner: Any,
         probabilities: bool | None = None,
+        rounding: float = 0.0,
     ) -> None:
         self._function = function
         self._spec = spec
         self.result = result
         self._owner = owner
         self._probabilities = probabilities
+        self.rounding = rounding
 
     def __call__(self, x: Any) -> tf.Tensor:
         """Returns the outputs or logits of a batch.
@@ -95,46 +105,31 @@ def of_choice(choice: Choice, owner: Any) -> Classifier:
     signature, position = choice.signature, choice.position
     spec, tensor = signature.spec, signature.function.outputs[position]
     dtype = tf.float64 if tensor.dtype == tf.float64 else tf.float32
-
-    def stored(shape: tf.TensorShape) -> SignatureFunction:
-        result = tf.TensorSpec(shape, dtype)
-        return SignatureFunction(
-            functools.partial(signature, position=position),
-            spec,
-            result,
-            owner,
-        )
-
-    sizes = {int(s[0]) for s in (spec.shape, tensor.shape) if s.rank and s[0]}
-    if len(sizes) > 1:
-        raise ValueError(
-            "the model must take a batch of images and return numbers for each "
-            f"of them. Received: images of shape {spec.shape} and outputs of "
-            f"shape {tensor.shape}"
-        )
-    own = stored(tensor.shape)
-    if tensor.shape.rank is None or None in tensor.shape[1:]:
-        # The graph does not tell.
-        measured = _for_probes(own, spec)
-        if measured is not None:
-            own = stored(tf.TensorShape([spec.shape[0], *measured.shape[1:]]))
-    classes = outputs.count_classes(own.result.shape, tensor.dtype.name)
+    stored = functools.partial(signature, position=position)
+    own = SignatureFunction(
+        stored, spec, tf.TensorSpec(tensor.shape, dtype), owner
+    )
+    measured = _for_probes(own, spec)
+    shape = tensor.shape if measured is None else measured.shape
+    classes = outputs.count_classes(shape, tensor.dtype.name)
     ended = _without_ending(signature, position, classes)
     logits, ends_in = "removed_ending", ended.ends_in
     if ends_in not in ("softmax", "sigmoid"):
-        measured = None if ends_in == "logits" else _for_probes(own, spec)
-        if measured is not None and seem_probabilities(measured):
-            logits = "log_probabilities"
-        else:
-            logits = "exact"
-            if "logits" in choice.name.lower():
-                ends_in = "logits"
+        logits = "exact"
+        if ends_in == "unknown" and measured is not None:
+            if seem_probabilities(measured):
+                logits = "log_probabilities"
+        if logits == "exact" and "logits" in choice.name.lower():
+            ends_in = "logits"
     function = SignatureFunction(
         ended.function,
         ended.spec,
-        tf.TensorSpec([own.result.shape[0], classes], dtype),
+        tf.TensorSpec(
+            [tensor.shape[0] if tensor.shape.rank else None, classes], dtype
+        ),
         owner,
         logits == "log_probabilities",
+        ended.rounding,
     )
     return Classifier(
         function=function,
@@ -152,18 +147,48 @@ def of_choice(choice: Choice, owner: Any) -> Classifier:
 def _for_probes(
     own: SignatureFunction, spec: tf.TensorSpec
 ) -> np.ndarray | None:
-    """Returns outputs for random images, None if these do not fit."""
+    """Returns outputs for random images, None if these do not fit.
+
+    Raises:
+        ValueError: If there is not one row for each image.
+    """
     if spec.shape.rank is None:
         return None
-    return for_probes(own, tuple(spec.shape[1:]), spec.dtype.name)
+    _check_batch(spec.shape, own.result.shape)
+    x = probes(tuple(spec.shape[1:]), spec.dtype.name)
+    found = for_probes(own, x)
+    if found is not None:
+        _check_batch(x.shape, found.shape)
+    return found
+
+
+def _check_batch(images: Any, results: Any) -> None:
+    """Checks the shape of images, and that of outputs, for the same batch."""
+    sizes = [shape[:1] for shape in map(tf.TensorShape, (images, results))]
+    if not sizes[0].is_compatible_with(sizes[1]):
+        raise ValueError(
+            "the model must take a batch of images and return numbers for each "
+            f"of them. Received: images of shape {images} and outputs of shape "
+            f"{results}"
+        )
 
 
 class _Ended(NamedTuple):
-    """A function, the spec of its images, how it ended, and notes."""
+    """A function without its ending.
+
+    Attributes:
+        function: Function from images to the values before the ending.
+        spec: Spec of the images.
+        ends_in: "softmax" or "sigmoid" if that was removed, else "logits" or
+            "unknown".
+        rounding: Relative rounding error of half precision, or 0.
+        notes: Notes about the change.
+    """
 
     function: Callable[[tf.Tensor], tf.Tensor]
     spec: tf.TensorSpec
     ends_in: str
+    rounding: float = 0.0
     notes: tuple[str, ...] = ()
 
 
@@ -172,7 +197,11 @@ def _without_ending(
 ) -> _Ended:
     """Returns a signature's function without its softmax or sigmoid."""
     function, spec = signature.function, signature.spec
-    image = function.inputs[signature.image].name
+    live = signature.live
+    if live is not None and spec.dtype.is_floating:
+        found = _in_place(live, signature, position, classes)
+        if found.ends_in != "unknown":
+            return found
     try:
         definition = graphs.inlined(function)
     except Exception as error:
@@ -181,7 +210,39 @@ def _without_ending(
             raise integers_error(spec.dtype.name) from error
         note = f"its graph could not be changed ({files.reason(error)})"
         stored = functools.partial(signature, position=position)
-        return _Ended(stored, spec, "unknown", (note,))
+        return _Ended(stored, spec, "unknown", notes=(note,))
+    return _by_import(signature, position, classes, definition)
+
+
+def _in_place(
+    live: Callable[[tf.Tensor], Any],
+    signature: Signature,
+    position: int,
+    classes: int,
+) -> _Ended:
+    """Does so by tracing the code again, which keeps custom gradients."""
+    output = signature.function.outputs[position]
+    found = graphs.before_ending(output, classes)
+
+    @tf.function(autograph=False, input_signature=[signature.spec])
+    def function(images: tf.Tensor) -> Any:
+        tensor = signatures.flat(live(images))[position]
+        ending = found and graphs.before_ending(tensor, classes)
+        return ending[0] if ending else tensor
+
+    ends_in = "logits" if graphs.ends_in_logits(output) else "unknown"
+    rounding = graphs.half_rounding(signature.function.graph.as_graph_def())
+    return _Ended(
+        function, signature.spec, found[1] if found else ends_in, rounding
+    )
+
+
+def _by_import(
+    signature: Signature, position: int, classes: int, definition: Any
+) -> _Ended:
+    """Does so by importing the part of the graph that is needed."""
+    function, spec = signature.function, signature.spec
+    image = function.inputs[signature.image].name
     if not spec.dtype.is_floating:
         definition = graphs.with_float_images(definition, image)
         if definition is None:
@@ -192,21 +253,23 @@ def _without_ending(
         for number, value in signature.values.items()
     }
     computing = graphs.imported(definition, function, values, spec, image)
-    whole = computing(function.outputs[position].name)
-    (output,) = whole.outputs
+    part, lost = computing(function.outputs[position].name)
+    (output,) = part.outputs
     if graphs.is_sorted(output):
         raise ValueError(
             "the model must return one number for each class, in the order of "
             "the classes. Received: the largest numbers, in their own order"
         )
     found = graphs.before_ending(output, classes)
-    if found is None:
-        logits = graphs.ends_in_logits(output)
-        return _Ended(whole, spec, "logits" if logits else "unknown")
-    tensor, kind = found
-    if tensor.op.type == "Placeholder":  # The images themselves.
-        return _Ended(tf.identity, spec, kind)
-    return _Ended(computing(graphs.stored_name(tensor)), spec, kind)
+    ends_in = "logits" if graphs.ends_in_logits(output) else "unknown"
+    if found is not None:
+        tensor, ends_in = found
+        if tensor.op.type == "Placeholder":  # The images themselves.
+            part = tf.identity
+        else:
+            part, lost = computing(graphs.stored_name(tensor))
+    rounding = graphs.half_rounding(definition)
+    return _Ended(part, spec, ends_in, rounding, (_LOST,) if lost else ())
 
 
 def integers_error(dtype: str) -> ValueError:

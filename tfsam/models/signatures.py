@@ -1,6 +1,7 @@
 """Signatures of SavedModels: the choice of the one that classifies images."""
 
 import dataclasses
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ class Signature:
         image: position of the images among its inputs.
         values: tensors for the other inputs, by position.
         outputs: its outputs, in the order of `function.outputs`.
+        live: the code that was traced, None for a stored function.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Signature:
     image: int
     values: dict[int, Any]
     outputs: tuple[Output, ...]
+    live: Callable[[tf.Tensor], Any] | None = None
 
     @property
     def spec(self) -> tf.TensorSpec:
@@ -48,8 +51,7 @@ class Signature:
         leaves[tensors[self.image]] = tf.cast(x, self.spec.dtype)
         positional, named = tf.nest.pack_sequence_as(args, leaves)
         found = self.function(*positional, **named)
-        flat = [leaf for leaf in tf.nest.flatten(found) if leaf is not None]
-        return flat[position]
+        return flat(found)[position]
 
 
 def describe(
@@ -121,10 +123,19 @@ def _value_in_inference(tensor: Any) -> Any:
 
 def _names(structure: Any) -> list[str]:
     """Returns the names of the outputs of a function."""
-    flat = [leaf for leaf in tf.nest.flatten(structure) if leaf is not None]
-    if isinstance(structure, dict) and len(structure) == len(flat):
+    count = len(flat(structure))
+    if isinstance(structure, dict) and len(structure) == count:
         return [str(key) for key in sorted(structure)]
-    return [f"output_{number}" for number in range(len(flat))]
+    return [f"output_{number}" for number in range(count)]
+
+
+def flat(structure: Any) -> list[Any]:
+    """Returns the tensors of a structure, in the order of a function's outputs.
+
+    Args:
+        structure: A structure of tensors and None.
+    """
+    return [leaf for leaf in tf.nest.flatten(structure) if leaf is not None]
 
 
 @dataclasses.dataclass(frozen=True)
