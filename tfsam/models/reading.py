@@ -48,7 +48,11 @@ class _Source(NamedTuple):
     @property
     def new(self) -> bool:
         """Whether Keras 3 wrote it."""
-        return bool(self.version and self.version.startswith("3"))
+        return _is_new(self.version)
+
+
+def _is_new(version: str | None) -> bool:
+    return bool(version and version.startswith("3"))
 
 
 def read(
@@ -125,7 +129,7 @@ def _hdf5(
         stored = file.attrs.get("model_config")
         if stored is None:
             raise ValueError(_without_model(file))
-        config = json.loads(hdf5_files.text(stored))
+        config = _needed(json.loads(hdf5_files.text(stored)), False)
         version = _attribute(file, "keras_version")
         source = _Source(
             path, ".h5", version, objects, _check(config, objects, trusted)
@@ -170,7 +174,7 @@ def _keras(
         stored = archives.read_json(archive, archives.CONFIG)
         metadata = archives.read_json(archive, archives.METADATA)
         version = metadata.get("keras_version")
-        config = _uncompiled(stored)
+        config = _needed(stored, _is_new(version))
         source = _Source(
             path, ".keras", version, objects, _check(config, objects, trusted)
         )
@@ -196,16 +200,22 @@ def _keras(
     )
 
 
-def _uncompiled(config: Any) -> Any:
-    """Leaves out losses, metrics and optimizers, which are not needed."""
+def _needed(config: Any, initializers: bool) -> Any:
+    """Leaves out losses, metrics and optimizers, which are not needed.
+
+    Args:
+        config: A configuration or a part of it.
+        initializers: Whether initializers are kept, though weights are stored.
+    """
     if isinstance(config, dict):
         return {
-            key: _uncompiled(value)
+            key: _needed(value, initializers)
             for key, value in config.items()
             if key != "compile_config"
+            and (initializers or not key.endswith("_initializer"))
         }
     if isinstance(config, list):
-        return [_uncompiled(value) for value in config]
+        return [_needed(value, initializers) for value in config]
     return config
 
 
@@ -213,7 +223,8 @@ def _check(
     config: Any, objects: dict[str, Any], trusted: tuple[str, ...]
 ) -> bool:
     """Checks a configuration; returns whether it needs code of its own."""
-    known = trusted_code.registered(objects)
+    known = trusted_code.registered_with_tf_keras()
+    known |= trusted_code.registered(objects)
     return trusted_code.check(config, known, trusted)
 
 

@@ -4,6 +4,7 @@ Only exact changes are made: the mended network computes the same function.
 Weights are stored beside a configuration, so initializers are left out.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
@@ -11,13 +12,11 @@ from typing import NamedTuple
 import keras
 
 from tfsam.models import stored_nodes
+from tfsam.models import stored_operations
 from tfsam.models import trusted_code
+from tfsam.models.stored_operations import Unsupported
 
 Config = dict[str, Any]
-
-
-class Unsupported(ValueError):
-    """Keras 3 has no equivalent of a part of a configuration."""
 
 
 class _Source(NamedTuple):
@@ -42,25 +41,48 @@ _CLASSES = {
     "GRUV2": "GRU",
     "LSTMV2": "LSTM",
 }
+# Layers that Keras 3 does not have.
+_KERAS_2 = (
+    "CuDNNGRU",
+    "CuDNNLSTM",
+    "DenseFeatures",
+    "LocallyConnected1D",
+    "LocallyConnected2D",
+    "RandomFourierFeatures",
+    *stored_operations.LAYERS,
+)
+# Layers of keras.applications, under the names that Keras 3 stores.
+_APPLICATIONS = {
+    "CustomScaleLayer": "keras.src.applications.inception_resnet_v2",
+    "LayerScale": "keras.src.applications.convnext",
+}
 # Layers that Keras 3 keeps for stored models alone.
 _LEGACY = ("AlphaDropout", "RandomHeight", "RandomWidth", "ThresholdedReLU")
 
-# Options that Keras 3 does not have, and the values that change nothing.
+# Options that Keras 3 does not have, with values that have no effect.
 _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "autocast": (True,),
+    "dynamic": (False,),
     "expects_training_arg": (True, False),
-    "fused": (None, True, False),
+    "fused": (True, False),
+    "groups": (1,),
     "implementation": (0, 1, 2),
     "ragged": (False,),
     "renorm": (False,),
+    "rng_type": ("stateful", "stateless", "legacy_stateful"),
+    "softmax_robust_masking": (False,),
+    "stateful": (False,),
     "time_major": (False,),
-    "virtual_batch_size": (None,),
+    "trainable": (True, False),
+    "unroll": (False,),
 }
-_NOT_GROUPED = (
-    "Conv2DTranspose",
-    "DepthwiseConv",
-    "SeparableConv",
-    "Conv3DTranspose",
+# Options that follow from the inputs.
+_DERIVED = (
+    "input_dim",
+    "input_length",
+    "key_shape",
+    "query_shape",
+    "value_shape",
 )
 _ACTIVATIONS = {
     "log_softmax_v2": "log_softmax",
@@ -99,22 +121,22 @@ def _layer(entry: Config, source: _Source) -> Config:
         config = {"name": "sequential", "layers": config}
     if not isinstance(config, dict):
         raise Unsupported(f"the configuration of {name} is no object")
-    key = trusted_code.layer_key(entry, source.objects)
     bare = name.rpartition(">")[2]
-    bare = bare if key else _CLASSES.get(bare, bare)
-    if "layers" in config and "input_layers" in config:
-        config = _functional(config, source)
-    elif bare == "Sequential" and isinstance(config.get("layers"), list):
-        config = _sequential(config, source)
-    elif key is None:
-        config = _stock(bare, config, source)
+    key = trusted_code.layer_key(entry, source.objects)
     place: Config = {"module": None, "class_name": bare, "registered_name": key}
     if key is None:
+        bare = _CLASSES.get(bare, bare)
         place = {
             "module": _module(bare, config),
             "class_name": bare,
             "registered_name": None,
         }
+    if "layers" in config and "input_layers" in config:
+        config = _functional(config, source)
+    elif bare == "Sequential" and isinstance(config.get("layers"), list):
+        config = _sequential(config, source)
+    elif place["module"] in ("keras.layers", "keras._legacy.layers"):
+        config = _stock(bare, config, source)
     rest: Config = {
         k: entry[k] for k in ("name", "inbound_nodes") if k in entry
     }
@@ -125,13 +147,17 @@ def _module(name: str, config: Config) -> str:
     """Returns the module of Keras 3 that has a class."""
     if name == "Sequential" or (name == "Model" and "input_layers" in config):
         return "keras"
+    if name in _APPLICATIONS:
+        return _APPLICATIONS[name]
     if name in _LEGACY:
         return "keras._legacy.layers"
     layer = getattr(keras.layers, name, None)
     if isinstance(layer, type) and issubclass(layer, keras.layers.Layer):
         return "keras.layers"
     owner = str(config.get("name", name))
-    if name in stored_nodes.KERAS_2_LAYERS:
+    if trusted_code.key(name, trusted_code.registered_with_tf_keras()):
+        raise Unsupported(f"layer {owner} is of {name}, a class of tf_keras")
+    if name in _KERAS_2:
         raise Unsupported(f"layer {owner} is of class {name}")
     raise trusted_code.unregistered(owner, name)
 
@@ -189,7 +215,9 @@ def _input_shape(entry: Config) -> list[Any] | None:
 def _functional(config: Config, source: _Source) -> Config:
     """Mends a functional model."""
     layers = [
-        stored_nodes.operation(layer) or _layer(layer, source)
+        layer
+        if layer.get("class_name") in stored_operations.LAYERS
+        else _layer(layer, source)
         for layer in config["layers"]
     ]
     found = config | {"layers": layers}
@@ -199,15 +227,11 @@ def _functional(config: Config, source: _Source) -> Config:
 
 def _stock(name: str, config: Config, source: _Source) -> Config:
     """Mends the configuration of one of Keras's own layers."""
-    found = {}
-    for key, value in config.items():
-        if key.endswith("_initializer") or key == "batch_input_shape":
-            continue
-        if key in _WITHOUT_EFFECT and _listed(value, _WITHOUT_EFFECT[key]):
-            continue
-        if key == "groups" and value == 1 and name.startswith(_NOT_GROUPED):
-            continue
-        found[key] = _value(key, value, source)
+    found = {
+        key: _value(key, value, source)
+        for key, value in config.items()
+        if not key.endswith("_initializer") and key != "batch_input_shape"
+    }
     if "name" in found:
         found["name"] = _plain(found["name"])
     if name == "InputLayer":
@@ -218,18 +242,52 @@ def _stock(name: str, config: Config, source: _Source) -> Config:
         found["axis"] = found["axis"][0]
     if name == "LeakyReLU" and "alpha" in found:
         found["negative_slope"] = found.pop("alpha")
-    if name == "MultiHeadAttention":
-        for key in ("query_shape", "key_shape", "value_shape"):
-            found.pop(key, None)
     if name == "GRU" and source.old:
         found.setdefault("reset_after", False)
     if name == "Lambda":
-        return _lambda(found, source)
+        found = _lambda(found, source)
+    known = _options(name)
+    return {
+        key: value
+        for key, value in found.items()
+        if key in known or not _has_no_effect(name, key, value)
+    }
+
+
+def _options(name: str) -> set[str]:
+    """Returns the options that a class of Keras 3 takes."""
+    found: set[str] = set()
+    layer = getattr(keras.layers, name, None)
+    if layer is None:
+        return {
+            "name",
+            "dtype",
+            "factor",
+            "interpolation",
+            "rate",
+            "seed",
+            "theta",
+        }
+    for parent in layer.__mro__:
+        parameters = inspect.signature(parent.__init__).parameters
+        found |= set(parameters)
+        # It takes those of its parents, too.
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            break
     return found
 
 
-def _listed(value: Any, values: tuple[Any, ...]) -> bool:
-    return any(value is found or value == found for found in values)
+def _has_no_effect(name: str, key: str, value: Any) -> bool:
+    """Returns whether an option that Keras 3 does not have may be left out.
+
+    Raises:
+        Unsupported: If it has an effect.
+    """
+    if value is None or key in _DERIVED:
+        return True
+    if any(value == found for found in _WITHOUT_EFFECT.get(key, ())):
+        return True
+    raise Unsupported(f"a layer {name} has the option {key}={value}")
 
 
 def _value(key: str, value: Any, source: _Source) -> Any:

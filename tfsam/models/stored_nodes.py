@@ -2,46 +2,24 @@
 
 from typing import Any
 
+from tfsam.models import stored_operations
+from tfsam.models.stored_operations import Unsupported
+
 Config = dict[str, Any]
-
-# Layers of Keras 2 that Keras 3 does not have.
-KERAS_2_LAYERS = frozenset(
-    {
-        "ClassMethod",
-        "ConvLSTM2DCell",
-        "CuDNNGRU",
-        "CuDNNLSTM",
-        "DenseFeatures",
-        "InstanceMethod",
-        "InstanceProperty",
-        "LocallyConnected1D",
-        "LocallyConnected2D",
-        "PeepholeLSTMCell",
-        "RandomFourierFeatures",
-        "SlicingOpLambda",
-        "TFOpLambda",
-        "TensorFlowOpLayer",
-    }
-)
-
-
-def operation(entry: Config) -> Config | None:
-    """Returns a TensorFlow operation as one of Keras 3, or None.
-
-    Args:
-        entry: The configuration of a layer.
-    """
-    return None
 
 
 def connected(config: Config) -> Config:
     """Rewrites the connections of a functional model for Keras 3.
 
     Args:
-        config: The configuration of the model, whose layers are mended.
+        config: The configuration of the model. Its layers are mended, except
+            for operations of TensorFlow.
 
     Returns:
         The configuration, with all names without slashes.
+
+    Raises:
+        Unsupported: If Keras 3 has no equivalent of an operation or a call.
     """
     layers = config["layers"]
     old = any(
@@ -54,8 +32,12 @@ def connected(config: Config) -> Config:
     first = _first_nodes(layers)
     found = []
     for layer in layers:
-        nodes = [_node(node, first) for node in layer.get("inbound_nodes", [])]
         name = layer["name"].replace("/", "_")
+        if layer["class_name"] in stored_operations.LAYERS:
+            layer = stored_operations.translated(
+                layer, first, lambda place: _tensor(place, first)
+            )
+        nodes = [_node(node, first) for node in layer.get("inbound_nodes", [])]
         found.append(layer | {"name": name, "inbound_nodes": nodes})
     ends = {
         key: _ends(
@@ -100,6 +82,9 @@ def _node(node: Any, first: dict[str, int]) -> Config:
     tensors = [node] if node and isinstance(node[0], str) else node
     args = [_tensor(tensor, first) for tensor in tensors]
     options = tensors[0][3] if tensors and len(tensors[0]) > 3 else {}
+    if options.get("training"):
+        # Keras 3 lets the caller of the model decide.
+        raise Unsupported("a layer is always called in training mode")
     kwargs = {key: _argument(value, first) for key, value in options.items()}
     return {"args": args if len(args) == 1 else [args], "kwargs": kwargs}
 

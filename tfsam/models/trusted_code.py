@@ -39,11 +39,13 @@ def registered(custom_objects: Mapping[str, Any] | None) -> dict[str, Any]:
     Args:
         custom_objects: More of them, by name.
     """
-    found = dict(keras.saving.get_custom_objects())
-    legacy = sys.modules.get("tf_keras")
-    if legacy is not None:
-        found = legacy.saving.get_custom_objects() | found
-    return found | dict(custom_objects or {})
+    return keras.saving.get_custom_objects() | dict(custom_objects or {})
+
+
+def registered_with_tf_keras() -> dict[str, Any]:
+    """Returns the classes and functions registered with tf_keras."""
+    library = sys.modules.get("tf_keras")
+    return library.saving.get_custom_objects() if library else {}
 
 
 def key(name: Any, objects: Mapping[str, Any]) -> str | None:
