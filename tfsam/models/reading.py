@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
+import h5py
 import keras
 
 from tfsam.models import archives
@@ -34,16 +36,18 @@ class _Source(NamedTuple):
     Attributes:
         path: Its path.
         suffix: The suffix by which Keras knows its format.
+        config: The configuration of its model.
         version: The version of Keras that wrote it, or None.
         objects: Classes and functions by name, given by the user.
-        unsafe: Whether the user trusts code that it holds.
+        trusted: Names of layers whose stored code may run.
     """
 
     path: pathlib.Path
     suffix: str
+    config: dict[str, Any]
     version: str | None
     objects: dict[str, Any]
-    unsafe: bool
+    trusted: tuple[str, ...]
 
     @property
     def new(self) -> bool:
@@ -131,20 +135,22 @@ def _hdf5(
             raise ValueError(_without_model(file))
         config = _needed(json.loads(hdf5_files.text(stored)), False)
         version = _attribute(file, "keras_version")
-        source = _Source(
-            path, ".h5", version, objects, _check(config, objects, trusted)
-        )
+        source = _Source(path, ".h5", config, version, objects, trusted)
 
         def build(place: pathlib.Path) -> keras.Model:
+            found, unsafe = _for_keras_3(source)
             model = keras.saving.deserialize_keras_object(
-                _mended(config, source),
-                objects,
-                safe_mode=not source.unsafe,
+                found, objects, safe_mode=not unsafe
             )
             ordered_weights.assign(model, file["model_weights"])
             return model
 
-        model, reader, notes = _first(build, source)
+        def rewrite(place: pathlib.Path) -> None:
+            shutil.copyfile(path, place)
+            with h5py.File(place, "r+") as copy:
+                copy.attrs["model_config"] = json.dumps(config)
+
+        model, reader, notes = _first(build, rewrite, source)
         writer = _writer(version, _attribute(file, "backend"))
     return Stored(
         model=model,
@@ -175,21 +181,22 @@ def _keras(
         metadata = archives.read_json(archive, archives.METADATA)
         version = metadata.get("keras_version")
         config = _needed(stored, _is_new(version))
-        source = _Source(
-            path, ".keras", version, objects, _check(config, objects, trusted)
-        )
+        source = _Source(path, ".keras", config, version, objects, trusted)
 
         def build(place: pathlib.Path) -> keras.Model:
-            found = _mended(config, source)
+            found, unsafe = _for_keras_3(source)
             if found == stored and path.is_file():
                 place.symlink_to(path.absolute())
             else:
                 archives.with_config(archive, found, place)
             return keras.saving.load_model(
-                place, objects, compile=False, safe_mode=not source.unsafe
+                place, objects, compile=False, safe_mode=not unsafe
             )
 
-        model, reader, notes = _first(build, source)
+        def rewrite(place: pathlib.Path) -> None:
+            archives.with_config(archive, config, place)
+
+        model, reader, notes = _first(build, rewrite, source)
     return Stored(
         model=model,
         format="keras",
@@ -219,30 +226,30 @@ def _needed(config: Any, initializers: bool) -> Any:
     return config
 
 
-def _check(
-    config: Any, objects: dict[str, Any], trusted: tuple[str, ...]
-) -> bool:
-    """Checks a configuration; returns whether it needs code of its own."""
-    known = trusted_code.registered_with_tf_keras()
-    known |= trusted_code.registered(objects)
-    return trusted_code.check(config, known, trusted)
+def _for_keras_3(source: _Source) -> tuple[dict[str, Any], bool]:
+    """Returns the configuration for Keras 3, which runs no code of others.
 
-
-def _mended(config: dict[str, Any], source: _Source) -> dict[str, Any]:
-    """Mends a configuration of Keras 1 or 2."""
-    if source.suffix == ".keras" and source.new:
-        return config
+    Returns:
+        The configuration, and whether it has code that the user trusts.
+    """
     known = trusted_code.registered(source.objects)
-    return stored_configs.mended(config, source.version, known)
+    config = source.config
+    if source.suffix == ".h5" or not source.new:
+        config = stored_configs.mended(config, source.version, known)
+    return config, trusted_code.check(config, known, source.trusted)
 
 
 def _first(
-    build: Callable[[pathlib.Path], keras.Model], source: _Source
+    build: Callable[[pathlib.Path], keras.Model],
+    rewrite: Callable[[pathlib.Path], None],
+    source: _Source,
 ) -> tuple[Any, str, tuple[str, ...]]:
     """Reads a model by Keras 3, or by tf_keras where that fails.
 
     Args:
         build: The reading by Keras 3. It takes a path for a temporary file.
+        rewrite: Function that writes the file with `source.config`, the only
+            configuration that is checked.
         source: Facts about the file.
 
     Returns:
@@ -259,7 +266,7 @@ def _first(
             if source.new:
                 raise
             place.unlink(missing_ok=True)
-            place.symlink_to(source.path.absolute())
+            rewrite(place)
             return _by_tf_keras(place, source, error)
     note = f"Keras {source.version} wrote it, and Keras 3 reads it mended"
     return model, "keras", () if source.new else (note,)
@@ -274,9 +281,11 @@ def _by_tf_keras(
         raise ValueError(f"{_LEGACY} (Keras 3: {reason})") from error
     import tf_keras
 
+    known = trusted_code.registered_with_tf_keras() | source.objects
+    unsafe = trusted_code.check(source.config, known, source.trusted)
     try:
         model = tf_keras.models.load_model(
-            place, source.objects, compile=False, safe_mode=not source.unsafe
+            place, source.objects, compile=False, safe_mode=not unsafe
         )
     except Exception as other:
         # It, too, raises whatever a layer raises.

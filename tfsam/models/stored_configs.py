@@ -127,7 +127,7 @@ def _layer(entry: Config, source: _Source) -> Config:
     if key is None:
         bare = _CLASSES.get(bare, bare)
         place = {
-            "module": _module(bare, config),
+            "module": _module(entry, bare, config),
             "class_name": bare,
             "registered_name": None,
         }
@@ -143,8 +143,11 @@ def _layer(entry: Config, source: _Source) -> Config:
     return {**place, "config": config, **rest}
 
 
-def _module(name: str, config: Config) -> str:
+def _module(entry: Config, name: str, config: Config) -> str:
     """Returns the module of Keras 3 that has a class."""
+    owner = str(config.get("name", name))
+    if not trusted_code.is_of_keras(entry.get("module")):
+        raise trusted_code.unregistered(owner, f"{entry['module']}.{name}")
     if name == "Sequential" or (name == "Model" and "input_layers" in config):
         return "keras"
     if name in _APPLICATIONS:
@@ -154,7 +157,6 @@ def _module(name: str, config: Config) -> str:
     layer = getattr(keras.layers, name, None)
     if isinstance(layer, type) and issubclass(layer, keras.layers.Layer):
         return "keras.layers"
-    owner = str(config.get("name", name))
     if trusted_code.key(name, trusted_code.registered_with_tf_keras()):
         raise Unsupported(f"layer {owner} is of {name}, a class of tf_keras")
     if name in _KERAS_2:
@@ -321,36 +323,39 @@ def _activation(value: Any, source: _Source) -> Any:
 
 
 def _lambda(config: Config, source: _Source) -> Config:
-    """Mends a Lambda layer, which has been trusted or registered."""
-    entry = {"class_name": "Lambda", "config": config}
-    key = trusted_code.lambda_key(entry, source.objects)
+    """Mends a Lambda layer, whose code is checked later."""
     found = {
-        k: v
-        for k, v in config.items()
-        if k
-        not in (
-            "module",
-            "function_type",
-            "output_shape_type",
-            "output_shape_module",
-        )
+        key: value
+        for key, value in config.items()
+        if key not in ("function_type", "module")
+        and not key.startswith("output_shape_")
     }
+    key = trusted_code.lambda_key(config, source.objects)
     if key is not None:
-        found["function"] = {
-            "module": None,
-            "class_name": "function",
-            "config": key,
-            "registered_name": key,
-        }
-        if config.get("output_shape_type") == "lambda":
-            del found["output_shape"]
+        found["function"] = _function(key)
     elif isinstance(config.get("function"), list):
-        code, defaults, closure = config["function"]
-        found["function"] = {
-            "class_name": "__lambda__",
-            "config": {"code": code, "defaults": defaults, "closure": closure},
-        }
+        found["function"] = _code(config["function"])
+    elif isinstance(config.get("function"), str):
+        found["function"] = _function(config["function"])
+    if config.get("output_shape_type") == "lambda":
+        # Keras 3 infers the shape.
+        del found["output_shape"]
     return found
+
+
+def _function(name: str) -> Config:
+    return {
+        "module": None,
+        "class_name": "function",
+        "config": name,
+        "registered_name": name,
+    }
+
+
+def _code(function: list[Any]) -> Config:
+    code, defaults, closure = function
+    config = {"code": code, "defaults": defaults, "closure": closure}
+    return {"class_name": "__lambda__", "config": config}
 
 
 def _plain(name: Any) -> str:

@@ -1,5 +1,6 @@
 """Check that a stored configuration runs no code but Keras's and the user's."""
 
+import re
 import sys
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -7,17 +8,18 @@ from typing import Any
 
 import keras
 
-# A function may come from these modules of Keras. Others, such as keras.utils,
-# have functions that fetch and write files.
-_FUNCTION_MODULES = (
-    "activations",
-    "constraints",
-    "initializers",
-    "losses",
-    "metrics",
-    "ops",
-    "regularizers",
+# Modules of Keras with layers, and those with functions that map tensors.
+# Others, such as keras.utils, have functions that fetch and write files.
+_FUNCTIONS = (
+    "activations|constraints|initializers|losses|metrics|ops|regularizers"
 )
+_CLASSES = (
+    f"{_FUNCTIONS}|_legacy|applications|dtype_policies|engine|layers|legacy|"
+    "mixed_precision|models|optimizers|quantizers|random"
+)
+_FUNCTION_MODULE = re.compile(rf"keras\.(src\.)?({_FUNCTIONS})(\.\w+)*")
+_CLASS_MODULE = re.compile(rf"(tf_)?keras(\.(src\.)?({_CLASSES})(\.\w+)*)?")
+
 # Layers that run a program stored in the configuration or named by it.
 _PROGRAMS = (
     "FlaxLayer",
@@ -25,12 +27,31 @@ _PROGRAMS = (
     "Lambda",
     "TFSMLayer",
     "TorchModuleWrapper",
+    "__lambda__",
 )
-_KERAS = ("keras", "tf_keras")
+# Values without code. Keras resolves a class by its kind where an entry has no
+# module.
+_VALUES = (
+    "__bytes__",
+    "__ellipsis__",
+    "__keras_tensor__",
+    "__numpy__",
+    "__slice__",
+    "__tensor__",
+)
 
 
 class Untrusted(ValueError):
     """A model holds code that nobody has trusted or registered."""
+
+
+def is_of_keras(module: Any) -> bool:
+    """Returns whether a stored module is one of Keras's with layers.
+
+    Args:
+        module: The module of a class. Old configurations have none.
+    """
+    return module is None or bool(_CLASS_MODULE.fullmatch(str(module)))
 
 
 def registered(custom_objects: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -45,7 +66,7 @@ def registered(custom_objects: Mapping[str, Any] | None) -> dict[str, Any]:
 def registered_with_tf_keras() -> dict[str, Any]:
     """Returns the classes and functions registered with tf_keras."""
     library = sys.modules.get("tf_keras")
-    return library.saving.get_custom_objects() if library else {}
+    return dict(library.saving.get_custom_objects()) if library else {}
 
 
 def key(name: Any, objects: Mapping[str, Any]) -> str | None:
@@ -88,145 +109,128 @@ def check(
 ) -> bool:
     """Checks that a configuration names no code of others.
 
-    Nothing is imported or built.
+    Nothing is imported or built. Names are resolved as Keras resolves them.
 
     Args:
-        config: The configuration of a model.
+        config: The configuration of a model, as Keras will be given it.
         objects: The classes and functions that the user has registered.
         trusted: Names of layers whose code may run.
 
     Returns:
-        Whether code of a trusted layer is needed, so that Keras's safe mode
-        would refuse it.
+        Whether code of a trusted layer is needed, which Keras's safe mode
+        would refuse.
 
     Raises:
         Untrusted: If it has a Lambda layer, or another layer with a program,
-            that is not trusted; or a class or a function of another library
-            that is not registered.
+            that is neither trusted nor registered; a class or a function of
+            another library that is not registered; or the path of a file.
     """
     unsafe = False
-    for entry, owner in _entries(config, ""):
+    for entry, owner in _entries(config):
         if owner in trusted:
-            unsafe = unsafe or entry["class_name"] in (*_PROGRAMS, "__lambda__")
-            continue
-        if not _is_registered(entry, objects):
-            _check_entry(entry, owner, objects)
+            unsafe = unsafe or entry["class_name"] in _PROGRAMS
+        elif entry["class_name"] == "function":
+            _check_function(entry, owner, objects)
+        else:
+            _check_class(entry, owner, objects)
     return unsafe
 
 
-def _entries(config: Any, owner: str) -> Iterator[tuple[dict[str, Any], str]]:
+def _entries(config: Any) -> Iterator[tuple[dict[str, Any], str]]:
     """Yields each object of a configuration with the name of its layer."""
-    stack = [(config, owner)]
+    stack: list[tuple[Any, str]] = [(config, "")]
     while stack:
         found, owner = stack.pop()
-        if isinstance(found, dict):
-            inner = found.get("config")
-            if isinstance(found.get("class_name"), str):
-                if isinstance(inner, dict) and isinstance(
-                    inner.get("name"), str
-                ):
-                    owner = inner["name"]
-                yield found, owner
-            if isinstance(found.get("vocabulary"), str):
-                raise Untrusted(
-                    f"layer {owner} reads another file, "
-                    f"{found['vocabulary'][:80]}"
-                )
-            stack += [(value, owner) for value in found.values()]
-        elif isinstance(found, list):
+        if isinstance(found, list):
             stack += [(value, owner) for value in found]
+        if not isinstance(found, dict):
+            continue
+        if "class_name" in found:
+            inner = found.get("config")
+            name = inner.get("name") if isinstance(inner, dict) else None
+            owner = name if isinstance(name, str) else owner
+            yield found, owner
+        if isinstance(found.get("vocabulary"), str):
+            raise Untrusted(
+                f"layer {owner} reads a file, {found['vocabulary'][:80]}"
+            )
+        stack += [(value, owner) for value in found.values()]
 
 
-def _is_registered(entry: dict[str, Any], objects: Mapping[str, Any]) -> bool:
-    if entry["class_name"] == "function":
-        return key(entry.get("config"), objects) is not None
-    return layer_key(entry, objects) is not None
-
-
-def _check_entry(
+def _check_function(
     entry: dict[str, Any], owner: str, objects: Mapping[str, Any]
 ) -> None:
-    name, module = entry["class_name"], entry.get("module")
-    if name == "Lambda":
-        if lambda_key(entry, objects) is None:
-            raise Untrusted(
-                f"layer {owner} is a Lambda layer, whose code could do "
-                f"anything: add --trust={owner} if you trust the file, or "
-                "register its function by --import=MODULE"
-            )
+    """Accepts registered functions, and functions of Keras that map tensors."""
+    name, module = entry.get("config"), entry.get("module")
+    if _is_key(name, objects):
         return
-    if name == "__lambda__" or name in _PROGRAMS:
-        raise Untrusted(
-            f"layer {owner} holds a program ({name}), which could do anything: "
-            f"add --trust={owner} if you trust the file"
-        )
-    check_place = _check_function if name == "function" else _check_class
-    if name.startswith("__") and name != "__typespec__":
+    # Keras looks for a function of builtins among its activations and the like.
+    if module in (None, "builtins") or _FUNCTION_MODULE.fullmatch(str(module)):
         return
-    check_place(entry, owner, module)
+    raise unregistered(owner, f"{module}.{name}", "function")
 
 
-def _check_function(entry: dict[str, Any], owner: str, module: Any) -> None:
-    """Accepts a function of Keras that maps tensors."""
-    if module in (None, "builtins"):
-        return
-    parts = str(module).split(".")
-    inside = parts[2] if parts[1:2] == ["src"] and len(parts) > 2 else ""
-    if parts[0] in _KERAS and (
-        inside in _FUNCTION_MODULES
-        or (len(parts) > 1 and parts[1] in _FUNCTION_MODULES)
-    ):
-        return
-    raise Untrusted(
-        _unregistered(owner, "function", f"{module}.{entry.get('config')}")
-    )
-
-
-def _check_class(entry: dict[str, Any], owner: str, module: Any) -> None:
-    """Accepts a class of Keras, or one that is looked up by its kind."""
+def _check_class(
+    entry: dict[str, Any], owner: str, objects: Mapping[str, Any]
+) -> None:
+    """Accepts registered classes, and classes of Keras that hold no program."""
     name = entry["class_name"]
-    if "module" not in entry:
+    if name in _VALUES or _is_key(entry.get("registered_name", name), objects):
         return
-    if str(module).split(".")[0] in (*_KERAS, "keras_hub", "keras_cv"):
-        if name[:1].isupper():
+    if name in _PROGRAMS:
+        if name == "Lambda" and _is_registered(entry["config"], objects):
             return
-    raise Untrusted(_unregistered(owner, "class", f"{name} ({module})"))
+        raise Untrusted(
+            f"layer {owner} holds code ({name}), which could do anything: add "
+            f"--trust={owner} if you trust the file, or register its function "
+            "by --import=MODULE"
+        )
+    module = entry.get("module", "keras")
+    if str(name)[:1].isupper() and _CLASS_MODULE.fullmatch(str(module)):
+        return
+    raise unregistered(owner, f"{name} ({module})")
 
 
-def _unregistered(owner: str, kind: str, name: str) -> str:
-    return (
+def _is_registered(config: dict[str, Any], objects: Mapping[str, Any]) -> bool:
+    """Returns whether the functions of a Lambda layer are the user's own."""
+    function = config.get("function")
+    if isinstance(function, dict) and function["class_name"] == "function":
+        function = function["config"]
+    # Keras 2 stores the code of a shape as a list or as text.
+    has_code = config.get("output_shape_type") == "lambda"
+    return _is_key(function, objects) and not has_code
+
+
+def _is_key(name: Any, objects: Mapping[str, Any]) -> bool:
+    return isinstance(name, str) and name in objects
+
+
+def unregistered(owner: str, name: str, kind: str = "class") -> Untrusted:
+    """Makes the error of a class or function that is not registered.
+
+    Args:
+        owner: Name of the layer that needs it.
+        name: Its name.
+        kind: "class" or "function".
+    """
+    return Untrusted(
         f"layer {owner} needs the {kind} {name}, which is not registered: add "
         "--import=MODULE with the module that registers it, or pass "
         "custom_objects"
     )
 
 
-def unregistered(owner: str, name: str) -> Untrusted:
-    """Makes the error of a class that is not registered.
-
-    Args:
-        owner: Name of the layer.
-        name: Name of the class.
-    """
-    return Untrusted(_unregistered(owner, "class", name))
-
-
-def lambda_key(entry: dict[str, Any], objects: Mapping[str, Any]) -> str | None:
+def lambda_key(config: Mapping[str, Any], objects: Mapping[str, Any]) -> Any:
     """Returns the key of the registered function of a Lambda layer, or None.
 
     A function registered under the name of the layer takes the place of code
     that the file holds.
 
     Args:
-        entry: Configuration of the layer, with its class.
+        config: Configuration of the layer.
         objects: The registered objects.
     """
-    config = entry.get("config") or {}
-    function: Any = config.get("function")
+    function = config.get("function")
     if isinstance(function, dict):
         function = function.get("config")
-    for name in (function, config.get("name")):
-        found = key(name, objects)
-        if found is not None:
-            return found
-    return None
+    return key(function, objects) or key(config.get("name"), objects)
