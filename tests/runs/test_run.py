@@ -121,7 +121,7 @@ def test_artifacts(finished):
     assert set(artifacts) == {
         *("config.json", "evaluation", "history.csv", "model.keras"),
         *("saved_model", "tensorboard", "robustness.png", "examples.png"),
-        *("examples.npz", "log.txt"),
+        *("examples.npz", "log.txt", "classes.txt"),
     }
     for name in artifacts:
         assert (workdir / name).exists()

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Collection
 from collections.abc import Mapping
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,18 @@ from tfsam.data.images import as_float
 from tfsam.data.options import Options
 
 _MOST_CLASSES = 100_000  # A larger label is a mistake, not a class.
+
+
+class _Part(NamedTuple):
+    """Checked images and labels, and the number of their classes."""
+
+    x: np.ndarray
+    y: np.ndarray
+    classes: int
+
+    def where(self, chosen: np.ndarray) -> "_Part":
+        """Returns the chosen examples."""
+        return _Part(self.x[chosen], self.y[chosen], self.classes)
 
 
 def images(arrays: Mapping[str, Any], options: Options) -> Images:
@@ -32,26 +45,42 @@ def images(arrays: Mapping[str, Any], options: Options) -> Images:
     Raises:
         ValueError: if arrays are missing, of another form, or do not fit.
     """
-    parts = _parts(arrays, options)
-    x = {
-        split: _checked_pixels(*x_part) for split, (x_part, _) in parts.items()
-    }
-    y, classes = {}, 0
-    for split, ((pixels, _), (labels, name)) in parts.items():
-        y[split], count = _checked_labels(labels, name, len(pixels))
-        classes = max(classes, count)
-    if "train" in x:
-        _check_alike(x, y, classes)
-    elif options.part == "test" and "y_train" in arrays:
-        known = np.asarray(
-            arrays["y_train"]
-        )  # May name more classes than y_test.
-        classes = max(classes, _checked_labels(known, "y_train")[1])
+    missing = _missing(arrays, options)
+    if missing:
+        raise refusal(
+            f"a source must return {_expected(options)}",
+            f"{', '.join(arrays)} without {', '.join(missing)}",
+        )
+    notes: tuple[str, ...] = ()
+    if "x_test" in arrays:
+        train, test = None, _part(arrays, "_test")
+        if options.part == "all":
+            train = _part(arrays, "_train")
+    else:
+        whole = _part(arrays, "")
+        groups = whole.y if options.tests_all else splitting.of_arrays(whole.x)
+        is_test = options.split(whole.y, groups)
+        train, test = whole.where(~is_test), whole.where(is_test)
+        notes = (options.note("the file", is_test),)
+    classes = test.classes
+    if options.part == "all" and train is not None:
+        _check_alike(train, test)
+        classes = max(classes, train.classes)
+    elif "y_train" in arrays:  # May have more classes than y_test.
+        _, known = _checked_labels(np.asarray(arrays["y_train"]), "y_train")
+        classes = max(classes, known)
+    train = train or test.where(np.zeros(len(test.y), bool))
     names = _names(arrays.get("class_names"), classes, options)
-    test = Images("", x["test"][:0], y["test"][:0], x["test"], y["test"], names)
-    if "train" not in x:
-        return test
-    return test._replace(x_train=x["train"], y_train=y["train"])
+    return Images("", train.x, train.y, test.x, test.y, names, notes)
+
+
+def _part(arrays: Mapping[str, Any], suffix: str) -> _Part:
+    """Checks the images and labels whose names have a suffix."""
+    x, y = f"x{suffix}", f"y{suffix}"
+    pixels = _checked_pixels(np.asarray(arrays[x]), x)
+    return _Part(
+        pixels, *_checked_labels(np.asarray(arrays[y]), y, len(pixels))
+    )
 
 
 def resized(images: Images, options: Options) -> Images:
@@ -134,57 +163,24 @@ def _missing(names: Collection[str], options: Options) -> list[str]:
     return [name for name in needed if name not in names]
 
 
-# The arrays of a part, each with its name: ((name, x), (name, y)).
-_Part = tuple[tuple[np.ndarray, str], tuple[np.ndarray, str]]
-
-
-def _parts(arrays: Mapping[str, Any], options: Options) -> dict[str, _Part]:
-    """Returns the arrays of train and test, or of test alone."""
-    missing = _missing(arrays, options)
-    if missing:
-        raise refusal(
-            f"a source must return {_expected(options)}",
-            f"{', '.join(arrays)} without {', '.join(missing)}",
-        )
-    if "x_test" in arrays:
-        splits = ("test",) if options.part == "test" else ("train", "test")
-        return {
-            split: (
-                (np.asarray(arrays[f"x_{split}"]), f"x_{split}"),
-                (np.asarray(arrays[f"y_{split}"]), f"y_{split}"),
-            )
-            for split in splits
-        }
-    x, y = np.asarray(arrays["x"]), np.asarray(arrays["y"])
-    labels, _ = _checked_labels(y, "y", len(x))
-    groups = splitting.of_arrays(x) if not options.tests_all else labels
-    is_test = options.split(labels, groups)
-    test = ((x[is_test], "x"), (y[is_test], "y"))
-    if options.part == "test":
-        return {"test": test}
-    return {"train": ((x[~is_test], "x"), (y[~is_test], "y")), "test": test}
-
-
-def _check_alike(
-    x: Mapping[str, np.ndarray], y: Mapping[str, np.ndarray], classes: int
-) -> None:
+def _check_alike(train: _Part, test: _Part) -> None:
     """Checks that the training and the test part fit each other."""
-    shape = x["train"].shape[1:]
-    if shape != x["test"].shape[1:]:
+    shape = train.x.shape[1:]
+    if shape != test.x.shape[1:]:
         raise refusal(
-            f"x_test must have images of shape {shape}", x["test"].shape[1:]
+            f"x_test must have images of shape {shape}", test.x.shape[1:]
         )
-    if x["train"].dtype != x["test"].dtype:
+    if train.x.dtype != test.x.dtype:
         raise refusal(
-            f"x_test must be {x['train'].dtype} like x_train", x["test"].dtype
+            f"x_test must be {train.x.dtype} like x_train", test.x.dtype
         )
-    if len(np.unique(y["train"])) < 2:
+    if len(np.unique(train.y)) < 2:
         raise refusal("y_train must hold two classes or more", "one class")
-    largest = int(y["train"].max())
-    if y["test"].max() > largest:
+    largest = int(train.y.max())
+    if test.y.max() > largest:
         raise refusal(
             f"y_test must not exceed y_train's largest label, {largest}",
-            y["test"].max(),
+            test.y.max(),
         )
 
 

@@ -83,7 +83,8 @@ def write(path: pathlib.Path, names: Collection[str]) -> None:
         path: the file.
         names: the names, in the network's order.
     """
-    files.write_atomically(path, "".join(f"{name}\n" for name in names))
+    lines = [" ".join(name.split()) for name in names]
+    files.write_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -51,7 +51,10 @@ def load(
         for name, side in (("train", ~is_test), ("test", is_test))
     )
     chosen = np.concatenate([train, test])
-    size, notes = _size(listing, options)
+    paths = [entry.path for entry in listing.entries]
+    size, notes = stacks.size_of(
+        paths, stacks.opened_file, listing.source, options
+    )
     stack, reasons = _stack(listing, chosen, size, options, cache_dir)
     good = stack["channels"] != stacks.BAD
     bad = np.array(_names(listing))[chosen[~good]].tolist()
@@ -86,7 +89,10 @@ def decided(listing: listings.Listing, options: Options) -> listings.Listing:
         groups = np.arange(len(paths))
         if not options.tests_all:
             groups = splitting.of_files(paths)
-        listing = listing.assigned(options.split(labels, groups))
+        is_test = options.split(labels, groups)
+        note = options.note(listing.source, is_test)
+        listing = listing.assigned(is_test)
+        listing = listing._replace(notes=(*listing.notes, note))
     return listing.of(listings.TEST) if options.part == "test" else listing
 
 
@@ -109,24 +115,6 @@ def _stat(path: str) -> os.stat_result | None:
         return os.stat(path)
     except OSError:
         return None
-
-
-def _size(
-    listing: listings.Listing, options: Options
-) -> tuple[resizing.Size, list[str]]:
-    """Returns the size for all images, and a note where it was chosen."""
-    if options.size is not None:
-        return options.size, []
-    paths = [entry.path for entry in listing.entries]
-    sizes = stacks.sizes(paths, stacks.opened_file, listing.source)
-    size = resizing.common_size(sizes, listing.source)
-    if set(sizes) == {size}:
-        return size, []
-    height, width = size
-    return size, [
-        f"images of {len(set(sizes))} sizes are resized to {height} x {width} "
-        f"({options.resize})"
-    ]
 
 
 def _stack(

@@ -27,6 +27,7 @@ class Options(NamedTuple):
 
     Attributes:
         size: height and width, None for the images' own.
+        network_size: the size that files get where `size` is None.
         resize: one of `resizing.WAYS`.
         test_fraction: of images that are not split; None is the default, and
             takes all of them where the test part alone is read.
@@ -37,6 +38,7 @@ class Options(NamedTuple):
     """
 
     size: resizing.Size | None = None
+    network_size: resizing.Size | None = None
     resize: str = "crop"
     test_fraction: float | None = None
     bad_images: str = "skip"
@@ -61,13 +63,36 @@ class Options(NamedTuple):
         """
         if self.tests_all:
             return np.ones(len(labels), bool)
-        fraction = self.test_fraction or splitting.FRACTION
-        return splitting.stratified(labels, groups, fraction, self.seed)
+        return splitting.stratified(labels, groups, self._fraction, self.seed)
+
+    @property
+    def _fraction(self) -> float:
+        return self.test_fraction or splitting.FRACTION
+
+    def note(self, source: object, is_test: np.ndarray) -> str:
+        """Describes a split in a line.
+
+        Args:
+            source: the name of the data.
+            is_test: the result of `split`.
+        """
+        total, tested = len(is_test), int(is_test.sum())
+        if self.tests_all:
+            return (
+                f"{source} is not split: all {total} images are tested; "
+                f"--test_fraction={splitting.FRACTION} tests those alone that "
+                "training with this seed leaves out"
+            )
+        return (
+            f"{source} is not split: {tested} of {total} images are the test "
+            f"part (test_fraction {self._fraction:g}, seed {self.seed})"
+        )
 
 
 def make(
     *,
     image_size: Any,
+    network_size: resizing.Size | None,
     resize: str,
     test_fraction: float | None,
     bad_images: str,
@@ -79,6 +104,7 @@ def make(
 
     Args:
         image_size: see `resizing.parse_size`.
+        network_size: see `Options`.
         resize: see `Options`.
         test_fraction: see `Options`.
         bad_images: see `Options`.
@@ -104,6 +130,7 @@ def make(
         class_orders.read(class_order)
     return Options(
         resizing.parse_size(image_size),
+        network_size,
         resize,
         test_fraction,
         bad_images,

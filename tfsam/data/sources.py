@@ -47,6 +47,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     image_size: int | str | tuple[int, int] | None = None,
+    network_size: tuple[int, int] | None = None,
     resize: str = "crop",
     test_fraction: float | None = None,
     bad_images: str = "skip",
@@ -83,6 +84,8 @@ def load(
       image_size: the size to give to all images: a side, "64x48" or
         (height, width). None is the images' own size or, where they have
         several, the most common square of at most 64 pixels a side.
+      network_size: the (height, width) that a network takes. Files get it where
+        `image_size` is None; arrays do not.
       resize: how an image gets another size, antialiased: "crop" cuts out the
         centre, "pad" adds black margins, "stretch" changes proportions.
       test_fraction: the part of each class that is the test part, where the
@@ -121,6 +124,7 @@ def load(
 
     options = reading.make(
         image_size=image_size,
+        network_size=network_size,
         resize=resize,
         test_fraction=test_fraction,
         bad_images=bad_images,

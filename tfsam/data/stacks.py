@@ -12,6 +12,7 @@ import numpy as np
 from tfsam.data import decoding
 from tfsam.data import resizing
 from tfsam.data.decoding import NotAnImage
+from tfsam.data.options import Options
 
 # A file that cannot be decoded has this number of channels.
 BAD = 0
@@ -92,19 +93,49 @@ def pixels_of(stack: np.ndarray) -> np.ndarray:
     return pixels[..., :1].copy() if is_gray else pixels
 
 
-def sizes(
-    contents: Sequence[Any], open_file: Callable[[Any], Any], source: object
-) -> list[resizing.Size]:
-    """Reads the sizes of images, of some where they are many.
+def size_of(
+    contents: Sequence[Any],
+    open_file: Callable[[Any], Any],
+    source: object,
+    options: Options,
+) -> tuple[resizing.Size, list[str]]:
+    """Returns the size that images get.
 
     Args:
         contents: whatever `open_file` turns into a file.
         open_file: a function that opens an element of `contents`.
-        source: the name of the images, for the message.
+        source: the name of the images, for messages.
+        options: see `Options`.
+
+    Returns:
+        The height and width, and notes where they were not asked for.
 
     Raises:
-        ValueError: if none is an image.
+        ValueError: see `resizing.common_size`; or if none is an image.
     """
+    if options.size is not None:
+        return options.size, []
+    sizes = _sizes(contents, open_file)
+    if not sizes:
+        raise decoding.refusal(
+            "files must be images that can be decoded", f"none in {source}"
+        )
+    size = options.network_size or resizing.common_size(sizes, source)
+    there = {*sizes}
+    if there == {size}:
+        return size, []
+    height, width = size
+    several = f"{len(there)} sizes" if len(there) > 1 else "another size"
+    return size, [
+        f"images of {several} are resized to {height} x {width} "
+        f"({options.resize})"
+    ]
+
+
+def _sizes(
+    contents: Sequence[Any], open_file: Callable[[Any], Any]
+) -> list[resizing.Size]:
+    """Reads the sizes of images, of some where they are many."""
     found = []
     for content in contents[:: max(len(contents) // _LOOKED_AT, 1)]:
         try:
@@ -113,15 +144,11 @@ def sizes(
         except (NotAnImage, OSError):
             continue  # `decode` reports it.
         found.append((header.height, header.width))
-    if not found:
-        raise decoding.refusal(
-            "files must be images that can be decoded", f"none in {source}"
-        )
     return found
 
 
 def opened_file(path: str) -> io.BufferedReader:
-    """Opens a file for `sizes`.
+    """Opens a file for `size_of`.
 
     Args:
         path: the file.

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from tfsam.data import resizing
 from tfsam.data import stacks
 from tfsam.data.decoding import refusal
 from tfsam.data.images import Images
@@ -63,12 +62,10 @@ def load(
     """
     builder = _builder(source, data_dir)
     _prepare(builder, source)
-    encoded, labels = _chosen(builder, source, pick, options)
+    encoded, labels, notes = _chosen(builder, source, pick, options)
     contents = [*encoded["train"], *encoded["test"]]
     names = [f"image {number} of {source}" for number in range(len(contents))]
-    size = options.size or resizing.common_size(
-        stacks.sizes(contents, io.BytesIO, source), source
-    )
+    size, resized = stacks.size_of(contents, io.BytesIO, source, options)
     stack, reasons = stacks.decode(contents, names, size, options.resize)
     for name, reason in reasons.items():
         raise refusal(
@@ -82,6 +79,7 @@ def load(
         pixels[boundary:],
         labels["test"],
         tuple(builder.info.features["label"].names),
+        (*notes, *resized),
     )
 
 
@@ -111,8 +109,8 @@ def _builder(source: str, data_dir: str | os.PathLike[str] | None) -> Any:
 
 def _chosen(
     builder: Any, source: str, pick: Pick, options: Options
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns the encoded images and the labels of both parts."""
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
+    """Returns the encoded images and the labels of both parts, and notes."""
     splits = list(builder.info.splits)
     if "train" not in splits:
         raise refusal(
@@ -120,30 +118,32 @@ def _chosen(
             f"{source} with {', '.join(splits)}",
         )
     test = next((s for s in ("test", "validation") if s in splits), None)
+    notes = []
     encoded, labels = {}, {}
     if test is None:
         images, every = _read(builder, source, "train")
         is_test = options.split(every, np.arange(len(every)))
-        sides = {"train": ~is_test, "test": is_test}
-        for part, side in sides.items():
+        notes.append(options.note(source, is_test))
+        for part, side in (("train", ~is_test), ("test", is_test)):
             encoded[part], labels[part] = images[side], every[side]
     else:
-        for part, split in (("train", "train"), ("test", test)):
-            if part == "test" or options.part == "all":
-                encoded[part], labels[part] = _read(builder, source, split)
+        if test != "test":
+            notes.append(f"the split {test} of {source} is the test part")
+        wanted = {"train": "train", "test": test}
+        if options.part == "test":
+            del wanted["train"]
+        for part, split in wanted.items():
+            encoded[part], labels[part] = _read(builder, source, split)
     if options.part == "test":
-        encoded["train"], labels["train"] = (
-            encoded["test"][:0],
-            labels["test"][:0],
-        )
+        none = slice(0, 0)
+        encoded["train"] = encoded["test"][none]
+        labels["train"] = labels["test"][none]
     for part in encoded:
         # Only the chosen images are decoded, later.
         chosen = pick(labels[part], part)
-        encoded[part], labels[part] = (
-            encoded[part][chosen],
-            labels[part][chosen],
-        )
-    return encoded, labels
+        encoded[part] = encoded[part][chosen]
+        labels[part] = labels[part][chosen]
+    return encoded, labels, notes
 
 
 def _read(

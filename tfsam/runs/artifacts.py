@@ -26,6 +26,7 @@ ARTIFACTS = (
     Artifact("history.csv", "training by epoch"),
     Artifact("model.keras", "the network"),
     Artifact("saved_model", "the network for serving"),
+    Artifact("classes.txt", "the names of the classes"),
     Artifact("tensorboard"),
     Artifact("robustness.png", "accuracy by epsilon"),
     Artifact("examples.png", "adversarial images"),

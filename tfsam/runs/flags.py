@@ -7,6 +7,7 @@ settings of a run.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from collections.abc import Sequence
 from fractions import Fraction
@@ -61,6 +62,17 @@ def _integer(text: str) -> int:
             f"Received: {text}"
         )
     return number
+
+
+def _size(text: str) -> str:
+    """Parses a size, HEIGHTxWIDTH or a side, which stays a text."""
+    stripped = text.replace(" ", "").lower()
+    if not re.fullmatch(r"\d+(x\d+)?", stripped):
+        raise ValueError(
+            "expected a side such as 32, or HEIGHTxWIDTH such as 64x48. "
+            f"Received: {text}"
+        )
+    return stripped
 
 
 def _words(text: str) -> list[str]:
@@ -354,9 +366,9 @@ FLAGS: dict[str, Flag] = {
     ),
     "dataset": Flag(
         DATA,
-        "Images: SOURCE or SOURCE:PATH, as in digits, folder:PATH and "
-        "npz:PATH, or the name of an image data set of TensorFlow Datasets "
-        "such as cifar10. Sources: {sources}.",
+        "Images: SOURCE or SOURCE:PATH, as in digits, folder:PATH, csv:PATH "
+        "and npz:PATH, or the name of an image data set of TensorFlow "
+        "Datasets such as cifar10. Sources: {sources}.",
     ),
     "limit_train": Flag(
         DATA,
@@ -370,11 +382,45 @@ FLAGS: dict[str, Flag] = {
         _integer,
         least=1,
     ),
+    "image_size": Flag(
+        DATA,
+        "Size that all images get: a side such as 32, or HEIGHTxWIDTH such as "
+        "64x48. The default is the images' own size or, where they have "
+        "several, the most common square of at most 64 pixels a side.",
+        _size,
+    ),
+    "resize": Flag(
+        DATA,
+        "How images get another size: crop cuts out the centre, pad adds black "
+        "margins, stretch changes the proportions",
+        choices=_one_of("crop", "pad", "stretch"),
+    ),
+    "test_fraction": Flag(
+        DATA,
+        "Part of each class that is tested, where the images are not split "
+        "into train and test; --seed chooses it. The default is 0.2; with "
+        "--evaluate it is all of them.",
+        _number,
+        least=0,
+        most=1,
+    ),
+    "bad_images": Flag(
+        DATA,
+        "What to do about files that are no images: skip leaves them out with "
+        "a warning, up to 5 % of all",
+        choices=_one_of("skip", "refuse"),
+    ),
+    "class_order": Flag(
+        DATA,
+        "Order of classes that are known by name: name (0, 1, 10, 2), number "
+        "(0, 1, 2, 10), or a file of names, one a line, in the order of a "
+        "network's outputs.",
+    ),
     "augment": Flag(DATA, "Random crops and flips in training.", _boolean),
     "cache_dir": Flag(
         DATA,
-        "Folder that keeps the decoded images of folder:PATH for later runs, "
-        "or none. The default is ~/.cache/tfsam, or tfsam in XDG_CACHE_HOME.",
+        "Folder that keeps decoded images for later runs, or none. The "
+        "default is ~/.cache/tfsam, or tfsam in XDG_CACHE_HOME.",
     ),
     "attacks": Flag(
         EVALUATION,

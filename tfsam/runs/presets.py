@@ -26,6 +26,9 @@ _PAPER: dict[str, Any] = {
     "jit_compile": "auto",
     "precision": "float32",
     "sharpness": "per_replica",
+    "resize": "crop",
+    "bad_images": "skip",
+    "class_order": "name",
 }
 
 # On 8x8 images of 17 gray levels, small values of epsilon change nothing.

@@ -84,7 +84,7 @@ def begin(
         # Another process may have been at work here until now.
         if _is_finished(settings):
             return None
-        workdirs.claim(settings)
+        workdirs.claim(settings, inputs.images.class_names)
     return inputs
 
 
@@ -138,7 +138,8 @@ def run(
         tfsam.support.signals.Stopped: if a signal has arrived.
     """
     images = len(inputs.images.x_train)
-    for line in messages.opening(settings, argv, images):
+    opening = messages.opening(settings, argv, images)
+    for line in [*opening, *inputs.images.notes]:
         log(line)
     for line in attacked.lines(inputs.logits, inputs.surrogate):
         log(line)

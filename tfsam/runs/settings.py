@@ -30,7 +30,16 @@ BOUNDS = (0.0, 1.0)
 UNBOUND = ("cache_dir", "checkpoint_steps")
 
 # Settings that the config.json of an older tfsam may lack.
-OLDER = {"precision": "float32", "strategy": "auto", "pixels": "auto"}
+OLDER = {
+    "precision": "float32",
+    "strategy": "auto",
+    "pixels": "auto",
+    "image_size": None,
+    "resize": "crop",
+    "test_fraction": None,
+    "bad_images": "skip",
+    "class_order": "name",
+}
 
 # Settings that are not called as their flags, because of Python's keywords.
 FIELDS = {"import": "imports"}
@@ -133,6 +142,11 @@ class Settings:
     training: Training | None
     dataset: str
     limit_test: int | None
+    image_size: str | None
+    resize: str
+    test_fraction: float | None
+    bad_images: str
+    class_order: str
     cache_dir: str | None
     attacks: tuple[str, ...]
     linf_epsilons: tuple[float, ...]

@@ -21,6 +21,7 @@ from tfsam import data
 from tfsam import registries
 from tfsam import reports
 from tfsam.data import cache
+from tfsam.data import class_orders
 from tfsam.evaluation import measure
 from tfsam.models.fingerprints import from_file
 from tfsam.models.loading import load_logits
@@ -112,6 +113,13 @@ def load_images(settings: Settings, models: attacked.Models) -> data.Images:
         limit_test=settings.limit_test,
         seed=settings.seed,
         cache_dir=_cache_dir(settings),
+        image_size=settings.image_size,
+        network_size=attacked.image_size(models),
+        resize=settings.resize,
+        test_fraction=settings.test_fraction,
+        bad_images=settings.bad_images,
+        class_order=settings.class_order,
+        part="all" if settings.evaluate is None else "test",
     )
 
 
@@ -396,7 +404,7 @@ def run(
         if not devices.is_chief(inputs.strategy):
             log("done; the chief continues alone")
             return None
-        model = _export(settings, network)
+        model = _export(settings, network, inputs.images.class_names)
     measured = attack(settings, model, inputs, log)
     draw(settings, model, inputs, measured, log)
     workdir = settings.workdir
@@ -408,6 +416,7 @@ def run(
         "versions": versions.current(settings),
         "devices": devices.names(inputs.strategy),
         "workers": devices.workers(inputs.strategy),
+        "class_names": list(inputs.images.class_names),
         "train": trained,
         **({"model": model.origin} if model.origin else {}),
         **measured,
@@ -417,12 +426,15 @@ def run(
     return results
 
 
-def _export(settings: Settings, network: keras.Model) -> attacks.Logits:
+def _export(
+    settings: Settings, network: keras.Model, class_names: Sequence[str]
+) -> attacks.Logits:
     """Writes the trained network, and returns it as a model to attack."""
     workdir = settings.workdir
     _keep(network, workdir / "model.keras")
     with files.replacing(workdir / "saved_model") as temporary:
         network.export(temporary, verbose=False)
+    class_orders.write(workdir / "classes.txt", class_names)
     model = load_logits(network, settings.compiles)
     model.identity = from_file(workdir / "model.keras", "keras")
     return model

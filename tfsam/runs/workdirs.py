@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from tfsam import data
@@ -209,13 +210,14 @@ def _holder(path: pathlib.Path) -> str:
     return "pid {pid} on host {host} since {since}".format(**holder)
 
 
-def claim(settings: Settings) -> None:
+def claim(settings: Settings, class_names: Sequence[str] = ()) -> None:
     """Makes the folder of a run, and writes its config.json.
 
     With --overwrite the files of the run before are removed first.
 
     Args:
         settings: the settings of the run, checked by `finished`.
+        class_names: the names of the classes of its images.
     """
     workdir = settings.workdir
     workdir.mkdir(parents=True, exist_ok=True)
@@ -225,7 +227,8 @@ def claim(settings: Settings) -> None:
     for folder in list(workdir.glob("**/")):
         for path in files.leftovers(folder):
             files.remove(path)
-    content = settings.config() | _inputs(settings)
+    names = {"class_names": list(class_names)}
+    content = settings.config() | names | _inputs(settings)
     files.write_json(workdir / "config.json", content)
 
 
@@ -236,7 +239,7 @@ def _inputs(settings: Settings) -> dict[str, Any]:
     described: the results of a finished run can be shown without its inputs.
     """
     found = {"dataset": data.listing(settings.dataset)}
-    for key in ("evaluate", "surrogate"):
+    for key in ("evaluate", "surrogate", "class_order"):
         name = getattr(settings, key)
         path = name and files.expanded(name)
         if path and path.exists():
@@ -249,6 +252,7 @@ _IN_WORDS = {
     "dataset": "the files of the data set",
     "evaluate": "the model file",
     "surrogate": "the surrogate's model file",
+    "class_order": "the file of class names",
 }
 
 
