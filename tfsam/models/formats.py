@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
+from tfsam.models import checkpoints
 from tfsam.support import files
 
 _HEAD = 1 << 16  # Bytes that are looked at.
@@ -16,6 +17,15 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _WEIGHTS = "--network=MODULE:FUNCTION --weights=FILE"
 _ALONE = f"weights need a network: {_WEIGHTS}"
 _CONVERT = "convert it to a .keras file or a SavedModel first"
+
+# Starts of the names of a SavedModel's files.
+_PARTS = (
+    "saved_model.pb",
+    "fingerprint.pb",
+    "keras_metadata.pb",
+    "variables.index",
+    "variables.data-",
+)
 
 # Starts of files of other kinds, and the kinds.
 _STARTS = {
@@ -80,6 +90,8 @@ def recognize(path: files.Path) -> Recognized:
         return look(files.expanded(path))
     except NoModel as error:
         raise rejected(path, error.found, error.remedy) from error
+    except OSError as error:
+        raise rejected(path, None, f"{files.reason(error)}") from error
 
 
 def look(place: pathlib.Path) -> Recognized:
@@ -93,12 +105,12 @@ def look(place: pathlib.Path) -> Recognized:
     """
     if place.is_dir():
         return _folder(place)
-    if place.name in ("saved_model.pb", "saved_model.pbtxt"):
-        if place.is_file() and place.stat().st_size > 0:
-            return _saved_model(place.parent.absolute())
+    for folder in place.absolute().parents[:2]:
+        if place.name.startswith(_PARTS) and _holds_saved_model(folder):
+            return _saved_model(folder)
+    if checkpoints.prefix(place) is not None:
+        raise NoModel("a TensorFlow checkpoint", _ALONE)
     if not place.exists():
-        if place.with_name(f"{place.name}.index").exists():
-            raise NoModel("a TensorFlow checkpoint", _ALONE)
         raise NoModel(None, "there is no such file")
     if not place.is_file():
         raise NoModel("neither a file nor a folder", "give a file")
@@ -177,10 +189,11 @@ def _archive_kind(names: list[str]) -> tuple[str, str]:
         for name in names
         if name.endswith((".keras", ".h5", ".hdf5", "saved_model.pb"))
     )
+    inside += [name for name in names if name.endswith("/config.json")]
     if inside:
         return (
             f"a zip archive that contains {inside[0]}",
-            f"unpack it and give {inside[0]}",
+            "unpack it and give the model in it",
         )
     return (
         "a zip archive without config.json, which no .keras file lacks",
@@ -354,12 +367,21 @@ def _folder(folder: pathlib.Path) -> Recognized:
         raise NoModel(
             f"a folder of {len(inside)} SavedModels ({found})", "give one"
         )
+    raise NoModel(*_other_folder(names))
+
+
+def _other_folder(names: set[str]) -> tuple[str, str]:
+    """Describes a folder without a SavedModel by the names in it."""
     if any(name.endswith(".index") for name in names) or "checkpoint" in names:
-        raise NoModel("a TensorFlow checkpoint", _ALONE)
+        return "a TensorFlow checkpoint", _ALONE
+    if "model.json" in names:
+        return "a TensorFlow.js model", _CONVERT
+    if "tfhub_module.pb" in names:
+        return "a module of TensorFlow Hub of version 1", _CONVERT
     models = sorted(
         name for name in names if name.endswith((".keras", ".h5", ".hdf5"))
     )
-    raise NoModel(
+    return (
         "a folder without saved_model.pb",
         f"give {models[0]} in it" if models else "give the file of a model",
     )

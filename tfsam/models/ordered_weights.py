@@ -29,7 +29,11 @@ _TELLING = {
 }
 
 
-def assign(model: Any, group: Any) -> None:
+def assign(
+    model: Any,
+    group: Any,
+    modern: Callable[[Any, Any], Any] = lambda layer, stored: stored,
+) -> None:
     """Assigns stored weights to a network, layer by layer.
 
     Layers are found by their names where all names agree, else by their order.
@@ -37,6 +41,8 @@ def assign(model: Any, group: Any) -> None:
     Args:
         model: A `keras.Model` with weights.
         group: The group `model_weights` of an HDF5 file of Keras.
+        modern: Function from a layer and one of its stored weights to the
+            weight in the layout of Keras 3.
 
     Raises:
         ValueError: If the numbers of layers or of weights, or the shape or the
@@ -57,7 +63,8 @@ def assign(model: Any, group: Any) -> None:
         }
     pairs = []
     for layer in wanted:
-        pairs += paired(layer, by_name[layer.name])
+        weights = by_name[layer.name]
+        pairs += paired(layer, [(n, modern(layer, w)) for n, w in weights])
     pairs += _top_level(model, group)
     for variable, dataset in pairs:
         variable.assign(np.asarray(dataset))

@@ -18,6 +18,7 @@ import keras
 from tfsam.models import archives
 from tfsam.models import formats
 from tfsam.models import hdf5_files
+from tfsam.models import keras_1_configs
 from tfsam.models import ordered_weights
 from tfsam.models import saved_models
 from tfsam.models import stored_configs
@@ -37,7 +38,7 @@ class _Source(NamedTuple):
         path: Its path.
         suffix: The suffix by which Keras knows its format.
         config: The configuration of its model.
-        version: The version of Keras that wrote it, or None.
+        version: The version of Keras that wrote it, or the part that is known.
         objects: Classes and functions by name, given by the user.
         trusted: Names of layers whose stored code may run.
     """
@@ -133,16 +134,29 @@ def _hdf5(
         stored = file.attrs.get("model_config")
         if stored is None:
             raise ValueError(_without_model(file))
-        config = _needed(json.loads(hdf5_files.text(stored)), False)
+        text = hdf5_files.text(stored)
+        config = _needed(json.loads(text), False)
         version = _attribute(file, "keras_version")
-        source = _Source(path, ".h5", config, version, objects, trusted)
+        backend = _attribute(file, "backend")
+        guess = "1" if keras_1_configs.is_of_keras_1(text) else "2"
+        source = _Source(
+            path, ".h5", config, version or guess, objects, trusted
+        )
 
         def build(place: pathlib.Path) -> keras.Model:
+            if "model_weights" not in file:
+                raise ValueError("it has an architecture without weights")
             found, unsafe = _for_keras_3(source)
             model = keras.saving.deserialize_keras_object(
                 found, objects, safe_mode=not unsafe
             )
-            ordered_weights.assign(model, file["model_weights"])
+            ordered_weights.assign(
+                model,
+                file["model_weights"],
+                lambda layer, weight: keras_1_configs.kernel(
+                    layer, weight, source.version, backend
+                ),
+            )
             return model
 
         def rewrite(place: pathlib.Path) -> None:
@@ -151,7 +165,7 @@ def _hdf5(
                 copy.attrs["model_config"] = json.dumps(config)
 
         model, reader, notes = _first(build, rewrite, source)
-        writer = _writer(version, _attribute(file, "backend"))
+        writer = _writer(version, backend)
     return Stored(
         model=model,
         format="hdf5",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import keras
 
+from tfsam.models import keras_1_configs
 from tfsam.models import stored_nodes
 from tfsam.models import stored_operations
 from tfsam.models import trusted_code
@@ -24,10 +25,12 @@ class _Source(NamedTuple):
 
     Attributes:
         old: Whether Keras 1 or 2 wrote it.
+        oldest: Whether Keras 1 wrote it.
         objects: The classes and functions that the user has registered.
     """
 
     old: bool
+    oldest: bool
     objects: Mapping[str, Any]
 
 
@@ -108,12 +111,14 @@ def mended(
         Unsupported: If Keras 3 has no equivalent.
         tfsam.models.trusted_code.Untrusted: If a class is not registered.
     """
-    old = not (version or "").startswith("3")
-    return _layer(config, _Source(old, objects))
+    major = (version or "2").partition(".")[0]
+    source = _Source(major in ("1", "2"), major == "1", objects)
+    return _layer(config, source)
 
 
 def _layer(entry: Config, source: _Source) -> Config:
     """Mends a layer or a model."""
+    entry = keras_1_configs.modern(entry) if source.oldest else entry
     name = str(entry.get("class_name"))
     config = entry.get("config")
     if isinstance(config, list):
