@@ -22,6 +22,7 @@ from tfsam import data
 from tfsam import registries
 from tfsam import reports
 from tfsam.runs import flags
+from tfsam.runs import settings
 from tfsam.runs.artifacts import ARTIFACTS
 from tfsam.support import files
 from tfsam.training import monitoring
@@ -67,8 +68,9 @@ def test_results_fields(finished):
 def test_results_config_has_every_flag(finished):
     workdir, _ = finished
     config = read_json(workdir / "results.json")["config"]
-    others = {"help", "methods", "version", "merge", "overwrite"}
-    assert set(config) == set(flags.FLAGS) - others
+    others = {"merge", "inspect", "overwrite", *flags.QUESTIONS}
+    named = {settings.FIELDS.get(flag, flag) for flag in flags.FLAGS}
+    assert set(config) == named - others
     assert config["preset"] == config["dataset"] == "digits"
     assert config["workdir"] == str(workdir)
     assert (config["epochs"], config["batch_size"]) == (2, 10)

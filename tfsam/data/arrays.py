@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfsam.data import class_orders
 from tfsam.data import resizing
 from tfsam.data import splitting
 from tfsam.data.decoding import refusal
@@ -70,7 +69,7 @@ def images(arrays: Mapping[str, Any], options: Options) -> Images:
         _, known = _checked_labels(np.asarray(arrays["y_train"]), "y_train")
         classes = max(classes, known)
     train = train or test.where(np.zeros(len(test.y), bool))
-    names = _names(arrays.get("class_names"), classes, options)
+    names = _names(arrays.get("class_names"), classes)
     return Images("", train.x, train.y, test.x, test.y, names, notes)
 
 
@@ -184,13 +183,8 @@ def _check_alike(train: _Part, test: _Part) -> None:
         )
 
 
-def _names(given: Any, classes: int, options: Options) -> tuple[str, ...]:
+def _names(given: Any, classes: int) -> tuple[str, ...]:
     """Returns the names of the classes, their numbers unless given."""
-    if options.class_order not in (
-        class_orders.BY_NAME,
-        class_orders.BY_NUMBER,
-    ):
-        given = class_orders.read(options.class_order)
     names = tuple(map(str, range(classes) if given is None else given))
     if len(names) < classes:
         raise refusal(f"class_names must name {classes} classes", len(names))

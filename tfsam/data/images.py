@@ -97,6 +97,35 @@ def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
     return part(rest), part(held)
 
 
+def in_order(images: Images, names: tuple[str, ...]) -> Images:
+    """Gives the classes the order of a list of their names.
+
+    Args:
+      images: an `Images`.
+      names: the names in the order that is wanted. Names that the images do
+        not have rename their classes.
+
+    Returns:
+      An `Images` with these names.
+
+    Raises:
+      ValueError: if there are fewer names than classes.
+    """
+    known = images.class_names
+    if not set(known) <= set(names):
+        if len(names) < len(known):
+            raise refusal(
+                f"class_order must name {len(known)} classes", len(names)
+            )
+        return images._replace(class_names=names)
+    places = np.array([names.index(name) for name in known], np.int64)
+    return images._replace(
+        y_train=places[images.y_train],
+        y_test=places[images.y_test],
+        class_names=names,
+    )
+
+
 def sample(total: int, count: int, seed: int) -> np.ndarray:
     """Draws indices at random, without replacement.
 

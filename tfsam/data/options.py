@@ -47,6 +47,12 @@ class Options(NamedTuple):
     seed: int = 0
 
     @property
+    def class_file(self) -> str | None:
+        """The file of the names of the classes, in order; None for none."""
+        orders = (class_orders.BY_NAME, class_orders.BY_NUMBER)
+        return None if self.class_order in orders else self.class_order
+
+    @property
     def tests_all(self) -> bool:
         """Whether images that are not split are test images, all of them."""
         return self.part == "test" and self.test_fraction is None

@@ -13,6 +13,7 @@ import numpy as np
 
 from tfsam import registries
 from tfsam.data import arrays
+from tfsam.data import class_orders
 from tfsam.data import folders
 from tfsam.data import layouts
 from tfsam.data import options as reading
@@ -20,6 +21,7 @@ from tfsam.data import tables
 from tfsam.data import tfds
 from tfsam.data.decoding import refusal
 from tfsam.data.images import Images
+from tfsam.data.images import in_order
 from tfsam.data.images import limited
 from tfsam.data.images import subset
 from tfsam.data.images import without_training
@@ -95,7 +97,9 @@ def load(
         warning, up to 5 % of all; "refuse" raises an error.
       class_order: the order of classes that are known by name: "name" sorts
         them as strings, "number" by the numbers in them; or a file of names,
-        one a line, in the order of a network's outputs.
+        one a line, in the order of a network's outputs. The classes of arrays
+        are numbers unless the arrays name them; a file of other names names
+        them.
       part: "all", or "test" for the test part alone; training images need not
         exist then, and classes that are not split are all test images.
 
@@ -132,7 +136,10 @@ def load(
         part=part,
         seed=seed,
     )
-    return _loaded(str(source), pick, options, data_dir, cache_dir)
+    images = _loaded(str(source), pick, options, data_dir, cache_dir)
+    if options.class_file is None:
+        return images
+    return in_order(images, class_orders.read(options.class_file))
 
 
 def _loaded(

@@ -54,6 +54,10 @@ def accuracies(
     }
 
 
+def _file_of(names: Sequence[str]) -> str:
+    return f"a file with the lines {', '.join(names)}"
+
+
 def _order_of(names: Sequence[str]) -> str:
     """Returns by which of the usual orders names are ordered, or "file"."""
     for order in (class_orders.BY_NAME, class_orders.BY_NUMBER):
@@ -102,6 +106,7 @@ def objection(
     labels: np.ndarray,
     names: Sequence[str],
     chance: float,
+    sortable: bool = True,
 ) -> str | None:
     """Objects to the order of the classes if another is far more accurate.
 
@@ -110,6 +115,7 @@ def objection(
         labels: The classes of the examples.
         names: The names of the classes, in the order of the labels.
         chance: The accuracy of guessing.
+        sortable: Whether --class_order sorts the names, as those of folders.
 
     Returns:
         A message, if the model is near guessing in the given order under each
@@ -123,10 +129,14 @@ def objection(
     }
     share, order = max(known, default=(0.0, ""))
     if far_more(share, given, chance):
+        by = _order_of(names)
+        remedy = order
+        if not sortable:
+            remedy = f"FILE, {_file_of(class_orders.ordered(names, order))}"
         return (
             f"natural accuracy is {percent(given)} with classes ordered by "
-            f"{_order_of(names)} and {percent(share)} by {order}: add "
-            f"--class_order={order}. Received: class_order={_order_of(names)}"
+            f"{by} and {percent(share)} by {order}: add "
+            f"--class_order={remedy}. Received: class_order={by}"
         )
     others = [found(p, labels, names) for p in tried.values()]
     best = max(filter(None, others), key=lambda o: o[1], default=None)
@@ -134,7 +144,7 @@ def objection(
         return None
     return (
         f"natural accuracy is {percent(given)} with classes in the data's "
-        f"order and {percent(best[1])} in another: add --class_order=FILE, a "
-        f"file with the lines {', '.join(best[0])}. "
+        f"order and {percent(best[1])} in another: add --class_order=FILE, "
+        f"{_file_of(best[0])}. "
         f"Received: classes {', '.join(names)}"
     )

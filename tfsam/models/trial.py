@@ -36,11 +36,13 @@ class Examples(NamedTuple):
         images: function from a slice to float images in [0, 1].
         labels: integer array (n,), their classes.
         names: the names of all classes; empty if unknown.
+        sortable: whether --class_order sorts the names, as those of folders.
     """
 
     images: Callable[[slice], np.ndarray]
     labels: np.ndarray
     names: tuple[str, ...]
+    sortable: bool = True
 
 
 class Trial(NamedTuple):
@@ -125,7 +127,9 @@ def run(opened: Opened, examples: Examples, asked: str | None = None) -> Trial:
         others = [name for name in usual if name != asked]
         found |= range_choice.predictions(predict, labels, others)
     _check_logits(models[choice.name], examples.images(slice(0, _CHECKED)))
-    objection = order_choice.objection(found, labels, names, chance)
+    objection = order_choice.objection(
+        found, labels, names, chance, examples.sortable
+    )
     if asked is not None and objection is None:
         objection = range_choice.objection(found, labels, asked, chance)
     accuracies = range_choice.accuracies(found, labels)

@@ -23,6 +23,9 @@ from tfsam.runs.settings import Settings
 from tfsam.support import files
 from tfsam.support import imports
 
+# Sources whose classes --class_order sorts; others have an order of their own.
+_OF_FOLDERS = ("folder", "csv")
+
 
 class Models(NamedTuple):
     """The models of a run, opened.
@@ -135,12 +138,14 @@ def examined(
 
 def examples(settings: Settings, images: data.Images) -> trial.Examples:
     """Samples test images to try models on."""
-    return trial.sampled(
+    found = trial.sampled(
         lambda some: data.as_float(images.x_test[some]),
         images.y_test,
         images.class_names,
         settings.seed,
     )
+    kind = settings.dataset.partition(":")[0].casefold()
+    return found._replace(sortable=kind in _OF_FOLDERS)
 
 
 _FORMATS = {
