@@ -15,6 +15,10 @@ The name is then known to the command line and to `get` in Python, and so are
 the arguments of the constructor: `--perturb_weights=theirs:strength=2`.
 """
 
+import pathlib
+import re
+
+from tfsam.support import files
 from tfsam.support.registry import Registry
 from tfsam.support.registry import did_you_mean
 
@@ -88,14 +92,64 @@ AVERAGES = Registry(
     base="tfsam.training.averages:WeightAverage",
 )
 
+# Suffixes of files that hold a network, whether or not the file exists.
+_SUFFIXES = (".keras", ".h5", ".hdf5")
+
+
+def network_file(spec: str) -> pathlib.Path | None:
+    """Returns the path that names a network by its file, None for other specs.
+
+    Args:
+        spec: the spec of a network.
+
+    Example:
+        >>> network_file("runs/sam-rho=0.2/model.keras").name
+        'model.keras'
+        >>> network_file("wide_resnet:depth=16") is None
+        True
+    """
+    name, *options = _divide_network(spec)
+    if name.casefold() != "file" or not options:
+        return None
+    return files.expanded(options[0].removeprefix("name="))
+
+
+def _divide_network(spec: str) -> list[str]:
+    """Divides the spec of a network into a name and its options.
+
+    Beside the name of a registered network, which has priority, a spec may be
+    the path of a file, or MODULE:FUNCTION.
+    """
+    segments = re.split(r":(?!//)", spec.strip())  # Not within hf://.
+    names = {name.casefold() for name in NETWORKS.names()}
+    if segments[0].strip().casefold() in names:
+        return segments
+    if "/" in spec or spec.endswith(_SUFFIXES) or files.expanded(spec).exists():
+        return ["file", f"name={spec.strip()}"]
+    if len(segments) > 1:
+        module, function, *options = segments
+        return ["function", f"name={module}:{function}", *options]
+    return segments
+
+
 NETWORKS = Registry(
     "network",
     "tfsam.networks",
     {
+        "file": "tfsam.models.fine_tuning:from_file",
+        "function": "tfsam.models.network_functions:from_function",
+        "keras": "tfsam.models.applications:keras_application",
+        "kerashub": "tfsam.models.keras_hub:keras_hub_preset",
         "preact_resnet8": "tfsam.networks:preact_resnet8",
         "preact_resnet18": "tfsam.networks:preact_resnet18",
         "wide_resnet": "tfsam.networks:wide_resnet",
     },
+    argument="name",
+    given=(
+        *("num_classes", "input_shape", "statistics"),
+        *("weights", "pixels", "trusted", "log"),
+    ),
+    divide=_divide_network,
 )
 
 # A source is a function of the text after the colon, as in folder:PATH. It

@@ -36,6 +36,8 @@ OVERRIDES = {
     "step_size": ("0.01", 0.01),
     "dataset": ("digits", "digits"),
     "network": ("wide_resnet", "wide_resnet"),
+    "weights": ("model.keras", "model.keras"),
+    "freeze": ("^stage1", "^stage1"),
     "epochs": ("3", 3),
     "batch_size": ("64", 64),
     "learning_rate": ("0.3", 0.3),

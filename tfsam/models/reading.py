@@ -1,6 +1,5 @@
 """Reading of stored models of any format."""
 
-import hashlib
 import importlib.util
 import json
 import pathlib
@@ -172,7 +171,7 @@ def _hdf5(
         reader=reader,
         written_by=writer,
         notes=notes,
-        sha256=_sha256(path),
+        sha256=files.checksum(path),
     )
 
 
@@ -217,7 +216,7 @@ def _keras(
         reader=reader,
         written_by=_writer(version, None),
         notes=notes,
-        sha256=_sha256(path),
+        sha256=files.checksum(path),
     )
 
 
@@ -325,10 +324,3 @@ def _writer(version: str | None, backend: str | None) -> str | None:
     if backend in (None, "tensorflow"):
         return f"Keras {version}"
     return f"Keras {version} on {backend}"
-
-
-def _sha256(path: pathlib.Path) -> str:
-    if path.is_dir():
-        return files.digest(path)
-    with open(path, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

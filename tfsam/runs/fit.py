@@ -17,6 +17,7 @@ from tfsam import registries
 from tfsam.attacks import PGD
 from tfsam.data import batches
 from tfsam.evaluation import measure
+from tfsam.models import trainable
 from tfsam.models.functions import use_xla
 from tfsam.runs.settings import Settings
 from tfsam.support import devices
@@ -68,12 +69,6 @@ def check(settings: Settings, images: data.Images, strategy: Any) -> None:
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     model = _robust_model(settings, network, steps)
     _optimizer(settings, steps)
-    _, options = registries.NETWORKS.parse(settings.recipe.network)
-    for option in {"num_classes", "input_shape"} & {*options}:
-        raise ValueError(
-            f"the images set the {option} of the network. "
-            f"Received: {option}={options[option]}"
-        )
     try:
         model.get_config()  # Checkpoints need it.
     except (AttributeError, TypeError) as error:
@@ -85,8 +80,54 @@ def check(settings: Settings, images: data.Images, strategy: Any) -> None:
     _average(settings, images, None)
 
 
+def make_network(
+    settings: Settings,
+    images: data.Images,
+    strategy: Any,
+    log: Log = lambda line: None,
+) -> keras.Model:
+    """Builds the network for the images.
+
+    With several workers it is outside the strategy, within which they would
+    wait for one another; `make_model` copies it.
+
+    Args:
+        settings: the settings of the run.
+        images: the images.
+        strategy: a `tf.distribute` strategy or None.
+        log: a function of a line of text.
+
+    Raises:
+        ImportError, OSError, ValueError: see `trainable.build`.
+    """
+    recipe = settings.recipe
+
+    def statistics() -> Any:
+        # The paper's where the images are the paper's.
+        known = images.name in ("cifar10", "cifar100")
+        return None if known else data.statistics(images.x_train)
+
+    keras.utils.set_random_seed(settings.seed)
+    alone = strategy if devices.workers(strategy) == 1 else None
+    with _scope(alone), _precision(recipe.precision):
+        return trainable.build(
+            recipe.network,
+            len(images.class_names),
+            images.x_train.shape[1:],
+            statistics=statistics,
+            weights=recipe.weights,
+            freeze=recipe.freeze,
+            pixels=settings.pixels,
+            trusted=settings.trust or (),
+            log=log,
+        )
+
+
 def make_model(
-    settings: Settings, images: data.Images, strategy: Any
+    settings: Settings,
+    images: data.Images,
+    strategy: Any,
+    network: keras.Model | None = None,
 ) -> RobustModel:
     """Makes a compiled `RobustModel` for the images.
 
@@ -94,18 +135,15 @@ def make_model(
         settings: the settings of the run.
         images: the images.
         strategy: a `tf.distribute` strategy or None.
+        network: the result of `make_network`; None makes it.
     """
     recipe = settings.recipe
-    keras.utils.set_random_seed(settings.seed)
-    # The paper's statistics where the images are the paper's.
-    known = images.name in ("cifar10", "cifar100")
+    if network is None:
+        network = make_network(settings, images, strategy)
     steps = _steps_per_epoch(settings, images, strategy)
     with _scope(strategy), _precision(recipe.precision):
-        network = registries.NETWORKS.factory(recipe.network)(
-            len(images.class_names),
-            input_shape=images.x_train.shape[1:],
-            statistics=None if known else data.statistics(images.x_train),
-        )
+        if devices.workers(strategy) > 1:
+            network = trainable.copied(network)
         model = _robust_model(settings, network, steps)
         model.compile(
             _optimizer(settings, steps),
@@ -414,6 +452,7 @@ def train(
     strategy: Any,
     log: Log,
     stop: signals.Stop,
+    network: keras.Model | None = None,
 ) -> tuple[keras.Model, dict[str, Any] | None]:
     """Trains, from the newest checkpoint if there is one.
 
@@ -424,6 +463,8 @@ def train(
         log: a function of a line of text.
         stop: the signals that the run has received; on a signal, training
             stops after the current step.
+        network: the result of `make_network`, used where there is no
+            checkpoint; None makes it.
 
     Returns:
         (network, summary): the last, averaged or best network, as the settings
@@ -434,7 +475,7 @@ def train(
         FloatingPointError: if the loss or a weight is no longer finite.
         tfsam.support.signals.Stopped: if a signal has arrived.
     """
-    model, session = _begin(settings, images, strategy, log)
+    model, session = _begin(settings, images, strategy, log, network)
     log(sharing(settings, strategy))
     batches_left = session.batches()
     if session.position[1]:  # The metrics must exist to take their state.
@@ -462,7 +503,11 @@ def train(
 
 
 def _begin(
-    settings: Settings, images: data.Images, strategy: Any, log: Log
+    settings: Settings,
+    images: data.Images,
+    strategy: Any,
+    log: Log,
+    network: keras.Model | None,
 ) -> tuple[RobustModel, _Session]:
     """Restores the newest checkpoint, or makes a new model."""
     held_out = None
@@ -474,7 +519,7 @@ def _begin(
         settings.workdir / "checkpoints", average, strategy, log
     )
     if model is None:
-        model = make_model(settings, images, strategy)
+        model = make_model(settings, images, strategy, network)
     steps = _steps_per_epoch(settings, images, strategy)
     return model, _Session(
         *(settings, images, strategy, steps, position, state),

@@ -264,7 +264,25 @@ FLAGS: dict[str, Flag] = {
         "at 75 % of the epochs.",
         _integer,
     ),
-    "network": Flag(TRAINING, "Network to train: {networks}."),
+    "network": Flag(
+        TRAINING,
+        "Network to train: {networks}, with options such as "
+        "wide_resnet:depth=16; keras:NAME, a class of keras.applications, "
+        "such as keras:MobileNetV2:alpha=0.35; the path of a .keras or HDF5 "
+        "file, which is trained further, under a new head if it has another "
+        "number of classes; or MODULE:FUNCTION, a function of yours.",
+    ),
+    "weights": Flag(
+        TRAINING,
+        "File of weights that the network begins with; imagenet for keras:NAME "
+        "downloads those of ImageNet.",
+    ),
+    "freeze": Flag(
+        TRAINING,
+        "Regular expression for the names of layers that keep their weights "
+        "and BatchNorm statistics, such as '^(?!predictions)'; none trains "
+        "all. By default layers are frozen as a file has them.",
+    ),
     "epochs": Flag(
         TRAINING,
         "Number of epochs.",

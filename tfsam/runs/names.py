@@ -4,6 +4,7 @@ import pathlib
 import re
 import zlib
 
+from tfsam import registries
 from tfsam.runs import flags
 from tfsam.runs import presets
 
@@ -39,9 +40,13 @@ def of_run(given: flags.Given) -> str:
     words, whole = _subject(given)
     for flag in [f for f in flags.FLAGS if f in {*given.texts} - {*_LEFT_OUT}]:
         text = given.texts[flag]
-        if flag in ("surrogate", "network"):
+        if flag in ("surrogate", "weights") or (
+            flag == "network" and registries.network_file(text)
+        ):
             whole = whole and "/" not in text
             text = _model(text)
+        elif flag == "freeze":
+            whole = whole and _slug(text) == text
         text = _slug(text)
         label = _ABBREVIATED.get(flag, flag)
         words.append(text if flag in _BARE else f"{label}={text}")

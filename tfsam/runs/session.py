@@ -139,7 +139,7 @@ def run(
     """
     images = len(inputs.images.x_train)
     opening = messages.opening(settings, argv, images)
-    for line in [*opening, *inputs.images.notes]:
+    for line in [*opening, *inputs.images.notes, *inputs.notes]:
         log(line)
     for line in attacked.lines(inputs.logits, inputs.surrogate):
         log(line)

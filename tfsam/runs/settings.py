@@ -39,6 +39,8 @@ OLDER = {
     "test_fraction": None,
     "bad_images": "skip",
     "class_order": "name",
+    "weights": None,
+    "freeze": None,
 }
 
 # Settings that are not called as their flags, because of Python's keywords.
@@ -91,6 +93,8 @@ class Training:
     sharpness: str
     # The recipe.
     network: str
+    weights: str | None
+    freeze: str | None
     epochs: int
     batch_size: int
     learning_rate: float
@@ -537,10 +541,12 @@ def _check_pixels(settings: Settings) -> None:
     """Checks the range of the pixels of the model to attack."""
     if settings.pixels == "auto":
         return
-    if settings.evaluate is None:
+    training = settings.training
+    if training and not registries.network_file(training.network):
         raise ValueError(
-            "--pixels needs --evaluate: a network that is trained here takes "
-            f"pixels in 0..1. Received: pixels={settings.pixels}"
+            "--pixels needs --evaluate or the file of a network: networks "
+            "that are built here take pixels in 0..1. "
+            f"Received: pixels={settings.pixels}"
         )
     if ":" not in settings.pixels:  # A function is imported later.
         from tfsam.models import pixel_ranges

@@ -55,12 +55,16 @@ class Inputs(NamedTuple):
         logits: the model to attack; None where a network is to be trained.
         surrogate: the model that attacks are computed on; None for the
             attacked model itself.
+        network: the network to train; None where nothing is trained.
+        notes: lines about the inputs, for the log.
     """
 
     strategy: Any
     images: data.Images
     logits: attacks.Logits | None
     surrogate: attacks.Logits | None
+    network: keras.Model | None = None
+    notes: Sequence[str] = ()
 
 
 def prepare(settings: Settings) -> Inputs:
@@ -82,7 +86,11 @@ def prepare(settings: Settings) -> Inputs:
     strategy = devices.make_strategy(settings.devices, settings.strategy)
     models = attacked.opened(settings)
     images = load_images(settings, models)
-    logits = surrogate = None
+    logits = surrogate = network = None
+    notes: list[str] = []
+    if settings.training:
+        # First of all: the names of its layers depend on those before.
+        network = fit.make_network(settings, images, strategy, notes.append)
     if models.surrogate is not None:
         surrogate = attacked.classifier(settings, models.surrogate, images)
     if models.model is not None:
@@ -96,7 +104,7 @@ def prepare(settings: Settings) -> Inputs:
         )
     else:
         fit.check(settings, images, strategy)
-    return Inputs(strategy, images, logits, surrogate)
+    return Inputs(strategy, images, logits, surrogate, network, notes)
 
 
 def load_images(settings: Settings, models: attacked.Models) -> data.Images:
@@ -398,7 +406,8 @@ def run(
     if model is None:
         with devices.losing_workers(inputs.strategy):
             network, trained = fit.train(
-                settings, inputs.images, inputs.strategy, log, stop
+                *(settings, inputs.images, inputs.strategy),
+                *(log, stop, inputs.network),
             )
         stop.release()  # Where training had nothing left to do.
         if not devices.is_chief(inputs.strategy):

@@ -21,12 +21,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfsam import data
+from tfsam import registries
 from tfsam import reports
 from tfsam.runs import flags
 from tfsam.runs.artifacts import ARTIFACTS
 from tfsam.runs.settings import OLDER
 from tfsam.runs.settings import UNBOUND
 from tfsam.runs.settings import Settings
+from tfsam.runs.settings import Training
 from tfsam.support import devices
 from tfsam.support import files
 from tfsam.support import signals
@@ -109,9 +111,15 @@ def _written(value: Any) -> str:
 def _check_inputs_outside(settings: Settings) -> None:
     """Rejects --overwrite where it would remove a model that is needed."""
     workdir = settings.workdir.resolve()
-    for flag in ("evaluate", "surrogate"):
-        path = getattr(settings, flag)
-        if path and files.expanded(path).resolve().is_relative_to(workdir):
+    named = {
+        flag: files.expanded(path)
+        for flag in ("evaluate", "surrogate")
+        if (path := getattr(settings, flag))
+    }
+    if settings.training:
+        named |= _trained_files(settings.training)
+    for flag, path in named.items():
+        if path.resolve().is_relative_to(workdir):
             raise ValueError(
                 f"--overwrite removes the run in {settings.workdir}, and with "
                 f"it the model; choose another --workdir. Received: "
@@ -244,7 +252,19 @@ def _inputs(settings: Settings) -> dict[str, Any]:
         path = name and files.expanded(name)
         if path and path.exists():
             found[key] = files.listing(files.entries(path))
+    if settings.training:
+        for key, path in _trained_files(settings.training).items():
+            if path.exists():
+                found[key] = f"SHA-256 {files.checksum(path)}"
     return {"inputs": {k: v for k, v in found.items() if v is not None}}
+
+
+def _trained_files(training: Training) -> dict[str, pathlib.Path]:
+    """Returns the files that training begins with, by their flags."""
+    network = registries.network_file(training.network)
+    weights = training.weights and files.expanded(training.weights)
+    named = {"network": network, "weights": weights}
+    return {flag: path for flag, path in named.items() if path}
 
 
 # The inputs of a run in words.
@@ -253,6 +273,8 @@ _IN_WORDS = {
     "evaluate": "the model file",
     "surrogate": "the surrogate's model file",
     "class_order": "the file of class names",
+    "network": "the file of the network",
+    "weights": "the file of weights",
 }
 
 

@@ -353,6 +353,21 @@ def entries(path: Path) -> list[tuple[str, os.stat_result]]:
     ]
 
 
+def checksum(path: Path) -> str:
+    """Computes the SHA-256 of a file; of a folder, the `digest`.
+
+    Args:
+        path: Path of the file or the folder.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    if pathlib.Path(path).is_dir():
+        return digest(path)
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def digest(path: Path) -> str:
     """Computes a checksum of a file, or of a folder's files and their names.
 

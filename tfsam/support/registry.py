@@ -15,6 +15,7 @@ import importlib
 import importlib.metadata
 import inspect
 import math
+import operator
 import os
 import re
 import reprlib
@@ -23,6 +24,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from fractions import Fraction
@@ -65,6 +67,10 @@ class Registry:
         argument: the option that a segment without "=" sets: with "attack",
             "foolbox:LinfPGD" is "foolbox:attack=LinfPGD". Empty where every
             option is named.
+        given: arguments that the caller gives, which no spec may set.
+        divide: divides a spec into a name and its options. Where a part may be
+            given otherwise than by its name, as a network by the path of its
+            file, the result has the name that stands for such parts.
     """
 
     kind: str
@@ -72,6 +78,8 @@ class Registry:
     native: Mapping[str, str | Callable[..., Any]]
     base: str = ""
     argument: str = ""
+    given: Collection[str] = ()
+    divide: Callable[[str], list[str]] = operator.methodcaller("split", ":")
 
     def names(self) -> list[str]:
         """Returns all names, sorted; imports no part."""
@@ -95,9 +103,12 @@ class Registry:
         Raises:
             ValueError: if the name is unknown or ambiguous.
         """
-        given, *options = (segment.strip() for segment in spec.split(":"))
+        given, *options = map(str.strip, self.divide(spec))
+        name = self._known(given, flag)
+        if spec.partition(":")[0].strip() != given:
+            return spec.strip()  # A path, for example, stays as it is.
         options = ["=".join(map(str.strip, o.split("=", 1))) for o in options]
-        return ":".join([self._known(given, flag), *options])
+        return ":".join([name, *options])
 
     def factory(self, spec: str) -> Callable[..., Any]:
         """Returns the factory of a part, without calling it.
@@ -127,8 +138,9 @@ class Registry:
             ValueError: if the name is unknown.
             ImportError: if the part cannot be imported.
         """
-        name = self._known(spec.partition(":")[0])
-        return dict(inspect.signature(self.load(name)).parameters)
+        name = self._known(self.divide(spec)[0])
+        parameters = inspect.signature(self.load(name)).parameters
+        return {k: p for k, p in parameters.items() if k not in self.given}
 
     def parse(self, spec: str) -> tuple[str, dict[str, Any]]:
         """Returns the registered name and the options that follow it.
@@ -148,7 +160,7 @@ class Registry:
             >>> WEIGHTS.parse("LookSAM:alpha=0.3:every=5")
             ('looksam', {'alpha': 0.3, 'every': 5})
         """
-        given, *segments = str(spec).split(":")
+        given, *segments = self.divide(str(spec))
         name = self._known(given)
         if not segments:
             return name, {}
@@ -156,7 +168,7 @@ class Registry:
         options: dict[str, Any] = {}
         for segment in segments:
             option, equals, text = segment.partition("=")
-            if not equals and self.argument:
+            if not equals and self.argument in known:
                 option, text = self.argument, option
             option, text = option.strip(), text.strip()
             if not option or not text:
@@ -167,6 +179,11 @@ class Registry:
             if option in options:
                 raise ValueError(
                     f"{option} is given twice. Received: {self.kind}={spec}"
+                )
+            if option in self.given:
+                raise ValueError(
+                    f"{option} is no option: the data or a flag sets it. "
+                    f"Received: {option}={text}"
                 )
             _check_options(self.load(name), [f"{option}={text}"], name)
             value = _value(text, known.get(option))
@@ -199,7 +216,7 @@ class Registry:
         """
         factory = self.factory(spec)
         check_options(factory, options)
-        return call(self._known(spec.partition(":")[0]), factory, **options)
+        return call(self._known(self.divide(spec)[0]), factory, **options)
 
     def fact(self, part: Any, name: str) -> Any:
         """Returns a fact about a part: its own attribute, or the default.

@@ -1,0 +1,147 @@
+"""Networks to train, from a spec to a `keras.Model` that returns logits.
+
+A spec names a registered network, a class of `keras.applications`, a file, or a
+function of the user's; see `tfsam.registries.NETWORKS`.
+"""
+
+import inspect
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfsam import registries
+from tfsam.models import freezing
+from tfsam.models.weight_files import load_weights_into
+from tfsam.support import files
+from tfsam.support.logit_checks import check_ending
+from tfsam.support.registry import call
+
+Log = Callable[[str], None]
+
+IMAGENET = "imagenet"
+
+
+def build(
+    spec: str,
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    *,
+    statistics: Callable[[], Any] = lambda: None,
+    weights: str | None = None,
+    freeze: str | None = None,
+    pixels: str = "auto",
+    trusted: Sequence[str] = (),
+    log: Log = lambda line: None,
+) -> keras.Model:
+    """Builds a network for images, with its weights and frozen layers.
+
+    Args:
+        spec: the network: a name, keras:NAME, the path of a file, or
+            MODULE:FUNCTION, with or without options.
+        num_classes: number of classes of the images.
+        input_shape: (height, width, channels) of the images.
+        statistics: a function that returns the means and standard deviations
+            of the channels; it is called if the network takes them.
+        weights: path of a file of weights, or "imagenet" for a network of
+            `keras.applications`.
+        pixels: range of the pixels that a network from a file takes.
+        trusted: names of Lambda layers of a file whose code may run.
+        freeze: a regular expression, see `freezing.freeze`; None leaves each
+            layer as it is.
+        log: a function of a line of text.
+
+    Returns:
+        A built `keras.Model` from pixels in [0, 1] to logits.
+
+    Raises:
+        ImportError: if a library that the network needs is not installed.
+        ValueError: if the network, its weights or the regular expression does
+            not fit.
+
+    Example:
+        >>> network = build("preact_resnet8:width=8", 10, (8, 8, 1))
+        >>> network.output_shape
+        (None, 10)
+    """
+    factory = registries.NETWORKS.factory(spec)
+    taken = inspect.signature(factory).parameters
+    if weights == IMAGENET and "weights" not in taken:
+        raise ValueError(
+            "the weights of ImageNet are those of --network=keras:NAME. "
+            f"Received: weights={weights}, network={spec}"
+        )
+    offered: dict[str, Callable[[], Any]] = {
+        "input_shape": lambda: input_shape,
+        "statistics": statistics,
+        "weights": lambda: weights if weights == IMAGENET else None,
+        "pixels": lambda: pixels,
+        "trusted": lambda: trusted,
+        "log": lambda: log,
+    }
+    arguments = {name: offered[name]() for name in offered if name in taken}
+    network = call(spec, factory, num_classes, **arguments)
+    _check(network, spec, num_classes, input_shape)
+    if weights is not None and weights != IMAGENET:
+        load_weights_into(network, weights)
+    if freeze is not None:
+        if not getattr(network, "inputs", None):
+            raise ValueError(
+                "layers are frozen in functional and sequential networks, "
+                "whose configuration says which. Received: "
+                f"freeze={freeze}, network={spec}"
+            )
+        freezing.freeze(network, freeze)
+    log(f"{network.name}: {freezing.described(network)}")
+    return network
+
+
+def copied(network: keras.Model) -> keras.Model:
+    """Copies a network, its weights and its frozen layers.
+
+    Args:
+        network: a built `keras.Model` that can be made from its configuration.
+    """
+    made = type(network).from_config(network.get_config())
+    if not made.built:
+        made.build(network.input_shape)
+    made.set_weights(network.get_weights())
+    return made
+
+
+def _check(
+    network: Any, spec: str, num_classes: int, input_shape: tuple[int, ...]
+) -> None:
+    """Checks that a network maps the images to logits, and builds it.
+
+    Args:
+        network: the network.
+        spec: its spec, for the messages.
+        num_classes: see `build`.
+        input_shape: see `build`.
+    """
+    if not isinstance(network, keras.Model):
+        raise ValueError(
+            "a network must be a keras.Model of Keras 3. Received: "
+            f"network={spec}, which gives a "
+            f"{type(network).__module__}.{type(network).__name__}"
+        )
+    try:
+        images = keras.Input(input_shape)
+        # A subclassed network is built by calling it.
+        call_once = network.compute_output_spec if network.built else network
+        output = call_once(images)
+    except Exception as error:  # Layers may be the user's code.
+        raise ValueError(
+            f"the network must take the images, of shape {input_shape} "
+            f"({files.reason(error)}). Received: network={spec}"
+        ) from error
+    shape = getattr(output, "shape", None)
+    if shape is None or tuple(shape[1:]) != (num_classes,):
+        outputs = type(output).__name__ if shape is None else tuple(shape[1:])
+        raise ValueError(
+            f"the network must return {num_classes} logits, one a class. "
+            f"Received: network={spec}, which returns {outputs}"
+        )
+    check_ending(network)
