@@ -256,7 +256,7 @@ def test_a_damaged_chunk_is_measured_again(cnn, data, tmp_path, whole):
 SCRIPT = """
     import sys
     sys.path.insert(0, {tests!r})
-    import conftest, numpy, sklearn.datasets
+    import shared_fixtures, numpy, sklearn.datasets
     from helpers import network
     import tfsam
     digits = sklearn.datasets.load_digits()

@@ -1,0 +1,183 @@
+"""One TensorFlow for all tests, with three logical CPU devices."""
+
+import configparser
+import gc
+import json
+import os
+import pathlib
+import re
+import signal
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import hypothesis
+import keras
+import matplotlib
+import pytest
+import sklearn.datasets
+import tensorflow as tf
+from helpers import tiny
+
+from tfsam import registries
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 3,
+)
+
+# Examples of a property: a few by default, many in the slow tests.
+hypothesis.settings.register_profile(
+    "default", max_examples=25, deadline=None, derandomize=True
+)
+hypothesis.settings.register_profile("slow", max_examples=500, deadline=None)
+
+
+def pytest_configure(config):
+    """Handles SIGINT, and chooses the number of examples by -m."""
+    # A job in the background of a shell ignores SIGINT, and so would its tests.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    slow = re.search(r"(?<!not )\bslow", config.option.markexpr)
+    hypothesis.settings.load_profile("slow" if slow else "default")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Counts properties as slow tests, too, where they have many examples."""
+    if hypothesis.settings.get_current_profile_name() != "slow":
+        return
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("slow")
+
+
+def _sweep():
+    """Collects garbage, and hides what is left from later collections."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish(session):
+    """Takes what is imported out of the garbage collector's sight.
+
+    A collection otherwise looks at all of TensorFlow's objects each time. Made
+    for every 700 new objects, as is usual, collections take a tenth of the
+    time of tests that trace graphs.
+    """
+    _sweep()
+    gc.set_threshold(20_000, 10, 10)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def swept():
+    """Lets no file pay for collections among the objects of those before."""
+    yield
+    _sweep()
+
+
+def pytest_runtest_setup(item):
+    """Skips a case whose library the extra `test` does not install."""
+    for mark in item.iter_markers("needs"):
+        for library in mark.args:
+            pytest.importorskip(library)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Nothing is kept in the user's cache folder, nor found there."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Its fonts take seconds to find anew.
+        patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_graphs():
+    """Leaves XLA to the tests that ask for it; not so in the slow tests.
+
+    Keras's own choice is to compile all steps, of which each takes longer to
+    compile than to run on the few images of a test.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if hypothesis.settings.get_current_profile_name() != "slow":
+            patch.setattr(
+                keras.Model, "_resolve_auto_jit_compile", lambda self: False
+            )
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The reference's digits: 1200 to train, 597 to test, 200 attacked."""
+    digits = sklearn.datasets.load_digits()
+    images = (digits.images / 16).astype("float32")[..., None]
+    return images, digits.target.astype("int64")
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """A function that writes a run's folder, with what experiments read."""
+
+    def write(
+        folder,
+        natural,
+        robust,
+        attack="cleverhans_pgd",
+        seconds=(60, 80),
+        **train,
+    ):
+        """`robust` by (norm, epsilon); `train` of AutoAttack's runs is none.
+
+        `seconds` are those of the epochs.
+        """
+        folder.mkdir(parents=True)
+        epochs = "".join(f"{n},{s}\n" for n, s in enumerate(seconds, 1))
+        if attack != "autoattack":
+            (folder / "history.csv").write_text(f"epoch,seconds\n{epochs}")
+        rows = [
+            {"attack": attack, "norm": n, "epsilon_text": e, "accuracy": value}
+            for (n, e), value in robust.items()
+        ]
+        trained = {"natural": {"accuracy": 0.99}, "seconds": 120.0} | train
+        results = {
+            "natural": {"accuracy": natural},
+            "robust": rows,
+            "train": trained if attack != "autoattack" else None,
+        }
+        (folder / "results.json").write_text(json.dumps(results))
+        (folder / "model.keras").write_text("large")
+
+    return write
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    """The command's small network is a tiny one."""
+    monkeypatch.setitem(registries.NETWORKS.native, "preact_resnet8", tiny)
+
+
+_PLUGIN = pathlib.Path(__file__).parent / "plugin"
+
+
+@pytest.fixture
+def other_package(tmp_path_factory, monkeypatch):
+    """Leaves what `pip install tests/plugin` does, without the network."""
+    package = configparser.ConfigParser()
+    package.read(_PLUGIN / "setup.cfg")
+    site = tmp_path_factory.mktemp("site")
+    folder = site / "tfsam_shift_fixture-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(
+        "Metadata-Version: 2.1\n"
+        f"Name: {package['metadata']['name']}\n"
+        f"Version: {package['metadata']['version']}\n"
+    )
+    (folder / "entry_points.txt").write_text(
+        "\n".join(
+            f"[{group}]\n{points.strip()}\n"
+            for group, points in package["options.entry_points"].items()
+        )
+    )
+    monkeypatch.syspath_prepend(_PLUGIN)
+    monkeypatch.syspath_prepend(site)
