@@ -44,13 +44,13 @@ def cache(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """How many images each call decoded."""
-    counts, decode = [], stacks.decode
+    counts, decode = [], stacks._each
 
-    def counted(contents, *rest):
-        counts.append(len(contents))
-        return decode(contents, *rest)
+    def counted(encoded, put):
+        counts.append(len(encoded.contents))
+        return decode(encoded, put)
 
-    monkeypatch.setattr(stacks, "decode", counted)
+    monkeypatch.setattr(stacks, "_each", counted)
     return counts
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import tfsam
 from tfsam.data import examples
+from tfsam.data import rows as kinds_of_rows
 from tfsam.evaluation import measure
 from tfsam.training.recalibration import recalibrate
 
@@ -213,12 +214,14 @@ def test_a_dataset_without_shapes_is_looked_into():
     np.testing.assert_array_equal(examples.load(data)[0], X)
 
 
-def test_the_default_limits_stop_an_endless_generator():
+def test_the_limits_stop_an_endless_generator(monkeypatch):
     endless = itertools.repeat((X, Y))
     with pytest.raises(ValueError, match="100,000 examples were read"):
         examples.load(endless)
-    image = np.zeros((1, 1 << 27), "float64")  # 1 GiB, never touched.
-    with pytest.raises(ValueError, match="4 GiB were read"):
+    monkeypatch.setattr(examples, "_MOST_BYTES", 1 << 30)
+    image = np.zeros((1, 1 << 26), "float64")  # 512 MiB, never touched.
+    monkeypatch.setattr(kinds_of_rows, "MOST_IN_MEMORY", 2 << 30)
+    with pytest.raises(ValueError, match="1 GiB were read"):
         examples.load(itertools.repeat((image, Y[:1])))
 
 
@@ -260,7 +263,7 @@ def test_data_of_a_known_length_has_no_limit(monkeypatch):
         (lambda: (X, [None] * 200), "y must be numbers"),
         (lambda: iter([(X[:5], Y[:5]), (X[:5, :2], Y[:5])]), "one shape"),
         (lambda: iter([(X[0], 1), (X[0, :2], 1)]), "one shape"),
-        (lambda: "digits", "Received: data=digits"),
+        (lambda: "digit", "Received: 'digit'"),
         (lambda: None, "Received: data=None"),
         (lambda: 7, "Received: data=7"),
         (lambda: generator, "Received: data="),

@@ -15,6 +15,7 @@ from tfsam.data.decoding import refusal
 from tfsam.data.images import Images
 from tfsam.data.images import as_float
 from tfsam.data.options import Options
+from tfsam.data.rows import Rows
 
 _MOST_CLASSES = 100_000  # A larger label is a mistake, not a class.
 
@@ -93,8 +94,10 @@ def resized(images: Images, options: Options) -> Images:
     if size is None or size == images.x_test.shape[1:3]:
         return images
 
-    def each(pixels: np.ndarray) -> np.ndarray:
+    def each(pixels: Any) -> Any:
         shape = (len(pixels), *size, pixels.shape[3])
+        if isinstance(pixels, Rows):
+            return pixels.mapped(each, shape[1:])
         made = np.empty(shape, pixels.dtype)
         for n, image in enumerate(pixels):
             made[n] = resizing.resize(image, size, options.resize)

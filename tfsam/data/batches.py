@@ -11,9 +11,12 @@ import tensorflow as tf
 
 from tfsam.data.decoding import refusal
 from tfsam.data.images import as_float
+from tfsam.data.rows import Pixels
+from tfsam.data.rows import Rows
 from tfsam.support.validators import check_count
 
 _PADDING = 4
+_READ_AHEAD = 2  # Batches, of images that are not in memory.
 
 
 def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -56,7 +59,7 @@ def _reflected(positions: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 
 
 def training_batches(
-    images: np.ndarray,
+    images: Pixels,
     labels: np.ndarray,
     *,
     batch_size: int,
@@ -77,7 +80,8 @@ def training_batches(
 
     Args:
       images: (n, height, width, channels), uint8 in 0..255 or floats in
-        [0, 1].
+        [0, 1]: an array, or `Rows`, of which each batch is read when it is
+        needed.
       labels: (n,) integers.
       batch_size: examples per batch; the last batch of an epoch may be
         smaller, and no batch crosses into the next epoch.
@@ -95,7 +99,9 @@ def training_batches(
     Raises:
       ValueError: if the arrays do not match, or a number is out of range.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    if not isinstance(images, Rows):
+        images = np.asarray(images)
+    labels = np.asarray(labels)
     if images.dtype != np.uint8:
         images = as_float(images)
     _check_training_arrays(images, labels, augment)
@@ -112,19 +118,16 @@ def training_batches(
             " drop_remainder",
             batch_size,
         )
-    with tf.device("CPU:0"):  # The images stay out of an accelerator's memory.
-        all_images = tf.convert_to_tensor(images)
-        all_labels = tf.convert_to_tensor(labels.astype(np.int64))
+    images_at = _gather(images)
+    labels_at = _gather(labels.astype(np.int64))
 
     def batch(
         indices: tf.Tensor, step_seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        chosen = tf.gather(all_images, indices)
+        chosen = images_at(indices)
         if augment:
             chosen = _augment(chosen, step_seed)
-        if chosen.dtype == tf.uint8:
-            chosen = tf.cast(chosen, tf.float32) / 255.0
-        return chosen, tf.gather(all_labels, indices)
+        return _as_float(chosen), labels_at(indices)
 
     static_size = batch_size if drop_remainder else None
     total = max((epochs - initial_epoch) * steps - initial_step, 0)
@@ -132,10 +135,67 @@ def training_batches(
         tf.data.Dataset.range(initial_epoch, epochs)
         .flat_map(_epoch_indices(count, steps, batch_size, static_size, seed))
         .skip(initial_step)
-        .map(batch, num_parallel_calls=tf.data.AUTOTUNE)
+        .map(batch, num_parallel_calls=_ahead(images))
         .apply(tf.data.experimental.assert_cardinality(total))
-        .prefetch(tf.data.AUTOTUNE)
+        .prefetch(_ahead(images))
     )
+
+
+def in_order(
+    images: Pixels, labels: np.ndarray, batch_size: int
+) -> tf.data.Dataset:
+    """Makes the batches of an evaluation, which are read when they are needed.
+
+    Args:
+      images: see `training_batches`.
+      labels: (n,) integers.
+      batch_size: examples per batch; the last batch may be smaller.
+
+    Returns:
+      A `tf.data.Dataset` of known cardinality that yields float32 images in
+      [0, 1] and int64 labels.
+    """
+    images_at, labels_at = _gather(images), _gather(labels.astype(np.int64))
+
+    def batch(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return _as_float(images_at(indices)), labels_at(indices)
+
+    return (
+        tf.data.Dataset.range(len(images))
+        .batch(batch_size)
+        .map(batch, num_parallel_calls=_ahead(images))
+        .prefetch(_ahead(images))
+    )
+
+
+def _gather(examples: Pixels) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns a function from indices, a tensor (batch,), to these examples."""
+    if not isinstance(examples, Rows):
+        with tf.device("CPU:0"):  # Out of an accelerator's memory.
+            held = tf.convert_to_tensor(examples)
+        return lambda indices: tf.gather(held, indices)
+
+    def read(indices: tf.Tensor) -> tf.Tensor:
+        found = tf.numpy_function(
+            examples.__getitem__, [indices], examples.dtype
+        )
+        return tf.ensure_shape(found, [indices.shape[0], *examples.shape[1:]])
+
+    return read
+
+
+def _as_float(images: tf.Tensor) -> tf.Tensor:
+    if images.dtype != tf.uint8:
+        return images
+    return tf.cast(images, tf.float32) / 255.0
+
+
+def _ahead(images: Pixels) -> int:
+    """Returns how many batches are made at once, and ahead.
+
+    TensorFlow would fill half of the memory with large ones.
+    """
+    return _READ_AHEAD if isinstance(images, Rows) else tf.data.AUTOTUNE
 
 
 def _epoch_indices(
@@ -163,7 +223,7 @@ _augment = augment  # `training_batches` has an argument of that name.
 
 
 def _check_training_arrays(
-    images: np.ndarray, labels: np.ndarray, augmented: bool
+    images: Pixels, labels: np.ndarray, augmented: bool
 ) -> None:
     if images.ndim != 4 or not images.size:
         raise refusal(

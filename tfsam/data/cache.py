@@ -1,12 +1,13 @@
 """The cache of decoded images: one file for a data set, a size and a decoder.
 
 Decoding a large data set takes minutes. The decoded images are kept in one file
-that later runs map into memory. The file is replaced when an image or a name
+that later runs read. The file is replaced when an image or a name
 changes, and removed when the data set is gone and no run has used it for 30
 days.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import pathlib
@@ -15,10 +16,9 @@ import time
 import warnings
 from collections.abc import Sequence
 
-import numpy as np
-
 from tfsam.data import decoding
 from tfsam.data import resizing
+from tfsam.data import row_files
 from tfsam.data import stacks
 from tfsam.support import files
 
@@ -65,8 +65,8 @@ def path_of(
 
 def read(
     path: pathlib.Path, source: pathlib.Path, count: int, size: resizing.Size
-) -> np.ndarray | None:
-    """Reads a file of decoded images, which is mapped into memory.
+) -> stacks.Stack | None:
+    """Reads a file of decoded images; see `stacks.opened`.
 
     Args:
         path: see `path_of`.
@@ -75,23 +75,20 @@ def read(
         size: their height and width.
 
     Returns:
-        The stack, see `stacks.decode`; None if there is no such file, or, with
-        a warning, if it is damaged.
+        The images; None if there is no such file, or, with a warning, if it is
+        damaged.
     """
     try:
-        # Pages are read when they are needed, and shared by processes;
-        # writing to the array does not write to the file.
-        stack = np.load(path, mmap_mode="c", allow_pickle=False)
-        whole = stacks.is_stack(stack, count, size) and _fills(stack, path)
-        reason = "it holds something else"
+        with open(path, "rb") as file:
+            stack = stacks.opened(file)
+        if stack.pixels.shape != (count, *size, 3):
+            raise ValueError("it holds other images")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # A header can be broken in many ways.
-        whole, reason = False, f"{type(error).__name__}: {error}"
-    if not whole:
         warnings.warn(
-            f"The decoded images in {path} cannot be read ({reason}): decoding "
-            "again.",
+            f"The decoded images in {path} cannot be read "
+            f"({type(error).__name__}: {error}): decoding again.",
             stacklevel=2,
         )
         return None
@@ -101,13 +98,18 @@ def read(
     return stack
 
 
-def keep(path: pathlib.Path, source: pathlib.Path, stack: np.ndarray) -> None:
-    """Keeps decoded images, and removes unused files.
+def decode(
+    path: pathlib.Path, source: pathlib.Path, encoded: stacks.Encoded
+) -> tuple[stacks.Stack, dict[str, str]]:
+    """Decodes images, keeps them, and removes unused files.
 
     Args:
         path: see `path_of`.
         source: see `path_of`.
-        stack: the images.
+        encoded: the images.
+
+    Returns:
+        See `stacks.decode`.
     """
     folder = path.parent
     try:
@@ -121,14 +123,20 @@ def keep(path: pathlib.Path, source: pathlib.Path, stack: np.ndarray) -> None:
         ]
         for other in older:
             files.remove(other)
+        if not row_files.has_room(encoded.nbytes, folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with files.replacing(path) as temporary:
-            np.save(temporary, stack)
+            with open(temporary, "w+b") as file:
+                reasons = stacks.write(encoded, file)
+                stack = stacks.opened(file)
         _record(path, source)
     except OSError as error:
-        # The images are in memory: the run can go on.
+        # The run can go on without them.
         warnings.warn(
             f"Decoded images are not kept in {folder}: {error}", stacklevel=2
         )
+        return stacks.decode(encoded)
+    return stack, reasons
 
 
 def _stat(path: str) -> str:
@@ -142,10 +150,6 @@ def _stat(path: str) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _fills(images: np.memmap, path: pathlib.Path) -> bool:
-    return images.offset + images.nbytes == path.stat().st_size
 
 
 def _kind(path: pathlib.Path) -> str:

@@ -7,13 +7,17 @@ their data through it, so each of them accepts:
 - a `tf.data.Dataset`, batched or not, of such tuples or of dicts with the keys
   `image` and `label`, as tensorflow_datasets gives them;
 - a `keras.utils.PyDataset`;
+- `Images`, or the name of a source of images as `data.load` takes it: their
+  test part;
 - a generator, or any other iterable, of batches or of single examples.
 
-`load` collects x and y in memory; `batches` is lazy.
+`load` collects x and y: in memory, or in a temporary file where x is large.
+`batches` is lazy.
 """
 
 import itertools
 import math
+import pathlib
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -23,6 +27,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam.data import sources
+from tfsam.data.collecting import Collected
+from tfsam.data.collecting import alike
+from tfsam.data.images import Images
+from tfsam.data.rows import Pixels
+from tfsam.data.rows import Rows
 from tfsam.support import files
 from tfsam.support.validators import check_count
 
@@ -33,9 +43,10 @@ _Parts = tuple[Any, Any, Any]
 BATCH = 128
 
 # The most that is read of data of unknown length: an endless generator would
-# otherwise fill the memory, or never return.
-_MOST, _MOST_BYTES = 100_000, 4 << 30
+# otherwise fill the disk, or never return.
+_MOST, _MOST_BYTES = 100_000, 16 << 30
 _MOST_STREAMED = 2_000_000
+_MOST_KEPT = 4 << 30  # Bytes, in memory.
 
 _KINDS = (
     "data must be arrays (x, y), or a tf.data.Dataset, a keras.utils.PyDataset "
@@ -46,7 +57,7 @@ _KINDS = (
 
 def load(
     data: Any, *, steps: int | None = None, network: Any = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Pixels, np.ndarray]:
     """Returns all inputs and all labels as arrays.
 
     Sample weights are left out: each example counts once.
@@ -60,26 +71,29 @@ def load(
             rank of the labels does.
 
     Returns:
-        (x, y): NumPy arrays with the same number of rows, at least one.
+        (x, y): NumPy arrays with the same number of rows, at least one. Large x
+        of a dataset or a generator is `Rows` of a temporary file, and x given
+        as `Rows` stays so.
 
     Raises:
         ValueError: if the data is of another kind, empty or endless, or has
             several inputs, no labels, or parts of different lengths.
     """
+    data = _of_source(data, network)
     check_finite(data, steps)
     if _in_memory(data):
         return _pair(_unpacked(data))
     limited = _length(data, steps) is None
-    pairs, size = [], 0
+    found = [Collected("x"), Collected("y")]
     for batch in batches(data, steps=steps, network=network, most=_MOST):
-        pairs.append(_pair(batch))
-        size += sum(part.nbytes for part in pairs[-1])
-        if limited and size > _MOST_BYTES:
+        for collected, part in zip(found, _pair(batch), strict=True):
+            collected.add(part)
+        if limited and sum(each.nbytes for each in found) > _MOST_BYTES:
             raise _too_long(f"{_MOST_BYTES >> 30} GiB", data)
-    if not pairs:
+    if not len(found[0]):
         raise ValueError("data must hold examples. Received: none")
-    x, y = zip(*pairs, strict=True)
-    return _joined("x", x), _joined("y", y)
+    x, y = (collected.whole() for collected in found)
+    return x, np.asarray(y)
 
 
 def batches(
@@ -108,6 +122,7 @@ def batches(
     Raises:
         ValueError: if the data is of another kind, or does not end.
     """
+    data = _of_source(data, network)
     check_finite(data, steps)
     if _in_memory(data):
         yield from _slices(_with_arrays(_unpacked(data, network), network))
@@ -170,6 +185,15 @@ def repeatable(data: Any, steps: int | None = None) -> Any:
     return _Kept(data, steps) if isinstance(data, Iterator) else data
 
 
+def _of_source(data: Any, network: Any) -> Any:
+    """Returns data; images, and those of a source by name, as arrays (x, y)."""
+    if not isinstance(data, (str, pathlib.PurePath, Images)):
+        return data
+    shapes = [tuple(each.shape) for each in _inputs(network)]
+    size = shapes[0][1:3] if [len(shape) for shape in shapes] == [4] else ()
+    return sources.test_part(data, size if size and all(size) else None)
+
+
 class _Kept:
     """The elements of an iterator, in memory; see `repeatable`.
 
@@ -183,7 +207,7 @@ class _Kept:
             if steps is None:
                 leaves = tf.nest.flatten(element)
                 size += sum(np.asarray(leaf).nbytes for leaf in leaves)
-                if len(self) > _MOST or size > _MOST_BYTES:
+                if len(self) > _MOST or size > _MOST_KEPT:
                     amount = f"{len(self):,} elements, {size >> 20:,} MiB,"
                     raise _too_long(amount, iterator)
 
@@ -410,7 +434,7 @@ def _stacked(elements: list[_Parts]) -> _Parts:
 
     def stack(*parts: Any) -> np.ndarray:
         arrays = [_array("x and y", part) for part in parts]
-        return np.stack(_alike("x and y", arrays))
+        return np.stack(alike("x and y", arrays))
 
     x, y, weight = (
         None if parts[0] is None else tf.nest.map_structure(stack, *parts)
@@ -419,8 +443,8 @@ def _stacked(elements: list[_Parts]) -> _Parts:
     return x, y, weight
 
 
-def _pair(batch: _Parts) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the checked x and y of a batch as arrays."""
+def _pair(batch: _Parts) -> tuple[Any, np.ndarray]:
+    """Returns the checked x and y of a batch as arrays, x perhaps as `Rows`."""
     x, y, _ = batch
     if y is None:
         raise ValueError(f"{_KINDS} Received: {_described(x)} without labels")
@@ -430,7 +454,8 @@ def _pair(batch: _Parts) -> tuple[np.ndarray, np.ndarray]:
             "dicts and tuples to (x, y). "
             f"Received: {_described(x)} and {_described(y)}"
         )
-    x, y = _array("x", x), _array("y", y)
+    x = x if isinstance(x, Rows) else _array("x", x)
+    y = _array("y", y)
     if x.ndim < 2 or y.ndim < 1:
         raise ValueError(
             "x must be of shape (n, ...) and y of (n,) or (n, classes). "
@@ -481,20 +506,3 @@ def _array(name: str, value: Any) -> np.ndarray:
             f"Received: {type(value).__name__} of dtype {array.dtype}"
         )
     return array
-
-
-def _joined(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenates the arrays of batches."""
-    _alike(name, [array[0] for array in arrays])
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _alike(name: str, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-    """Returns the arrays after checking that they have one shape."""
-    found = sorted({array.shape for array in arrays})
-    if len(found) > 1:
-        raise ValueError(
-            f"{name} must have one shape for all examples. "
-            f"Received: {', '.join(map(str, found[:3]))}"
-        )
-    return arrays

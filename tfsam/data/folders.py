@@ -9,6 +9,7 @@ from tfsam.data import bad_images
 from tfsam.data import cache
 from tfsam.data import listings
 from tfsam.data import resizing
+from tfsam.data import rows
 from tfsam.data import splitting
 from tfsam.data import stacks
 from tfsam.data.decoding import refusal
@@ -56,19 +57,19 @@ def load(
         paths, stacks.opened_file, listing.source, options
     )
     stack, reasons = _stack(listing, chosen, size, options, cache_dir)
-    good = stack["channels"] != stacks.BAD
+    good = stack.channels != stacks.BAD
     bad = np.array(_names(listing))[chosen[~good]].tolist()
     bad_images.report(
         bad, len(good), listing.source, reasons, options.bad_images
     )
     train, test = train[good[: len(train)]], test[good[len(train) :]]
     _check_parts(listing, len(train), len(test), options)
-    pixels = stacks.pixels_of(stack if good.all() else stack[good])
+    pixels = stacks.pixels_of(stack if good.all() else stack.of(good))
     return Images(
         str(listing.source),
-        pixels[: len(train)],
+        rows.part(pixels, slice(len(train))),
         labels[train],
-        pixels[len(train) :],
+        rows.part(pixels, slice(len(train), None)),
         labels[test],
         listing.class_names,
         (*listing.notes, *notes),
@@ -123,33 +124,24 @@ def _stack(
     size: resizing.Size,
     options: Options,
     cache_dir: pathlib.Path | None,
-) -> tuple[np.ndarray, dict[str, str]]:
+) -> tuple[stacks.Stack, dict[str, str]]:
     """Returns the chosen files, decoded; see `stacks.decode`."""
     paths = [entry.path for entry in listing.entries]
-    names = _names(listing)
-
-    def decode(some: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
-        return stacks.decode(
-            [paths[n] for n in some],
-            [names[n] for n in some],
-            size,
-            options.resize,
-            stacks.read_file,
-        )
-
+    every = stacks.Encoded(
+        paths, _names(listing), size, options.resize, stacks.read_file
+    )
     if cache_dir is None:
-        return decode(chosen)
+        return stacks.decode(every.of(chosen))
     form = (size, options.resize, options.part)
     file = cache.path_of(cache_dir, listing.source, paths, form)
     reasons: dict[str, str] = {}
     stack = cache.read(file, listing.source, len(paths), size)
     if stack is None:
         if len(chosen) < len(paths):
-            return decode(chosen)
-        stack, reasons = decode(np.arange(len(paths)))
-        cache.keep(file, listing.source, stack)
+            return stacks.decode(every.of(chosen))
+        stack, reasons = cache.decode(file, listing.source, every)
     in_order = np.array_equal(chosen, np.arange(len(paths)))
-    return (stack if in_order else stack[chosen]), reasons
+    return (stack if in_order else stack.of(chosen)), reasons
 
 
 def _names(listing: listings.Listing) -> list[str]:

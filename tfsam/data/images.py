@@ -1,23 +1,30 @@
-"""Images and labels in memory, and parts of them."""
+"""Images and labels, and parts of them."""
 
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 
+from tfsam.data import rows
 from tfsam.data.decoding import refusal
 from tfsam.data.options import Pick
+from tfsam.data.rows import Pixels
+from tfsam.data.rows import Rows
 
-_CHUNK = 1024  # Images handled at once where all of them would not fit.
+# Images handled at once where all of them would not fit, and their pixels.
+_CHUNK, _MOST_VALUES = 1024, 1 << 24
 
 
 class Images(NamedTuple):
-    """A labelled image data set in memory.
+    """A labelled image data set.
 
     Attributes:
       name: the source that the images were loaded from.
       x_train: (n, height, width, channels), uint8 in 0..255 or float32 in
         [0, 1]; channels is 1 or 3. n is 0 where the test part alone was
-        loaded.
+        loaded. Images of more than 256 MiB that were decoded from files are
+        `tfsam.data.Rows`, which stay on disk and are read when they are
+        indexed.
       y_train: (n,) int64, the position of the class in `class_names`.
       x_test: like `x_train`, of the same image shape and dtype.
       y_test: like `y_train`.
@@ -33,9 +40,9 @@ class Images(NamedTuple):
     """
 
     name: str
-    x_train: np.ndarray
+    x_train: Pixels
     y_train: np.ndarray
-    x_test: np.ndarray
+    x_test: Pixels
     y_test: np.ndarray
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -91,7 +98,8 @@ def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
 
     def part(chosen: np.ndarray | slice) -> Images:
         return images._replace(
-            x_train=images.x_train[chosen], y_train=images.y_train[chosen]
+            x_train=rows.part(images.x_train, chosen),
+            y_train=images.y_train[chosen],
         )
 
     return part(rest), part(held)
@@ -148,14 +156,16 @@ def sample(total: int, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(total)[:count]
 
 
-def as_float(images: np.ndarray) -> np.ndarray:
+def as_float(images: Any) -> Any:
     """Converts pixels to float32.
 
     Args:
-      images: uint8 in 0..255, or floats in [0, 1], of any shape.
+      images: uint8 in 0..255, or floats in [0, 1], of any shape: an array, or
+        `Rows`.
 
     Returns:
-      float32 in [0, 1], of the same shape; float32 is returned as it is.
+      float32 in [0, 1], of the same shape; float32 is returned as it is. `Rows`
+      are converted when they are read.
 
     Raises:
       ValueError: if the images have another dtype.
@@ -166,6 +176,11 @@ def as_float(images: np.ndarray) -> np.ndarray:
     >>> float(tfsam.data.as_float(np.array([51], np.uint8))[0])
     0.20000000298023224
     """
+    if isinstance(images, Rows):
+        if images.dtype == np.float32:
+            return images
+        as_float(np.empty(0, images.dtype))  # Rejects other dtypes now.
+        return images.mapped(as_float, dtype=np.float32)
     images = np.asarray(images)
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(255)
@@ -175,7 +190,7 @@ def as_float(images: np.ndarray) -> np.ndarray:
 
 
 def statistics(
-    images: np.ndarray,
+    images: Pixels,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Computes the mean and the standard deviation of each channel.
 
@@ -197,24 +212,31 @@ def statistics(
     >>> images = tfsam.data.load("digits")
     >>> mean, deviation = tfsam.data.statistics(images.x_train)
     """
-    images = np.asarray(images)
+    images = images if isinstance(images, Rows) else np.asarray(images)
     if images.ndim != 4 or not images.size:
         raise refusal(
             "images must be (n, height, width, channels)", images.shape
         )
     total = squares = np.zeros(images.shape[1:], np.float64)
-    for start in range(0, len(images), _CHUNK):
-        chunk = as_float(images[start : start + _CHUNK]).astype(np.float64)
+    lowest, highest = [], []
+    for block in rows.blocks(images, _at_once(images)):
+        lowest.append(block.min(axis=(0, 1, 2)))
+        highest.append(block.max(axis=(0, 1, 2)))
+        chunk = as_float(block).astype(np.float64)
         total = total + chunk.sum(axis=0)
-        squares = squares + np.square(chunk).sum(axis=0)
-    pixels = images[..., 0].size
+        squares = squares + np.square(chunk, out=chunk).sum(axis=0)
+    pixels = images.size // images.shape[3]
     mean = total.sum(axis=(0, 1)) / pixels
     variance = squares.sum(axis=(0, 1)) / pixels - np.square(mean)
     # Rounding gives a constant channel a tiny variance: look at the pixels.
-    lowest = images.min(axis=0).min(axis=(0, 1))
-    constant = lowest == images.max(axis=0).max(axis=(0, 1))
+    constant = np.min(lowest, axis=0) == np.max(highest, axis=0)
     deviation = np.where(constant, 1.0, np.sqrt(np.maximum(variance, 0.0)))
     return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def _at_once(images: Pixels) -> int:
+    """Returns how many images are handled at once, the same in any memory."""
+    return max(min(_CHUNK, _MOST_VALUES * len(images) // images.size), 1)
 
 
 def subset(
@@ -266,8 +288,8 @@ def limited(images: Images, pick: Pick) -> Images:
     train = pick(images.y_train, "train")
     test = pick(images.y_test, "test")
     return images._replace(
-        x_train=images.x_train[train],
+        x_train=rows.part(images.x_train, train),
         y_train=images.y_train[train],
-        x_test=images.x_test[test],
+        x_test=rows.part(images.x_test, test),
         y_test=images.y_test[test],
     )

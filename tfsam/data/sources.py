@@ -21,6 +21,7 @@ from tfsam.data import tables
 from tfsam.data import tfds
 from tfsam.data.decoding import refusal
 from tfsam.data.images import Images
+from tfsam.data.images import as_float
 from tfsam.data.images import in_order
 from tfsam.data.images import limited
 from tfsam.data.images import subset
@@ -140,6 +141,26 @@ def load(
     if options.class_file is None:
         return images
     return in_order(images, class_orders.read(options.class_file))
+
+
+def test_part(
+    data: str | pathlib.PurePath | Images, image_size: Any = None
+) -> tuple[Any, np.ndarray]:
+    """Returns the test images of a source, float in [0, 1], and their labels.
+
+    Args:
+      data: `Images`, the name of a source as `load` takes it, or the path of a
+        folder.
+      image_size: see `load`; `Images` keep their size.
+
+    Raises:
+      ValueError: see `load`.
+    """
+    if isinstance(data, pathlib.PurePath):
+        data = f"folder:{data}"
+    if isinstance(data, str):
+        data = load(data, part="test", image_size=image_size)
+    return as_float(data.x_test), data.y_test
 
 
 def _loaded(

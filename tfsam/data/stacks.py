@@ -1,16 +1,22 @@
 """Stacks: many images of one size in an array, decoded in parallel."""
 
 import concurrent.futures
+import functools
 import io
 import os
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
+from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
 
 from tfsam.data import decoding
 from tfsam.data import resizing
+from tfsam.data import row_files
+from tfsam.data import rows
 from tfsam.data.decoding import NotAnImage
 from tfsam.data.options import Options
 
@@ -23,74 +29,240 @@ _CHUNK = 1024  # Images decoded at once.
 _LOOKED_AT = 1000
 
 
-def decode(
-    contents: Sequence[Any],
-    names: Sequence[str],
-    size: resizing.Size,
-    how: str,
-    read: Callable[[Any], bytes] = bytes,
-) -> tuple[np.ndarray, dict[str, str]]:
-    """Decodes images and gives them one size, in parallel.
+class Encoded(NamedTuple):
+    """Images that are not decoded yet, and the form to give them.
 
-    Args:
-        contents: whatever `read` turns into the bytes of a file.
+    Attributes:
+        contents: an array of whatever `read` turns into the bytes of a file.
         names: one for each of the contents.
         size: the height and width.
         how: see `resizing.resize`.
         read: a function of an element of `contents`.
-
-    Returns:
-        A structured array (n,) with the fields `pixels`, uint8 (height, width,
-        3), and `channels`, uint8: 3; 1 where the file is gray, whose channel
-        `pixels` repeats; or `BAD` where it cannot be decoded. And the reason
-        for each bad image, by its name.
     """
-    stack = np.zeros(len(contents), _dtype(size))
-    reasons: dict[str, str] = {}
 
-    def decode_one(index: int) -> None:
-        try:
-            image = decoding.decode(read(contents[index]))
-        except NotAnImage as error:
-            reasons[names[index]] = str(error)
-        except OSError as error:
-            reasons[names[index]] = error.strerror or str(error)
-        else:
-            stack["pixels"][index] = resizing.resize(image, size, how)
-            stack["channels"][index] = image.shape[2]
+    contents: Sequence[Any]
+    names: Sequence[str]
+    size: resizing.Size
+    how: str
+    read: Callable[[Any], bytes] = bytes
 
-    # Pillow works outside of Python's lock.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(contents), _CHUNK):
-            indices = range(start, min(start + _CHUNK, len(contents)))
-            for _ in pool.map(decode_one, indices):
-                pass
-    return stack, reasons
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The structured dtype of a decoded image, see `Stack`."""
+        pixels = ("pixels", np.uint8, (*self.size, 3))
+        return np.dtype([pixels, ("channels", np.uint8)])
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all decoded images."""
+        return len(self.contents) * self.dtype.itemsize
+
+    def of(self, chosen: Iterable[int]) -> "Encoded":
+        """Returns some of the images.
+
+        Args:
+            chosen: their positions.
+        """
+        contents = [self.contents[n] for n in chosen]
+        return self._replace(
+            contents=contents, names=[self.names[n] for n in chosen]
+        )
 
 
-def is_stack(array: np.ndarray, count: int, size: resizing.Size) -> bool:
-    """Returns whether an array has the form that `decode` returns.
+class Stack(NamedTuple):
+    """Decoded images of one size.
+
+    Attributes:
+        pixels: uint8 (n, height, width, 3); a gray file has the same value in
+            all channels.
+        channels: uint8 (n,), those of the files: 1, 3, or `BAD`.
+    """
+
+    pixels: rows.Pixels
+    channels: np.ndarray
+
+    def of(self, chosen: Any) -> "Stack":
+        """Returns some of the images.
+
+        Args:
+            chosen: see `rows.part`.
+        """
+        return Stack(rows.part(self.pixels, chosen), self.channels[chosen])
+
+
+def decode(encoded: Encoded) -> tuple[Stack, dict[str, str]]:
+    """Decodes images and gives them one size, in parallel.
+
+    Images of more than `rows.MOST_IN_MEMORY` go into a temporary file or, where
+    the disk has no room for it, are decoded whenever they are read.
 
     Args:
-        array: any array.
-        count: the number of images that it should hold.
-        size: their height and width.
+        encoded: the images.
+
+    Returns:
+        The images, and the reason for each bad one, by its name.
     """
-    return array.shape == (count,) and array.dtype == _dtype(size)
+    if encoded.nbytes <= rows.MOST_IN_MEMORY:
+        array = np.zeros(len(encoded.contents), encoded.dtype)
+        return of_array(array), _each(encoded, functools.partial(_put, array))
+    if not row_files.has_room(encoded.nbytes):
+        return _in_place(encoded)
+    with row_files.temporary() as file:
+        reasons = write(encoded, file)
+        return opened(file), reasons
 
 
-def pixels_of(stack: np.ndarray) -> np.ndarray:
+def write(encoded: Encoded, file: BinaryIO) -> dict[str, str]:
+    """Decodes images into a file, in the format of `np.save`.
+
+    Each is written as soon as it is decoded, and none is kept in memory.
+
+    Args:
+        encoded: the images.
+        file: an empty file.
+
+    Returns:
+        The reason for each bad image, by its name.
+    """
+    dtype = encoded.dtype
+    form = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (len(encoded.contents),),
+    }
+    np.lib.format.write_array_header_1_0(file, form)
+    start = file.tell()
+    file.truncate(start + encoded.nbytes)  # Bad images stay zeros.
+
+    def put(index: int, image: np.ndarray) -> None:
+        row = np.zeros(1, dtype)
+        _put(row, 0, image)
+        at = start + index * dtype.itemsize
+        os.pwrite(file.fileno(), row.view(np.uint8).data, at)
+
+    return _each(encoded, put)
+
+
+def opened(file: BinaryIO) -> Stack:
+    """Returns the images of a file that `write` or `np.save` has written.
+
+    Few images are mapped into memory, which processes share; writing to them
+    does not write to the file.
+
+    Args:
+        file: the file, which may be closed.
+
+    Raises:
+        ValueError: if the file holds something else, or not all of it.
+    """
+    file.seek(0)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    start, count = file.tell(), shape[0]
+    pixels = dtype["pixels"] if dtype.names else dtype
+    size = start + count * dtype.itemsize
+    if len(pixels.shape) != 3 or os.stat(file.fileno()).st_size != size:
+        raise ValueError("it holds something else")
+    if size - start <= rows.MOST_IN_MEMORY:
+        return of_array(np.memmap(file, dtype, "c", start, shape))
+    step = dtype.itemsize
+    held = row_files.Held(file)
+    of_row = (count, *pixels.shape)
+    channels = row_files.stored(
+        held, shape, np.uint8, offset=start + step - 1, pitch=step
+    )
+    return Stack(
+        row_files.stored(held, of_row, np.uint8, offset=start, pitch=step),
+        np.asarray(channels),
+    )
+
+
+def of_array(array: np.ndarray) -> Stack:
+    """Returns the images of a structured array.
+
+    Args:
+        array: (n,) of `Encoded.dtype`.
+    """
+    return Stack(array["pixels"], array["channels"])
+
+
+def pixels_of(stack: Stack) -> rows.Pixels:
     """Returns the pixels, with one channel if all images are gray, else three.
 
     Args:
-        stack: an array that `decode` returned, without bad images.
+        stack: images, none of them bad.
 
     Returns:
         uint8 (n, height, width, 1 or 3).
     """
-    pixels = stack["pixels"]
-    is_gray = len(stack) and bool((stack["channels"] == 1).all())
-    return pixels[..., :1].copy() if is_gray else pixels
+    pixels, channels = stack
+    if not len(channels) or (channels != 1).any():
+        return pixels
+    if isinstance(pixels, rows.Rows):
+        row = (*pixels.shape[1:3], 1)
+        return pixels.mapped(lambda found: found[..., :1].copy(), row)
+    return pixels[..., :1].copy()
+
+
+def _each(
+    encoded: Encoded, put: Callable[[int, np.ndarray], Any]
+) -> dict[str, str]:
+    """Decodes images in parallel; returns the reasons for the bad ones.
+
+    Args:
+        encoded: the images.
+        put: function that takes the position of an image and the image.
+    """
+    reasons: dict[str, str] = {}
+
+    def decode_one(index: int) -> None:
+        try:
+            content = encoded.read(encoded.contents[index])
+            image = decoding.decode(content)
+        except NotAnImage as error:
+            reasons[encoded.names[index]] = str(error)
+        except OSError as error:
+            reasons[encoded.names[index]] = error.strerror or str(error)
+        else:
+            put(index, resizing.resize(image, encoded.size, encoded.how))
+
+    # Pillow works outside of Python's lock.
+    count = len(encoded.contents)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, count, _CHUNK):
+            indices = range(start, min(start + _CHUNK, count))
+            for _ in pool.map(decode_one, indices):
+                pass
+    return reasons
+
+
+def _put(array: np.ndarray, index: int, image: np.ndarray) -> None:
+    """Puts an image into a structured array."""
+    array["pixels"][index] = image
+    array["channels"][index] = image.shape[2]
+
+
+def _in_place(encoded: Encoded) -> tuple[Stack, dict[str, str]]:
+    """Decodes images once to judge them, and again whenever they are read."""
+    channels = np.zeros(len(encoded.contents), np.uint8)
+    row = (*encoded.size, 3)
+
+    def judge(index: int, image: np.ndarray) -> None:
+        channels[index] = image.shape[2]
+
+    def read(positions: np.ndarray) -> np.ndarray:
+        found = np.empty((len(positions), *row), np.uint8)
+        reasons = _each(encoded.of(positions), found.__setitem__)
+        for name, reason in reasons.items():
+            raise decoding.refusal(
+                "image files must not change while they are used",
+                f"{name}: {reason}",
+            )
+        return found
+
+    reasons = _each(encoded, judge)
+    pixels = rows.Rows(read, (len(channels), *row), np.uint8)
+    return Stack(pixels, channels), reasons
 
 
 def size_of(
@@ -164,7 +336,3 @@ def read_file(path: str) -> bytes:
     """
     with open(path, "rb") as file:
         return file.read()
-
-
-def _dtype(size: resizing.Size) -> np.dtype[Any]:
-    return np.dtype([("pixels", np.uint8, (*size, 3)), ("channels", np.uint8)])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tfsam.data import rows
 from tfsam.data import stacks
 from tfsam.data.decoding import refusal
 from tfsam.data.images import Images
@@ -66,7 +67,9 @@ def load(
     contents = [*encoded["train"], *encoded["test"]]
     names = [f"image {number} of {source}" for number in range(len(contents))]
     size, resized = stacks.size_of(contents, io.BytesIO, source, options)
-    stack, reasons = stacks.decode(contents, names, size, options.resize)
+    stack, reasons = stacks.decode(
+        stacks.Encoded(contents, names, size, options.resize)
+    )
     for name, reason in reasons.items():
         raise refusal(
             "images must be such as can be decoded", f"{name}: {reason}"
@@ -74,9 +77,9 @@ def load(
     pixels, boundary = stacks.pixels_of(stack), len(encoded["train"])
     return Images(
         source,
-        pixels[:boundary],
+        rows.part(pixels, slice(boundary)),
         labels["train"],
-        pixels[boundary:],
+        rows.part(pixels, slice(boundary, None)),
         labels["test"],
         tuple(builder.info.features["label"].names),
         (*notes, *resized),

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfsam.attacks.logits import Logits
+from tfsam.data import rows
 from tfsam.evaluation.plans import Data
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
@@ -207,7 +208,8 @@ def _digest(data: Data) -> str:
     total = hashlib.sha256()
     for array in (data.x, data.y):
         total.update(f"{array.dtype} {array.shape}".encode())
-        total.update(np.ascontiguousarray(array).data)
+        for block in rows.blocks(array):
+            total.update(np.ascontiguousarray(block).data)
     return total.hexdigest()
 
 

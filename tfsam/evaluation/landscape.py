@@ -18,6 +18,7 @@ from tfsam.attacks.logits import traced
 from tfsam.attacks.losses import cross_entropy
 from tfsam.attacks.losses import margin
 from tfsam.data import examples
+from tfsam.data.rows import Rows
 from tfsam.geometry import TINY
 from tfsam.support import files
 from tfsam.support.labels import check_classes
@@ -103,7 +104,8 @@ class Landscape:
             )
         warn_of_unsafe_gradients(network)
         self.batch_size = check_count("batch_size", batch_size, 1)
-        self.x, self.y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
+        self.x = x if isinstance(x, Rows) else tf.convert_to_tensor(x)
+        self.y = tf.convert_to_tensor(y)
         check_classes(y, labels, self._count_classes())
         outputs = self._outputs(self.weights, self.x[:32])
         check_logits(tf.cast(outputs, tf.float32).numpy(), network)
@@ -302,7 +304,7 @@ class Landscape:
         Raises:
             ValueError: If the inputs are integers, such as tokens.
         """
-        if not self.x.dtype.is_floating:
+        if not tf.as_dtype(self.x.dtype).is_floating:
             raise ValueError(
                 "input_gradients needs inputs that are floats, not numbers of "
                 f"tokens. Received: x.dtype={self.x.dtype.name}"
@@ -310,7 +312,7 @@ class Landscape:
         weights, found = self.weights, []
         for start in range(0, len(self.x), self.batch_size):
             part = slice(start, start + self.batch_size)
-            found.append(self._pixels(weights, self.x[part], self.y[part]))
+            found.append(self._pixels(weights, *self._batch(part)))
         columns = [
             np.concatenate(column) for column in zip(*found, strict=True)
         ]
@@ -398,6 +400,10 @@ class Landscape:
             tf.abs(cosine),
         )
 
+    def _batch(self, part: slice) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the examples of a part."""
+        return tf.convert_to_tensor(self.x[part]), self.y[part]
+
     def _mean(
         self,
         function: Callable[[tf.Tensor, tf.Tensor], Tensors],
@@ -409,12 +415,12 @@ class Landscape:
             function: Returns sums over the examples of a batch (x, y).
             part: Slice of the examples.
         """
-        count = len(self.x[part])
-        first = part.start or 0
+        first, last, _ = part.indices(len(self.x))
+        count = last - first
         totals: list[tf.Tensor] = []
         for start in range(first, first + count, self.batch_size):
             batch = slice(start, min(start + self.batch_size, first + count))
-            found = function(self.x[batch], self.y[batch])
+            found = function(*self._batch(batch))
             totals = [
                 t + f
                 for t, f in zip(totals or [0] * len(found), found, strict=True)

@@ -28,6 +28,7 @@ import tensorflow as tf
 from tfsam import geometry
 from tfsam.attacks.logits import Logits
 from tfsam.data import examples
+from tfsam.data import rows
 from tfsam.evaluation import accuracies
 from tfsam.evaluation import cache_key
 from tfsam.evaluation import verdicts
@@ -152,7 +153,9 @@ def evaluate(
             `keras.utils.PyDataset` or a generator of such pairs (see
             `tfsam.data.examples`). x is float (n, ...) with values in `bounds`;
             y holds class numbers (n,) or one-hot labels (n, classes). Sample
-            weights are ignored.
+            weights are ignored. Or the test part of a `tfsam.data.Images`, or
+            of a source of `tfsam.data.load`, such as "folder:PATH". Large data
+            is read chunk by chunk, from a temporary file if it is a dataset.
         attacks: A list. Each item is a name of `tfsam.attacks.names()`, which
             may have options ("pgd:steps=50"), a factory, or either with
             options, (name, options) or (factory, options). To name a factory,
@@ -588,12 +591,16 @@ def load_data(
             f"x must be float with values in {bounds}; {advice}. Received: "
             f"x.dtype={x.dtype}"
         )
-    if not np.isfinite(x).all():
+    ends = rows.extremes(x)
+    if not np.isfinite(ends).all():
         raise ValueError("x must be finite. Received: x with NaN or infinity")
-    x = inside_bounds(x, bounds)
-    # Rounded to float16, an adversarial image could leave its ball.
-    x = x.astype(np.float32) if x.dtype.itemsize < 4 else x
-    return Data(x, *class_labels(y))
+    clipped = inside_bounds(ends, bounds)
+    if (clipped != ends).any():
+        x = rows.changed(x, functools.partial(inside_bounds, bounds=bounds))
+    if x.dtype.itemsize < 4:
+        # Rounded to float16, an adversarial image could leave its ball.
+        x = rows.changed(x, lambda part: part.astype(np.float32), np.float32)
+    return Data(x, *class_labels(y), clipped.astype(x.dtype))
 
 
 def check_shard(shard: Any, examples: int, batch_size: int) -> None:

@@ -91,7 +91,7 @@ def _examined(
     right[: len(indices)] = correct
     found = red_flags.probe_outputs(worker.judge.function, x)
     found["seen_range"] = np.array(
-        red_flags.seen_range(worker.judge.function, plan.data.x)
+        red_flags.seen_range(worker.judge.function, plan.data.ends)
     )
     reach = max(plan.epsilons, default=0.0)
     return found | red_flags.probe_gradients(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfsam import attacks as registry
+from tfsam.data.rows import Pixels
 from tfsam.registries import ATTACKS
 from tfsam.support.registry import check_options
 
@@ -19,15 +20,17 @@ class Data(NamedTuple):
     """The examples of an evaluation, already checked.
 
     Attributes:
-        x: Float array (n, ...), the images.
+        x: Float array (n, ...), the images, or `Rows` of them.
         y: Labels in the form that attacks take: class numbers, int64 (n,), or
             distributions over the classes (n, classes).
         labels: Class numbers, int64 (n,).
+        ends: Float array (2,), the lowest and the highest value of x.
     """
 
-    x: np.ndarray
+    x: Pixels
     y: np.ndarray
     labels: np.ndarray
+    ends: np.ndarray
 
 
 class Entry(NamedTuple):

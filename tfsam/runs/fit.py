@@ -16,6 +16,7 @@ from tfsam import data
 from tfsam import registries
 from tfsam.attacks import PGD
 from tfsam.data import batches
+from tfsam.data.rows import part
 from tfsam.evaluation import measure
 from tfsam.models import trainable
 from tfsam.models.functions import use_xla
@@ -253,7 +254,10 @@ def _average(
     )
     return recipe.build(
         "average",
-        data=(data.as_float(images.x_train[some]), images.y_train[some]),
+        data=(
+            data.as_float(part(images.x_train, some)),
+            images.y_train[some],
+        ),
         # Training on perturbed inputs alone moves the statistics.
         attack=None if clean else recipe.build("perturb_inputs"),
         folder=folder,
@@ -489,10 +493,7 @@ def train(
             epochs=session.epochs,
             initial_epoch=session.position[0],
             steps_per_epoch=session.steps,
-            validation_data=(data.as_float(images.x_test), images.y_test),
-            validation_batch_size=_validation_batch_size(
-                settings, images, strategy
-            ),
+            **_validation_data(settings, images, strategy),
             callbacks=callbacks,
             shuffle=False,  # The batches are shuffled, reproducibly.
             verbose=0,
@@ -500,6 +501,20 @@ def train(
     if not devices.is_chief(strategy):
         return model.network, None
     return model.network, _summary(session, model.network)
+
+
+def _validation_data(
+    settings: Settings, images: data.Images, strategy: Any
+) -> dict[str, Any]:
+    """Returns the arguments of `fit` that say what is validated."""
+    x, y = images.x_test, images.y_test
+    size = _validation_batch_size(settings, images, strategy)
+    if isinstance(x, data.Rows):
+        return {"validation_data": batches.in_order(x, y, size)}
+    return {
+        "validation_data": (data.as_float(x), y),
+        "validation_batch_size": size,
+    }
 
 
 def _begin(
@@ -615,7 +630,7 @@ def _stop(
         return None
     some = data.sample(len(images.x_train), recipe.batch_size, settings.seed)
     return StopAtCollapse(
-        (data.as_float(images.x_train[some]), images.y_train[some]),
+        (data.as_float(part(images.x_train, some)), images.y_train[some]),
         PGD(epsilon, norm, steps=5),
         drop=drop,
         average=average,
@@ -682,7 +697,7 @@ def _summary(session: _Session, network: keras.Model) -> dict[str, Any]:
     some = data.sample(len(images.x_train), _FITTED, settings.seed)
     fitted = measure.evaluate(
         network,
-        (data.as_float(images.x_train[some]), images.y_train[some]),
+        (data.as_float(part(images.x_train, some)), images.y_train[some]),
         attacks=[],
         jit_compile=settings.compiles,
     )
