@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 
 from tfsam.data import decoding
+from tfsam.data import listings
 from tfsam.data import resizing
 from tfsam.data import row_files
 from tfsam.data import stacks
@@ -57,7 +58,7 @@ def path_of(
     base = source if source.is_dir() else source.parent
     state = hashlib.sha256(decoding.VERSION.encode())
     for path in paths:
-        inside = os.path.relpath(path, base)
+        inside = listings.name_of(path, base)
         state.update(f"/{inside}\0{_stat(path)}\0".encode())
     kind = _digest(f"{source.resolve()}\0{form}")
     return folder / f"{kind}-{state.hexdigest()[:32]}.npy"
@@ -128,15 +129,15 @@ def decode(
         with files.replacing(path) as temporary:
             with open(temporary, "w+b") as file:
                 reasons = stacks.write(encoded, file)
-                stack = stacks.opened(file)
         _record(path, source)
+        with open(path, "rb") as file:
+            return stacks.opened(file), reasons
     except OSError as error:
         # The run can go on without them.
         warnings.warn(
             f"Decoded images are not kept in {folder}: {error}", stacklevel=2
         )
         return stacks.decode(encoded)
-    return stack, reasons
 
 
 def _stat(path: str) -> str:

@@ -146,7 +146,8 @@ def _stack(
 
 def _names(listing: listings.Listing) -> list[str]:
     """Returns the names of the files, as messages show them."""
-    return [os.path.relpath(e.path, listing.base) for e in listing.entries]
+    base = listing.base
+    return [listings.name_of(entry.path, base) for entry in listing.entries]
 
 
 def _check_parts(

@@ -105,6 +105,20 @@ def make(
     return Listing(source, entries, names, tuple(notes))
 
 
+def name_of(path: str, base: pathlib.Path) -> str:
+    """Returns the name of a file, relative to a folder.
+
+    Args:
+        path: the file.
+        base: the folder, see `Listing.base`.
+    """
+    start = f"{base}{os.sep}"
+    # Computing the way from one to the other takes long for many files.
+    if path.startswith(start):
+        return path[len(start) :]
+    return os.path.relpath(path, base)
+
+
 def visible(folder: pathlib.Path) -> list[os.DirEntry[str]]:
     """Lists what people have put into a folder, sorted by name.
 

@@ -23,8 +23,6 @@ from tfsam.data.options import Options
 # A file that cannot be decoded has this number of channels.
 BAD = 0
 
-_CHUNK = 1024  # Images decoded at once.
-
 # How many files, evenly spread, tell the size of all.
 _LOOKED_AT = 1000
 
@@ -133,12 +131,13 @@ def write(encoded: Encoded, file: BinaryIO) -> dict[str, str]:
     np.lib.format.write_array_header_1_0(file, form)
     start = file.tell()
     file.truncate(start + encoded.nbytes)  # Bad images stay zeros.
+    row = (*encoded.size, 3)
 
     def put(index: int, image: np.ndarray) -> None:
-        row = np.zeros(1, dtype)
-        _put(row, 0, image)
+        channels = image.shape[2]
+        pixels = np.ascontiguousarray(np.broadcast_to(image, row))
         at = start + index * dtype.itemsize
-        os.pwrite(file.fileno(), row.view(np.uint8).data, at)
+        os.pwritev(file.fileno(), [pixels.data, bytes([channels])], at)
 
     return _each(encoded, put)
 
@@ -226,12 +225,20 @@ def _each(
         else:
             put(index, resizing.resize(image, encoded.size, encoded.how))
 
+    left = iter(range(len(encoded.contents)))
+
+    def work() -> None:
+        for index in left:
+            decode_one(index)
+
     # Pillow works outside of Python's lock.
-    count = len(encoded.contents)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, count, _CHUNK):
-            indices = range(start, min(start + _CHUNK, count))
-            for _ in pool.map(decode_one, indices):
+    workers = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        try:
+            for done in [pool.submit(work) for _ in range(workers)]:
+                done.result()
+        finally:
+            for _ in left:  # Nothing is left to do, after an error.
                 pass
     return reasons
 

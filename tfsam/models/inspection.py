@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.data import examples
+from tfsam.data.images import as_float
 from tfsam.models import pixel_ranges
 from tfsam.models import trial
 from tfsam.models.loading import PLAIN
@@ -107,7 +108,7 @@ def _examples(data: Any) -> trial.Examples:
         data = (data.x_test, data.y_test)
     x, y = examples.load(data)
     if x.dtype == np.uint8:
-        x = x / np.float32(255)
+        x = as_float(x)
     _, labels = class_labels(y)
     known = names or tuple(map(str, range(int(labels.max()) + 1)))
     return trial.sampled(lambda some: x[some].astype(np.float32), labels, known)
