@@ -193,7 +193,9 @@ def test_training_batches_are_the_same(folder, in_memory, is_large, augment):
 
 
 def test_validation_batches_are_in_order(folder, in_memory, is_large):
-    found = batches.in_order(load(folder).x_test, in_memory.y_test, 16)
+    found = batches.validation_batches(
+        load(folder).x_test, in_memory.y_test, 16
+    )
     x, y = zip(*found.as_numpy_iterator(), strict=True)
     assert [len(part) for part in x] == [16, 16, 8]
     expected = data.as_float(in_memory.x_test)

@@ -141,7 +141,7 @@ def training_batches(
     )
 
 
-def in_order(
+def validation_batches(
     images: Pixels, labels: np.ndarray, batch_size: int
 ) -> tf.data.Dataset:
     """Makes the batches of an evaluation, which are read when they are needed.

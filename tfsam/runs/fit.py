@@ -510,7 +510,7 @@ def _validation_data(
     x, y = images.x_test, images.y_test
     size = _validation_batch_size(settings, images, strategy)
     if isinstance(x, data.Rows):
-        return {"validation_data": batches.in_order(x, y, size)}
+        return {"validation_data": batches.validation_batches(x, y, size)}
     return {
         "validation_data": (data.as_float(x), y),
         "validation_batch_size": size,
