@@ -132,6 +132,18 @@ def test_what_cannot_be_inspected_is_one_line(arguments, message, capsys):
 MODULE = """
 import keras
 
+def digits_network(num_classes):
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(16, 3, padding="same", activation="relu"),
+            keras.layers.ZeroPadding2D(1),
+            keras.layers.Conv2D(32, 3, strides=2, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(num_classes, "softmax"),
+        ]
+    )
+
 @keras.saving.register_keras_serializable("of_runs_19")
 class Doubled(keras.layers.Layer):
     def call(self, x):
@@ -165,6 +177,44 @@ def test_modules_of_the_user(tmp_path, monkeypatch):
     results = read_json(tmp_path / "run/results.json")
     assert results["model"]["pixels"] == "layers_of_runs_19:halved"
     assert results["natural"]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--evaluate={}", "--network=networks_of_runs_19:digits_network"],
+        ["--evaluate=networks_of_runs_19:digits_network", "--weights={}"],
+    ],
+)
+def test_weights_without_a_model(tmp_path, monkeypatch, arguments):
+    (tmp_path / "networks_of_runs_19.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "alone.weights.h5"
+    network("standard").save_weights(path)
+    found = [argument.format(path) for argument in arguments]
+    workdir = tmp_path / "run"
+    code, _ = main(*found, "--dataset=digits", f"--workdir={workdir}", *QUICK)
+    assert code == 0
+    results = read_json(workdir / "results.json")
+    assert results["natural"]["accuracy"] > 0.9
+    assert results["model"]["format"] == "weights"
+    assert results["model"]["logits"] == "removed_ending"
+    # The same command again finds it finished.
+    code, text = main(
+        *found, "--dataset=digits", f"--workdir={workdir}", *QUICK
+    )
+    assert (code, "holds this run, finished" in text) == (0, True)
+
+
+def test_weights_without_a_network_are_refused(tmp_path, capsys):
+    network("standard").save_weights(tmp_path / "alone.weights.h5")
+    code, _ = evaluated(tmp_path / "alone.weights.h5", tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert "--network=MODULE:FUNCTION --weights=FILE" in line
+    code, _ = main("--evaluate=a.h5", "--network=a:b", "--weights=b.h5")
+    assert code == 2
+    assert "evaluate=a.h5, weights=b.h5" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:.*HDF5")

@@ -25,7 +25,10 @@ from tfsam.models.functions import use_xla
 from tfsam.models.pixel_ranges import PixelRange
 from tfsam.models.records import Classifier
 from tfsam.models.records import Stored
+from tfsam.models.weight_files import load_weights_into
+from tfsam.support import files
 from tfsam.support import identity
+from tfsam.support import library_logs
 
 PLAIN = "0..1"
 
@@ -126,6 +129,8 @@ class Fitted:
             return None
         network = isinstance(classifier.function, keras.Model)
         found = from_file(path, "keras" if network else "saved_model")
+        if self.opened.stored.format == "weights":
+            found["loading"]["network"] = _digest(self.opened.stored.model)
         if self.pixels.name != PLAIN:
             found["loading"]["pixels"] = _described(self.pixels)
         if self.fit.notes:
@@ -156,8 +161,9 @@ def open_model(
     """
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
-        stored = reading.read(path, custom_objects, tuple(trusted))
-        return Opened(stored, endings.classifier(stored, output), path)
+        with library_logs.errors_only():
+            stored = reading.read(path, custom_objects, tuple(trusted))
+            return Opened(stored, endings.classifier(stored, output), path)
     if not isinstance(model, keras.Model):
         raise ValueError(
             "model must be a path or a Keras model. "
@@ -165,6 +171,30 @@ def open_model(
         )
     stored = Stored(model=model, format="memory", reader="keras")
     return Opened(stored, endings.classifier(stored, output), None)
+
+
+def open_weights(
+    network: keras.Model, path: files.Path, output: str | None = None
+) -> Opened:
+    """Loads weights that come without a model into a network.
+
+    Args:
+        network: The network, built. Its weights are assigned.
+        path: The path of the weights.
+        output: Name of one of several outputs, or None.
+
+    Raises:
+        ValueError: If the weights do not fit the network, or it is no
+            classifier.
+    """
+    load_weights_into(network, path)
+    stored = Stored(
+        model=network,
+        format="weights",
+        reader="keras",
+        sha256=files.digest(files.expanded(path)),
+    )
+    return Opened(stored, endings.classifier(stored, output), os.fspath(path))
 
 
 def load(
@@ -285,8 +315,12 @@ def _described(pixels: PixelRange) -> str:
     """Returns a range's name, with a digest of its code if it is a function."""
     if pixels.function is None:
         return pixels.name
+    return f"{pixels.name} {_digest(pixels.function)}"
+
+
+def _digest(part: Any) -> str:
+    """Returns a digest of a function or a network of the user's."""
     try:
-        code = identity.digest(identity.describe(pixels.function))
+        return identity.digest(identity.describe(part))
     except identity.Unknown:
-        return pixels.name  # Nothing is known but its name.
-    return f"{pixels.name} {code}"
+        return "unknown"  # Nothing is known but its name.

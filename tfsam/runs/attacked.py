@@ -4,11 +4,13 @@ They are opened before the images are loaded, whose size they decide, and tried
 on some images before anything is attacked.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
 from tfsam import data
+from tfsam import registries
 from tfsam.attacks.logits import Logits
 from tfsam.evaluation import measure
 from tfsam.models import fitting
@@ -19,9 +21,11 @@ from tfsam.models.functions import count_classes
 from tfsam.models.loading import Opened
 from tfsam.models.loading import load_logits
 from tfsam.models.loading import open_model
+from tfsam.models.loading import open_weights
 from tfsam.runs.settings import Settings
 from tfsam.support import files
 from tfsam.support import imports
+from tfsam.support.registry import call
 
 # Sources whose classes --class_order sorts; others have an order of their own.
 _OF_FOLDERS = ("folder", "csv")
@@ -57,10 +61,39 @@ def opened(settings: Settings) -> Models:
         trusted = settings.trust or ()
         return open_model(files.expanded(path), output, trusted=trusted)
 
+    # A network for weights alone is built for the images.
+    path = None if settings.network else settings.evaluate
     return Models(
-        opened(settings.evaluate, settings.output),
-        opened(settings.surrogate, None),
+        opened(path, settings.output), opened(settings.surrogate, None)
     )
+
+
+def with_weights(
+    settings: Settings, models: Models, images: data.Images
+) -> Models:
+    """Adds the network of weights that come without a model, if any.
+
+    Args:
+        settings: the settings of the run.
+        models: the models that are opened.
+        images: the images, for which the network is built.
+
+    Raises:
+        ValueError: if the network cannot be built, or the weights do not fit.
+    """
+    if settings.network is None or settings.evaluate is None:
+        return models
+    factory = registries.NETWORKS.factory(settings.network)
+    offered = {
+        "input_shape": images.x_test.shape[1:],
+        "trusted": settings.trust or (),
+    }
+    taken = inspect.signature(factory).parameters
+    given = {name: offered[name] for name in offered if name in taken}
+    classes = len(images.class_names)
+    network = call(settings.network, factory, classes, **given)
+    opened = open_weights(network, settings.evaluate, settings.output)
+    return models._replace(model=opened)
 
 
 def image_size(models: Models) -> tuple[int, int] | None:
@@ -131,7 +164,10 @@ def examined(
         tried_on: images to try it on, or None.
     """
     if models.model is None:
-        raise ValueError("expected a model to look at. Received: none")
+        raise ValueError(
+            "weights alone are looked at in a network for images: add "
+            f"--dataset. Received: inspect={settings.evaluate}"
+        )
     asked = None if settings.pixels == "auto" else settings.pixels
     return inspection.examined(models.model, tried_on, asked)
 
@@ -153,6 +189,7 @@ _FORMATS = {
     "hdf5": "HDF5 file",
     "saved_model": "SavedModel",
     "memory": "model",
+    "weights": "weights in a network",
 }
 
 _LOGITS = {

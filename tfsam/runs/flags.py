@@ -475,8 +475,8 @@ FLAGS: dict[str, Flag] = {
         EVALUATION,
         "Model to attack, a file of Keras (.keras, or HDF5 under any name) or "
         "a SavedModel folder; nothing is trained. The softmax or sigmoid at "
-        "its end is removed. A SavedModel is a program: load only those you "
-        "trust.",
+        "its end is removed. A file of weights alone needs the --network that "
+        "they belong to. A SavedModel is a program: load only those you trust.",
     ),
     "surrogate": Flag(
         EVALUATION,

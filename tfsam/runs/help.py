@@ -48,6 +48,7 @@ Train, attack, export and report, from one command.
   tfsam --preset=cifar100 --method=at --epsilon=1/255
   tfsam --evaluate=model.keras --dataset=npz:data.npz \\
     --attacks=autoattack --linf_epsilons=1/255,2/255,4/255
+  tfsam --inspect=model.h5 --dataset=folder:images
   tfsam report runs/
 
 `python -m tfsam` is the same as `tfsam`. A preset sets every flag, and a flag

@@ -49,7 +49,12 @@ def table(found: Mapping[str, Any], texts: Mapping[str, str]) -> str:
 
 
 def _format(found: Mapping[str, Any]) -> str:
-    names = {"hdf5": "HDF5", "saved_model": "SavedModel", "keras": ".keras"}
+    names = {
+        "hdf5": "HDF5",
+        "keras": ".keras",
+        "saved_model": "SavedModel",
+        "weights": "weights alone",
+    }
     name = names.get(found["format"], found["format"])
     return f"{name}, read by {found['reader']}"
 

@@ -48,6 +48,7 @@ def inspect(chosen: Inspection) -> None:
     examples = None
     if chosen.on_data:
         images = stages.load_images(settings, models)
+        models = attacked.with_weights(settings, models, images)
         examples = attacked.examples(settings, images)
     found = attacked.examined(settings, models, examples)
     print(inspected.table(found, chosen.texts))

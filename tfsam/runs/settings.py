@@ -139,6 +139,8 @@ class Settings:
     Attributes:
         training: the settings of training; None where `evaluate` names an
             existing model.
+        network: the network of the weights that `evaluate` names; None where
+            that is a model, and where a network is trained.
         shard: (index, number of shards), or None.
     """
 
@@ -158,6 +160,7 @@ class Settings:
     attack_steps: int | None
     attack_batch_size: int
     evaluate: str | None
+    network: str | None
     pixels: str
     output: str | None
     imports: tuple[str, ...] | None
@@ -177,7 +180,7 @@ class Settings:
         """Returns the content of config.json: every setting but the folder."""
         own = {k: v for k, v in vars(self).items() if k not in _NO_CONFIG}
         trained = vars(self.training) if self.training else {}
-        values = dict.fromkeys(TRAINING) | trained | own
+        values = dict.fromkeys(TRAINING) | own | trained
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in sorted(values.items())
@@ -285,7 +288,9 @@ def _settings(given: flags.Given) -> Settings:
         unused = _fill_parts(values, given.values, row)
         reason = f"--method={values['method']}"
     else:
-        unused = [name for name in TRAINING if name in given.values]
+        values |= _weights_alone(given.values)
+        used = ("network", "weights")
+        unused = [n for n in TRAINING if n in given.values and n not in used]
         reason = "--evaluate, which trains nothing,"
     if unused:
         raise ValueError(
@@ -294,6 +299,24 @@ def _settings(given: flags.Given) -> Settings:
         )
     workdir = given.values.get("workdir") or f"runs/{names.of_run(given)}"
     return _checked(values, files.expanded(workdir))
+
+
+def _weights_alone(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the model and the network of an evaluation.
+
+    Weights without a model need a network. Their file may be named by
+    --evaluate, by --weights, or by both.
+    """
+    model, weights = given["evaluate"], given.get("weights")
+    network = given.get("network")
+    if weights is not None and network is None:
+        network, model = model, weights
+    if weights is not None and weights != model:
+        raise ValueError(
+            "--evaluate with --network takes the file of its weights. "
+            f"Received: evaluate={model}, weights={weights}"
+        )
+    return {"evaluate": model, "network": network, "weights": None}
 
 
 def from_config(config: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
@@ -463,6 +486,7 @@ def _checked(values: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
     if values["evaluate"] is None:
         training = Training(**{name: values[name] for name in TRAINING})
         _check_parts(training)
+        values["network"] = None
     own = {f.name for f in dataclasses.fields(Settings)} - {*_NO_CONFIG}
     made = Settings(
         **{name: _frozen(values[name]) for name in own - {"shard"}},

@@ -86,6 +86,7 @@ def prepare(settings: Settings) -> Inputs:
     strategy = devices.make_strategy(settings.devices, settings.strategy)
     models = attacked.opened(settings)
     images = load_images(settings, models)
+    models = attacked.with_weights(settings, models, images)
     logits = surrogate = network = None
     notes: list[str] = []
     if settings.training:
