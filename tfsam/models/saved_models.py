@@ -1,6 +1,8 @@
 """SavedModels, loaded without the library that wrote them."""
 
 import contextlib
+import gc
+import logging
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -25,12 +27,13 @@ def load(folder: pathlib.Path) -> tuple[Any, str | None]:
     """
     graph = folder / "saved_model.pb"
     if not graph.is_file():
-        return tf.saved_model.load(str(folder)), None
+        with _quiet():
+            return tf.saved_model.load(str(folder)), None
     content = saved_model_pb2.SavedModel()
     content.ParseFromString(graph.read_bytes())
     meta = content.meta_graphs[0]
     version = meta.meta_info_def.tensorflow_version
-    with _without_slots(folder, content) as place:
+    with _quiet(), _without_slots(folder, content) as place:
         loaded = tf.saved_model.load(str(place), tags=_tags(content))
     return loaded, f"TensorFlow {version}" if version else None
 
@@ -66,3 +69,18 @@ def _without_slots(
                 (place / entry.name).symlink_to(entry.absolute())
         (place / "saved_model.pb").write_bytes(content.SerializeToString())
         yield place
+        # TensorFlow logs each variable that was left out when it forgets the
+        # checkpoint.
+        gc.collect()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TensorFlow from logging each variable that it does not restore."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -140,6 +140,8 @@ def _layer(entry: Config, source: _Source) -> Config:
         config = _functional(config, source)
     elif bare == "Sequential" and isinstance(config.get("layers"), list):
         config = _sequential(config, source)
+    elif key is not None:
+        config = _custom(config, source)
     elif place["module"] in ("keras.layers", "keras._legacy.layers"):
         config = _stock(bare, config, source)
     rest: Config = {
@@ -258,6 +260,15 @@ def _stock(name: str, config: Config, source: _Source) -> Config:
         key: value
         for key, value in found.items()
         if key in known or not _has_no_effect(name, key, value)
+    }
+
+
+def _custom(config: Config, source: _Source) -> Config:
+    """Mends the options that Keras 2 gave to layers of the user's own."""
+    return {
+        key: _value(key, value, source)
+        for key, value in config.items()
+        if key != "batch_input_shape" and (key, value) != ("dynamic", False)
     }
 
 
