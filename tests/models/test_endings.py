@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 from keras import layers
 
 from tfsam.models import probabilities
@@ -159,6 +161,7 @@ LOGARITHMS = {
     "another axis": lambda: flat(
         layers.Reshape((3, 2)), layers.Softmax(1), layers.Flatten(), classes=6
     ),
+    "percent": lambda: flat(layers.Softmax(), layers.Rescaling(100)),
     "Lambda": lambda: flat(
         layers.Lambda(lambda x: x * x / keras.ops.sum(x * x, 1, keepdims=True))
     ),
@@ -173,7 +176,7 @@ def test_the_logits_of_other_probabilities_are_logarithms(kind):
     assert_right(found, model, "log_probabilities", "unknown", classes)
     assert isinstance(found.function, keras.Model)
     logits = found.function(pixels())
-    np.testing.assert_allclose(np.exp(logits), model(pixels()), atol=1e-6)
+    np.testing.assert_allclose(np.exp(logits), model(pixels()), 1e-5)
 
 
 def test_saturated_examples_are_counted():
@@ -276,6 +279,17 @@ def test_one_of_several_outputs_is_chosen():
         classifier(model, "c")
 
 
+@pytest.mark.parametrize("structure", [lambda t: [t], lambda t: {"a": t}])
+def test_a_list_or_dict_of_one_tensor_is_that_tensor(structure):
+    inputs = keras.Input(SHAPE)
+    outputs = layers.Dense(3)(layers.Flatten()(inputs))
+    model = keras.Model(structure(inputs), structure(outputs))
+    found = classifier(model)
+    assert found.logits == "exact"
+    (own,) = keras.tree.flatten(model(structure(pixels())))
+    np.testing.assert_array_equal(found.function(pixels()), own)
+
+
 def test_a_name_can_be_that_of_an_inner_layer():
     model = flat(layers.Activation("tanh"), layers.Dense(2))
     name = model.layers[-3].name
@@ -306,6 +320,10 @@ def test_a_name_can_be_that_of_an_inner_layer():
                 ]
             ),
             "input dtype is uint8",
+        ),
+        (
+            lambda: keras.Sequential([layers.Dense(3, "softmax", name="d")]),
+            "must be built, to remove its softmax",
         ),
         (lambda: 3, "Received: model=3"),
     ],
@@ -389,3 +407,62 @@ def test_a_callable_is_taken_for_logits():
     found = classifier(function)
     assert found.function is function
     assert (found.logits, found.ends_in) == ("exact", "unknown")
+
+
+# Layers that may follow a dense layer of three outputs.
+STEPS = {
+    "softmax": lambda: layers.Activation("softmax"),
+    "sigmoid": lambda: layers.Activation("sigmoid"),
+    "wrong axis": lambda: layers.Softmax(axis=1),
+    "log_softmax": lambda: layers.Activation("log_softmax"),
+    "hard_sigmoid": lambda: layers.Activation("hard_sigmoid"),
+    "relu": lambda: layers.ReLU(),
+    "dense": lambda: layers.Dense(3, "softmax"),
+    "one": lambda: layers.Dense(1, "sigmoid"),
+    "normalization": lambda: layers.BatchNormalization(),
+    "dropout": lambda: layers.Dropout(0.5),
+    "reshape": lambda: layers.Reshape((-1, 1)),
+    "flat": lambda: layers.Flatten(),
+    "pooling": lambda: layers.GlobalMaxPooling1D(),
+    "half": lambda: layers.Rescaling(0.5),
+    "nested": None,
+}
+
+
+def nested(shape, steps):
+    """Puts layers after a dense layer, those before "nested" in a model."""
+    network = [keras.Input(shape), layers.Dense(3, bias_initializer="normal")]
+    for step in steps:
+        if step == "nested":
+            network = [keras.Input(shape), keras.Sequential(network)]
+        else:
+            network.append(STEPS[step]())
+    return keras.Sequential(network)
+
+
+@given(st.lists(st.sampled_from(sorted(STEPS)), max_size=5))
+def test_the_logits_are_right_or_the_error_is_one_line(steps):
+    keras.utils.set_random_seed(0)
+    try:
+        model = nested((4,), steps)
+    except ValueError:
+        return  # Keras itself rejects the layers.
+    x = pixels(shape=(4,))
+    own = np.asarray(model(x))
+    try:
+        found = classifier(model)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        assert own.ndim > 2 or own.shape[1] == 1
+        return
+    own = own.reshape(5, -1)
+    z = np.asarray(found.function(x))
+    assert z.shape == (5, max(own.shape[1], 2))
+    assert np.isfinite(z).all()
+    assert probabilities.check(found, x) <= 1e-6
+    if own.shape[1] > 1:
+        chosen = np.take_along_axis(own, np.argmax(z, 1)[:, None], 1)
+        np.testing.assert_allclose(chosen[:, 0], own.max(1), rtol=1e-6)
+    if found.logits == "exact" and own.any():
+        sums = own.sum(axis=1)
+        assert own.min() < 0 or own.shape[1] == 1 or sums.min() < sums.max()

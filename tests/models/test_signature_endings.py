@@ -292,14 +292,17 @@ def test_a_keras_export(tmp_path):
 
 
 def test_a_function_without_signatures(tmp_path):
-    """As TensorFlow Hub has them."""
+    """As TensorFlow Hub has them, traced for training, too."""
     module = Module()
-    call = tf.function(
-        lambda x, training=False: tf.nn.softmax(module.logits(x)),
-        autograph=False,
-    )
-    call.get_concrete_function(tf.TensorSpec((None, *SHAPE)), training=False)
-    module.__call__ = call
+
+    def call(x, training=False):
+        return tf.nn.softmax(module.logits(x) * (0.0 if training else 1.0))
+
+    module.__call__ = tf.function(call, autograph=False)
+    for training in (True, False):
+        module.__call__.get_concrete_function(
+            tf.TensorSpec((None, *SHAPE)), training=training
+        )
     tf.saved_model.save(module, tmp_path)
     found = classifier(tf.saved_model.load(tmp_path))
     assert_right(found, "removed_ending", "softmax")
@@ -444,10 +447,13 @@ def test_the_logits_are_right_or_the_error_is_one_line(steps):
     z = found.function(X)
     own = np.reshape(found.outputs(X), (5, -1))
     assert z.shape == (5, max(own.shape[1], 2))
+    if not np.isfinite(own).all():
+        return  # The model's own fault.
     assert np.isfinite(z).all()
     assert probabilities.check(found, X) <= 1e-6
     if own.shape[1] > 1:
-        np.testing.assert_array_equal(np.argmax(z, 1), np.argmax(own, 1))
+        chosen = np.take_along_axis(own, np.argmax(z, 1)[:, None], 1)
+        np.testing.assert_allclose(chosen[:, 0], own.max(1), rtol=1e-6)
     last = [step for step in steps if step in ("softmax", "sigmoid")]
     if found.ends_in in ("softmax", "sigmoid") and last:
         assert found.ends_in == last[-1]

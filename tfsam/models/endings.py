@@ -25,7 +25,6 @@ from tfsam.models.signature_endings import integers_error
 from tfsam.models.signature_endings import of_choice
 from tfsam.models.signatures import Choice
 from tfsam.support import final_activations
-from tfsam.support.logit_checks import check_ending
 
 
 def classifier(model: Any, output: str | None = None) -> Classifier:
@@ -83,7 +82,7 @@ def _of_keras(model: keras.Model, wanted: str | None) -> Classifier:
         )
     tensor, name, names, notes = _output(model, wanted)
     own = model
-    if len(model.outputs) > 1 or model.outputs[0] is not tensor:
+    if not network_endings.maps(model, tensor):
         own = network_endings.built(model, tensor)
     integers = "float" not in model.inputs[0].dtype
     found = (_of_integers if integers else _of_network)(own)
@@ -175,7 +174,11 @@ def _of_opaque(model: keras.Model, wanted: str | None) -> Classifier:
     config = model.get_build_config() if model.built else None
     shape = (config or {}).get("input_shape")
     if shape is None:
-        check_ending(model)
+        if True in final_activations.in_probabilities(model):
+            raise ValueError(
+                "the model must be built, to remove its softmax or sigmoid: "
+                f"call it on some images. Received: model={model.name}"
+            )
         return _as_it_is(model)
     shape = (None, *shape[1:])
     choice = _choice(model, tf.TensorSpec(shape, model.input_dtype), wanted)

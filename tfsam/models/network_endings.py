@@ -91,6 +91,21 @@ def has_graph(model: keras.Model) -> bool:
     return own and bool(getattr(model, "inputs", None))
 
 
+def maps(model: keras.Model, output: keras.KerasTensor) -> bool:
+    """Returns whether a functional model maps a tensor to an output of it.
+
+    Args:
+        model: A functional model with one input.
+        output: The output.
+
+    Returns:
+        False if it has other outputs, or takes or returns a list or a dict.
+    """
+    structures = [getattr(model, key, None) for key in ("input", "output")]
+    bare = not any(isinstance(s, (dict, list, tuple)) for s in structures)
+    return bare and len(model.outputs) == 1 and model.outputs[0] is output
+
+
 def before_ending(
     output: keras.KerasTensor, classes: int
 ) -> tuple[keras.KerasTensor, str] | None:

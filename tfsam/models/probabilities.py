@@ -51,7 +51,7 @@ def class_logits(values: Any, are_probabilities: bool) -> Any:
         values = keras.ops.cast(values, "float32")
     if classes == 1:
         values = keras.ops.concatenate([1 - values, values], axis=-1)
-    return keras.ops.log(keras.ops.clip(values, _SMALLEST, 1.0))
+    return keras.ops.log(keras.ops.maximum(values, _SMALLEST))
 
 
 def explain(logits: str, ends_in: str, classes: int) -> tuple[str, ...]:
@@ -183,17 +183,19 @@ def seem_probabilities(outputs: np.ndarray, likely: bool = False) -> bool:
         likely: Whether the model's layers speak for it.
 
     Returns:
-        Whether they lie in [0, 1]; unless that is likely, they must also sum to
-        1 or be above 0.5 somewhere.
+        Whether they are not negative and have the same sum for each example,
+        which is 1 or, say, 100; or else lie in [0, 1], where one of them must
+        be above 0.5, unless probabilities are likely.
 
     Example:
         >>> seem_probabilities(np.array([[0.2, 0.8], [0.5, 0.5]]))
         True
     """
     values = np.asarray(outputs, np.float64).reshape(len(outputs), -1)
-    inside = values.min() >= 0 and values.max() <= 1 + 1e-3
-    sums = np.allclose(values.sum(axis=1), 1, atol=1e-2)
-    return bool(inside and (likely or sums or values.max() > 0.5))
+    lowest, highest, sums = values.min(), values.max(), values.sum(axis=1)
+    constant = values.shape[1] > 1 and np.allclose(sums, sums[0], rtol=1e-2)
+    inside = highest <= 1 + 1e-3 and (likely or highest > 0.5)
+    return bool(lowest >= 0 < highest and (constant or inside))
 
 
 def for_probes(function: Callable[..., Any], x: np.ndarray) -> Any:

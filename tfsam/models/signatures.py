@@ -195,14 +195,14 @@ def _functions(loaded: Any) -> list[tuple[str, Any]]:
     signatures = dict(getattr(loaded, "signatures", {}))
     if signatures:
         return sorted(signatures.items())
-    # Modules of TensorFlow Hub may be functions without signatures.
-    call = vars(loaded).get("__call__")
+    # Modules of TensorFlow Hub may be functions without signatures, traced for
+    # training=True and False.
+    traced = getattr(vars(loaded).get("__call__"), "concrete_functions", [])
     return [
-        (f"call_{number}" if number else "call", function)
-        for number, function in enumerate(
-            getattr(call, "concrete_functions", [])
-        )
-    ]
+        ("call", function)
+        for function in traced
+        if True not in tf.nest.flatten(function.structured_input_signature)
+    ][:1]
 
 
 def _signature(
