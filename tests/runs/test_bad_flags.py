@@ -115,7 +115,7 @@ BAD_FLAGS = [
     (["--evaluate=m.keras", "--rho=0.1"], ["--rho=0.1"]),
     (["--evaluate=m.keras", "--epochs=3"], ["--epochs=3"]),
     (["--evaluate=m.keras", "--limit_train=50"], ["--limit_train=50"]),
-    (["--evaluate=missing.keras"], ["missing.keras", ".keras file"]),
+    (["--evaluate=missing.keras"], ["missing.keras", "no such file"]),
     *(([f"--{flag}=~no_one/x"], ["~no_one/x", "home"]) for flag in PATHS),
     (["--dataset=npz:~no_one/x"], ["~no_one/x", "home"]),
     (["--dataset=folder:~no_one/x"], ["~no_one/x", "home"]),
