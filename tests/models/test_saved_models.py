@@ -92,3 +92,16 @@ def test_saved_models_of_tensorflow_1(tmp_path):
     wanted = tf.nn.softmax(X @ np.eye(4, 2, dtype="float32"))
     np.testing.assert_allclose(scores, wanted, rtol=1e-6)
     assert len(found.sha256) == 64
+
+
+def test_an_operation_of_another_library_is_named(tmp_path):
+    network = Network()
+    signatures = {"infer": network.infer}
+    tf.saved_model.save(network, str(tmp_path), signatures=signatures)
+    graph = tmp_path / "saved_model.pb"
+    graph.write_bytes(graph.read_bytes().replace(b"MatMul", b"TheirO"))
+    with (
+        pytest.warns(UserWarning, match="is a SavedModel"),
+        pytest.raises(ValueError, match="operation TheirO of another library"),
+    ):
+        reading.read(tmp_path)

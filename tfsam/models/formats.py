@@ -16,6 +16,7 @@ _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _ZIP_MAGIC = b"PK\x03\x04"
 _WEIGHTS = "--network=MODULE:FUNCTION --weights=FILE"
 _ALONE = f"weights need a network: {_WEIGHTS}"
+_KERAS = "give a .keras or .h5 file of the model"
 _CONVERT = "convert it to a .keras file or a SavedModel first"
 
 # Starts of the names of a SavedModel's files.
@@ -183,7 +184,7 @@ def _archive_kind(names: list[str]) -> tuple[str, str]:
     if "data.pkl" in bases:
         return "a PyTorch file", _CONVERT
     if names and all(name.endswith(".npy") for name in names):
-        return "a NumPy archive (.npz)", _ALONE
+        return "a NumPy archive (.npz)", _KERAS
     inside = sorted(
         name
         for name in names
@@ -222,7 +223,7 @@ def _binary(place: pathlib.Path, head: bytes) -> tuple[str, str] | None:
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return _pickle(head)
     if b'{"__metadata__"' in head[8:32] or head[8:10] == b'{"':
-        return "a safetensors file", _ALONE
+        return "a safetensors file", _KERAS
     if head[257:262] == b"ustar":
         return "a tar archive", "unpack it and give the model in it"
     for start, kind in _STARTS.items():

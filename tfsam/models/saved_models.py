@@ -2,14 +2,18 @@
 
 import contextlib
 import gc
-import logging
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+
+from tfsam.support import library_logs
+
+_UNKNOWN = re.compile(r"Op type not registered '(\w+)'")
 
 
 def load(folder: pathlib.Path) -> tuple[Any, str | None]:
@@ -27,14 +31,23 @@ def load(folder: pathlib.Path) -> tuple[Any, str | None]:
     """
     graph = folder / "saved_model.pb"
     if not graph.is_file():
-        with _quiet():
+        with library_logs.errors_only():
             return tf.saved_model.load(str(folder)), None
     content = saved_model_pb2.SavedModel()
     content.ParseFromString(graph.read_bytes())
     meta = content.meta_graphs[0]
     version = meta.meta_info_def.tensorflow_version
-    with _quiet(), _without_slots(folder, content) as place:
-        loaded = tf.saved_model.load(str(place), tags=_tags(content))
+    with library_logs.errors_only(), _without_slots(folder, content) as place:
+        try:
+            loaded = tf.saved_model.load(str(place), tags=_tags(content))
+        except (OSError, RuntimeError, tf.errors.NotFoundError) as error:
+            unknown = _UNKNOWN.search(str(error))
+            if unknown is None:
+                raise
+            raise ValueError(
+                f"it needs the operation {unknown[1]} of another library: add "
+                "--import=MODULE with its name"
+            ) from error
     return loaded, f"TensorFlow {version}" if version else None
 
 
@@ -72,15 +85,3 @@ def _without_slots(
         # TensorFlow logs each variable that was left out when it forgets the
         # checkpoint.
         gc.collect()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TensorFlow from logging each variable that it does not restore."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
