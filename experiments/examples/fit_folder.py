@@ -2,9 +2,10 @@
 
   python fit_folder.py IMAGES
 
-IMAGES holds the folders train/CLASS and test/CLASS of PNG or JPEG files: square
-images of one size, gray or RGB. The script writes model.keras, saved_model/ and
-history.csv to the current folder.
+IMAGES holds a folder of images for each class, or train and test with such
+folders. Where images have several sizes, add image_size= to data.load below.
+The script writes model.keras, saved_model/ and history.csv to the working
+folder.
 """
 
 import sys

@@ -258,6 +258,16 @@ def test_a_changed_byte_of_a_png_is_noticed():
             decoding.decode(bytes(spoiled))
 
 
+def test_a_wrong_checksum_of_a_png_is_noticed():
+    """As by libpng; Pillow does not look at those of the pixels."""
+    content = png(RNG.integers(0, 256, (4, 5)), 8, color_type=0)
+    end = content.index(b"IEND") - 4
+    spoiled = content[: end - 1] + bytes([content[end - 1] ^ 1]) + content[end:]
+    assert decoding.decode(content).shape == (4, 5, 1)
+    with pytest.raises(decoding.NotAnImage, match="checksum"):
+        decoding.decode(spoiled)
+
+
 @pytest.mark.parametrize("side", [9000, 30_000])
 def test_decompression_bombs_are_refused_before_they_explode(side):
     """A black image of a gigabyte is a few kilobytes in a file."""
