@@ -8,6 +8,7 @@ import zipfile
 
 import h5py
 import hypothesis
+import keras
 import pytest
 import tensorflow as tf
 from hypothesis import strategies
@@ -133,6 +134,7 @@ def test_parts_of_a_model(tmp_path):
     for name in ("c", "c.index", "c.data-00000-of-00001"):
         refused(tmp_path / name, "a TensorFlow checkpoint")
     refused(tmp_path / "nowhere", "there is no such file")
+    refused("https://host/model.keras", "not a URL: download the file first")
 
 
 def test_a_saved_model_by_any_path_to_it(tmp_path, monkeypatch):
@@ -153,6 +155,17 @@ def test_a_saved_model_by_any_path_to_it(tmp_path, monkeypatch):
         found = formats.recognize(path)
         assert found.format == "saved_model"
         assert found.path.resolve() == folder
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_truncated_model(suffix, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.save(tmp_path / f"whole.{suffix}")
+    content = (tmp_path / f"whole.{suffix}").read_bytes()
+    path = tmp_path / "model"
+    for part in (0.01, 0.3, 0.6, 0.99):
+        path.write_bytes(content[: int(part * len(content))])
+        refused(path, "a truncated or damaged (HDF5 file|zip archive)")
 
 
 @hypothesis.given(

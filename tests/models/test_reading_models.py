@@ -1,5 +1,8 @@
 """Files of any Keras, under any name, read as the same function."""
 
+import hashlib
+import zipfile
+
 import keras
 import keras_2_files
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from tfsam.models import formats
 from tfsam.models import reading
 
 
@@ -67,31 +71,36 @@ def assert_same(stored, model):
 
 
 @pytest.mark.parametrize("make", [sequential, nested])
-@pytest.mark.parametrize("name", ["m.h5", "m.keras", "m.model", "m", "m.zip"])
-def test_files_of_keras_2_under_any_name(make, name, tmp_path):
+def test_files_of_keras_2_under_any_name(make, tmp_path):
     model = make()
-    keras_2_files.write(tmp_path / name, model)
-    found = reading.read(tmp_path / name)
+    path = tmp_path / "model"
+    keras_2_files.write(path, model)
+    found = reading.read(path)
     assert_same(found, model)
     assert (found.format, found.reader) == ("hdf5", "keras")
     assert found.written_by == "Keras 2.4.0"
-    # Fine-tuned, saved and attacked like any other.
+    assert found.notes == ("Keras 2.4.0 wrote it, and Keras 3 reads it mended",)
+    for name in ("m.h5", "m.hdf5", "m.keras", "m.model", "m.zip", "saved"):
+        path = path.rename(tmp_path / name)
+        assert formats.recognize(path) == ("hdf5", path)
+    # Trained further, saved and attacked like any other.
     assert isinstance(found.model, keras.Model)
     found.model.save(tmp_path / "again.keras")
     assert_same(reading.read(tmp_path / "again.keras"), model)
 
 
-@pytest.mark.parametrize("make", [sequential, nested])
+@pytest.mark.parametrize(
+    "make", [sequential, pytest.param(nested, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("suffix", ["h5", "keras"])
 def test_files_of_keras_3_under_any_name(make, suffix, tmp_path):
     model = make()
     path = tmp_path / f"model.{suffix}"
     model.save(path)
-    for name in (path.name, "model.bin", "model"):
-        path = path.rename(tmp_path / name)
-        found = reading.read(path)
-        assert_same(found, model)
-        assert found.written_by == f"Keras {keras.__version__}"
+    found = reading.read(path.rename(tmp_path / "model"))
+    assert_same(found, model)
+    assert found.written_by == f"Keras {keras.__version__}"
+    assert found.notes == ()
 
 
 def test_saved_models_without_the_library_that_wrote_them(tmp_path):
@@ -107,3 +116,55 @@ def test_saved_models_without_the_library_that_wrote_them(tmp_path):
         )
         (served,) = served.values()
         np.testing.assert_allclose(served, model(pixels()), atol=1e-6)
+
+
+@keras.saving.register_keras_serializable("tests")
+def theirs(wanted, found):
+    """A loss of the user's own, which is not needed."""
+    return keras.ops.mean(wanted - found)
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_losses_and_metrics_are_not_needed(suffix, tmp_path, monkeypatch):
+    model = sequential()
+    model.compile("adam", theirs, metrics=[theirs])
+    path = tmp_path / f"model.{suffix}"
+    model.save(path)
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "tests>theirs")
+    assert_same(reading.read(path), model)
+
+
+def test_operations_in_hdf5_files_of_keras_3(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.applications.mobilenet_v2.preprocess_input(inputs)
+    x = layers.Conv2D(4, 3)(x)
+    x = keras.ops.mean(keras.ops.relu(x)[..., 1:], axis=(1, 2))
+    x = layers.Add()([x, x])
+    model = keras.Model(inputs, keras.ops.softmax(layers.Dense(5)(x)))
+    model.save(tmp_path / "model.h5")
+    assert_same(reading.read(tmp_path / "model.h5"), model)
+
+
+def test_an_unpacked_keras_file(tmp_path):
+    model = sequential()
+    model.save(tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        archive.extractall(tmp_path / "model")
+    assert_same(reading.read(tmp_path / "model"), model)
+
+
+def test_a_sequential_whose_input_is_not_known(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(5)])
+    config = keras_2_files.stored(model)
+    del config["config"]["layers"][0]["config"]["batch_input_shape"]
+    keras_2_files.write(tmp_path / "m.h5", model, config=config)
+    with pytest.raises(ValueError, match="shape of its input is not stored"):
+        reading.read(tmp_path / "m.h5")
+
+
+def test_the_checksum_is_that_of_the_file(tmp_path):
+    sequential().save(tmp_path / "model.keras")
+    content = (tmp_path / "model.keras").read_bytes()
+    found = reading.read(tmp_path / "model.keras").sha256
+    assert found == hashlib.sha256(content).hexdigest()

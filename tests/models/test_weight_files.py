@@ -142,3 +142,17 @@ def test_weights_of_equal_shapes_are_told_apart(name, tmp_path):
     (layer,) = model.layers
     assert float(layer.beta[0]) == 0
     assert float(layer.gamma[0]) == 1
+
+
+def test_layers_are_found_by_their_names(tmp_path):
+    model = keras.Sequential([keras.Input((4,))])
+    for name in ("one", "two", "three"):
+        model.add(layers.Dense(4, name=name))
+    path = keras_2(model, tmp_path)
+    with h5py.File(path, "r+") as file:
+        names = list(file.attrs["layer_names"])
+        file.attrs["layer_names"] = names[::-1]
+    other = keras.models.clone_model(model)
+    weight_files.load_weights_into(other, path)
+    for found, wanted in zip(other.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(found, wanted)

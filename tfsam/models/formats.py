@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from tfsam.models import checkpoints
 from tfsam.support import files
 
+# A path has one slash for two.
+_URL = re.compile(r"[a-z0-9+]{2,}:/")
 _HEAD = 1 << 16  # Bytes that are looked at.
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -111,6 +114,8 @@ def look(place: pathlib.Path) -> Recognized:
             return _saved_model(folder)
     if checkpoints.prefix(place) is not None:
         raise NoModel("a TensorFlow checkpoint", _ALONE)
+    if _URL.match(str(place)):
+        raise NoModel("a URL", "download the file first, and give its path")
     if not place.exists():
         raise NoModel(None, "there is no such file")
     if not place.is_file():

@@ -28,6 +28,7 @@ from tfsam.support import files
 _LEGACY = (
     "only Keras 2 reads it: install tf_keras (pip install 'tfsam[legacy]')"
 )
+_COMPILED = "compile_config"
 
 
 class _Source(NamedTuple):
@@ -149,6 +150,11 @@ def _hdf5(
             model = keras.saving.deserialize_keras_object(
                 found, objects, safe_mode=not unsafe
             )
+            if not model.built:
+                raise ValueError(
+                    "the shape of its input is not stored: give the network "
+                    "by --network=MODULE:FUNCTION, and the file by --weights"
+                )
             ordered_weights.assign(
                 model,
                 file["model_weights"],
@@ -198,7 +204,9 @@ def _keras(
 
         def build(place: pathlib.Path) -> keras.Model:
             found, unsafe = _for_keras_3(source)
-            if found == stored and path.is_file():
+            # Keras leaves out how the model itself was compiled.
+            same = found == {k: stored[k] for k in stored if k != _COMPILED}
+            if same and path.is_file():
                 place.symlink_to(path.absolute())
             else:
                 archives.with_config(archive, found, place)
@@ -231,7 +239,7 @@ def _needed(config: Any, initializers: bool) -> Any:
         return {
             key: _needed(value, initializers)
             for key, value in config.items()
-            if key != "compile_config"
+            if key != _COMPILED
             and (initializers or not key.endswith("_initializer"))
         }
     if isinstance(config, list):

@@ -132,7 +132,7 @@ def _layer(entry: Config, source: _Source) -> Config:
     if key is None:
         bare = _CLASSES.get(bare, bare)
         place = {
-            "module": _module(entry, bare, config),
+            "module": _module(entry, bare, config, source),
             "class_name": bare,
             "registered_name": None,
         }
@@ -150,13 +150,18 @@ def _layer(entry: Config, source: _Source) -> Config:
     return {**place, "config": config, **rest}
 
 
-def _module(entry: Config, name: str, config: Config) -> str:
+def _module(entry: Config, name: str, config: Config, source: _Source) -> str:
     """Returns the module of Keras 3 that has a class."""
     owner = str(config.get("name", name))
     if not trusted_code.is_of_keras(entry.get("module")):
         raise trusted_code.unregistered(owner, f"{entry['module']}.{name}")
     if name == "Sequential" or (name == "Model" and "input_layers" in config):
         return "keras"
+    if not source.old and not {"dtype", "trainable"} & set(config):
+        # An operation of Keras 3, which has no options of a layer.
+        module = stored_operations.module(name)
+        if module is not None:
+            return module
     if name in _APPLICATIONS:
         return _APPLICATIONS[name]
     if name in _LEGACY:

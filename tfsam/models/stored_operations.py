@@ -1,11 +1,14 @@
 """TensorFlow operations in functional models of Keras 2, as Keras 3's own."""
 
+import importlib
 import json
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
+
+import keras
 
 Config = dict[str, Any]
 
@@ -137,6 +140,27 @@ _GRAPH_OPERATIONS = {
     "Sub": "math.subtract",
     "Tanh": "nn.tanh",
 }
+
+_MODULES = ("core", "image", "math", "nn", "numpy")
+
+
+def module(name: str) -> str | None:
+    """Returns the module of an operation of Keras 3, or None.
+
+    HDF5 files leave it out.
+
+    Args:
+        name: The class of the operation.
+    """
+    for part in _MODULES:
+        found = importlib.import_module(f"keras.src.ops.{part}")
+        operation = getattr(found, name, None)
+        if isinstance(operation, type) and issubclass(
+            operation, keras.Operation
+        ):
+            return found.__name__
+    return None
+
 
 # Makes the reference to a tensor from its place, [layer, call, output].
 _Tensor = Callable[[list[Any]], Config]
