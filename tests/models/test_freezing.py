@@ -77,3 +77,13 @@ def test_the_line_about_it_counts_weights():
     assert freezing.described(model) == (
         "157 of 165 weights are trained; 1 of 4 layers with weights is frozen"
     )
+
+
+def test_slow_statistics_are_told_unless_they_are_frozen():
+    model = network()  # Its BatchNorm has a momentum of 0.99.
+    line = freezing.slow_statistics(model, 100)
+    assert line.startswith("after 100 steps, 37 % of the BatchNorm statistics")
+    assert "--average=ema" in line
+    assert freezing.slow_statistics(model, 300) is None
+    freezing.freeze(model, "norm")
+    assert freezing.slow_statistics(model, 100) is None

@@ -18,7 +18,10 @@ from helpers import start
 
 from tfsam import registries
 from tfsam.models import trainable
+from tfsam.runs import attacked
+from tfsam.runs import fit
 from tfsam.runs import names
+from tfsam.runs import stages
 
 MODULE = """
 import keras
@@ -188,6 +191,27 @@ def test_weights_are_loaded_into_a_function_s_network(module, tmp_path):
     )
     for one, two in zip(first.weights, second.weights, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_images_get_the_size_of_the_network_that_is_trained_further(
+    brought, tmp_path
+):
+    for place in ("train", "test"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "images" / place / label
+            folder.mkdir(parents=True)
+            for side in (9, 12, 20):
+                keras.utils.save_img(
+                    folder / f"{side}.png", np.full((side, side + 3, 3), side)
+                )
+    settings = settings_of(
+        f"--network={brought}", f"--dataset=folder:{tmp_path / 'images'}"
+    )
+    images = stages.load_images(settings, attacked.opened(settings))
+    assert images.x_train.shape[1:] == (8, 8, 3)
+    network = fit.make_network(settings, images, None)
+    assert network.input_shape == (None, 8, 8, 3)
+    assert network.output_shape == (None, 2)
 
 
 @pytest.mark.slow

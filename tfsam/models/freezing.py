@@ -6,6 +6,9 @@ import keras
 
 from tfsam.support.rescaling import flattened
 
+# A share of BatchNorm statistics that is too large to be left from the start.
+_SLOW = 0.1
+
 
 def freeze(network: keras.Model, pattern: str) -> None:
     """Freezes the layers whose name matches, and no others.
@@ -79,6 +82,42 @@ def described(network: keras.Model) -> str:
         f"{line}; {len(frozen)} of {len(layers)} layers with weights "
         f"{verb} frozen"
     )
+
+
+def slow_statistics(network: keras.Model, steps: int) -> str | None:
+    """Returns a line about BatchNorm statistics that training hardly moves.
+
+    Networks that were made for long training have a momentum such as 0.999.
+
+    Args:
+        network: a built `keras.Model`.
+        steps: number of training steps.
+
+    Returns:
+        The line; None where less than a tenth of each statistic will be that
+        of the beginning.
+
+    Example:
+        >>> norm = keras.layers.BatchNormalization(momentum=0.999)
+        >>> network = keras.Sequential([keras.Input((4,)), norm])
+        >>> slow_statistics(network, 5000) is None
+        True
+        >>> slow_statistics(network, 100).partition(":")[0]
+        'after 100 steps, 90 % of the BatchNorm statistics are as at the start'
+    """
+    kept = [
+        layer.momentum**steps
+        for layer in flattened(network)
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable
+        and layer.momentum < 1
+    ]
+    if not kept or max(kept) < _SLOW:
+        return None
+    return (
+        f"after {steps} steps, {max(kept):.0%} of the BatchNorm statistics are "
+        "as at the start: --average=ema measures them on the images"
+    ).replace("%", " %")
 
 
 def _with_weights(network: keras.Model) -> list[keras.Layer]:

@@ -65,24 +65,17 @@ def build(
         >>> network.output_shape
         (None, 10)
     """
-    factory = registries.NETWORKS.factory(spec)
-    taken = inspect.signature(factory).parameters
-    if weights == IMAGENET and "weights" not in taken:
-        raise ValueError(
-            "the weights of ImageNet are those of --network=keras:NAME. "
-            f"Received: weights={weights}, network={spec}"
-        )
-    offered: dict[str, Callable[[], Any]] = {
-        "input_shape": lambda: input_shape,
-        "statistics": statistics,
-        "weights": lambda: weights if weights == IMAGENET else None,
-        "pixels": lambda: pixels,
-        "trusted": lambda: trusted,
-        "log": lambda: log,
-    }
-    arguments = {name: offered[name]() for name in offered if name in taken}
-    network = call(spec, factory, num_classes, **arguments)
-    _check(network, spec, num_classes, input_shape)
+    network = made(
+        spec,
+        num_classes,
+        input_shape,
+        statistics=statistics,
+        weights=weights if weights == IMAGENET else None,
+        pixels=pixels,
+        trusted=trusted,
+        log=log,
+    )
+    _check_logits(network, spec, num_classes, input_shape)
     if weights is not None and weights != IMAGENET:
         load_weights_into(network, weights)
     if freeze is not None:
@@ -94,6 +87,44 @@ def build(
             )
         freezing.freeze(network, freeze)
     log(f"{network.name}: {freezing.described(network)}")
+    return network
+
+
+def made(
+    spec: str, num_classes: int, input_shape: tuple[int, ...], **offered: Any
+) -> keras.Model:
+    """Makes and builds a network as its spec says, and checks nothing else.
+
+    Args:
+        spec: the network, see `build`.
+        num_classes: number of classes of the images.
+        input_shape: (height, width, channels) of the images.
+        **offered: more arguments of `build`, of which the network gets those
+            that it takes.
+
+    Raises:
+        ImportError, ValueError: see `build`.
+    """
+    factory = registries.NETWORKS.factory(spec)
+    taken = inspect.signature(factory).parameters
+    if offered.get("weights") and "weights" not in taken:
+        raise ValueError(
+            "the weights of ImageNet are those of --network=keras:NAME. "
+            f"Received: weights={offered['weights']}, network={spec}"
+        )
+    offered["input_shape"] = input_shape
+    arguments = {k: value for k, value in offered.items() if k in taken}
+    if statistics := arguments.get("statistics"):
+        arguments["statistics"] = statistics()
+    network = call(spec, factory, num_classes, **arguments)
+    if not isinstance(network, keras.Model):
+        raise ValueError(
+            "a network must be a keras.Model of Keras 3. Received: "
+            f"network={spec}, which gives a "
+            f"{type(network).__module__}.{type(network).__name__}"
+        )
+    if not network.built:  # A subclassed network is built by calling it.
+        _outputs(network, spec, input_shape)
     return network
 
 
@@ -110,10 +141,13 @@ def copied(network: keras.Model) -> keras.Model:
     return made
 
 
-def _check(
-    network: Any, spec: str, num_classes: int, input_shape: tuple[int, ...]
+def _check_logits(
+    network: keras.Model,
+    spec: str,
+    num_classes: int,
+    input_shape: tuple[int, ...],
 ) -> None:
-    """Checks that a network maps the images to logits, and builds it.
+    """Checks that a network maps the images to logits.
 
     Args:
         network: the network.
@@ -121,22 +155,7 @@ def _check(
         num_classes: see `build`.
         input_shape: see `build`.
     """
-    if not isinstance(network, keras.Model):
-        raise ValueError(
-            "a network must be a keras.Model of Keras 3. Received: "
-            f"network={spec}, which gives a "
-            f"{type(network).__module__}.{type(network).__name__}"
-        )
-    try:
-        images = keras.Input(input_shape)
-        # A subclassed network is built by calling it.
-        call_once = network.compute_output_spec if network.built else network
-        output = call_once(images)
-    except Exception as error:  # Layers may be the user's code.
-        raise ValueError(
-            f"the network must take the images, of shape {input_shape} "
-            f"({files.reason(error)}). Received: network={spec}"
-        ) from error
+    output = _outputs(network, spec, input_shape)
     shape = getattr(output, "shape", None)
     if shape is None or tuple(shape[1:]) != (num_classes,):
         outputs = type(output).__name__ if shape is None else tuple(shape[1:])
@@ -145,3 +164,19 @@ def _check(
             f"Received: network={spec}, which returns {outputs}"
         )
     check_ending(network)
+
+
+def _outputs(
+    network: keras.Model, spec: str, input_shape: tuple[int, ...]
+) -> Any:
+    """Returns the symbolic outputs of a network, and builds it if need be."""
+    images = keras.Input(input_shape)
+    try:
+        if network.built:
+            return network.compute_output_spec(images)
+        return network(images)
+    except Exception as error:  # Layers may be the user's code.
+        raise ValueError(
+            f"the network must take the images, of shape {input_shape} "
+            f"({files.reason(error)}). Received: network={spec}"
+        ) from error

@@ -4,18 +4,17 @@ They are opened before the images are loaded, whose size they decide, and tried
 on some images before anything is attacked.
 """
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
 from tfsam import data
-from tfsam import registries
 from tfsam.attacks.logits import Logits
 from tfsam.evaluation import measure
 from tfsam.models import fitting
 from tfsam.models import inspection
 from tfsam.models import range_choice
+from tfsam.models import trainable
 from tfsam.models import trial
 from tfsam.models.functions import count_classes
 from tfsam.models.loading import Opened
@@ -25,7 +24,6 @@ from tfsam.models.loading import open_weights
 from tfsam.runs.settings import Settings
 from tfsam.support import files
 from tfsam.support import imports
-from tfsam.support.registry import call
 
 # Sources whose classes --class_order sorts; others have an order of their own.
 _OF_FOLDERS = ("folder", "csv")
@@ -83,15 +81,12 @@ def with_weights(
     """
     if settings.network is None or settings.evaluate is None:
         return models
-    factory = registries.NETWORKS.factory(settings.network)
-    offered = {
-        "input_shape": images.x_test.shape[1:],
-        "trusted": settings.trust or (),
-    }
-    taken = inspect.signature(factory).parameters
-    given = {name: offered[name] for name in offered if name in taken}
-    classes = len(images.class_names)
-    network = call(settings.network, factory, classes, **given)
+    network = trainable.made(
+        settings.network,
+        len(images.class_names),
+        images.x_test.shape[1:],
+        trusted=settings.trust or (),
+    )
     opened = open_weights(network, settings.evaluate, settings.output)
     return models._replace(model=opened)
 

@@ -18,6 +18,7 @@ from tfsam.attacks import PGD
 from tfsam.data import batches
 from tfsam.data.rows import part
 from tfsam.evaluation import measure
+from tfsam.models import freezing
 from tfsam.models import trainable
 from tfsam.models.functions import use_xla
 from tfsam.runs.settings import Settings
@@ -111,7 +112,7 @@ def make_network(
     keras.utils.set_random_seed(settings.seed)
     alone = strategy if devices.workers(strategy) == 1 else None
     with _scope(alone), _precision(recipe.precision):
-        return trainable.build(
+        network = trainable.build(
             recipe.network,
             len(images.class_names),
             images.x_train.shape[1:],
@@ -122,6 +123,11 @@ def make_network(
             trusted=settings.trust or (),
             log=log,
         )
+    steps = recipe.epochs * _steps_per_epoch(settings, images, strategy)
+    line = freezing.slow_statistics(network, steps)
+    if line and recipe.average is None:
+        log(line)
+    return network
 
 
 def make_model(

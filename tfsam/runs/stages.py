@@ -23,6 +23,7 @@ from tfsam import reports
 from tfsam.data import cache
 from tfsam.data import class_orders
 from tfsam.evaluation import measure
+from tfsam.models import fine_tuning
 from tfsam.models.fingerprints import from_file
 from tfsam.models.loading import load_logits
 from tfsam.runs import artifacts
@@ -116,6 +117,11 @@ def load_images(settings: Settings, models: attacked.Models) -> data.Images:
         models: the models of the run, which decide the size of the images
             unless the settings do.
     """
+    size = attacked.image_size(models)
+    if settings.training:
+        size = fine_tuning.image_size(
+            settings.training.network, settings.trust or ()
+        )
     return data.load(
         settings.dataset,
         limit_train=settings.limit_train,
@@ -123,7 +129,7 @@ def load_images(settings: Settings, models: attacked.Models) -> data.Images:
         seed=settings.seed,
         cache_dir=_cache_dir(settings),
         image_size=settings.image_size,
-        network_size=attacked.image_size(models),
+        network_size=size,
         resize=settings.resize,
         test_fraction=settings.test_fraction,
         bad_images=settings.bad_images,
