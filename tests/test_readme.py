@@ -11,6 +11,7 @@ from helpers import settings_of
 
 import tfsam
 from tfsam import run
+from tfsam.runs import command_line
 from tfsam.runs import flags
 from tfsam.runs import help
 
@@ -173,7 +174,7 @@ def test_the_exit_codes_are_those_of_the_command():
 
 
 def test_help_has_every_flag_and_every_attack():
-    text = help.answer(flags.parse(["--help"]))
+    text = help.answer(command_line.parse(["--help"]))
     for name in flags.FLAGS:
         assert re.search(rf"--(\[no\])?{name}\b", text), name
     for name in tfsam.attacks.names():

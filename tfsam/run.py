@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
-from tfsam.runs import flags
+from tfsam.runs import command_line
 from tfsam.runs import help
 from tfsam.runs import settings
 from tfsam.support import files
@@ -95,7 +95,7 @@ def _parsed(argv: Sequence[str]) -> _Chosen | None:
     """
     try:
         with import_noise.silenced():
-            given = flags.parse(argv)
+            given = command_line.parse(argv)
             text = help.answer(given)
             if text is not None:
                 print(text)

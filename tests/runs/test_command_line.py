@@ -12,6 +12,7 @@ from helpers import main
 
 from tfsam import registries
 from tfsam.reports import page
+from tfsam.runs import command_line
 from tfsam.runs import flags
 from tfsam.runs import help
 from tfsam.runs import methods
@@ -135,13 +136,13 @@ def test_no_error_is_lost_with_the_banner(forms, without_tensorflow, end):
 
 
 def test_help_is_grouped_and_shows_the_preset_s_values():
-    text = help.answer(flags.parse(["--help"]))
+    text = help.answer(command_line.parse(["--help"]))
     places = [text.index(f"\n{group}:\n") for group in flags.GROUPS]
     assert places == sorted(places)
     assert max(map(len, text.splitlines())) < 80
 
     def defaults(*arguments):
-        shown = help.answer(flags.parse(["--help", *arguments]))
+        shown = help.answer(command_line.parse(["--help", *arguments]))
         return re.findall(r"Default:\s+(\S+)\.\s", shown)
 
     assert {"0.05,0.1", "0.1", "preact_resnet8"} <= {*defaults()}

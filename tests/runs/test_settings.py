@@ -6,6 +6,8 @@ import json
 import pytest
 from helpers import settings_of
 
+from tfsam.runs import attack_entries
+from tfsam.runs import flag_types
 from tfsam.runs import flags
 from tfsam.runs import messages
 from tfsam.runs import methods
@@ -114,7 +116,7 @@ def test_an_objective_and_an_optimizer_replace_the_method_s():
     ],
 )
 def test_options_of_an_attack(spec, entry):
-    assert settings.attack_entries([spec], 3) == [entry]
+    assert attack_entries.entries([spec], 3) == [entry]
 
 
 def test_names_are_found_without_regard_to_case():
@@ -169,7 +171,7 @@ def test_the_log_begins_with_the_settings_that_hold(method):
     assert f"{method} on 123 images of digits" in lines[1]
     assert "seed 7" in lines[1]
     (attack,) = [x for x in lines if x.startswith("training's attack")] or [""]
-    epsilon = flags.written(made.training.epsilon)
+    epsilon = flag_types.written(made.training.epsilon)
     assert (f"epsilon {epsilon}," in attack) == bool(
         made.training.perturb_inputs
     )
@@ -189,4 +191,4 @@ def test_the_log_begins_with_the_settings_that_hold(method):
     ],
 )
 def test_values_are_written_as_the_command_line_takes_them(value, text):
-    assert flags.written(value) == text
+    assert flag_types.written(value) == text

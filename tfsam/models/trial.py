@@ -26,7 +26,7 @@ from tfsam.models.loading import load_logits
 # numbers and the values of examples that go through the model together.
 MOST = 1024
 _CHECKED, _LARGE = 32, 30
-_TOGETHER, _VALUES = 256, 1 << 20
+_TOGETHER, _VALUES = 256, 1 << 22
 
 
 class Examples(NamedTuple):

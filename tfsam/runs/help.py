@@ -11,16 +11,19 @@ from typing import Any
 
 import tfsam
 from tfsam import registries
+from tfsam.runs import command_line
+from tfsam.runs import flag_types
 from tfsam.runs import flags
 from tfsam.runs import methods
 from tfsam.runs import presets
+from tfsam.runs.flag_types import Flag
 from tfsam.support.registry import did_you_mean
 from tfsam.support.validators import check_choice
 
 _WIDTH = 79
 
 
-def answer(given: flags.Given) -> str | None:
+def answer(given: command_line.Given) -> str | None:
     """Returns the answer to `--help`, `--methods` or `--version`, or None.
 
     Args:
@@ -88,14 +91,14 @@ def _help(values: Mapping[str, Any]) -> str:
 
 
 def _lines_of(
-    name: str, flag: flags.Flag, default: Any, known: Mapping[str, str]
+    name: str, flag: Flag, default: Any, known: Mapping[str, str]
 ) -> list[str]:
     """Returns the lines of `--help` about a flag."""
     text = flag.help.format(**known) if "{" in flag.help else flag.help
     if flag.choices is not None:
         text = f"{text.rstrip('.')}: {', '.join(flag.choices())}."
     if default is not None:
-        text += f" Default: {flags.written(default)}."
+        text += f" Default: {flag_types.written(default)}."
     switch = "[no]" if flag.is_switch else ""
     return _in_columns(f"--{switch}{name}", text)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfsam.runs import artifacts
-from tfsam.runs import flags
+from tfsam.runs import flag_types
 from tfsam.runs import methods
 from tfsam.runs.settings import Settings
 
@@ -61,7 +61,7 @@ def _part(settings: Settings, part: str) -> str | None:
         for flag in methods.flags_of(part, name)
     }
     listed = [
-        f"{flag} {flags.written(value)}"
+        f"{flag} {flag_types.written(value)}"
         for flag, value in options.items()
         if value is not None and f":{flag}=" not in name
     ]
@@ -71,7 +71,7 @@ def _part(settings: Settings, part: str) -> str | None:
 def evaluation(settings: Settings) -> str:
     """Describes the attacks of an evaluation and the values of epsilon."""
     budgets = "; ".join(
-        f"{norm} epsilon {', '.join(map(flags.written, epsilons))}"
+        f"{norm} epsilon {', '.join(map(flag_types.written, epsilons))}"
         for norm, epsilons in settings.budgets.items()
     )
     return f"{', '.join(settings.attacks)} at {budgets or 'no epsilon'}"

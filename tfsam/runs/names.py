@@ -5,6 +5,7 @@ import re
 import zlib
 
 from tfsam import registries
+from tfsam.runs import command_line
 from tfsam.runs import flags
 from tfsam.runs import presets
 
@@ -25,7 +26,7 @@ _NETWORKS = ("model.keras", "best.keras", "saved_model")
 _LONGEST = 80
 
 
-def of_run(given: flags.Given) -> str:
+def of_run(given: command_line.Given) -> str:
     """Returns a name for the run that a command line describes.
 
     The name begins with the data set, or with "eval-" and the name of the run
@@ -58,7 +59,7 @@ def of_run(given: flags.Given) -> str:
     return f"{name[:_LONGEST]}-{zlib.crc32(text.encode()):08x}"
 
 
-def _subject(given: flags.Given) -> tuple[list[str], bool]:
+def _subject(given: command_line.Given) -> tuple[list[str], bool]:
     """Returns the first words of a name, and whether they are unambiguous."""
     preset = given.texts.get("preset", presets.DEFAULT)
     own = presets.defaults(preset)["dataset"]

@@ -7,24 +7,24 @@ config.json. The rest of a run reads their attributes and checks nothing again.
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 from tfsam import registries
+from tfsam.runs import attack_entries
+from tfsam.runs import command_line
 from tfsam.runs import flags
 from tfsam.runs import methods
 from tfsam.runs import names
 from tfsam.runs import presets
+from tfsam.runs.attack_entries import BOUNDS
+from tfsam.runs.training_settings import Training
+from tfsam.runs.training_settings import check_parts
 from tfsam.support import files
 from tfsam.support.validators import check_budget
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_number
-
-# The range of the pixels, whatever the data set.
-BOUNDS = (0.0, 1.0)
 
 # Settings that may change when a run is resumed: the results are the same.
 UNBOUND = ("cache_dir", "checkpoint_steps")
@@ -45,88 +45,6 @@ OLDER = {
 
 # Settings that are not called as their flags, because of Python's keywords.
 FIELDS = {"import": "imports"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
-    """The settings that training alone uses.
-
-    Each attribute is the flag of the same name; `tfsam --help` describes them.
-    A setting that the method does not use is None.
-    """
-
-    method: str
-    # The parts that the method is made of.
-    perturb_inputs: str | None
-    perturb_weights: str | None
-    objective: str | None
-    optimizer: str
-    average: str | None
-    # Options of the parts.
-    epsilon: float | None
-    norm: str | None
-    steps: int | None
-    step_size: float | None
-    attack_loss: str | None
-    rho: float | None
-    eta: float | None
-    adaptive: str | None
-    ascent_steps: int | None
-    alpha: float | None
-    rho_min: float | None
-    every: int | None
-    weight_fraction: float | None
-    sample_fraction: float | None
-    sparsity: float | None
-    mask: str | None
-    refresh_every: int | None
-    gamma: float | None
-    beta: float | None
-    inner_steps: int | None
-    average_momentum: float | None
-    average_start: int | None
-    # Options of the model.
-    attack_mode: str | None
-    epsilon_warmup: int | None
-    sub_batches: int | None
-    collapse_drop: float | None
-    sharpness: str
-    # The recipe.
-    network: str
-    weights: str | None
-    freeze: str | None
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    momentum: float
-    weight_decay: float
-    augment: bool
-    precision: str
-    limit_train: int | None
-    # Validation and checkpoints.
-    select: str
-    validate_every: int | None
-    validation_images: int | None
-    checkpoint_steps: int | None
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether training images are held out for validation."""
-        return self.select != "last" or self.validate_every is not None
-
-    def build(self, part: str, *arguments: Any, **others: Any) -> Any:
-        """Makes a part of the method; see `methods.build`.
-
-        Args:
-            part: a key of `methods.PARTS`.
-            *arguments: positional arguments of its constructor.
-            **others: more arguments, used where no setting gives them.
-        """
-        return methods.build(part, vars(self), *arguments, **others)
-
-    def passes(self) -> float:
-        """Returns the cost of a training step; see `methods.passes`."""
-        return methods.passes(vars(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,10 +176,10 @@ def from_argv(argv: Sequence[str]) -> Settings | Merge | Inspection:
         >>> made.recipe.rho, made.recipe.epochs, str(made.workdir)
         (0.2, 20, 'runs/digits-sam-rho=0.2')
     """
-    return from_flags(flags.parse(argv))
+    return from_flags(command_line.parse(argv))
 
 
-def from_flags(given: flags.Given) -> Settings | Merge | Inspection:
+def from_flags(given: command_line.Given) -> Settings | Merge | Inspection:
     """Makes the settings of the flags that are given.
 
     Flags that are not given have the value of the preset or of the method.
@@ -280,7 +198,7 @@ def from_flags(given: flags.Given) -> Settings | Merge | Inspection:
     return _settings(given)
 
 
-def _settings(given: flags.Given) -> Settings:
+def _settings(given: command_line.Given) -> Settings:
     """Makes the settings of a run; see `from_flags`."""
     values = named(given)
     if values["evaluate"] is None:
@@ -335,7 +253,7 @@ def from_config(config: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
     return _checked(known | OLDER | dict(config), workdir)
 
 
-def named(given: flags.Given) -> dict[str, Any]:
+def named(given: command_line.Given) -> dict[str, Any]:
     """Returns the preset's values with those given; checks all names.
 
     Names are replaced by their registered spelling. No part is imported, so
@@ -419,7 +337,7 @@ def _merge(values: Mapping[str, Any]) -> Merge:
     return Merge(folders, files.expanded(values["workdir"]))
 
 
-def _inspection(given: flags.Given) -> Inspection:
+def _inspection(given: command_line.Given) -> Inspection:
     """Makes the command of --inspect of the flags of an evaluation."""
     if "evaluate" in given.values:
         raise ValueError(
@@ -432,7 +350,7 @@ def _inspection(given: flags.Given) -> Inspection:
         return {"evaluate": flags_["inspect"]} | rest
 
     texts = renamed(given.texts)
-    made = _settings(flags.Given(renamed(given.values), texts))
+    made = _settings(command_line.Given(renamed(given.values), texts))
     return Inspection(made, bool({"dataset", "preset"} & {*texts}), texts)
 
 
@@ -485,7 +403,7 @@ def _checked(values: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
     training = None
     if values["evaluate"] is None:
         training = Training(**{name: values[name] for name in TRAINING})
-        _check_parts(training)
+        check_parts(training)
         values["network"] = None
     own = {f.name for f in dataclasses.fields(Settings)} - {*_NO_CONFIG}
     made = Settings(
@@ -502,35 +420,6 @@ def _checked(values: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
 def _frozen(value: Any) -> Any:
     """Returns a list as a tuple, and everything else as it is."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def _check_parts(training: Training) -> None:
-    """Makes each part once, which checks the ranges of its options."""
-    from tfsam.attacks.base import check_scale
-
-    _check_attack_of(training)
-    for part in methods.PARTS:
-        if part == "optimizer":  # It needs a learning rate schedule.
-            continue
-        start = {"start_epoch": 0} if part == "average" else {}
-        check_scale(training.build(part, **start))
-
-
-def _check_attack_of(training: Training) -> None:
-    """Refuses an objective that needs an attack where there is none."""
-    spec, registry = training.objective, registries.OBJECTIVES
-    if spec is None or training.perturb_inputs is not None:
-        return
-    name, _ = registry.parse(spec)
-    if not registry.fact(registry.load(name), "needs_attack"):
-        return
-    remedy = "add --perturb_inputs=pgd and --epsilon"
-    if name in methods.methods() and name != training.method:
-        remedy += f", or use --method={name}"
-    raise ValueError(
-        f"{name} needs an attack: {remedy}. Received: objective={spec}, "
-        "perturb_inputs=None"
-    )
 
 
 def _check_evaluation(settings: Settings) -> None:
@@ -558,7 +447,9 @@ def _check_evaluation(settings: Settings) -> None:
             flag = f"{norm}_epsilons"
             check_number(flag, epsilon)
             check_budget(epsilon, norm, BOUNDS, flag)
-    _check_attacks(settings)
+    attack_entries.check(
+        settings.attacks, settings.attack_steps, settings.budgets
+    )
 
 
 def _check_pixels(settings: Settings) -> None:
@@ -576,82 +467,3 @@ def _check_pixels(settings: Settings) -> None:
         from tfsam.models import pixel_ranges
 
         pixel_ranges.parse(settings.pixels)
-
-
-def attack_entries(
-    attacks: Iterable[str], steps: int | None
-) -> list[tuple[str, dict[str, Any]]]:
-    """Returns each attack of an evaluation with the options of the flags.
-
-    Args:
-        attacks: names, with or without options: pgd:restarts=5,
-            foolbox:LinfPGD.
-        steps: the number of steps of the attacks that take steps and whose
-            names do not set it; None for each attack's own.
-    """
-    return [
-        (
-            spec,
-            {"steps": steps}
-            if steps is not None and _takes_steps(spec)
-            else {},
-        )
-        for spec in attacks
-    ]
-
-
-def _check_attacks(settings: Settings) -> None:
-    """Imports each attack, and makes those with options of their own.
-
-    So a missing library, and an option that is out of its range, are reported
-    before anything is trained.
-    """
-    from tfsam.evaluation.plans import entries_of
-
-    for entry in entries_of(settings.attacks):
-        _check_signature(entry.name)
-        if registries.ATTACKS.parse(entry.name)[1]:
-            _check_options(entry.make, settings.budgets)
-    takes_steps = any(map(_takes_steps, settings.attacks))
-    if settings.attack_steps is not None and not takes_steps:
-        raise ValueError(
-            f"no attack of {','.join(settings.attacks)} takes --attack_steps. "
-            f"Received: attack_steps={settings.attack_steps}"
-        )
-
-
-def _check_signature(spec: str) -> None:
-    """Refuses an attack whose factory lacks a parameter of the contract."""
-    name, _ = registries.ATTACKS.parse(spec)
-    known = registries.ATTACKS.options(name)
-    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        return
-    missing = [p for p in ("epsilon", "norm", "bounds") if p not in known]
-    if missing:
-        raise ValueError(
-            f"the factory of the attack {name} must take epsilon, norm and "
-            "bounds, see tfsam/attacks/base.py. "
-            f"Received: a factory without {', '.join(missing)}"
-        )
-
-
-def _check_options(
-    make: Callable[..., Any], budgets: Mapping[str, Sequence[float]]
-) -> None:
-    """Makes an attack in each norm; raises an error that all norms raise."""
-    errors = []
-    for norm, (epsilon, *_) in budgets.items():
-        try:
-            make(epsilon=epsilon, norm=norm, bounds=BOUNDS)
-        except ValueError as error:
-            errors.append(error)
-    if errors and len(errors) == len(budgets):
-        raise errors[0]
-
-
-def _takes_steps(spec: str) -> bool:
-    """Returns whether --attack_steps sets the steps of an attack."""
-    _, options = registries.ATTACKS.parse(spec)
-    return "steps" not in options and "steps" in registries.ATTACKS.options(
-        spec
-    )

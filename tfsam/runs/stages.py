@@ -27,12 +27,12 @@ from tfsam.models import fine_tuning
 from tfsam.models.fingerprints import from_file
 from tfsam.models.loading import load_logits
 from tfsam.runs import artifacts
+from tfsam.runs import attack_entries
 from tfsam.runs import attacked
 from tfsam.runs import fit
 from tfsam.runs import versions
-from tfsam.runs.settings import BOUNDS
+from tfsam.runs.attack_entries import BOUNDS
 from tfsam.runs.settings import Settings
-from tfsam.runs.settings import attack_entries
 from tfsam.support import devices
 from tfsam.support import files
 from tfsam.support import signals
@@ -140,7 +140,7 @@ def load_images(settings: Settings, models: attacked.Models) -> data.Images:
 
 def _entries(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
     """Returns the attacks of the evaluation as (name, options)."""
-    return attack_entries(settings.attacks, settings.attack_steps)
+    return attack_entries.entries(settings.attacks, settings.attack_steps)
 
 
 def _check_warm_start(settings: Settings) -> None:

@@ -23,12 +23,12 @@ from typing import Any
 from tfsam import data
 from tfsam import registries
 from tfsam import reports
-from tfsam.runs import flags
+from tfsam.runs import flag_types
 from tfsam.runs.artifacts import ARTIFACTS
 from tfsam.runs.settings import OLDER
 from tfsam.runs.settings import UNBOUND
 from tfsam.runs.settings import Settings
-from tfsam.runs.settings import Training
+from tfsam.runs.training_settings import Training
 from tfsam.support import devices
 from tfsam.support import files
 from tfsam.support import signals
@@ -105,7 +105,7 @@ def _check_same_run(settings: Settings, held: Mapping[str, Any]) -> None:
 
 def _written(value: Any) -> str:
     """Returns the value of a setting as the command line takes it."""
-    return "none" if value is None else flags.written(value)
+    return "none" if value is None else flag_types.written(value)
 
 
 def _check_inputs_outside(settings: Settings) -> None:

@@ -1,0 +1,125 @@
+"""The settings that training alone uses."""
+
+import dataclasses
+from typing import Any
+
+from tfsam import registries
+from tfsam.runs import methods
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """The settings that training alone uses.
+
+    Each attribute is the flag of the same name; `tfsam --help` describes them.
+    A setting that the method does not use is None.
+    """
+
+    method: str
+    # The parts that the method is made of.
+    perturb_inputs: str | None
+    perturb_weights: str | None
+    objective: str | None
+    optimizer: str
+    average: str | None
+    # Options of the parts.
+    epsilon: float | None
+    norm: str | None
+    steps: int | None
+    step_size: float | None
+    attack_loss: str | None
+    rho: float | None
+    eta: float | None
+    adaptive: str | None
+    ascent_steps: int | None
+    alpha: float | None
+    rho_min: float | None
+    every: int | None
+    weight_fraction: float | None
+    sample_fraction: float | None
+    sparsity: float | None
+    mask: str | None
+    refresh_every: int | None
+    gamma: float | None
+    beta: float | None
+    inner_steps: int | None
+    average_momentum: float | None
+    average_start: int | None
+    # Options of the model.
+    attack_mode: str | None
+    epsilon_warmup: int | None
+    sub_batches: int | None
+    collapse_drop: float | None
+    sharpness: str
+    # The recipe.
+    network: str
+    weights: str | None
+    freeze: str | None
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    augment: bool
+    precision: str
+    limit_train: int | None
+    # Validation and checkpoints.
+    select: str
+    validate_every: int | None
+    validation_images: int | None
+    checkpoint_steps: int | None
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether training images are held out for validation."""
+        return self.select != "last" or self.validate_every is not None
+
+    def build(self, part: str, *arguments: Any, **others: Any) -> Any:
+        """Makes a part of the method; see `methods.build`.
+
+        Args:
+            part: a key of `methods.PARTS`.
+            *arguments: positional arguments of its constructor.
+            **others: more arguments, used where no setting gives them.
+        """
+        return methods.build(part, vars(self), *arguments, **others)
+
+    def passes(self) -> float:
+        """Returns the cost of a training step; see `methods.passes`."""
+        return methods.passes(vars(self))
+
+
+def check_parts(training: Training) -> None:
+    """Makes each part of a method once, which checks its options.
+
+    Args:
+        training: the settings.
+
+    Raises:
+        ValueError: if an option is out of its range, or a part is missing.
+    """
+    from tfsam.attacks.base import check_scale
+
+    _check_attack_of(training)
+    for part in methods.PARTS:
+        if part == "optimizer":  # It needs a learning rate schedule.
+            continue
+        start = {"start_epoch": 0} if part == "average" else {}
+        check_scale(training.build(part, **start))
+
+
+def _check_attack_of(training: Training) -> None:
+    """Refuses an objective that needs an attack where there is none."""
+    spec, registry = training.objective, registries.OBJECTIVES
+    if spec is None or training.perturb_inputs is not None:
+        return
+    name, _ = registry.parse(spec)
+    if not registry.fact(registry.load(name), "needs_attack"):
+        return
+    remedy = "add --perturb_inputs=pgd and --epsilon"
+    if name in methods.methods() and name != training.method:
+        remedy += f", or use --method={name}"
+    raise ValueError(
+        f"{name} needs an attack: {remedy}. Received: objective={spec}, "
+        "perturb_inputs=None"
+    )
