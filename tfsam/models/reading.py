@@ -144,25 +144,7 @@ def _hdf5(
         )
 
         def build(place: pathlib.Path) -> keras.Model:
-            if "model_weights" not in file:
-                raise ValueError("it has an architecture without weights")
-            found, unsafe = _for_keras_3(source)
-            model = keras.saving.deserialize_keras_object(
-                found, objects, safe_mode=not unsafe
-            )
-            if not model.built:
-                raise ValueError(
-                    "the shape of its input is not stored: give the network "
-                    "by --network=MODULE:FUNCTION, and the file by --weights"
-                )
-            ordered_weights.assign(
-                model,
-                file["model_weights"],
-                lambda layer, weight: keras_1_configs.kernel(
-                    layer, weight, source.version, backend
-                ),
-            )
-            return model
+            return _from_hdf5(file, source, backend)
 
         def rewrite(place: pathlib.Path) -> None:
             shutil.copyfile(path, place)
@@ -179,6 +161,29 @@ def _hdf5(
         notes=notes,
         sha256=files.checksum(path),
     )
+
+
+def _from_hdf5(file: Any, source: _Source, backend: str | None) -> keras.Model:
+    """Builds the model of an HDF5 file by Keras 3."""
+    if "model_weights" not in file:
+        raise ValueError("it has an architecture without weights")
+    config, unsafe = _for_keras_3(source)
+    model = keras.saving.deserialize_keras_object(
+        config, source.objects, safe_mode=not unsafe
+    )
+    if not model.built:
+        raise ValueError(
+            "the shape of its input is not stored: give the network by "
+            "--network=MODULE:FUNCTION, and the file by --weights"
+        )
+    ordered_weights.assign(
+        model,
+        file["model_weights"],
+        lambda layer, weight: keras_1_configs.kernel(
+            layer, weight, source.version, backend
+        ),
+    )
+    return model
 
 
 def _without_model(file: Any) -> str:
