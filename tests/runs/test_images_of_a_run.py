@@ -80,7 +80,7 @@ def test_a_run_knows_its_classes_and_evaluates_other_data(
     for number, (source, count) in enumerate(sources.items()):
         code, output = main(
             *(f"--evaluate={run / 'model.keras'}", source, *CHEAP[:-1]),
-            *("--image_size=10x8", f"--workdir={tmp_path / str(number)}"),
+            *("--pixels=0..1", f"--workdir={tmp_path / str(number)}"),
         )
         assert code == 0, output
         assert f"all {count} images are tested" in output
