@@ -56,11 +56,27 @@ def test_another_range_is_refused(path, data):
         evaluated(network("standard"), data, pixels="0..255")
 
 
-def test_other_bounds_leave_the_pixels_alone(path, data):
+def test_other_bounds_leave_the_pixels_alone(data, tmp_path):
+    """Even if the model has a Rescaling, which tells of 0..255."""
+    inputs = keras.Input((8, 8, 1))
+    scaled = layers.Rescaling(1 / 255)(inputs)
+    model = keras.Model(inputs, network("standard")(scaled))
+    model.save(tmp_path / "model.keras")
     x, y = data
-    found = evaluated(path, (255 * x, y), bounds=(0, 255))
-    assert found["natural"]["accuracy"] > 0.9
-    assert "pixels" in found["model"]
+    for bounds in ((0, 255), None):
+        found = evaluated(tmp_path / "model.keras", (255 * x, y), bounds=bounds)
+        assert found["natural"]["accuracy"] > 0.9
+        assert found["model"]["pixels"] == "0..1"
+    with pytest.raises(ValueError, match="as they are"):
+        evaluated(
+            tmp_path / "model.keras",
+            (255 * x, y),
+            bounds=(0, 255),
+            pixels="0..255",
+        )
+    # On images in [0, 1] it is told.
+    found = evaluated(tmp_path / "model.keras", data)
+    assert found["model"]["pixels"] == "0..255"
 
 
 def test_probabilities_alone_raise_a_warning(data, tmp_path):

@@ -169,3 +169,20 @@ def test_a_function_of_the_user_comes_first():
     expected = halved(images((8, 8, 1)))
     np.testing.assert_allclose(found, np.reshape(expected, (2, 16)), rtol=1e-6)
     assert not notes
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: np.asarray(x) / 2, "must be differentiable"),
+        (tf.round, "must be differentiable"),
+        (lambda x: x[:, :, :, 5], "must take images"),
+        (lambda: 3, "must take images"),
+    ],
+)
+def test_functions_that_do_not_do_are_refused(function, message):
+    pixels = pixel_ranges.PixelRange("theirs:bad", function=function)
+    with pytest.raises(ValueError, match=message) as error:
+        fitting.fit((8, 8, 1), (8, 8, 1), pixels)
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith("Received: pixels=theirs:bad")

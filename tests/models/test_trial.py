@@ -156,3 +156,9 @@ def test_logits_that_are_not_the_model_s_are_rejected(trained, examples):
     )
     with pytest.raises(ValueError, match=r"which differ.*Received: a diff"):
         trial.run(dataclasses.replace(opened, classifier=wrong), examples)
+
+
+def test_a_random_model_is_left_to_the_evaluation(trained, examples):
+    inputs = keras.Input((8, 8, 1))
+    noisy = layers.Dropout(0.1)(inputs, training=True)
+    assert tried(keras.Model(inputs, trained(noisy)), examples).accuracies

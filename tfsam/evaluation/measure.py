@@ -46,6 +46,7 @@ from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.workers import known_devices
 from tfsam.evaluation.workers import make_worker
 from tfsam.evaluation.workers import spread
+from tfsam.models import pixel_ranges
 from tfsam.models import trial
 from tfsam.models.functions import count_classes
 from tfsam.models.loading import load_logits
@@ -353,8 +354,16 @@ def _load(
             "pixels belong to a model from a path; for another, evaluate "
             f"tfsam.models.load(model, pixels). Received: pixels={pixels}"
         )
-    if not of_file or what.bounds is None or tuple(what.bounds) != (0, 1):
+    if not of_file:
         return load_logits(model, how.jit_compile)
+    if what.bounds is None or tuple(what.bounds) != (0, 1):
+        if pixels is not None:
+            raise ValueError(
+                "pixels is a range for inputs in [0, 1]; with other bounds the "
+                f"model gets them as they are. Received: pixels={pixels}"
+            )
+        plain = pixel_ranges.parse(pixel_ranges.PLAIN)
+        return load_logits(open_model(model).fitted(plain), how.jit_compile)
     examples = trial.sampled(lambda some: data.x[some], data.labels, ())
     tried = trial.run(open_model(model), examples, pixels)
     if tried.objection is not None:

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfsam.models import pixel_ranges
 from tfsam.models.pixel_ranges import PixelRange
+from tfsam.support import files
 
 # Without the batch; in a model's input, None is any size.
 Shape = tuple[Any, ...]
@@ -215,11 +216,38 @@ def _behind_function(
     shape: Shape, image: Shape, wanted: Shape, pixels: PixelRange
 ) -> Fit:
     """Fits what a user's function makes of images."""
-    made = pixels.steps()[0](tf.zeros([1, *image]))
-    made = tf.convert_to_tensor(made).shape[1:].as_list()
-    rest = fit(made, wanted, pixel_ranges.parse("0..1"))
+    made = _made(pixels, image)
+    rest = fit(made, wanted, pixel_ranges.parse(pixel_ranges.PLAIN))
     first = () if shape == image else (_reshape(image),)
     return Fit((*first, *pixels.steps(), *rest.steps), rest.notes)
+
+
+def _made(pixels: PixelRange, image: Shape) -> Shape:
+    """Returns the shape of what a user's function makes of an image.
+
+    Raises:
+        ValueError: If it fails, or no gradient flows through it.
+    """
+    (function,) = pixels.steps()
+    x = tf.fill([1, *image], 0.5)
+    try:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            made = tf.convert_to_tensor(function(x))
+        slope = tape.gradient(made, x)
+    except Exception as error:  # It is the user's code.
+        raise ValueError(
+            "the function of pixels must take images (batch, height, width, "
+            f"channels) ({files.reason(error)}). Received: "
+            f"pixels={pixels.name}"
+        ) from error
+    if slope is None:
+        raise ValueError(
+            "the function of pixels must be differentiable, of operations of "
+            "TensorFlow or Keras alone, or attacks have no gradient. Received: "
+            f"pixels={pixels.name}"
+        )
+    return tuple(made.shape[1:])
 
 
 def _ranged(pixels: PixelRange, channels: int) -> list[Step]:

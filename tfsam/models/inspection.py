@@ -10,11 +10,11 @@ from tfsam.data import examples
 from tfsam.data.images import as_float
 from tfsam.models import pixel_ranges
 from tfsam.models import trial
-from tfsam.models.loading import PLAIN
 from tfsam.models.loading import Fitted
 from tfsam.models.loading import Opened
 from tfsam.models.loading import load_logits
 from tfsam.models.loading import open_model
+from tfsam.models.pixel_ranges import PLAIN
 from tfsam.support.labels import class_labels
 
 _UNTOLD = (

@@ -16,12 +16,14 @@ import keras
 from tfsam.attacks.logits import Logits
 from tfsam.models import endings
 from tfsam.models import fitting
+from tfsam.models import formats
 from tfsam.models import pixel_ranges
 from tfsam.models import reading
 from tfsam.models.fingerprints import from_file
 from tfsam.models.functions import NetworkFunction
 from tfsam.models.functions import StatelessFunction
 from tfsam.models.functions import use_xla
+from tfsam.models.pixel_ranges import PLAIN
 from tfsam.models.pixel_ranges import PixelRange
 from tfsam.models.records import Classifier
 from tfsam.models.records import Stored
@@ -29,8 +31,6 @@ from tfsam.models.weight_files import load_weights_into
 from tfsam.support import files
 from tfsam.support import identity
 from tfsam.support import library_logs
-
-PLAIN = "0..1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,8 @@ def open_model(
         path = os.fspath(model)
         with library_logs.errors_only():
             stored = reading.read(path, custom_objects, tuple(trusted))
-            return Opened(stored, endings.classifier(stored, output), path)
+            found = endings.classifier(stored, output)
+        return Opened(stored, found, str(formats.recognize(path).path))
     if not isinstance(model, keras.Model):
         raise ValueError(
             "model must be a path or a Keras model. "
@@ -194,7 +195,8 @@ def open_weights(
         reader="keras",
         sha256=files.digest(files.expanded(path)),
     )
-    return Opened(stored, endings.classifier(stored, output), os.fspath(path))
+    found = endings.classifier(stored, output)
+    return Opened(stored, found, str(files.expanded(path)))
 
 
 def load(
@@ -240,7 +242,8 @@ def load(
         'linear'
     """
     opened = open_model(model, output, custom_objects)
-    name = pixels or opened.told or PLAIN
+    asked = None if pixels == "auto" else pixels
+    name = asked or opened.told or PLAIN
     return opened.fitted(pixel_ranges.parse(name)).function
 
 

@@ -27,6 +27,8 @@ IMAGENET = "0.485,0.456,0.406/0.229,0.224,0.225"
 # above 1. No pixels in -1..1 deviate by more than 1.
 _LARGEST_DEVIATION = 4.0
 
+PLAIN = "0..1"
+
 _FORMS = "0..1, 0..255, -1..1, caffe, MEAN/STD or MODULE:FUNCTION"
 
 Function = Callable[[Any], Any]

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
+from tfsam.models.pixel_ranges import PLAIN
+
 # Numbers of examples after which ranges are compared; those that are clearly
 # worse are left out then.
 _STAGES = (64, 256, 1024)
@@ -24,8 +26,6 @@ _LUCK = 0.01
 # How much more accuracy is "far more", and the share of what there is to gain
 # below which a model is near guessing.
 _FAR, _NEAR = 0.2, 0.25
-
-PLAIN = "0..1"
 
 Predictions = dict[str, np.ndarray]
 Predict = Callable[[str, slice], np.ndarray]
