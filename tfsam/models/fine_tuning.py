@@ -57,7 +57,7 @@ def from_file(
     opened = loading.open_model(network)
     chosen = opened.told if pixels == "auto" else pixels
     fitted = opened.fitted(
-        pixel_ranges.parse(chosen or loading.PLAIN), input_shape
+        pixel_ranges.parse(chosen or pixel_ranges.PLAIN), input_shape
     )
     for note in (*stored.notes, *fitted.notes):
         log(f"{name}: {note}")
