@@ -1,4 +1,4 @@
-"""Probabilities of a model, next to the logits that were made of it."""
+"""Probabilities of a model: logits of them, and a check of its logits."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam.attacks.logits import input_gradient
 from tfsam.models.functions import NetworkFunction
 from tfsam.models.functions import rounding
 from tfsam.models.records import Classifier
@@ -130,34 +129,6 @@ def tolerance(classifier: Classifier) -> float:
     else:
         error = getattr(function, "rounding", 0.0)
     return max(_TOLERANCE, 4 * error)
-
-
-def saturated(classifier: Classifier, x: Any) -> int:
-    """Counts examples through which no gradient flows.
-
-    Where a softmax or sigmoid was rounded to 0 and 1, gradient attacks cannot
-    change the prediction, so that the model looks robust.
-
-    Args:
-        classifier: The classifier.
-        x: Float array (batch, ...) of inputs in the model's own range.
-
-    Returns:
-        The number of examples whose gradient of the cross-entropy of the
-        predicted class is zero.
-    """
-    pixels = tf.convert_to_tensor(x)
-
-    def function(pixels: tf.Tensor) -> tf.Tensor:
-        return called(classifier.function, pixels)
-
-    labels = tf.argmax(function(pixels), axis=-1)
-    # In a graph only the gradients of the pixels are computed.
-    gradient = tf.function(input_gradient(function), autograph=False)
-    slopes, _ = gradient(pixels, labels)
-    axes = list(range(1, slopes.shape.rank))
-    flat = tf.reduce_all(slopes == 0, axis=axes)
-    return int(tf.math.count_nonzero(flat))
 
 
 def called(function: Callable[..., Any], x: Any) -> Any:
