@@ -88,8 +88,25 @@ def _check_weights(archive: zipfile.ZipFile) -> None:
             if found
             else f"the archive has no {WEIGHTS}"
         )
-    with archive.open(WEIGHTS) as content, hdf5_files.opened(content):
+    with weights(archive):
         pass
+
+
+@contextlib.contextmanager
+def weights(archive: zipfile.ZipFile) -> Iterator[pathlib.Path]:
+    """Unpacks and checks the weights: HDF5 is slow to read in an archive.
+
+    Args:
+        archive: The archive, whose members have been checked.
+
+    Yields:
+        Path of the HDF5 file, which is removed afterwards.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(archive.extract(WEIGHTS, folder))
+        with hdf5_files.opened(path):
+            pass
+        yield path
 
 
 def read_json(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import IO
 from typing import Any
 
 import h5py
@@ -17,11 +16,11 @@ _RATIO = 1000
 
 
 @contextlib.contextmanager
-def opened(source: files.Path | IO[bytes]) -> Iterator[Any]:
+def opened(path: files.Path) -> Iterator[Any]:
     """Opens an HDF5 file and checks that it is whole and stands alone.
 
     Args:
-        source: Path of the file, or a file that is open.
+        path: Path of the file.
 
     Yields:
         The `h5py.File`.
@@ -32,7 +31,7 @@ def opened(source: files.Path | IO[bytes]) -> Iterator[Any]:
             larger than its stored bytes.
     """
     try:
-        file = h5py.File(source, "r")
+        file = h5py.File(path, "r")
     except OSError as error:
         raise ValueError(
             f"a truncated or damaged HDF5 file ({files.reason(error)})"

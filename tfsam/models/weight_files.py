@@ -84,15 +84,10 @@ def _hdf5(network: keras.Model, path: pathlib.Path) -> None:
 
 def _keras(network: keras.Model, path: pathlib.Path) -> None:
     """Loads the weights of a `.keras` file."""
-    with archives.opened(path) as archive:
-        with (
-            archive.open(archives.WEIGHTS) as content,
-            hdf5_files.opened(content) as file,
-        ):
+    with archives.opened(path) as archive, archives.weights(archive) as place:
+        with hdf5_files.opened(place) as file:
             _check_number(network, file)
-        with tempfile.TemporaryDirectory() as folder:
-            place = pathlib.Path(archive.extract(archives.WEIGHTS, folder))
-            _by_keras(network, place, ".weights.h5")
+        _by_keras(network, place, ".weights.h5")
 
 
 def _by_keras(network: keras.Model, path: pathlib.Path, suffix: str) -> None:
