@@ -113,20 +113,12 @@ def of_choice(choice: Choice, owner: Any) -> Classifier:
     shape = tensor.shape if measured is None else measured.shape
     classes = outputs.count_classes(shape, tensor.dtype.name)
     ended = _without_ending(signature, position, classes)
-    logits, ends_in = "removed_ending", ended.ends_in
-    if ends_in not in ("softmax", "sigmoid"):
-        logits = "exact"
-        if ends_in == "unknown" and measured is not None:
-            if seem_probabilities(measured):
-                logits = "log_probabilities"
-        if logits == "exact" and "logits" in choice.name.lower():
-            ends_in = "logits"
+    logits, ends_in = _how(ended.ends_in, measured, choice.name)
+    size = tensor.shape[0] if tensor.shape.rank else None
     function = SignatureFunction(
         ended.function,
         ended.spec,
-        tf.TensorSpec(
-            [tensor.shape[0] if tensor.shape.rank else None, classes], dtype
-        ),
+        tf.TensorSpec([size, classes], dtype),
         owner,
         logits == "log_probabilities",
         ended.rounding,
@@ -142,6 +134,24 @@ def of_choice(choice: Choice, owner: Any) -> Classifier:
         output=choice.name,
         notes=choice.notes + ended.notes + explain(logits, ends_in, classes),
     )
+
+
+def _how(
+    ends_in: str, measured: np.ndarray | None, name: str
+) -> tuple[str, str]:
+    """Returns how logits come about, and how the model ends.
+
+    Args:
+        ends_in: How its graph ends.
+        measured: Its outputs for random images, or None.
+        name: Name of the output.
+    """
+    if ends_in in ("softmax", "sigmoid"):
+        return "removed_ending", ends_in
+    if ends_in == "unknown" and measured is not None:
+        if seem_probabilities(measured):
+            return "log_probabilities", ends_in
+    return "exact", "logits" if "logits" in name.lower() else ends_in
 
 
 def _for_probes(
