@@ -210,7 +210,7 @@ def test_without_tf_keras_the_error_names_it(tmp_path, monkeypatch):
     keras_2_files.write(tmp_path / "m.h5", model, config=config)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = (
-        r"install tf_keras \(pip install 'tfsam\[legacy\]'\) \(Keras 3: the "
+        r"pip install tf_keras \(tfsam's extra legacy\) \(Keras 3: the "
         r"activation hard_sigmoid of Keras 2\)\. Received"
     )
     with pytest.raises(ValueError, match=message):

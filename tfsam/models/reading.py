@@ -25,9 +25,7 @@ from tfsam.models import trusted_code
 from tfsam.models.records import Stored
 from tfsam.support import files
 
-_LEGACY = (
-    "only Keras 2 reads it: install tf_keras (pip install 'tfsam[legacy]')"
-)
+_LEGACY = "only Keras 2 reads it: pip install tf_keras (tfsam's extra legacy)"
 _COMPILED = "compile_config"
 
 
