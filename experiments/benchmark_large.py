@@ -125,7 +125,7 @@ def run_of(folder, workdir):
     code = run.main(
         [
             f"--dataset=folder:{folder}",
-            f"--network={strided.__module__}:{strided.__name__}",
+            f"--network=experiments.benchmark_large:{strided.__name__}",
             f"--image_size={_SIDE}",
             f"--workdir={workdir}/run",
             f"--cache_dir={workdir}/cache",

@@ -341,5 +341,5 @@ def read_file(path: str) -> bytes:
     Args:
         path: the file.
     """
-    with open(path, "rb") as file:
-        return file.read()
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
