@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tfsam.data import decoding
+from tfsam.data import resizing
 
 RNG = np.random.default_rng(0)
 
@@ -294,3 +295,23 @@ def test_any_damage_gives_pixels_or_one_line(data):
         assert "\n" not in str(error)
     else:
         assert found.dtype == np.uint8 and found.shape[2] in (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("side", "scale"), [(100, 1), (75, 2), (38, 2), (37, 4), (10, 8)]
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_smaller(side, scale, orientation):
+    small = RNG.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    smooth = Image.fromarray(small).resize((400, 300), Image.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(smooth, "JPEG", quality=95, exif=exif)
+    whole = decoding.decode(content)
+    found = decoding.decode(content, side)
+    shape = (-(-300 // scale), -(-400 // scale))
+    assert found.shape[:2] == (shape if orientation == 1 else shape[::-1])
+    assert decoding.header(content) == whole.shape
+    size = (side, side)
+    seen = [resizing.resize(each, size).astype(int) for each in (found, whole)]
+    assert np.abs(seen[0] - seen[1]).mean() < 3

@@ -217,7 +217,7 @@ def _each(
     def decode_one(index: int) -> None:
         try:
             content = encoded.read(encoded.contents[index])
-            image = decoding.decode(content)
+            image = decoding.decode(content, max(encoded.size))
         except NotAnImage as error:
             reasons[encoded.names[index]] = str(error)
         except OSError as error:
