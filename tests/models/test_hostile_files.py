@@ -16,6 +16,7 @@ import pytest
 from keras import layers
 
 from tfsam.models import reading
+from tfsam.models import trusted_code
 
 
 @pytest.fixture
@@ -225,6 +226,23 @@ HOSTILE = [
         },
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    "kind, config",
+    [
+        ("TFOpLambda", {"function": "io.write_file"}),
+        ("TFOpLambda", {"function": "raw_ops.WriteFile"}),
+        ("TensorFlowOpLayer", {"node_def": {"op": "WriteFile"}}),
+        ("ClassMethod", {"cls_symbol": "tf.io.gfile.GFile"}),
+    ],
+)
+def test_tf_keras_calls_no_function_that_writes_files(kind, config):
+    entry = {"class_name": kind, "config": {"name": "target"} | config}
+    with pytest.raises(trusted_code.Untrusted, match=r"^layer target (c|h)"):
+        trusted_code.check(entry, {}, ())
+    harmless = {"name": "target", "function": "math.add"}
+    trusted_code.check({"class_name": "TFOpLambda", "config": harmless}, {}, ())
 
 
 @pytest.mark.usefixtures("hostile_module")

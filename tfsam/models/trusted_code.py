@@ -22,7 +22,10 @@ _CLASS_MODULE = re.compile(rf"(tf_)?keras(\.(src\.)?({_CLASSES})(\.\w+)*)?")
 
 # Layers that run a program stored in the configuration or named by it.
 _PROGRAMS = (
+    "ClassMethod",
     "FlaxLayer",
+    "InstanceMethod",
+    "InstanceProperty",
     "JaxLayer",
     "Lambda",
     "TFSMLayer",
@@ -38,6 +41,13 @@ _VALUES = (
     "__numpy__",
     "__slice__",
     "__tensor__",
+)
+# Functions of TensorFlow that tf_keras may call: others read and write files.
+_TENSORFLOW = re.compile(
+    r"(math|nn|image|linalg|signal|__operators__)\.\w+|cast|clip_by_value|"
+    r"concat|expand_dims|gather|identity|one_hot|ones_like|pad|repeat|reshape|"
+    r"reverse|roll|shape|split|squeeze|stack|stop_gradient|tile|transpose|"
+    r"unstack|where|zeros_like"
 )
 
 
@@ -185,6 +195,14 @@ def _check_class(
             f"--trust={owner} if you trust the file, or register its function "
             "by --import=MODULE"
         )
+    if name in ("TFOpLambda", "TensorFlowOpLayer"):
+        config = entry["config"]
+        function = str(config.get("function", config.get("node_def")))
+        if not _TENSORFLOW.fullmatch(function):
+            raise Untrusted(
+                f"layer {owner} calls {function[:60]} of TensorFlow, which may "
+                f"read and write files: add --trust={owner} if you trust it"
+            )
     module = entry.get("module", "keras")
     if str(name)[:1].isupper() and _CLASS_MODULE.fullmatch(str(module)):
         return
