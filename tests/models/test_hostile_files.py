@@ -245,6 +245,15 @@ def test_tf_keras_calls_no_function_that_writes_files(kind, config):
     trusted_code.check({"class_name": "TFOpLambda", "config": harmless}, {}, ())
 
 
+def test_the_shape_of_a_lambda_layer_may_be_code_of_keras_2():
+    config = {"name": "target", "function": "double"}
+    entry = {"class_name": "Lambda", "config": config}
+    assert not trusted_code.check(entry, {"double": abs}, ())
+    config |= {"output_shape": ["code"], "output_shape_type": "lambda"}
+    with pytest.raises(trusted_code.Untrusted, match="layer target holds code"):
+        trusted_code.check(entry, {"double": abs}, ())
+
+
 @pytest.mark.usefixtures("hostile_module")
 @pytest.mark.parametrize("suffix, version", CONTAINERS)
 @pytest.mark.parametrize("entry", HOSTILE)
