@@ -190,6 +190,8 @@ def activation(module, name):
 HOSTILE = [
     layer("hostile_fixture", "Dense"),
     layer("hostile_fixture", "Dense", registered_name="Custom>Dense"),
+    # A class of theirs that has the name of one of Keras's.
+    layer("hostile_fixture", "Dense", {"units": 3}),
     layer(None, "Theirs"),
     layer("keras.src.utils", "Theirs"),
     layer("keras.saving", "load_model", {"filepath": "other.keras"}),
