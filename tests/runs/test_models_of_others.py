@@ -109,7 +109,7 @@ def test_inspect_without_images(tmp_path):
     assert code == 0
     assert "2 classes" in text
     assert "sigmoid, which is removed" in text
-    assert "--dataset=folder:PATH" in text
+    assert text.endswith("one.keras --dataset=folder:PATH\n")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tfsam.attacks.logits import Logits
 from tfsam.evaluation import measure
 from tfsam.models import fitting
 from tfsam.models import inspection
+from tfsam.models import pixel_ranges
 from tfsam.models import range_choice
 from tfsam.models import trainable
 from tfsam.models import trial
@@ -21,6 +22,7 @@ from tfsam.models.loading import Opened
 from tfsam.models.loading import load_logits
 from tfsam.models.loading import open_model
 from tfsam.models.loading import open_weights
+from tfsam.models.pixel_ranges import PLAIN
 from tfsam.runs.settings import Settings
 from tfsam.support import files
 from tfsam.support import imports
@@ -127,15 +129,17 @@ def classifier(
             order of the classes.
     """
     asked = None if pixels == "auto" else pixels
-    tried = trial.run(model, examples(settings, images), asked)
-    logits = load_logits(tried.fitted, settings.compiles)
     x = data.as_float(images.x_test[:128])
-    outputs, classes = count_classes(logits, x[:1]), len(images.class_names)
+    some = model.fitted(pixel_ranges.parse(asked or PLAIN), x.shape[1:])
+    outputs = count_classes(load_logits(some.function), x[:1])
+    classes = len(images.class_names)
     if outputs < classes:
         raise ValueError(
             f"the data has {classes} classes; the model "
             f"must have as many outputs. Received: {outputs} outputs"
         )
+    tried = trial.run(model, examples(settings, images), asked)
+    logits = load_logits(tried.fitted, settings.compiles)
     if tried.objection is not None:
         raise ValueError(tried.objection)
     # Rejects probabilities and NaN, too.

@@ -70,6 +70,8 @@ def _outputs(found: Mapping[str, Any]) -> str:
 def _command(found: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     """Returns the command that evaluates the model."""
     flags = {"evaluate": texts["evaluate"], "dataset": "folder:PATH"}
-    flags |= {**texts} | {"pixels": found["pixels"]}
+    flags |= texts
+    if found["natural_accuracy"]:  # Otherwise images are to tell.
+        flags["pixels"] = found["pixels"]
     words = [f"--{name}={text}" for name, text in flags.items()]
     return shlex.join(["tfsam", *words])
