@@ -12,7 +12,7 @@ from tfsam.evaluation import red_flags
 
 @pytest.fixture(scope="module")
 def data(digits):
-    return digits[0][1200:1300], digits[1][1200:1300]
+    return digits[0][1200:1264], digits[1][1200:1264]
 
 
 @pytest.fixture
@@ -23,8 +23,12 @@ def path(tmp_path):
     return tmp_path / "model.keras"
 
 
-def evaluated(model, data, **options):
-    return tfsam.evaluate(model, data, ["fgsm"], epsilons=[0.05], **options)
+def evaluated(model, data, attacks=("fgsm",), **options):
+    return tfsam.evaluate(model, data, attacks, epsilons=[0.05], **options)
+
+
+def natural(model, data, **options):
+    return evaluated(model, data, (), **options)
 
 
 def test_a_file_is_attacked_as_the_network_inside(path, data):
@@ -40,6 +44,7 @@ def test_a_file_is_attacked_as_the_network_inside(path, data):
     assert set(model["natural_accuracy"]) == {"0..1", "0..255", "-1..1"}
 
 
+@pytest.mark.slow
 def test_two_ranges_share_no_verdicts(path, data, tmp_path):
     workdir = tmp_path / "record"
     first = evaluated(path, data, workdir=workdir)
@@ -51,9 +56,9 @@ def test_two_ranges_share_no_verdicts(path, data, tmp_path):
 
 def test_another_range_is_refused(path, data):
     with pytest.raises(ValueError, match=r'in Python, pixels="0..255"'):
-        evaluated(path, data, pixels="0..1")
+        natural(path, data, pixels="0..1")
     with pytest.raises(ValueError, match=r"tfsam.models.load\(model, pixels\)"):
-        evaluated(network("standard"), data, pixels="0..255")
+        natural(network("standard"), data, pixels="0..255")
 
 
 def test_other_bounds_leave_the_pixels_alone(data, tmp_path):
@@ -64,19 +69,16 @@ def test_other_bounds_leave_the_pixels_alone(data, tmp_path):
     model.save(tmp_path / "model.keras")
     x, y = data
     for bounds in ((0, 255), None):
-        found = evaluated(tmp_path / "model.keras", (255 * x, y), bounds=bounds)
+        found = natural(tmp_path / "model.keras", (255 * x, y), bounds=bounds)
         assert found["natural"]["accuracy"] > 0.9
         assert found["model"]["pixels"] == "0..1"
     with pytest.raises(ValueError, match="as they are"):
-        evaluated(
+        natural(
             tmp_path / "model.keras",
             (255 * x, y),
             bounds=(0, 255),
             pixels="0..255",
         )
-    # On images in [0, 1] it is told.
-    found = evaluated(tmp_path / "model.keras", data)
-    assert found["model"]["pixels"] == "0..255"
 
 
 def test_probabilities_alone_raise_a_warning(data, tmp_path):
@@ -88,17 +90,24 @@ def test_probabilities_alone_raise_a_warning(data, tmp_path):
     ]
     model = keras.Model(inputs, layers.Average()(parts))
     model.save(tmp_path / "mean.keras")
-    found = evaluated(tmp_path / "mean.keras", data)
+    found = natural(tmp_path / "mean.keras", data)
     assert found["model"]["logits"] == "log_probabilities"
     (warning,) = [
         w for w in found["warnings"] if w["warning"] == red_flags.LOGARITHMS
     ]
     assert "saturated, as for 0 of " in warning["message"]
     with pytest.raises(ValueError, match=r"tfsam.models.load\(model\)"):
-        evaluated(model, data)
+        natural(model, data)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (64,), (16, 16, 3)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((8, 8), marks=pytest.mark.slow),
+        pytest.param((64,), marks=pytest.mark.slow),
+        (16, 16, 3),
+    ],
+)
 def test_images_of_another_shape(data, tmp_path, shape):
     keras.utils.set_random_seed(0)
     parts = [layers.Flatten(), layers.Dense(10, "softmax")]

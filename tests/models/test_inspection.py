@@ -3,8 +3,8 @@
 import json
 
 import keras
-import numpy as np
 import pytest
+from helpers import network
 from keras import layers
 
 import tfsam
@@ -12,7 +12,7 @@ import tfsam
 
 @pytest.fixture(scope="module")
 def digits_images():
-    return tfsam.data.load("digits", limit_test=200)
+    return tfsam.data.load("digits", limit_test=100)
 
 
 def small(activation):
@@ -40,20 +40,17 @@ def test_a_file_without_data(tmp_path, activation):
 
 
 def test_natural_accuracy_on_data(digits_images):
-    model = small("softmax")
-    model.compile("adam", "sparse_categorical_crossentropy")
-    x, y = digits_images.x_train, digits_images.y_train
-    model.fit(255 * x, y, epochs=3, verbose=0)
+    trained = network("standard")
+    kernel, *rest = trained.get_weights()
+    trained.set_weights([kernel / 255, *rest])
+    model = keras.Sequential([trained, layers.Softmax()])
     pairs = (digits_images.x_test, digits_images.y_test)
     for data in (digits_images, pairs):
         found = tfsam.models.inspect(model, data)
         assert set(found["natural_accuracy"]) == {"0..1", "0..255", "-1..1"}
-        best = found["natural_accuracy"][found["pixels"]]
-        expected = np.mean(np.argmax(model(255 * pairs[0]), axis=1) == pairs[1])
-        assert max(found["natural_accuracy"].values()) <= best + 0.02
-        assert found["natural_accuracy"]["0..255"] == pytest.approx(
-            expected, abs=0.05
-        )
+        assert found["pixels"] == "0..255"
+        assert found["natural_accuracy"]["0..255"] > 0.9
+        assert found["natural_accuracy"]["0..1"] < 0.5
 
 
 def test_a_model_of_any_size_of_images():

@@ -68,7 +68,7 @@ def test_a_model_in_memory_is_left_alone():
     loaded = tfsam.models.load(model)
     assert isinstance(loaded, keras.Model) and loaded is not model
     np.testing.assert_array_equal(model(x), before)
-    result = tfsam.evaluate(loaded, (x, np.arange(5) % 3), ["fgsm"])
+    result = tfsam.evaluate(loaded, (x, np.arange(5) % 3), [])
     assert "model" not in result
 
 

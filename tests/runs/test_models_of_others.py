@@ -8,9 +8,8 @@ import pytest
 from helpers import main
 from helpers import network
 from helpers import read_json
+from helpers import settings_of
 from keras import layers
-
-from tfsam import run
 
 QUICK = ("--attacks=fgsm", "--linf_epsilons=0.1", "--l2_epsilons=")
 
@@ -35,6 +34,7 @@ def evaluated(path, tmp_path, *arguments):
     return main(
         f"--evaluate={path}",
         "--dataset=digits",
+        "--limit_test=100",
         *QUICK,
         f"--workdir={tmp_path / 'run'}",
         *arguments,
@@ -82,7 +82,7 @@ def test_a_surrogate_has_pixels_of_its_own(path, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*HDF5")
-def test_inspect_prints_a_table_and_the_command(path, tmp_path, monkeypatch):
+def test_inspect_prints_a_table_and_the_command(path):
     code, text = main(f"--inspect={path}", "--dataset=digits")
     assert code == 0
     rows = dict(
@@ -97,8 +97,8 @@ def test_inspect_prints_a_table_and_the_command(path, tmp_path, monkeypatch):
     assert "% in 0..1, 9" in rows["natural accuracy"]
     tfsam, *flags = shlex.split(rows["to evaluate it"])
     assert tfsam == "tfsam" and "--pixels=0..255" in flags
-    monkeypatch.chdir(tmp_path)
-    assert run.main([*flags, *QUICK]) == 0
+    made = settings_of(*flags)
+    assert (made.evaluate, made.pixels) == (str(path), "0..255")
 
 
 def test_inspect_without_images(tmp_path):
@@ -183,7 +183,10 @@ def test_modules_of_the_user(tmp_path, monkeypatch):
     "arguments",
     [
         ["--evaluate={}", "--network=networks_of_runs_19:digits_network"],
-        ["--evaluate=networks_of_runs_19:digits_network", "--weights={}"],
+        pytest.param(
+            ["--evaluate=networks_of_runs_19:digits_network", "--weights={}"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_weights_without_a_model(tmp_path, monkeypatch, arguments):
@@ -193,16 +196,15 @@ def test_weights_without_a_model(tmp_path, monkeypatch, arguments):
     network("standard").save_weights(path)
     found = [argument.format(path) for argument in arguments]
     workdir = tmp_path / "run"
-    code, _ = main(*found, "--dataset=digits", f"--workdir={workdir}", *QUICK)
-    assert code == 0
+    found += ["--dataset=digits", f"--workdir={workdir}", *QUICK]
+    found += ["--linf_epsilons=", "--limit_test=60"]
+    assert main(*found)[0] == 0
     results = read_json(workdir / "results.json")
     assert results["natural"]["accuracy"] > 0.9
     assert results["model"]["format"] == "weights"
     assert results["model"]["logits"] == "removed_ending"
     # The same command again finds it finished.
-    code, text = main(
-        *found, "--dataset=digits", f"--workdir={workdir}", *QUICK
-    )
+    code, text = main(*found)
     assert (code, "holds this run, finished" in text) == (0, True)
 
 
@@ -221,15 +223,24 @@ def test_weights_without_a_network_are_refused(tmp_path, capsys):
 def test_the_order_of_classes_is_refused_in_one_line(trained, tmp_path, capsys):
     """A model of 1..10 in the order of strings, on data in that of numbers."""
     numbers = [str(number) for number in range(1, 11)]
-    order = [numbers.index(name) for name in sorted(numbers)]
+    places = [numbers.index(name) for name in sorted(numbers)]
+    order = list(map(str, places))
     inputs = keras.Input((8, 8, 1))
-    outputs = keras.ops.take(trained(inputs), order, axis=1)
+    outputs = keras.ops.take(trained(inputs), places, axis=1)
     keras.Model(inputs, outputs).save(tmp_path / "other.keras")
     code, _ = evaluated(tmp_path / "other.keras", tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 2
     assert "--class_order=FILE, a file with the lines 0, 9, 1, 2" in line
-    lines = re.search(r"the lines (.*)\. Received", line)[1].split(", ")
+    assert re.search(r"the lines (.*)\. Received", line)[1] == ", ".join(order)
+
+
+@pytest.mark.slow
+def test_classes_in_the_order_of_a_file(trained, tmp_path):
+    lines = list("3456789012")
+    inputs = keras.Input((8, 8, 1))
+    outputs = keras.ops.take(trained(inputs), list(map(int, lines)), axis=1)
+    keras.Model(inputs, outputs).save(tmp_path / "other.keras")
     (tmp_path / "order.txt").write_text("\n".join(lines))
     order = f"--class_order={tmp_path / 'order.txt'}"
     code, _ = evaluated(tmp_path / "other.keras", tmp_path, order)
