@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -203,6 +204,20 @@ def test_chunks_alone_are_held(monkeypatch, tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < COUNT * SIDE * SIDE * 3 * 4 / 2
+
+
+def test_a_landscape_reads_its_batches():
+    network = keras.Sequential(
+        [keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    found, expected = (
+        tfsam.Landscape(network, (x, Y), batch_size=6)
+        for x in (data.as_float(as_rows(PIXELS)), X)
+    )
+    assert found.loss() == expected.loss()
+    assert found.loss(part=slice(3, 12)) == expected.loss(part=slice(3, 12))
+    gradients = [each.input_gradients()["l1"] for each in (found, expected)]
+    np.testing.assert_array_equal(*gradients)
 
 
 def test_temporary_files_are_gone(is_large, tmp_path, monkeypatch):

@@ -34,12 +34,13 @@ def run(folder, workdir, *options):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--devices=cpu:2"]])
 def test_a_run_from_disk_is_the_run_in_memory(
-    folder, tmp_path, tiny_network, monkeypatch
+    options, folder, tmp_path, tiny_network, monkeypatch
 ):
-    run(folder, tmp_path / "in_memory")
+    run(folder, tmp_path / "in_memory", *options)
     monkeypatch.setattr(rows, "MOST_IN_MEMORY", 1000)
     read = data.load(f"folder:{folder}", cache_dir=tmp_path / "cache")
     assert isinstance(read.x_train, data.Rows)
-    run(folder, tmp_path / "from_disk")
+    run(folder, tmp_path / "from_disk", *options)
     assert_same_run(tmp_path / "from_disk", tmp_path / "in_memory")
