@@ -219,7 +219,7 @@ def line_of_folder(path, found):
         return f"| {path.name} | refused: {found.line} | | | |"
     results = found.results
     return (
-        f"| {path.name} | {len(results['config']['class_names'])} "
+        f"| {path.name} | {len(results['class_names'])} "
         f"| {results['natural']['n']} "
         f"| {_percent(results['natural']['accuracy'])} "
         f"| {found.line or '-'} |"
