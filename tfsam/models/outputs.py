@@ -76,11 +76,23 @@ def choose(
         if len(found) == 1:
             name = outputs[found[0]].names[0]
             return found[0], (f"of the outputs {offered}, {name} was taken",)
+    example = outputs[_likeliest(outputs)].names[0]
     raise ValueError(
         "the model has several outputs: choose the one with the classes, as "
-        f"--output={outputs[0].names[0]} or output={outputs[0].names[0]!r}. "
+        f"--output={example} or output={example!r}. "
         f"Received: outputs {offered}"
     )
+
+
+def _likeliest(outputs: Sequence[Output]) -> int:
+    """Returns the position of the output with the most numbers by class."""
+
+    def size(position: int) -> int:
+        output = outputs[position]
+        shape = output.shape if output.of_classes else None
+        return math.prod(part or 1 for part in (shape or ())[1:])
+
+    return max(range(len(outputs)), key=size)
 
 
 def describe(names: Iterable[str], tensor: Any) -> Output:
