@@ -203,6 +203,16 @@ def test_parts_without_an_equivalent_are_left_to_tf_keras(config):
         stored_configs.mended(config, "2.4.0", {})
 
 
+@pytest.mark.parametrize("kept", ["softmax_v2", "log_softmax_v2"])
+def test_activations_of_tensorflow_are_those_of_keras(kept):
+    function = {"class_name": "function", "config": kept, "module": "builtins"}
+    wanted = kept.removesuffix("_v2")
+    for activation in (kept, function):
+        config = stored("Dense", units=2, activation=activation)
+        mended = stored_configs.mended(config, "2.15.0", {})
+        assert mended["config"]["activation"] == wanted
+
+
 def test_without_tf_keras_the_error_names_it(tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     config = keras_2_files.stored(model)

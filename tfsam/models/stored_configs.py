@@ -87,6 +87,7 @@ _DERIVED = (
     "query_shape",
     "value_shape",
 )
+# Functions of TensorFlow by the names in the files, and Keras's of that kind.
 _ACTIVATIONS = {
     "log_softmax_v2": "log_softmax",
     "softmax_v2": "softmax",
@@ -331,7 +332,10 @@ def _value(key: str, value: Any, source: _Source) -> Any:
 
 
 def _activation(value: Any, source: _Source) -> Any:
-    """Mends an activation, a name or the configuration of a layer."""
+    """Mends an activation: a name, or the configuration of a part."""
+    if isinstance(value, dict) and value.get("class_name") == "function":
+        # TensorFlow's own, such as tf.nn.log_softmax.
+        value = value["config"] if value["config"] in _ACTIVATIONS else value
     if isinstance(value, str):
         # Keras 3 has another function under this name.
         if value == "hard_sigmoid" and source.old:
