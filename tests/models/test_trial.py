@@ -128,6 +128,11 @@ def test_another_order_of_the_classes_is_named(trained, examples):
     found = tried(model, examples, names=numbers)
     assert "classes ordered by number and" in found.objection
     assert "by name: add --class_order=name" in found.objection
+    assert found.order == "name"
+    # The range is found in the order that the model has.
+    found = tried(of_range(model, "0..255"), examples, names=numbers)
+    assert (found.order, found.fitted.pixels.name) == ("name", "0..255")
+    assert found.orders["name"] > 0.9
     # Data in that order has other labels.
     labels = np.array([order.index(label) for label in examples.labels])
     names = tuple(sorted(numbers))

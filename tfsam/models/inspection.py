@@ -44,8 +44,9 @@ def inspect(
         (their number, the classes), `output_names`, `output`, `ends_in`,
         `logits` ("exact", "removed_ending" or "log_probabilities"), `pixels`
         (the range to evaluate it with), `natural_accuracy` {range: accuracy},
-        `class_orders` {order: accuracy}, and `notes`, a list of sentences. The
-        accuracies are empty without data.
+        `class_orders` {order: accuracy}, `class_order` (the one that the data
+        should have but has not, or None), and `notes`, a list of sentences.
+        The accuracies are empty without data.
 
     Raises:
         ValueError: If it is no classifier that can be read, or does not fit the
@@ -88,6 +89,7 @@ def examined(
         "outputs": _count(found.fitted),
         "output_names": list(opened.classifier.output_names),
         "class_orders": found.orders,
+        "class_order": found.order,
     }
 
 

@@ -5,6 +5,7 @@ than data whose folders are sorted as numbers: 0, 1, 10, 11, and so on.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -18,6 +19,21 @@ from tfsam.models.range_choice import percent
 # An order is worth finding from this many examples of each class, if the model
 # is right about this share of them.
 _EXAMPLES, _LEAST = 5, 0.5
+
+
+class Other(NamedTuple):
+    """Another order of the classes, in which a model is far more accurate.
+
+    Attributes:
+        names: the names in that order.
+        message: what to say to the user.
+        flag: the value of --class_order that gives the order; None if that is
+            a file of the names.
+    """
+
+    names: tuple[str, ...]
+    message: str
+    flag: str | None
 
 
 def accuracies(
@@ -49,7 +65,7 @@ def accuracies(
     if len({*orders.values()}) == 1:  # Or if there are no names.
         return {}
     return {
-        key: float(np.mean(predicted == _positions(names, order)[labels]))
+        key: float(np.mean(predicted == positions(names, order)[labels]))
         for key, order in orders.items()
     }
 
@@ -66,8 +82,13 @@ def _order_of(names: Sequence[str]) -> str:
     return "file"
 
 
-def _positions(names: Sequence[str], order: Sequence[str]) -> np.ndarray:
-    """Returns the position of each class in another order."""
+def positions(names: Sequence[str], order: Sequence[str]) -> np.ndarray:
+    """Returns the position of each class in another order.
+
+    Args:
+        names: The names of the classes.
+        order: The same names in another order.
+    """
     places = {name: place for place, name in enumerate(order)}
     return np.array([places[name] for name in names])
 
@@ -101,14 +122,14 @@ def found(
     return tuple(names[position] for position in classes), share
 
 
-def objection(
+def other_order(
     tried: Predictions,
     labels: np.ndarray,
     names: Sequence[str],
     chance: float,
     sortable: bool = True,
-) -> str | None:
-    """Objects to the order of the classes if another is far more accurate.
+) -> Other | None:
+    """Finds another order of the classes that is far more accurate.
 
     Args:
         tried: The predictions under each range of pixels.
@@ -118,8 +139,8 @@ def objection(
         sortable: Whether --class_order sorts the names, as those of folders.
 
     Returns:
-        A message, if the model is near guessing in the given order under each
-        range, and far more accurate in another under one of them; else None.
+        The order, if the model is near guessing in the given one under each
+        range, and far more accurate in the other under one of them; else None.
     """
     given = max(accuracy(p, labels) for p in tried.values())
     known = {
@@ -129,22 +150,22 @@ def objection(
     }
     share, order = max(known, default=(0.0, ""))
     if far_more(share, given, chance):
-        by = _order_of(names)
-        remedy = order
-        if not sortable:
-            remedy = f"FILE, {_file_of(class_orders.ordered(names, order))}"
-        return (
+        by, wanted = _order_of(names), class_orders.ordered(names, order)
+        remedy = order if sortable else f"FILE, {_file_of(wanted)}"
+        message = (
             f"natural accuracy is {percent(given)} with classes ordered by "
             f"{by} and {percent(share)} by {order}: add "
             f"--class_order={remedy}. Received: class_order={by}"
         )
+        return Other(wanted, message, order if sortable else None)
     others = [found(p, labels, names) for p in tried.values()]
     best = max(filter(None, others), key=lambda o: o[1], default=None)
     if best is None or not far_more(best[1], given, chance):
         return None
-    return (
+    message = (
         f"natural accuracy is {percent(given)} with classes in the data's "
         f"order and {percent(best[1])} in another: add --class_order=FILE, "
         f"{_file_of(best[0])}. "
         f"Received: classes {', '.join(names)}"
     )
+    return Other(best[0], message, None)

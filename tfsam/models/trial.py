@@ -55,6 +55,7 @@ class Trial(NamedTuple):
         notes: sentences for the user.
         objection: a message, if another range or order is far more accurate
             than the one that was asked for; else None.
+        order: the order of --class_order that is far more accurate, or None.
     """
 
     fitted: Fitted
@@ -62,6 +63,7 @@ class Trial(NamedTuple):
     orders: dict[str, float]
     notes: tuple[str, ...]
     objection: str | None
+    order: str | None = None
 
     def description(self) -> dict[str, Any]:
         """Returns what results say about the model, a dict of JSON types."""
@@ -117,24 +119,31 @@ def run(opened: Opened, examples: Examples, asked: str | None = None) -> Trial:
     found = range_choice.predictions(
         predict, labels, usual if asked is None else [asked]
     )
-    choice = range_choice.Choice(asked or pixel_ranges.PLAIN)
     chance = range_choice.guessing(labels, len(names))
-    if asked is None:
-        choice = range_choice.choose(found, labels, opened.told, chance)
-    measured = range_choice.accuracy(found[choice.name], labels)
-    lost = range_choice.far_more(1.0, measured, chance)
-    if lost and asked is not None:
+
+    def is_lost(name: str) -> bool:
+        measured = range_choice.accuracy(found[name], labels)
+        return range_choice.far_more(1.0, measured, chance)
+
+    if asked is not None and is_lost(asked):
         others = [name for name in usual if name != asked]
         found |= range_choice.predictions(predict, labels, others)
-    _check_logits(models[choice.name], examples.images(slice(0, _CHECKED)))
-    objection = order_choice.objection(
+    other = order_choice.other_order(
         found, labels, names, chance, examples.sortable
     )
-    if asked is not None and objection is None:
+    choice = range_choice.Choice(asked or pixel_ranges.PLAIN)
+    if asked is None:
+        ordered = labels
+        if other is not None:
+            ordered = order_choice.positions(names, other.names)[labels]
+        choice = range_choice.choose(found, ordered, opened.told, chance)
+    _check_logits(models[choice.name], examples.images(slice(0, _CHECKED)))
+    objection = other and other.message
+    if asked is not None and other is None:
         objection = range_choice.objection(found, labels, asked, chance)
     accuracies = range_choice.accuracies(found, labels)
     notes = choice.notes
-    if lost and objection is None:
+    if objection is None and is_lost(choice.name):
         notes += (_near_guessing(accuracies),)
     return Trial(
         fitted=models[choice.name],
@@ -142,6 +151,7 @@ def run(opened: Opened, examples: Examples, asked: str | None = None) -> Trial:
         orders=order_choice.accuracies(found[choice.name], labels, names),
         notes=notes,
         objection=objection,
+        order=other and other.flag,
     )
 
 

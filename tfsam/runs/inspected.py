@@ -73,5 +73,7 @@ def _command(found: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     flags |= texts
     if found["natural_accuracy"]:  # Otherwise images are to tell.
         flags["pixels"] = found["pixels"]
+    if found["class_order"]:
+        flags["class_order"] = found["class_order"]
     words = [f"--{name}={text}" for name, text in flags.items()]
     return shlex.join(["tfsam", *words])
