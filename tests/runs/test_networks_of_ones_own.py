@@ -13,6 +13,7 @@ from helpers import cpu_only
 from helpers import kill_at_write
 from helpers import main
 from helpers import read_json
+from helpers import read_weights
 from helpers import settings_of
 from helpers import start
 
@@ -179,6 +180,26 @@ def test_a_file_is_trained_further_under_a_new_head(brought, tmp_path, capsys):
         *(f"--workdir={workdir}", "--overwrite"),
         parts=["--overwrite removes", "network="],
     )
+
+
+@pytest.mark.slow
+def test_a_file_that_is_trained_further_is_resumed(
+    brought, tmp_path, monkeypatch
+):
+    arguments = ("--method=sam", "--epochs=2", f"--network={brought}")
+    trained(*arguments, workdir=tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_write(patch, "epoch-0002.keras")
+        trained(*arguments, workdir=tmp_path / "parts")
+    output = trained(*arguments, workdir=tmp_path / "parts")
+    assert "resuming after epoch 1" in output
+    # Gradients of convolutions are sums over threads, which round differently.
+    for one, two in zip(
+        read_weights(tmp_path / "parts" / "model.keras"),
+        read_weights(tmp_path / "whole" / "model.keras"),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, two, atol=1e-5)
 
 
 def test_weights_are_loaded_into_a_function_s_network(module, tmp_path):
