@@ -21,6 +21,7 @@ import tfsam
 from tfsam import run
 from tfsam.reports import page
 from tfsam.runs import settings
+from tfsam.runs import stages
 from tfsam.support import files
 from tfsam.training import monitoring
 
@@ -48,6 +49,10 @@ def network(weights):
         ]
     )
     return model
+
+
+# A case of a parametrization for the slow tests alone.
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def examples(cost):
@@ -127,6 +132,24 @@ SMALL = (
     "--linf_epsilons=0.1",
     "--l2_epsilons=",
 )
+
+
+def shorten_runs(patch):
+    """Leaves out the pictures and SavedModels of runs, a third of their time.
+
+    Other tests look at them, and the slow tests have them in all runs.
+
+    Args:
+        patch: a `pytest.MonkeyPatch`.
+    """
+    if hypothesis.settings.get_current_profile_name() == "slow":
+        return
+
+    def export(self, path, **options):
+        pathlib.Path(path).mkdir()
+
+    patch.setattr(stages, "draw", lambda *_: None)
+    patch.setattr(keras.Model, "export", export)
 
 
 GPUS = tf.config.get_visible_devices("GPU")

@@ -16,6 +16,7 @@ import matplotlib
 import pytest
 import sklearn.datasets
 import tensorflow as tf
+from helpers import shorten_runs
 from helpers import tiny
 
 from tfsam import registries
@@ -152,7 +153,13 @@ def write_run():
 
 
 @pytest.fixture
-def tiny_network(monkeypatch):
+def short_runs(monkeypatch):
+    """Runs of the command end without pictures and a SavedModel."""
+    shorten_runs(monkeypatch)
+
+
+@pytest.fixture
+def tiny_network(monkeypatch, short_runs):
     """The command's small network is a tiny one."""
     monkeypatch.setitem(registries.NETWORKS.native, "preact_resnet8", tiny)
 

@@ -151,7 +151,7 @@ def test_a_finished_run_is_reported_and_used_again(
     assert snapshot(workdir) == before
 
 
-def test_a_finished_run_s_model_is_evaluated(tmp_path):
+def test_a_finished_run_s_model_is_evaluated(tmp_path, short_runs):
     flags = [a for a in RUN if re.match("--(att|linf|l2|limit_test)", a)]
     model = FILES / "finished" / "model.keras"
     workdir = tmp_path / "evaluation"

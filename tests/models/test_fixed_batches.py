@@ -9,6 +9,8 @@ import tfsam
 from tfsam import run
 from tfsam.models.loading import load_logits
 
+pytestmark = pytest.mark.usefixtures("short_runs")
+
 
 @pytest.fixture(scope="module")
 def network():

@@ -11,6 +11,8 @@ from helpers import read_json
 from helpers import settings_of
 from keras import layers
 
+pytestmark = pytest.mark.usefixtures("short_runs")
+
 QUICK = ("--attacks=fgsm", "--linf_epsilons=0.1", "--l2_epsilons=")
 
 

@@ -24,6 +24,8 @@ from tfsam.runs import fit
 from tfsam.runs import names
 from tfsam.runs import stages
 
+pytestmark = pytest.mark.usefixtures("short_runs")
+
 MODULE = """
 import keras
 from keras import layers

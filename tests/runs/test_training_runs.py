@@ -144,6 +144,7 @@ def test_two_devices(tmp_path, monkeypatch):
     # convolutions fail there.
     code, _ = main(
         *SMALL,
+        "--method=st",
         "--limit_test=33",
         "--devices=cpu:2",
         "--epochs=1",
@@ -157,7 +158,8 @@ def test_two_devices(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "devices", ["auto", pytest.param("cpu:2", marks=cpu_only)]
+    "devices",
+    ["auto", pytest.param("cpu:2", marks=[cpu_only, pytest.mark.slow])],
 )
 def test_nan_in_the_first_epoch(tmp_path, devices):
     code, output = main(

@@ -66,18 +66,18 @@ def assert_same(found, expected):
         np.testing.assert_allclose(one, other, **{"rtol": 0} | precision)
 
 
-SHARED = [
-    *("sam", "looksam", "at", "awp", "linf"),
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("st", "sam_xla")),
-]
+# By default the tests of the devices compare these in float32.
+SHARED = ("sam", "looksam", "at", "awp", "linf", "st", "sam_xla")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_two_devices_train_as_one(name, one_device):
     found = float64_training.trained(replicas(2), **METHODS[name])
     assert_same(found, one_device(name))
 
 
+@pytest.mark.slow
 def test_the_methods_differ(one_device):
     """Or the equalities would say nothing."""
     names = ["sam", "looksam", "at", "awp"]
