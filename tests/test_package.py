@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers import slow
 
 
 def run_python(code, **environment):
@@ -17,7 +18,7 @@ def run_python(code, **environment):
     )
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", ["jax", slow("torch")])
 def test_another_backend_is_refused_clearly(backend):
     done = run_python("import tfsam", KERAS_BACKEND=backend)
     assert done.returncode == 1

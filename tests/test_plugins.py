@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import settings_of
+from helpers import slow
 
 import tfsam
 from tfsam.attacks.check import check
@@ -37,7 +38,7 @@ def test_without_it_the_name_is_unknown():
         tfsam.attacks.get("shift", epsilon=0.1)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", slow("l2")])
 def test_it_is_evaluated(other_package, norm):
     y = np.argmax(linear(X), axis=1)
     row = tfsam.evaluate(linear, (X, y), ["shift"], norm, [0.2], strict=True)[
@@ -61,7 +62,7 @@ def test_it_is_on_the_command_line(other_package):
 
 @pytest.mark.parametrize(
     "attack",
-    ["fgsm", "pgd", "cleverhans_pgd"],
+    [slow("fgsm"), "pgd", "cleverhans_pgd"],
 )
 def test_tfsam_s_own_attacks_pass(attack):
     check(attack)

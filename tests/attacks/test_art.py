@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 import tfsam
 from tfsam.attacks.check import check
@@ -48,6 +49,8 @@ EVERY = [
         False,
     ),
 ]
+# By gradients with a budget, and for the smallest distance.
+KINDS = ("ProjectedGradientDescent", "CarliniL2Method")
 CASES = [(n, o, norm) for n, o, norms, _ in EVERY for norm in norms]
 GRADIENT_ATTACKS = [
     (n, o, norm)
@@ -95,7 +98,7 @@ def test_stays_inside_and_has_an_effect(name, options, norm):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        (n, o)
+        (n, o) if n in KINDS else slow(n, o)
         for n, o, _, _ in EVERY
         if n not in ("SquareAttack", "HopSkipJump")
     ],

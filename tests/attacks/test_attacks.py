@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 from helpers import tolerance
 from hypothesis import strategies as st
 
@@ -318,7 +319,7 @@ def quadratic(x):
     return tf.concat([z, tf.square(z)], axis=1)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, slow(True)])
 def test_blocks_give_what_the_whole_batch_gives(jit_compile):
     x, y = tf.constant(np.tile(X, (4, 1, 1, 1))), tf.constant(np.tile(Y, 4))
     logits = attacks.Logits(quadratic, jit_compile, rows=7)
@@ -420,7 +421,7 @@ def test_restarts_and_targets_leave_no_more_accuracy():
         assert broken(loss=loss, restarts=5).sum() >= once.sum() - 2
 
 
-@pytest.mark.parametrize("loss", [None, "margin"])
+@pytest.mark.parametrize("loss", [slow(None), "margin"])
 def test_a_loop_inside_xla_agrees(loss):
     options = {"loss": loss, "targets": 2} if loss else {}
     attack = tfsam.PGD(0.07, "l2", steps=5, early_stop=True, **options)

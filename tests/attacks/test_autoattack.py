@@ -1,5 +1,7 @@
 """Tests that AutoAttack is the standard ensemble, and as strong."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +11,7 @@ from helpers import network
 import tfsam
 from tfsam import attacks
 from tfsam.attacks import Logits
+from tfsam.evaluation import progress
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.verdicts import STANDS
 
@@ -67,8 +70,8 @@ def test_called_as_a_function_it_gives_evaluation_s_verdicts(
     assert 0 < stands < 1
 
 
-def measured(model, norm, epsilons, digits, workdir):
-    """Returns the verdicts of AutoAttack, an array for each epsilon."""
+def measured(model, norm, epsilons, digits, workdir, say=None):
+    """Returns AutoAttack's result, and verdicts for each epsilon."""
     data = digits[0][1200:1400], digits[1][1200:1400]
     result = tfsam.evaluate(
         network(model),
@@ -79,22 +82,41 @@ def measured(model, norm, epsilons, digits, workdir):
         batch_size=200,
         strict=True,
         workdir=workdir,
+        progress=say,
     )
-    assert all(row["standard"] for row in result["robust"])
+    assert all(row["standard"] is True for row in result["robust"])
     found = verdicts.load(workdir)
-    return [found["autoattack", epsilon] == STANDS for epsilon in epsilons]
+    stands = [found["autoattack", epsilon] == STANDS for epsilon in epsilons]
+    return result, stands
 
 
 def reference(model, norm, epsilon):
     return REFERENCE[f"{model}/robust/{norm.capitalize()}/{epsilon}/standard"]
 
 
-def test_a_cell_of_the_reference(digits, tmp_path):
-    cell = ("standard", "linf", 0.15)
-    (stands,) = measured(*cell[:2], [cell[2]], digits, tmp_path)
+def test_a_cell_of_the_reference(digits, tmp_path, monkeypatch):
+    seconds, lines = itertools.count(step=6), []
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))
+    model, norm, epsilon = cell = ("standard", "linf", 0.15)
+    result, (stands,) = measured(
+        model, norm, [epsilon], digits, tmp_path, lines.append
+    )
     expected = reference(*cell)
     assert stands.mean() <= expected.mean() + 0.01
     assert (stands != expected).mean() <= 0.02
+    # It tells who broke what, and says so stage by stage.
+    (row,) = result["robust"]
+    right = round(200 * result["natural"]["accuracy"])
+    assert list(row["broken_by"]) == ["apgd_ce", "apgd_t", "fab_t", "square"]
+    assert sum(row["broken_by"].values()) == right - stands.sum()
+    assert row["broken_by"]["apgd_ce"] > 50
+    assert len(lines) == 4
+    assert lines[0] == (
+        "autoattack linf 0.15: after apgd_ce "
+        f"{right - row['broken_by']['apgd_ce']} of 200 survive in this chunk"
+    )
+    so_far = f"autoattack linf: robust accuracy so far 0.15 {stands.mean():.3f}"
+    assert lines[3].startswith(so_far)
 
 
 @pytest.mark.slow
@@ -107,7 +129,7 @@ def test_all_cells_of_the_reference(digits, tmp_path):
             folder = tmp_path / model / norm
             for epsilon, stands in zip(
                 epsilons,
-                measured(model, norm, epsilons, digits, folder),
+                measured(model, norm, epsilons, digits, folder)[1],
                 strict=True,
             ):
                 expected = reference(model, norm, epsilon)

@@ -7,6 +7,7 @@ import scipy.optimize
 import tensorflow as tf
 from helpers import REFERENCE
 from helpers import network
+from helpers import slow
 from helpers import tolerance
 
 from tfsam.attacks.autoattack.fab import FABT
@@ -182,13 +183,13 @@ def test_the_distance_to_the_boundary_of_a_linear_model(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), slow(None)])
 def test_budget_and_bounds_hold(norm, bounds):
     x = np.clip(RNG.uniform(-0.5, 1.5, size=(40, 4, 4, 1)), 0, 1)
     x = x.astype("float32")
     y = quadratic(x).numpy().argmax(axis=1)
     epsilon = 0.1 if norm == "linf" else 0.4
-    attack = FABT(epsilon, norm, steps=5, bounds=bounds)
+    attack = FABT(epsilon, norm, steps=4, targets=2, bounds=bounds)
     broken, closest = run(attack, quadratic, x, y)
     for found in (broken, closest):
         assert found.dtype == x.dtype and found.shape == x.shape
@@ -211,7 +212,7 @@ def test_what_is_misclassified_already_stays():
         np.testing.assert_array_equal(found, X)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", [slow("linf"), "l2"])
 def test_an_example_s_attack_does_not_depend_on_its_batch(norm, digits):
     """Equal to the bit where the processor allows it, with blocks."""
     x, y = digits[0][1200:1230], digits[1][1200:1230]
@@ -261,15 +262,15 @@ def test_an_epsilon_that_is_a_tensor():
         lambda epsilon: attack.with_epsilon(epsilon)(quadratic, X, y, 0),
         autograph=False,
     )
-    for epsilon in (0.0, 0.05, 0.1):
+    for epsilon in (0.0, 0.1):
         plain = FABT(epsilon, steps=5)(quadratic, X, y, 0)
         np.testing.assert_array_equal(sweep(tf.constant(epsilon)), plain)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", [slow("linf"), "l2"])
 def test_a_loop_inside_xla_agrees(norm):
     y = quadratic(X).numpy().argmax(axis=1)
-    attack = FABT(0.1 if norm == "linf" else 0.3, norm, steps=4, targets=2)
+    attack = FABT(0.1 if norm == "linf" else 0.3, norm, steps=2, targets=2)
     plain = run(attack, Logits(quadratic), X, y)
     whole = Logits(quadratic, jit_compile=True, jit_loops=True)
     for found, expected in zip(run(attack, whole, X, y), plain, strict=True):
@@ -320,7 +321,7 @@ def test_dtype_comes_back(dtype):
     assert np.abs(np.asarray(x_adv, "float64") - X.astype(dtype)).max() > 0.01
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", [slow("linf"), "l2"])
 def test_a_saturated_network(norm):
     """Tests gradients of 0 and 1e-30, and a boundary that is too far."""
     y = np.zeros(12, "int64")

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 import tfsam
 from tfsam.attacks.check import check
@@ -72,6 +73,12 @@ def make(name, norm, options, epsilon=None):
     return Foolbox(epsilon, norm, name, **options)
 
 
+# An attack of each kind: by gradients with a budget, for the smallest distance,
+# by decisions alone, and with a distance to be given.
+KINDS = (
+    *("LinfPGD", "L2DeepFoolAttack", "L2CarliniWagnerAttack"),
+    *("BoundaryAttack", "LinearSearchBlendedUniformNoiseAttack"),
+)
 # Fewer steps than it takes to find the smallest perturbations.
 QUICK = {
     "L2CarliniWagnerAttack": {
@@ -82,7 +89,10 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize(("name", "norm", "options"), EVERY)
+@pytest.mark.parametrize(
+    ("name", "norm", "options"),
+    [case if case[0] in KINDS else slow(*case) for case in EVERY],
+)
 def test_keeps_the_contract(name, norm, options):
     options = QUICK.get(name, options)
 
@@ -96,7 +106,11 @@ def test_keeps_the_contract(name, norm, options):
     assert (norms(x_adv - X, norm) > 0).any()
 
 
-@pytest.mark.parametrize(("name", "norm", "options"), GRADIENT_ATTACKS)
+# The gradient attacks of tfsam itself have the same test by default.
+@pytest.mark.parametrize(
+    ("name", "norm", "options"),
+    [GRADIENT_ATTACKS[0], *(slow(*case) for case in GRADIENT_ATTACKS[1:])],
+)
 def test_robust_accuracy_of_a_linear_model(name, norm, options):
     epsilons = [EPSILON[norm] / 2, EPSILON[norm]]
     rows = tfsam.evaluate(

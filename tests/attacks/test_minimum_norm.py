@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from helpers import REFERENCE
 from helpers import network
+from helpers import slow
 from helpers import tolerance
 
 from tfsam.attacks.autoattack.fab import FABT
@@ -106,7 +107,7 @@ def test_the_first_radius_is_the_distance_to_the_linearised_boundary(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), slow(None)])
 def test_budget_and_bounds_hold(norm, bounds):
     x = np.clip(RNG.uniform(-0.5, 1.5, size=(40, 4, 4, 1)), 0, 1)
     x = x.astype("float32")
@@ -145,7 +146,7 @@ def test_one_gradient_a_step_whatever_epsilon():
         np.testing.assert_array_equal(logits.passes, [0, 7 * 12])
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", [slow("linf"), "l2"])
 def test_an_example_s_attack_does_not_depend_on_its_batch(norm, digits):
     """Equal to the bit where the processor allows it, with blocks."""
     x, y = digits[0][1200:1230], digits[1][1200:1230]
@@ -193,12 +194,12 @@ def test_an_epsilon_that_is_a_tensor():
         lambda epsilon: attack.with_epsilon(epsilon)(quadratic, X, y, 0),
         autograph=False,
     )
-    for epsilon in (0.0, 0.05, 0.1):
+    for epsilon in (0.0, 0.1):
         plain = FMN(epsilon, steps=10)(quadratic, X, y, 0)
         np.testing.assert_array_equal(sweep(tf.constant(epsilon)), plain)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", [slow("linf"), "l2"])
 def test_a_loop_inside_xla_agrees(norm):
     y = quadratic(X).numpy().argmax(axis=1)
     attack = FMN(0.1 if norm == "linf" else 0.3, norm, steps=10)
@@ -263,7 +264,7 @@ def test_config_round_trip():
 
 @pytest.mark.parametrize(
     ("norm", "epsilons"),
-    [("linf", (0.05, 0.1, 0.15, 0.2)), ("l2", (0.25, 0.5, 1.0))],
+    [("linf", (0.05, 0.1, 0.15, 0.2)), slow("l2", (0.25, 0.5, 1.0))],
 )
 def test_the_curve_against_the_reference_s_fab(norm, epsilons, digits):
     """FMN makes 100 gradients; FAB makes 900, and 900 passes, per epsilon."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 from tfsam import attacks
 from tfsam.attacks import losses
@@ -45,7 +46,9 @@ def run(attack, logits, jit_compile=False):
     return call(tf.constant(X), tf.constant(Y)).numpy()
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    "name", [slow(name) if name == "apgd_ce" else name for name in ATTACKS]
+)
 def test_the_network_sees_the_batch_and_no_more(name):
     network = Network()
     run(made(name), attacks.Logits(network))

@@ -56,14 +56,19 @@ def stopped_and_whole(attack, **how):
     return stopped, whole
 
 
+@functools.cache
+def left_by_pgd():
+    """Measures what a long attack without stopping leaves."""
+    return accuracy(tfsam.PGD(0.05, steps=40)(source, X, Y))
+
+
 @pytest.mark.parametrize("name", STOPPING)
 def test_the_whole_budget_is_spent_on_a_surrogate(name):
     attack = attacks.get(name, epsilon=0.05, **STOPPING[name])
     stopped, whole = stopped_and_whole(attack, rows=32)
     assert accuracy(whole) < accuracy(stopped) - 0.02
     if not attack.gradient_free:
-        strong = tfsam.PGD(0.05, steps=40)(source, X, Y)
-        assert accuracy(whole) < accuracy(strong) + 0.15
+        assert accuracy(whole) < left_by_pgd() + 0.15
 
 
 def test_all_attempts_at_a_surrogate_are_made():

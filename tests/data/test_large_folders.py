@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import assert_one_line_error
+from helpers import slow
 
 from tfsam import data
 from tfsam.data import batches
@@ -22,7 +23,7 @@ def write(path, image):
     path.write_bytes(tf.io.encode_png(image).numpy())
 
 
-@pytest.fixture(params=[1, 3], ids=["gray", "color"])
+@pytest.fixture(params=[slow(1, id="gray"), pytest.param(3, id="color")])
 def folder(request, tmp_path):
     """A folder of 2 classes and 42 images, of them 2 that are damaged."""
     random = np.random.default_rng(0)

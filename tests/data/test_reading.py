@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 import tfsam
 from tfsam.data import examples
@@ -126,8 +127,16 @@ CONTAINERS = {
 }
 
 
-@pytest.mark.parametrize("labels", [Y, ONE_HOT], ids=["numbers", "one-hot"])
-@pytest.mark.parametrize("kind", CONTAINERS)
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        *((kind, Y) for kind in CONTAINERS),
+        *(
+            (kind, ONE_HOT) if kind == "tfds, batched" else slow(kind, ONE_HOT)
+            for kind in CONTAINERS
+        ),
+    ],
+)
 def test_the_examples_are_the_same_in_every_container(kind, labels):
     x, y = examples.load(CONTAINERS[kind](labels))
     np.testing.assert_array_equal(x, X, strict=x.dtype == X.dtype)

@@ -4,12 +4,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 import tfsam
 
 RNG = np.random.default_rng(0)
 DATA = RNG.random((20, 6), "float32"), np.arange(20) % 3
-ATTACKS = ["pgd", "fmn", "square", "cleverhans_pgd"]
+ATTACKS = ["pgd", slow("fmn"), slow("square"), "cleverhans_pgd"]
 
 
 def result(attack):

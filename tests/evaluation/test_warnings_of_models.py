@@ -116,7 +116,7 @@ def test_few_classes_are_said(cnn, data, classes):
     result = evaluate(
         lambda x: cnn(x)[:, :classes],
         few,
-        ["autoattack", "apgd_t"],
+        ["autoattack"],
         [0.3],
         strict=True,
     )

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 import tfsam
 from tfsam.evaluation import red_flags
@@ -58,7 +59,7 @@ DEPENDENT = {
 }
 
 
-@pytest.mark.parametrize("size", [1, 2, 16])
+@pytest.mark.parametrize("size", [1, slow(2), 16])
 @pytest.mark.parametrize("model", DEPENDENT.values(), ids=list(DEPENDENT))
 def test_logits_that_depend_on_the_batch_are_found(model, size, x):
     if size == 1 and model is DEPENDENT["maximum"]:
@@ -137,7 +138,7 @@ ORDINARY = {
 }
 
 
-@pytest.mark.parametrize("size", [1, 16])
+@pytest.mark.parametrize("size", [slow(1), 16])
 @pytest.mark.parametrize("model", ORDINARY.values(), ids=list(ORDINARY))
 def test_ordinary_logits_raise_no_alarm(model, size, x):
     assert warned(model(), x[:size]) == []

@@ -51,8 +51,14 @@ def network(*, batch_norm=True, dropout=0.0):
     return keras.Sequential([keras.Input((4,)), *layers])
 
 
-def compiled(model, learning_rate=0.5, **kwargs):
-    model.compile(tfsam.SGD(learning_rate, momentum=0.9), LOSS, **kwargs)
+def compiled(model, learning_rate=0.5, run_eagerly=True, **kwargs):
+    """Compiles a model. A few small steps are quicker than tracing one."""
+    model.compile(
+        tfsam.SGD(learning_rate, momentum=0.9),
+        LOSS,
+        run_eagerly=run_eagerly,
+        **kwargs,
+    )
     return model
 
 
@@ -457,7 +463,7 @@ def test_in_the_end_the_network_is_the_average(validation):
 
 
 def test_each_shape_of_batch_is_traced_once():
-    model = compiled(network())
+    model = compiled(network(), run_eagerly=False)
     counted = model.layers[1]
 
     class Count(keras.callbacks.Callback):
@@ -549,7 +555,9 @@ def on_two_devices(*callbacks, inside=False):
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
     with strategy.scope():
-        model = compiled(tfsam.RobustModel(network(), seed=0))
+        model = compiled(
+            tfsam.RobustModel(network(), seed=0), run_eagerly=False
+        )
     with strategy.scope() if inside else contextlib.nullcontext():
         fit(model, *callbacks, epochs=2)
     return model.network
@@ -595,7 +603,9 @@ def test_what_fit_refuses():
     unbuilt = compiled(keras.Sequential([keras.layers.Dense(3)]))
     with pytest.raises(ValueError, match="must be built"):
         fit(unbuilt, SWA(0))
-    several = compiled(network(batch_norm=False), steps_per_execution=2)
+    several = compiled(
+        network(batch_norm=False), run_eagerly=False, steps_per_execution=2
+    )
     with pytest.raises(ValueError, match="steps_per_execution"):
         fit(several, EMA())
     average = SWA(0)

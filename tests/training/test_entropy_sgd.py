@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 import tfsam
 from tfsam.training.entropy_sgd import EntropySGD
@@ -165,7 +166,9 @@ def trained(model, steps):
     return [v.numpy() for v in model.trainable_variables]
 
 
-def compiled(perturb_weights=None, jit_compile=False, **kwargs):
+def compiled(
+    perturb_weights=None, jit_compile=False, run_eagerly=False, **kwargs
+):
     keras.utils.set_random_seed(0)
     network = keras.Sequential(
         [
@@ -177,7 +180,9 @@ def compiled(perturb_weights=None, jit_compile=False, **kwargs):
     model = tfsam.RobustModel(network, perturb_weights=perturb_weights, seed=0)
     settings = {"inner_steps": 3, "scoping": 0.5, "gamma": 0.1, "noise": 0.1}
     optimizer = EntropySGD(0.5, **{**settings, **kwargs})
-    model.compile(optimizer, LOSS, jit_compile=jit_compile)
+    model.compile(
+        optimizer, LOSS, jit_compile=jit_compile, run_eagerly=run_eagerly
+    )
     return model
 
 
@@ -204,7 +209,8 @@ def test_saved_amid_a_walk(tmp_path):
 def test_fit_ends_at_w():
     """Walks of 3 in epochs of 5 steps: fit, and fit again, are 3 steps each."""
     data = tf.data.Dataset.from_tensors((X, Y)).repeat(5)
-    walked, model = compiled(noise=0), compiled(noise=0)
+    # A few small steps are quicker than tracing one.
+    walked, model = (compiled(noise=0, run_eagerly=True) for _ in range(2))
     for _ in range(2):
         model.fit(data, verbose=0)
         expected = trained(walked, 3)
@@ -212,7 +218,7 @@ def test_fit_ends_at_w():
 
 
 def test_a_resumed_fit_with_nothing_left_ends_at_w(tmp_path):
-    model = compiled()
+    model = compiled(run_eagerly=True)
     expected = trained(model, 3)
     assert furthest(trained(model, 1), expected) > 1e-3
     model.save(tmp_path / "model.keras")
@@ -260,7 +266,7 @@ def on_devices(devices):
         else tf.distribute.get_strategy()
     )
     with strategy.scope():
-        model = compiled(tfsam.SAM(0.0))
+        model = compiled(tfsam.SAM(0.0), run_eagerly=devices == 1)
     data = tf.data.Dataset.from_tensors((X, Y)).unbatch().batch(16)
     walking = []
     watch = keras.callbacks.LambdaCallback(
@@ -290,15 +296,11 @@ def test_two_devices_are_one():
     assert_same([v.numpy() for v in found.trainable_variables], walk[2], 0)
 
 
-@pytest.mark.parametrize(
-    "jit_compile", [pytest.param(False, marks=pytest.mark.slow), True]
-)
+@pytest.mark.parametrize("jit_compile", [slow(False), True])
 def test_it_trains_with_sam(jit_compile):
     model = compiled(tfsam.SAM(0.05), jit_compile, noise=1e-3, scoping=1e-3)
-    before = model.evaluate(X, Y, verbose=0)
-    history = model.fit(X, Y, batch_size=8, epochs=60, verbose=0)
-    assert history.history["loss"][-1] < 0.5 * before
-    assert model.evaluate(X, Y, verbose=0) < 0.5 * before
+    losses = model.fit(X, Y, batch_size=8, epochs=60, verbose=0).history["loss"]
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_config_round_trip():

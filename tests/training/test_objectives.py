@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 import tfsam
 from tfsam.attacks import losses
@@ -25,12 +26,8 @@ OBJECTIVES = {
     "MART": (tfsam.MART(), MART_ATTACK),
 }
 # What the two have in common is tested by the other one in the slow tests.
-ONE_BY_DEFAULT = [pytest.param("TRADES", marks=pytest.mark.slow), "MART"]
-
-
-SLOW_MODES = [
-    pytest.param(mode, marks=pytest.mark.slow) for mode in ("eager", "xla")
-]
+ONE_BY_DEFAULT = [slow("TRADES"), "MART"]
+SLOW_MODES = [slow("eager"), slow("xla")]
 
 
 def network(batch_norm=True, regularizer=None, dropout=0.0, dtype=None):
@@ -49,7 +46,8 @@ def network(batch_norm=True, regularizer=None, dropout=0.0, dtype=None):
     return keras.Sequential([keras.Input((6,)), *layers])
 
 
-def compiled(model, mode="graph", loss=SPARSE, momentum=0.9, **kwargs):
+def compiled(model, mode="eager", loss=SPARSE, momentum=0.9, **kwargs):
+    """Compiles a model. A few small steps are quicker than tracing one."""
     model.compile(
         tfsam.SGD(0.5, momentum=momentum),
         loss,
@@ -60,7 +58,7 @@ def compiled(model, mode="graph", loss=SPARSE, momentum=0.9, **kwargs):
     return model
 
 
-def made(objective=None, attack=None, mode="graph", *, net=None, **kwargs):
+def made(objective=None, attack=None, mode="eager", *, net=None, **kwargs):
     kwargs.setdefault("seed", 0)
     return compiled(
         tfsam.RobustModel(
@@ -142,8 +140,16 @@ STANDARD = {
 }
 
 
-@pytest.mark.parametrize("mode", ["graph", *SLOW_MODES])
-@pytest.mark.parametrize("name", STANDARD)
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("beta = 0", "graph"),
+        ("epsilon = 0", "eager"),
+        slow("beta = 0", "eager"),
+        slow("epsilon = 0", "graph"),
+        *(slow(name, "xla") for name in STANDARD),
+    ],
+)
 def test_trades_with_nothing_to_add_is_standard_training(name, mode, standard):
     model = made(*STANDARD[name], mode, net=regularised())
     assert difference(fitted(model, sample_weight=SAMPLE_WEIGHT), standard) < (
@@ -334,7 +340,7 @@ def one_step(objective, sample_weight, penalty, mode="graph"):
     return before, loss, net.get_weights()
 
 
-@pytest.mark.parametrize("weighted, penalty", [(False, 0), (True, 0.1)])
+@pytest.mark.parametrize("weighted, penalty", [slow(False, 0), (True, 0.1)])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_one_step_by_hand(name, penalty, weighted):
     """Gradients flow through both passes; penalties are counted once."""
@@ -407,7 +413,8 @@ def test_confident_predictions_have_finite_gradients(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("TRADES", "graph"), ("MART", "graph"), ("MART", "xla")]
+    ("name", "mode"),
+    [("TRADES", "graph"), ("MART", "eager"), slow("MART", "xla")],
 )
 def test_statistics_come_from_one_pass(name, mode):
     objective, _ = OBJECTIVES[name]
@@ -559,8 +566,8 @@ def replicated(name, devices, mode="graph"):
     ("name", "mode"),
     [
         ("TRADES", "graph"),
-        pytest.param("TRADES", "xla", marks=pytest.mark.slow),
-        pytest.param("MART", "graph", marks=pytest.mark.slow),
+        slow("TRADES", "xla"),
+        slow("MART", "graph"),
     ],
 )
 def test_two_devices_are_one(name, mode):
@@ -635,8 +642,15 @@ def recording(seen):
     return attack
 
 
-@pytest.mark.parametrize("mode", ["graph", "eager"])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("training", "mode"),
+    [
+        (False, "eager"),
+        (True, "graph"),
+        slow(False, "graph"),
+        slow(True, "eager"),
+    ],
+)
 def test_the_attack_sees_the_mode_that_was_asked_for(training, mode):
     """Its batch's statistics, and dropout: the same mask at each look."""
     seen = []
@@ -657,7 +671,7 @@ def test_the_attack_sees_the_mode_that_was_asked_for(training, mode):
     assert np.abs(other - expected).max() > 1e-2
 
 
-@pytest.mark.parametrize("mode", ["eager", "xla"])
+@pytest.mark.parametrize("mode", ["eager", slow("xla")])
 def test_an_attack_in_training_mode_moves_no_variable(mode):
     def attack(logits_fn, x, y, seed):
         return shifted(None, x + 0 * tf.reduce_sum(logits_fn(2 * x)), y, seed)
@@ -690,7 +704,7 @@ WARM = {
 }
 
 
-def warm(attack, mode="graph", **kwargs):
+def warm(attack, mode="eager", **kwargs):
     inputs = keras.Input((6,))
     net = keras.Model(inputs, keras.layers.Dense(3)(inputs))
     net.set_weights([KERNEL, np.zeros(3, "float32")])
@@ -704,7 +718,13 @@ def changes(model, steps):
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("FGSM", "graph"), ("FGSM", "eager"), ("FGSM", "xla"), ("PGD", "graph")],
+    [
+        ("FGSM", "graph"),
+        ("PGD", "eager"),
+        slow("FGSM", "eager"),
+        slow("FGSM", "xla"),
+        slow("PGD", "graph"),
+    ],
 )
 def test_epsilon_grows_linearly(name, mode):
     attack, full = WARM[name]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import settings_of
+from helpers import slow
 
 import tfsam
 from tfsam import run
@@ -25,13 +26,18 @@ TINY = (
 MIXED = ("mixed_float16", "mixed_bfloat16")
 
 
-def trained(precision, *arguments, seed=0):
-    """(network before, model) after a step on 32 digits."""
+def made(precision, *arguments):
+    """(model, 32 digits)."""
     settings = settings_of(
         "--batch_size=32", f"--precision={precision}", *arguments
     )
-    images = tfsam.data.load("digits", limit_train=32, seed=seed)
-    model = fit.make_model(settings, images, None)
+    images = tfsam.data.load("digits", limit_train=32, seed=0)
+    return fit.make_model(settings, images, None), images
+
+
+def trained(precision, *arguments):
+    """(network before, model) after a step on 32 digits."""
+    model, images = made(precision, *arguments)
     before = [np.array(w) for w in model.network.get_weights()]
     model.train_on_batch(images.x_train, images.y_train)
     return before, model
@@ -43,7 +49,7 @@ def trained_exactly(*arguments):
 
 
 # The one that scales its loss by default, the other in the slow tests.
-SCALED_AND_NOT = [MIXED[0], pytest.param(MIXED[1], marks=pytest.mark.slow)]
+SCALED_AND_NOT = [MIXED[0], slow(MIXED[1])]
 
 
 @pytest.mark.parametrize("precision", SCALED_AND_NOT)
@@ -51,7 +57,7 @@ SCALED_AND_NOT = [MIXED[0], pytest.param(MIXED[1], marks=pytest.mark.slow)]
     "arguments",
     [
         ("--method=sam", "--rho=0.2"),
-        pytest.param(("--method=at", "--steps=2"), marks=pytest.mark.slow),
+        slow(("--method=at", "--steps=2")),
     ],
 )
 def test_a_step_is_that_of_float32_to_the_precision_of_halves(
@@ -81,7 +87,7 @@ def test_a_step_is_that_of_float32_to_the_precision_of_halves(
 
 @pytest.mark.parametrize("precision", SCALED_AND_NOT)
 def test_pixels_logits_weights_and_attacks_stay_in_float32(precision):
-    _, model = trained(precision, "--method=at", "--steps=1")
+    model, _ = made(precision, "--method=at", "--steps=1")
     network = model.network
     assert {w.dtype for w in network.trainable_variables} == {"float32"}
     assert network.get_layer("stem").compute_dtype == precision[6:]
@@ -151,7 +157,7 @@ def test_weights_of_halves_are_refused(dtype):
         tfsam.RobustModel(network)
 
 
-@pytest.mark.parametrize("mask", ["fisher", "dynamic"])
+@pytest.mark.parametrize("mask", ["fisher", slow("dynamic")])
 def test_an_overflow_leaves_the_state_alone(mask):
     """A loss scale that is too large costs its steps, and then all is well."""
     method = tfsam.SSAM(0.05, mask=mask, refresh_every=50)

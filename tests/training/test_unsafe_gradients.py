@@ -79,7 +79,7 @@ def fitted(network, **settings):
 
 def test_training_warns_of_them_by_name(onednn):
     with pytest.warns(UserWarning, match="layers c are 1x1 conv.*ONEDNN_OPTS"):
-        fitted(strided())
+        fitted(strided(), run_eagerly=True)
 
 
 def test_a_landscape_warns_of_them(onednn):
@@ -92,9 +92,9 @@ def test_training_does_not_warn_where_they_are_safe(onednn, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         fitted(strided(), jit_compile=True)
-        fitted(strided(size=2))
+        fitted(strided(size=2), run_eagerly=True)
         monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
-        fitted(strided())
+        fitted(strided(), run_eagerly=True)
 
 
 def test_one_example_is_repeated_where_its_gradient_is_unsafe(onednn):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 import tfsam
 from tfsam.attacks import losses
@@ -17,19 +18,13 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 RHO = 0.2
 
 
-# The slow tests use all of them.
-MODES = [
-    "graph",
-    *[pytest.param(mode, marks=pytest.mark.slow) for mode in ("eager", "xla")],
-]
+# A few small steps are quicker than tracing one; the slow tests use all modes.
+MODES = ["eager", *map(slow, ("graph", "xla"))]
 
 
 def some(names, chosen):
     """Returns all names; marks those that are not chosen as slow."""
-    return [
-        name if name in chosen else pytest.param(name, marks=pytest.mark.slow)
-        for name in names
-    ]
+    return [name if name in chosen else slow(name) for name in names]
 
 
 def network(batch_norm=True):
@@ -42,7 +37,7 @@ def network(batch_norm=True):
 
 
 def made(
-    perturb_weights=None, mode="graph", batch_norm=True, momentum=0.9, **kwargs
+    perturb_weights=None, mode="eager", batch_norm=True, momentum=0.9, **kwargs
 ):
     kwargs.setdefault("seed", 0)
     model = tfsam.RobustModel(
@@ -62,7 +57,7 @@ def fitted(model, steps=4):
     return model
 
 
-def trained(perturb_weights=None, mode="graph", **kwargs):
+def trained(perturb_weights=None, mode="eager", **kwargs):
     return fitted(made(perturb_weights, mode, **kwargs))
 
 
@@ -101,11 +96,7 @@ SAME_AS_SAM = {
 @pytest.mark.parametrize("name", SAME_AS_SAM)
 def test_they_are_sam(name, mode, sam):
     other = trained(SAME_AS_SAM[name], mode)
-    if mode == "graph":
-        assert difference(other, sam) < 1e-7
-    elif mode == "eager":
-        assert difference(other, trained(tfsam.SAM(RHO), "eager")) < 1e-7
-    assert difference(other, sam) < 1e-6
+    assert difference(other, sam) < (1e-7 if mode == "eager" else 1e-6)
 
 
 SAME_AS_STANDARD = {
@@ -158,7 +149,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_each_does_something_of_its_own(name, sam, standard):
-    found = trained(CHANGES[name], "eager")
+    found = trained(CHANGES[name])
     assert difference(found, standard) > 1e-4
     assert name == "SAM" or difference(found, sam) > 1e-4
 
@@ -166,7 +157,8 @@ def test_each_does_something_of_its_own(name, sam, standard):
 @pytest.mark.parametrize("name", some(CHANGES, ("GSAM", "ESAM")))
 def test_each_trains_with_an_attack(name):
     """Trains with an attack, and checks that all weights stay finite."""
-    model = trained(CHANGES[name], perturb_inputs=tfsam.PGD(0.1, steps=2))
+    attack = tfsam.PGD(0.1, steps=2)
+    model = trained(CHANGES[name], perturb_inputs=attack)
     weights = np.concatenate([w.ravel() for w in model.network.get_weights()])
     assert np.isfinite(weights).all()
 
@@ -244,7 +236,7 @@ def test_m_sharpness_by_hand():
     assert_same(one_step(tfsam.SAM(RHO), sub_batches=3), totals)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [slow(False), True])
 def test_m_sharpness_of_one_part_or_of_equal_parts_is_sam(jit_compile):
     def run(sub_batches, x, y):
         model = made(tfsam.SAM(RHO), sub_batches=sub_batches, batch_norm=False)
@@ -281,7 +273,6 @@ def test_a_batch_smaller_than_its_parts_has_a_part_an_example():
         model = made(tfsam.SAM(RHO), sub_batches=counts[0], batch_norm=False)
         for count, start in zip(counts, (0, 6, 12), strict=True):
             model.sub_batches = count
-            model.make_train_function(force=True)
             model.train_on_batch(X[start : start + 6], Y[start : start + 6])
         return model
 
@@ -289,11 +280,11 @@ def test_a_batch_smaller_than_its_parts_has_a_part_an_example():
 
 
 def test_looksam_s_cheap_steps_are_standard_without_alpha():
-    one = fitted(made(tfsam.LookSAM(RHO, every=2, alpha=0), momentum=0), 2)
+    method = tfsam.LookSAM(RHO, every=2, alpha=0)
+    one = fitted(made(method, momentum=0), 2)
     other = made(tfsam.SAM(RHO), momentum=0)
     other.train_on_batch(X[:8], Y[:8])
     other.perturb_weights = None
-    other.make_train_function(force=True)
     other.train_on_batch(X[8:], Y[8:])
     assert difference(one, other) < 1e-6
 
@@ -307,7 +298,7 @@ def test_looksam_makes_one_second_pass_in_so_many_steps():
             calls.assign_add(1)
             return super().perturb(weights, gradients, state, step)
 
-    model = made(Counting(RHO, every=3))
+    model = made(Counting(RHO, every=3), "graph")
     fitted(model, 8)
     assert int(calls) == 3  # Steps 0, 3 and 6.
 
@@ -315,7 +306,7 @@ def test_looksam_makes_one_second_pass_in_so_many_steps():
 def test_ssam_f_s_fisher_information_is_that_of_single_examples():
     """Uses inference mode: BatchNorm with its moving statistics."""
     method = tfsam.SSAM(RHO, sparsity=0.5, refresh_every=100, samples=17)
-    model = made(method)
+    model = made(method, "graph")
     net = model.network
     expected = 0
     for x, y in zip(X, Y, strict=True):
@@ -336,7 +327,8 @@ def test_ssam_f_s_fisher_information_is_that_of_single_examples():
 
 def test_ssam_f_s_sum_goes_on_past_the_next_due_step():
     """17 examples need three batches of 8; a mask is due every 2 steps."""
-    model = made(tfsam.SSAM(RHO, sparsity=0.5, refresh_every=2, samples=17))
+    method = tfsam.SSAM(RHO, sparsity=0.5, refresh_every=2, samples=17)
+    model = made(method, "graph")
     counts = []
     for start in (0, 8, 0, 8, 0):
         model.train_on_batch(X[start : start + 8], Y[start : start + 8])
@@ -436,7 +428,12 @@ def replicated(method, devices, sharpness="per_replica", **kwargs):
             cross_device_ops=tf.distribute.ReductionToOneDevice(),
         )
     with strategy.scope():
-        model = made(method, batch_norm=False, sharpness=sharpness, **kwargs)
+        model = made(
+            *(method, "graph" if devices > 1 else "eager"),
+            batch_norm=False,
+            sharpness=sharpness,
+            **kwargs,
+        )
     data = tf.data.Dataset.from_tensors((X, Y)).unbatch().batch(16)
     model.fit(data, epochs=4, verbose=0)
     return model
@@ -450,7 +447,7 @@ STATEFUL = {
 }
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", some(STATEFUL, ("SSAM-F",)))
 def test_replicas_agree_on_what_is_kept(name):
     model = replicated(STATEFUL[name], 2)
     for variable in [*model.perturbation_state, *model.trainable_variables]:
@@ -484,6 +481,8 @@ def test_global_sharpness_makes_two_replicas_one(name):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+# That a replica's sharpness is its own is tested by default with the devices.
+@pytest.mark.slow
 def test_replicas_of_m_sharpness_are_its_parts():
     """Per-replica SAM on two devices equals SAM in two parts on one."""
     two = replicated(tfsam.SAM(RHO), 2)
