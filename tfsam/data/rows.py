@@ -81,7 +81,7 @@ class Rows:
                 )
         chosen = np.arange(len(self))[first]
         found = self._read(np.ravel(chosen))
-        found = found.reshape(*np.shape(chosen), *self.shape[1:])
+        found = found.reshape((*np.shape(chosen), *self.shape[1:]))
         return found[(slice(None),) * np.ndim(chosen) + (*others,)]
 
     def __iter__(self) -> Iterator[np.ndarray]:
