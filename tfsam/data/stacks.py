@@ -231,8 +231,8 @@ def _each(
         for index in left:
             decode_one(index)
 
-    # Pillow works outside of Python's lock.
-    workers = os.cpu_count() or 1
+    # Pillow works outside of Python's lock; some threads wait for the disk.
+    workers = 2 * (os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         try:
             for done in [pool.submit(work) for _ in range(workers)]:
