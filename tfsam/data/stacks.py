@@ -231,8 +231,9 @@ def _each(
         for index in left:
             decode_one(index)
 
-    # Pillow works outside of Python's lock; some threads wait for the disk.
-    workers = 2 * (os.cpu_count() or 1)
+    # Pillow works outside of Python's lock, and some threads wait for the disk:
+    # as many threads as Python starts by default.
+    workers = min((os.cpu_count() or 1) + 4, 32)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         try:
             for done in [pool.submit(work) for _ in range(workers)]:
