@@ -2,19 +2,17 @@
 
   python attack_model.py MODEL DATA.npz
 
-MODEL is a .keras file or the folder of a SavedModel, from pixels in [0, 1] to
-logits. DATA.npz holds the arrays x_train, y_train, x_test and y_test: x is
-uint8 or float in [0, 1], y has the numbers of the classes.
+MODEL is a file of Keras 1 to 3 or the folder of a SavedModel. DATA.npz holds
+the arrays x_train, y_train, x_test and y_test: x is uint8 or float in [0, 1], y
+has the numbers of the classes.
 
-A model that ends in a softmax is rejected: its gradients vanish, so it would
-look robust. A model for pixels in 0..255, or for normalized pixels, must
-convert them itself. In Keras, both are easy to add:
+A softmax at the end of a file's model is removed: its gradients vanish, so the
+model would look robust. The pixels that it was trained on, such as 0..255, are
+those with the highest natural accuracy. A model in memory is taken as it is;
+`tfsam.models.load` does the same to it:
 
-  model = keras.saving.load_model("old.keras")
-  model.layers[-1].activation = keras.activations.linear
-  rescaling = keras.layers.Rescaling(255)  # or Normalization(mean=, variance=)
-  inputs = keras.Input(model.input_shape[1:])
-  keras.Model(inputs, model(rescaling(inputs))).save("model.keras")
+  model = tfsam.models.load(keras_model, pixels="0..255")
+  model.save("model.keras")  # From pixels in [0, 1] to logits.
 
 Warnings below a table are signs of a misleading result:
 
@@ -48,7 +46,6 @@ import tensorflow as tf
 from absl import app
 
 import tfsam
-from tfsam.models.loading import load_logits
 
 # In units of the pixels.
 EPSILONS = [1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255]
@@ -96,13 +93,14 @@ def main(argv):
     print(tfsam.reports.table(standard))
 
     # One batch by hand. An attack takes any function from pixels to logits,
-    # such as a Keras model; `load_logits` makes one from either kind of file.
-    logits_fn = load_logits(path)
+    # such as a Keras model; `load` makes one from either kind of file.
+    pixels = standard["model"]["pixels"]
+    logits_fn = tfsam.models.load(path, pixels)
     attack = tfsam.attacks.get("pgd_cw", epsilon=1.0, norm="l2", steps=20)
     adversarial = attack(logits_fn, few, labels, seed=0)
     before, after = (
-        np.argmax(logits_fn(tf.constant(pixels)), axis=1)
-        for pixels in (few, adversarial)
+        np.argmax(logits_fn(tf.constant(images)), axis=1)
+        for images in (few, adversarial)
     )
     moved = (adversarial.numpy() - few).reshape(len(few), -1)
     farthest = np.linalg.norm(moved, axis=1).max()

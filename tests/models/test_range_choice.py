@@ -79,8 +79,8 @@ def test_few_examples_and_many_classes(count, classes, rates):
     chosen = range_choice.choose(found, labels, None, 1 / classes).name
     measured = range_choice.accuracies(found, labels)
     if chosen != "0..1":
-        # Seven examples more at least are right.
-        assert (measured[chosen] - measured["0..1"]) * count > 6
+        # Five examples more at least are right.
+        assert (measured[chosen] - measured["0..1"]) * count > 4
     for asked in found:
         message = range_choice.objection(found, labels, asked, 1 / classes)
         assert message is None or f"Received: pixels={asked}" in message

@@ -20,8 +20,9 @@ from tfsam.models.pixel_ranges import PLAIN
 _STAGES = (64, 256, 1024)
 _ENOUGH = 256
 
-# Probability that a range seems better, or better than guessing, by chance.
-_LUCK = 0.01
+# Probability that a range seems better, or better than guessing, by chance: to
+# leave the other out, and to prefer it to the usual one.
+_LUCK, _LEANING = 0.01, 0.05
 
 # How much more accuracy is "far more", and the share of what there is to gain
 # below which a model is near guessing.
@@ -80,21 +81,31 @@ def accuracies(found: Predictions, labels: np.ndarray) -> dict[str, float]:
     return {name: accuracy(p, labels) for name, p in found.items()}
 
 
-def contenders(found: Predictions, labels: np.ndarray) -> list[str]:
-    """Returns the ranges that are not clearly worse than another."""
+def contenders(
+    found: Predictions, labels: np.ndarray, luck: float = _LUCK
+) -> list[str]:
+    """Returns the ranges that are not clearly worse than another.
+
+    Args:
+        found: A result of `predictions`.
+        labels: The classes of the examples.
+        luck: Probability that a range seems better by chance.
+    """
     right = {n: p == labels[: len(p)] for n, p in found.items()}
     return [
         name
         for name in right
         if not any(
-            _clearly_better(right[other], right[name])
+            _clearly_better(right[other], right[name], luck)
             for other in right
             if other != name
         )
     ]
 
 
-def _clearly_better(right: np.ndarray, other: np.ndarray) -> bool:
+def _clearly_better(
+    right: np.ndarray, other: np.ndarray, luck: float = _LUCK
+) -> bool:
     """Returns whether a sign test finds more examples right than in another."""
     count = min(len(right), len(other))
     right, other = right[:count], other[:count]
@@ -102,7 +113,7 @@ def _clearly_better(right: np.ndarray, other: np.ndarray) -> bool:
     if gains <= losses:
         return False
     test = scipy.stats.binomtest(gains, gains + losses, alternative="greater")
-    return bool(test.pvalue < _LUCK)
+    return bool(test.pvalue < luck)
 
 
 def _is_guessing(right: np.ndarray, chance: float) -> bool:
@@ -134,12 +145,13 @@ def choose(
         _is_guessing(found[n] == labels[: len(found[n])], chance) for n in close
     ):
         return Choice(told or PLAIN)
-    if told in close:
+    leaning = contenders(found, labels, _LEANING)
+    if told in leaning:
         return Choice(str(told))
-    if PLAIN in close:
+    if PLAIN in leaning:
         name = PLAIN
     else:
-        name = max(close, key=measured.__getitem__)
+        name = max(leaning, key=measured.__getitem__)
     others = [other for other in close if other != name]
     if not others or all(_same(found, name, other) for other in others):
         return Choice(name)

@@ -29,6 +29,13 @@ _CHECKED, _LARGE = 32, 30
 _TOGETHER, _VALUES = 256, 1 << 22
 
 
+_LOST = (
+    "natural accuracy is near guessing under every range tried; if the model "
+    "is trained, check its pixels (--pixels also takes MEAN/STD and "
+    "MODULE:FUNCTION) and the order of its classes (--class_order)"
+)
+
+
 class Examples(NamedTuple):
     """Examples to try a model on, in random order.
 
@@ -144,7 +151,7 @@ def run(opened: Opened, examples: Examples, asked: str | None = None) -> Trial:
     accuracies = range_choice.accuracies(found, labels)
     notes = choice.notes
     if objection is None and is_lost(choice.name):
-        notes += (_near_guessing(accuracies),)
+        notes += (_LOST,)
     return Trial(
         fitted=models[choice.name],
         accuracies=accuracies,
@@ -205,14 +212,3 @@ def _check_logits(fitted: Fitted, images: np.ndarray) -> None:
             "is a bug of tfsam; please report it. Received: a difference of "
             f"{difference:.2g}"
         )
-
-
-def _near_guessing(accuracies: dict[str, float]) -> str:
-    """Returns a note about natural accuracy that is low under every range."""
-    listed = range_choice.summary(accuracies)
-    return (
-        f"natural accuracy is near guessing under every range tried ({listed});"
-        " if the model is trained, check its pixels (--pixels also takes "
-        "MEAN/STD and MODULE:FUNCTION) and the order of its classes "
-        "(--class_order)"
-    )
