@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfsam.data import decoding
-from tfsam.data import resizing
+from tfsam.data.files import decoding
+from tfsam.data.files import resizing
 
 RNG = np.random.default_rng(0)
 

@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from tfsam import data
 from tfsam.data import cache as decoded_cache
-from tfsam.data import folders
-from tfsam.data import layouts
 from tfsam.data import stacks
+from tfsam.data.files import folders
+from tfsam.data.files import layouts
 from tfsam.data.options import Options
 from tfsam.support import files
 

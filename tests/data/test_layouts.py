@@ -8,8 +8,8 @@ from helpers import assert_one_line_error
 from PIL import Image
 
 import tfsam
-from tfsam.data import layouts
 from tfsam.data import sources
+from tfsam.data.files import layouts
 
 RNG = np.random.default_rng(0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import assert_one_line_error
 
-from tfsam.data import resizing
+from tfsam.data.files import resizing
 
 SIDES = st.integers(1, 40)
 

@@ -8,7 +8,7 @@ from helpers import assert_one_line_error
 from PIL import Image
 
 from tfsam.data import sources
-from tfsam.data import tables
+from tfsam.data.files import tables
 
 NAMES = ("a", "b", "c", "d")
 

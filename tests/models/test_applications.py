@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_one_line_error
 from keras.src.utils import file_utils
 
-from tfsam.models import applications
+from tfsam.models.networks import applications
 
 # The smallest images of the classes that do not take 32 x 32.
 SIDES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from keras import layers
 
-from tfsam.models import probabilities
-from tfsam.models.endings import classifier
+from tfsam.models.logits import probabilities
+from tfsam.models.logits.endings import classifier
 
 SHAPE = (4, 4, 3)
 

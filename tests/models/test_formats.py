@@ -13,8 +13,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies
 
-from tfsam.models import formats
-from tfsam.models import reading
+from tfsam.models.files import formats
+from tfsam.models.files import reading
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 GRAPH = tf.Graph()

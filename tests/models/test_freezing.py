@@ -5,7 +5,7 @@ import pytest
 from helpers import assert_one_line_error
 from keras import layers
 
-from tfsam.models import freezing
+from tfsam.models.networks import freezing
 
 
 def network():

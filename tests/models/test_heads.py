@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from keras import layers
 
-from tfsam.models import heads
+from tfsam.models.networks import heads
 
 SHAPE = (6, 6, 2)
 

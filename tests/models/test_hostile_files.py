@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfsam.models import reading
-from tfsam.models import trusted_code
+from tfsam.models.files import reading
+from tfsam.models.files import trusted_code
 
 
 @pytest.fixture

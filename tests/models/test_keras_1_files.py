@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfsam.models import reading
+from tfsam.models.files import reading
 
 
 def configuration(ordering):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfsam.models import outputs
+from tfsam.models.logits import outputs
 
 
 def output(name, *shape, dtype="float32"):

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from tfsam.models import formats
-from tfsam.models import reading
+from tfsam.models.files import formats
+from tfsam.models.files import reading
 
 
 def randomized(model):

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tfsam.models import reading
+from tfsam.models.files import reading
 
 X = np.random.default_rng(0).random((3, 4), "float32")
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from tfsam.models import graphs
-from tfsam.models import probabilities
-from tfsam.models.endings import classifier
+from tfsam.models.logits import graphs
+from tfsam.models.logits import probabilities
+from tfsam.models.logits.endings import classifier
 
 SHAPE = (4, 4, 1)
 RANDOM = np.random.default_rng(0)

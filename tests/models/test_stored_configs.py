@@ -13,10 +13,10 @@ from helpers import examples
 from hypothesis import strategies
 from keras import layers
 
-from tfsam.models import reading
-from tfsam.models import stored_configs
-from tfsam.models import trusted_code
-from tfsam.models.stored_operations import Unsupported
+from tfsam.models.files import reading
+from tfsam.models.files import stored_configs
+from tfsam.models.files import trusted_code
+from tfsam.models.files.stored_operations import Unsupported
 
 
 def stored(kind, **config):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfsam.models import reading
+from tfsam.models.files import reading
 
 pytestmark = [pytest.mark.needs("tf_keras"), pytest.mark.slow]
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from tfsam.models import weight_files
+from tfsam.models.files import weight_files
 
 MISFIT = r"^weights must be .*Received: weights="
 

@@ -18,7 +18,7 @@ from helpers import settings_of
 from helpers import start
 
 from tfsam import registries
-from tfsam.models import trainable
+from tfsam.models.networks import trainable
 from tfsam.runs import attacked
 from tfsam.runs import fit
 from tfsam.runs import names

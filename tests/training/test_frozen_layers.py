@@ -8,7 +8,7 @@ from helpers import cpu_only
 from keras import layers
 
 import tfsam
-from tfsam.models import freezing
+from tfsam.models.networks import freezing
 
 CLASSES = 3
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfsam.data import resizing
 from tfsam.data import splitting
-from tfsam.data.decoding import refusal
+from tfsam.data.files import resizing
+from tfsam.data.files.decoding import refusal
 from tfsam.data.images import Images
 from tfsam.data.images import as_float
 from tfsam.data.options import Options

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tfsam.data.decoding import refusal
+from tfsam.data.files.decoding import refusal
 from tfsam.data.images import as_float
 from tfsam.data.rows import Pixels
 from tfsam.data.rows import Rows

@@ -16,11 +16,11 @@ import time
 import warnings
 from collections.abc import Sequence
 
-from tfsam.data import decoding
-from tfsam.data import listings
-from tfsam.data import resizing
 from tfsam.data import row_files
 from tfsam.data import stacks
+from tfsam.data.files import decoding
+from tfsam.data.files import listings
+from tfsam.data.files import resizing
 from tfsam.support import files
 
 # Of a file of decoded images; see `path_of`.

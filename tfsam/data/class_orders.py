@@ -5,7 +5,7 @@ import pathlib
 import re
 from collections.abc import Collection
 
-from tfsam.data.decoding import refusal
+from tfsam.data.files.decoding import refusal
 from tfsam.support import files
 
 BY_NAME, BY_NUMBER = "name", "number"

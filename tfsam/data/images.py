@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfsam.data import rows
-from tfsam.data.decoding import refusal
+from tfsam.data.files.decoding import refusal
 from tfsam.data.options import Pick
 from tfsam.data.rows import Pixels
 from tfsam.data.rows import Rows

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfsam.data import bad_images as bad
 from tfsam.data import class_orders
-from tfsam.data import resizing
 from tfsam.data import splitting
-from tfsam.data.decoding import refusal
+from tfsam.data.files import bad_images as bad
+from tfsam.data.files import resizing
+from tfsam.data.files.decoding import refusal
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number

@@ -14,12 +14,12 @@ import numpy as np
 from tfsam import registries
 from tfsam.data import arrays
 from tfsam.data import class_orders
-from tfsam.data import folders
-from tfsam.data import layouts
 from tfsam.data import options as reading
-from tfsam.data import tables
 from tfsam.data import tfds
-from tfsam.data.decoding import refusal
+from tfsam.data.files import folders
+from tfsam.data.files import layouts
+from tfsam.data.files import tables
+from tfsam.data.files.decoding import refusal
 from tfsam.data.images import Images
 from tfsam.data.images import as_float
 from tfsam.data.images import in_order

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfsam.data import decoding
-from tfsam.data import resizing
 from tfsam.data import row_files
 from tfsam.data import rows
-from tfsam.data.decoding import NotAnImage
+from tfsam.data.files import decoding
+from tfsam.data.files import resizing
+from tfsam.data.files.decoding import NotAnImage
 from tfsam.data.options import Options
 
 # A file that cannot be decoded has this number of channels.

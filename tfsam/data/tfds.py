@@ -10,7 +10,7 @@ import numpy as np
 
 from tfsam.data import rows
 from tfsam.data import stacks
-from tfsam.data.decoding import refusal
+from tfsam.data.files.decoding import refusal
 from tfsam.data.images import Images
 from tfsam.data.options import Options
 from tfsam.data.options import Pick

@@ -14,20 +14,20 @@ from typing import Any
 import keras
 
 from tfsam.attacks.logits import Logits
-from tfsam.models import endings
 from tfsam.models import fitting
-from tfsam.models import formats
 from tfsam.models import pixel_ranges
-from tfsam.models import reading
+from tfsam.models.files import formats
+from tfsam.models.files import reading
+from tfsam.models.files.weight_files import load_weights_into
 from tfsam.models.fingerprints import from_file
 from tfsam.models.functions import NetworkFunction
 from tfsam.models.functions import StatelessFunction
 from tfsam.models.functions import use_xla
+from tfsam.models.logits import endings
 from tfsam.models.pixel_ranges import PLAIN
 from tfsam.models.pixel_ranges import PixelRange
 from tfsam.models.records import Classifier
 from tfsam.models.records import Stored
-from tfsam.models.weight_files import load_weights_into
 from tfsam.support import files
 from tfsam.support import identity
 from tfsam.support import library_logs

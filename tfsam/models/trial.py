@@ -16,11 +16,11 @@ import tensorflow as tf
 from tfsam.models import fitting
 from tfsam.models import order_choice
 from tfsam.models import pixel_ranges
-from tfsam.models import probabilities
 from tfsam.models import range_choice
 from tfsam.models.loading import Fitted
 from tfsam.models.loading import Opened
 from tfsam.models.loading import load_logits
+from tfsam.models.logits import probabilities
 
 # The most examples that are tried, those on which logits are checked, and the
 # numbers and the values of examples that go through the model together.

@@ -15,13 +15,13 @@ from tfsam.models import fitting
 from tfsam.models import inspection
 from tfsam.models import pixel_ranges
 from tfsam.models import range_choice
-from tfsam.models import trainable
 from tfsam.models import trial
 from tfsam.models.functions import count_classes
 from tfsam.models.loading import Opened
 from tfsam.models.loading import load_logits
 from tfsam.models.loading import open_model
 from tfsam.models.loading import open_weights
+from tfsam.models.networks import trainable
 from tfsam.models.pixel_ranges import PLAIN
 from tfsam.runs.settings import Settings
 from tfsam.support import files

@@ -18,9 +18,9 @@ from tfsam.attacks import PGD
 from tfsam.data import batches
 from tfsam.data.rows import part
 from tfsam.evaluation import measure
-from tfsam.models import freezing
-from tfsam.models import trainable
 from tfsam.models.functions import use_xla
+from tfsam.models.networks import freezing
+from tfsam.models.networks import trainable
 from tfsam.runs.settings import Settings
 from tfsam.support import devices
 from tfsam.support import files

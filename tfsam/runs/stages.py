@@ -23,9 +23,9 @@ from tfsam import reports
 from tfsam.data import cache
 from tfsam.data import class_orders
 from tfsam.evaluation import measure
-from tfsam.models import fine_tuning
 from tfsam.models.fingerprints import from_file
 from tfsam.models.loading import load_logits
+from tfsam.models.networks import fine_tuning
 from tfsam.runs import artifacts
 from tfsam.runs import attack_entries
 from tfsam.runs import attacked

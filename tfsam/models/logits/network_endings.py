@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam.models.graphs import over_classes
-from tfsam.models.probabilities import called
-from tfsam.models.probabilities import probes
+from tfsam.models.logits.graphs import over_classes
+from tfsam.models.logits.probabilities import called
+from tfsam.models.logits.probabilities import probes
 
 _L = keras.layers
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfsam.models import hdf5_files
+from tfsam.models.files import hdf5_files
 
 # Names that tell what a weight is. A stored `gamma` is never a `beta`, though
 # their shapes are equal.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from tfsam.data.decoding import refusal
+from tfsam.data.files.decoding import refusal
 from tfsam.support.validators import check_choice
 
 # (height, width).

@@ -7,11 +7,11 @@ import keras
 
 from tfsam import registries
 from tfsam.models import fitting
-from tfsam.models import formats
-from tfsam.models import heads
 from tfsam.models import loading
 from tfsam.models import pixel_ranges
-from tfsam.models import reading
+from tfsam.models.files import formats
+from tfsam.models.files import reading
+from tfsam.models.networks import heads
 from tfsam.models.records import Stored
 
 Log = Callable[[str], None]

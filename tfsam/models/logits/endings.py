@@ -11,19 +11,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfsam.models import network_endings
-from tfsam.models import outputs
-from tfsam.models import signatures
-from tfsam.models.probabilities import class_logits
-from tfsam.models.probabilities import explain
-from tfsam.models.probabilities import for_probes
-from tfsam.models.probabilities import probes
-from tfsam.models.probabilities import seem_probabilities
+from tfsam.models.logits import network_endings
+from tfsam.models.logits import outputs
+from tfsam.models.logits import signatures
+from tfsam.models.logits.probabilities import class_logits
+from tfsam.models.logits.probabilities import explain
+from tfsam.models.logits.probabilities import for_probes
+from tfsam.models.logits.probabilities import probes
+from tfsam.models.logits.probabilities import seem_probabilities
+from tfsam.models.logits.signature_endings import integers_error
+from tfsam.models.logits.signature_endings import of_choice
+from tfsam.models.logits.signatures import Choice
 from tfsam.models.records import Classifier
 from tfsam.models.records import Stored
-from tfsam.models.signature_endings import integers_error
-from tfsam.models.signature_endings import of_choice
-from tfsam.models.signatures import Choice
 from tfsam.support import final_activations
 
 

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import h5py
 import keras
 
-from tfsam.models import archives
-from tfsam.models import formats
-from tfsam.models import hdf5_files
-from tfsam.models import keras_1_configs
-from tfsam.models import ordered_weights
-from tfsam.models import saved_models
-from tfsam.models import stored_configs
-from tfsam.models import trusted_code
+from tfsam.models.files import archives
+from tfsam.models.files import formats
+from tfsam.models.files import hdf5_files
+from tfsam.models.files import keras_1_configs
+from tfsam.models.files import ordered_weights
+from tfsam.models.files import saved_models
+from tfsam.models.files import stored_configs
+from tfsam.models.files import trusted_code
 from tfsam.models.records import Stored
 from tfsam.support import files
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-from tfsam.data.decoding import refusal
+from tfsam.data.files.decoding import refusal
 
 POLICIES = ("skip", "refuse")
 

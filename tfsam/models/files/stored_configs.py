@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import keras
 
-from tfsam.models import keras_1_configs
-from tfsam.models import stored_nodes
-from tfsam.models import stored_operations
-from tfsam.models import trusted_code
-from tfsam.models.stored_operations import Unsupported
+from tfsam.models.files import keras_1_configs
+from tfsam.models.files import stored_nodes
+from tfsam.models.files import stored_operations
+from tfsam.models.files import trusted_code
+from tfsam.models.files.stored_operations import Unsupported
 
 Config = dict[str, Any]
 
@@ -110,7 +110,7 @@ def mended(
 
     Raises:
         Unsupported: If Keras 3 has no equivalent.
-        tfsam.models.trusted_code.Untrusted: If a class is not registered.
+        tfsam.models.files.trusted_code.Untrusted: If a class is not registered.
     """
     major = (version or "2").partition(".")[0]
     source = _Source(major in ("1", "2"), major == "1", objects)

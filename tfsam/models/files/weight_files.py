@@ -7,11 +7,11 @@ from typing import Any
 import h5py
 import keras
 
-from tfsam.models import archives
-from tfsam.models import checkpoints
-from tfsam.models import formats
-from tfsam.models import hdf5_files
-from tfsam.models import ordered_weights
+from tfsam.models.files import archives
+from tfsam.models.files import checkpoints
+from tfsam.models.files import formats
+from tfsam.models.files import hdf5_files
+from tfsam.models.files import ordered_weights
 from tfsam.support import files
 
 # Groups of Keras 3 that are no weights of a layer.

@@ -12,8 +12,8 @@ from typing import Any
 import keras
 
 from tfsam import registries
-from tfsam.models import freezing
-from tfsam.models.weight_files import load_weights_into
+from tfsam.models.files.weight_files import load_weights_into
+from tfsam.models.networks import freezing
 from tfsam.support import files
 from tfsam.support.logit_checks import check_ending
 from tfsam.support.registry import call

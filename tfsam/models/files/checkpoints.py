@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfsam.models import ordered_weights
+from tfsam.models.files import ordered_weights
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 # Numbers of layers: those of Keras 2, which counts layers with weights alone,

@@ -5,14 +5,14 @@ import pathlib
 
 import numpy as np
 
-from tfsam.data import bad_images
 from tfsam.data import cache
-from tfsam.data import listings
-from tfsam.data import resizing
 from tfsam.data import rows
 from tfsam.data import splitting
 from tfsam.data import stacks
-from tfsam.data.decoding import refusal
+from tfsam.data.files import bad_images
+from tfsam.data.files import listings
+from tfsam.data.files import resizing
+from tfsam.data.files.decoding import refusal
 from tfsam.data.images import Images
 from tfsam.data.options import Options
 from tfsam.data.options import Pick

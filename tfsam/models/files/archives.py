@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from tfsam.models import hdf5_files
+from tfsam.models.files import hdf5_files
 
 CONFIG = "config.json"
 METADATA = "metadata.json"

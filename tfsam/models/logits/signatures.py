@@ -7,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfsam.models import outputs
-from tfsam.models.outputs import Output
+from tfsam.models.logits import outputs
+from tfsam.models.logits.outputs import Output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

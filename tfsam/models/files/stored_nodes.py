@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from tfsam.models import stored_operations
-from tfsam.models.stored_operations import Unsupported
+from tfsam.models.files import stored_operations
+from tfsam.models.files.stored_operations import Unsupported
 
 Config = dict[str, Any]
 

@@ -8,18 +8,18 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfsam.models import graphs
-from tfsam.models import outputs
-from tfsam.models import signatures
 from tfsam.models.functions import in_batches_of
-from tfsam.models.probabilities import class_logits
-from tfsam.models.probabilities import explain
-from tfsam.models.probabilities import for_probes
-from tfsam.models.probabilities import probes
-from tfsam.models.probabilities import seem_probabilities
+from tfsam.models.logits import graphs
+from tfsam.models.logits import outputs
+from tfsam.models.logits import signatures
+from tfsam.models.logits.probabilities import class_logits
+from tfsam.models.logits.probabilities import explain
+from tfsam.models.logits.probabilities import for_probes
+from tfsam.models.logits.probabilities import probes
+from tfsam.models.logits.probabilities import seem_probabilities
+from tfsam.models.logits.signatures import Choice
+from tfsam.models.logits.signatures import Signature
 from tfsam.models.records import Classifier
-from tfsam.models.signatures import Choice
-from tfsam.models.signatures import Signature
 from tfsam.support import files
 
 _LOST = (

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfsam.models.stored_operations import Unsupported
+from tfsam.models.files.stored_operations import Unsupported
 
 Config = dict[str, Any]
 

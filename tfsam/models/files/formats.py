@@ -6,8 +6,8 @@ import re
 import zipfile
 from typing import NamedTuple
 
-from tfsam.models import checkpoints
-from tfsam.models import other_files
+from tfsam.models.files import checkpoints
+from tfsam.models.files import other_files
 from tfsam.support import files
 
 # A path has one slash for two.

@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-from tfsam.data import listings
-from tfsam.data.decoding import refusal
-from tfsam.data.listings import TEST
-from tfsam.data.listings import TRAIN
-from tfsam.data.listings import UNDECIDED
+from tfsam.data.files import listings
+from tfsam.data.files.decoding import refusal
+from tfsam.data.files.listings import TEST
+from tfsam.data.files.listings import TRAIN
+from tfsam.data.files.listings import UNDECIDED
 
 _VALIDATION = "validation"
 

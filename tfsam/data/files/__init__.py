@@ -1,0 +1,1 @@
+"""Files of images: where they are, and the decoding of them."""

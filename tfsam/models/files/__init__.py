@@ -1,0 +1,1 @@
+"""Files of models: their formats, and the reading of each."""

@@ -1,0 +1,1 @@
+"""Logits of models: the numbers before a softmax or a sigmoid."""

@@ -1,0 +1,1 @@
+"""Networks to train that users name or bring."""
