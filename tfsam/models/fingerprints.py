@@ -5,6 +5,7 @@ description of its code and weights. In addition, a sketch holds a few numbers
 by which the outputs of two models are compared.
 """
 
+import contextlib
 import hashlib
 import re
 import zipfile
@@ -163,19 +164,33 @@ def alike(sketch: Sketch | None, other: Sketch | None) -> bool:
 def _projections(function: Callable[..., Any], x: np.ndarray) -> Sketch:
     random = np.random.default_rng(0)
     pixels = tf.convert_to_tensor(x)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(pixels)
-        logits = tf.convert_to_tensor(function(pixels))
-        upstream = tf.constant(random.normal(size=logits.shape), logits.dtype)
-        total = tf.reduce_sum(logits * upstream)
-    try:
-        slopes = tape.gradient(total, pixels)
-    except Exception:  # A user's model may raise anything.
-        slopes = None
+    logits = tf.convert_to_tensor(function(pixels))
+    upstream = tf.constant(random.normal(size=logits.shape), logits.dtype)
+    slopes = _slopes(function, pixels, upstream)
     return {
         key: None if values is None else _projected(values, random)
         for key, values in (("logits", logits), ("gradients", slopes))
     }
+
+
+def _slopes(
+    function: Callable[..., Any], pixels: tf.Tensor, upstream: tf.Tensor
+) -> tf.Tensor | None:
+    """Returns the gradient at the pixels, None if none flows."""
+
+    def compute(pixels: tf.Tensor) -> tf.Tensor | None:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(pixels)
+            logits = tf.convert_to_tensor(function(pixels))
+        return tape.gradient(logits, pixels, upstream)
+
+    # A graph leaves out the gradients of the weights, which may be unsafe (see
+    # `support.onednn`). Some functions cannot be traced.
+    for way in (tf.function(compute, autograph=False), compute):
+        # A user's model may raise anything, also where no gradient flows.
+        with contextlib.suppress(Exception):
+            return way(pixels)
+    return None
 
 
 def _projected(

@@ -183,13 +183,36 @@ def _to_float32(logits_fn: LogitsFn) -> LogitsFn:
         # Traced once for a batch. Other callables may use NumPy, which cannot
         # be traced.
         compiled = tf.function(
-            logits_fn, autograph=False, reduce_retracing=True
+            _of_pixels(logits_fn), autograph=False, reduce_retracing=True
         )
 
         def function(x: tf.Tensor) -> tf.Tensor:
             return compiled(logits_fn.guarded(x))
 
     return lambda x: tf.cast(tf.convert_to_tensor(function(x)), tf.float32)
+
+
+def _of_pixels(logits_fn: LogitsFn) -> LogitsFn:
+    """Returns the same function with gradients at the pixels alone.
+
+    The tapes of outside libraries watch variables, too, so that TensorFlow
+    computes the gradients of all weights: a waste, and unsafe for some layers
+    (see `support.onednn`).
+    """
+
+    @tf.custom_gradient
+    def logits_of(x: tf.Tensor) -> Any:
+        with tf.GradientTape(True, watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            logits = logits_fn(x)
+
+        def gradient(upstream: tf.Tensor, variables: Any = ()) -> Any:
+            slopes = tape.gradient(logits, x, upstream)
+            return (slopes, [None] * len(variables)) if variables else slopes
+
+        return logits, gradient
+
+    return logits_of
 
 
 @contextlib.contextmanager
