@@ -5,8 +5,9 @@ import pytest
 from helpers import assert_one_line_error
 from PIL import Image
 
-from tfsam import data
 from tfsam.data import sources
+from tfsam.data.files import decoding
+from tfsam.data.files import resizing
 
 RNG = np.random.default_rng(0)
 
@@ -95,8 +96,8 @@ def test_every_path_gives_the_same_bytes(folder, tmp_path):
     assert every == {x.tobytes() for x in tested.x_test}
     for path, pixels in zip(sorted(rows), tested.x_test, strict=True):
         content = (tmp_path / path.partition(",")[0]).read_bytes()
-        alone = data.decoding.decode(content)
-        alone = data.resizing.resize(alone, (16, 16))
+        alone = decoding.decode(content)
+        alone = resizing.resize(alone, (16, 16))
         np.testing.assert_array_equal(
             np.broadcast_to(alone, (16, 16, 3)), pixels
         )

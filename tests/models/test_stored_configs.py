@@ -254,9 +254,9 @@ def test_layers_of_the_users_own(name, as_bytes, tmp_path):
     keras_2_files.write(path, model, None, config, as_bytes)
     x = np.ones((1, 4), "float32")
     np.testing.assert_array_equal(reading.read(path).model(x), model(x))
-    config["config"]["layers"][0]["class_name"] = "Shift"
+    config["config"]["layers"][0]["class_name"] = "Unregistered"
     keras_2_files.write(path, model, None, config, as_bytes)
-    with pytest.raises(ValueError, match="needs the class Shift, which is not"):
+    with pytest.raises(ValueError, match="class Unregistered, which is not"):
         reading.read(path)
 
 
