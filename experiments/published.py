@@ -253,7 +253,7 @@ def tables(folder, workdir, only=None):
         if not only or path.name in only:
             found = trained(path, workdir / "folders")
             lines.append(line_of_folder(path, found))
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).replace(f"{folder}/", "DIR/") + "\n"
 
 
 def main():
