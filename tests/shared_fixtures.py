@@ -33,12 +33,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("slow", max_examples=500, deadline=None)
 
 
-# Folders whose files take long. They come first: processes that share the files
-# would otherwise wait at the end for one of them.
-_LONG = ("training", "runs", "evaluation", "attacks", "weights", "models")
-_TESTS = pathlib.Path(__file__).parent
-
-
 def pytest_configure(config):
     """Handles SIGINT, and chooses the number of examples by -m."""
     # A job in the background of a shell ignores SIGINT, and so would its tests.
@@ -50,19 +44,12 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Sorts the folders, and counts properties of many examples as slow."""
-    items.sort(key=_folder_rank)
+    """Counts properties as slow tests, too, where they have many examples."""
     if hypothesis.settings.get_current_profile_name() != "slow":
         return
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker("slow")
-
-
-def _folder_rank(item):
-    """Returns the position of a test's folder in the order of `_LONG`."""
-    folder = item.path.relative_to(_TESTS).parts[0]
-    return _LONG.index(folder) if folder in _LONG else len(_LONG)
 
 
 def _sweep():
