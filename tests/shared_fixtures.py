@@ -87,7 +87,7 @@ def pytest_runtest_setup(item):
 def cache(tmp_path_factory):
     """Nothing is kept in the user's cache folder, nor found there."""
     with pytest.MonkeyPatch.context() as patch:
-        # Its fonts take seconds to find anew.
+        # Searching for its fonts again takes seconds.
         patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -1,4 +1,4 @@
-"""Heads of networks, made anew for another number of classes."""
+"""Replacement of the heads of networks for another number of classes."""
 
 import keras
 import numpy as np

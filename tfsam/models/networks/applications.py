@@ -36,8 +36,8 @@ def keras_application(
 ) -> keras.Model:
     """Builds a network of `keras.applications`, such as keras:MobileNetV2.
 
-    The preprocessing that its class asks for is inside, as layers in front, so
-    that pixels are in [0, 1]; gray images are repeated as red, green and blue.
+    Layers in front do the preprocessing of the class, so that pixels are in
+    [0, 1]; gray images are repeated as red, green and blue.
 
     Args:
         num_classes: number of logits.

@@ -1,4 +1,4 @@
-"""The head of a network, made anew for another number of classes."""
+"""Replacement of a network's head for another number of classes."""
 
 from collections.abc import Iterator
 from typing import Any
