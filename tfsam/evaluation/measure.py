@@ -14,7 +14,6 @@ share the work, and the result is the same to the bit.
 import dataclasses
 import functools
 import numbers
-import os
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -35,6 +34,7 @@ from tfsam.evaluation import verdicts
 from tfsam.evaluation.chunks import Turn
 from tfsam.evaluation.chunks import attack_chunk
 from tfsam.evaluation.natural import measure_natural
+from tfsam.evaluation.opening import open_logits
 from tfsam.evaluation.plans import Data
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
@@ -46,11 +46,7 @@ from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.workers import known_devices
 from tfsam.evaluation.workers import make_worker
 from tfsam.evaluation.workers import spread
-from tfsam.models import pixel_ranges
-from tfsam.models import trial
 from tfsam.models.functions import count_classes
-from tfsam.models.loading import load_logits
-from tfsam.models.loading import open_model
 from tfsam.support import files
 from tfsam.support import validators
 from tfsam.support.labels import class_labels
@@ -348,29 +344,7 @@ def _load(
     what: _What, model: Any, pixels: str | None, how: _How, data: Data
 ) -> Logits:
     """Loads a model; one from a file is tried on the data."""
-    of_file = isinstance(model, (str, os.PathLike))
-    if pixels is not None and not of_file:
-        raise ValueError(
-            "pixels belong to a model from a path; for another, evaluate "
-            f"tfsam.models.load(model, pixels). Received: pixels={pixels}"
-        )
-    if not of_file:
-        return load_logits(model, how.jit_compile)
-    if what.bounds is None or tuple(what.bounds) != (0, 1):
-        if pixels is not None:
-            raise ValueError(
-                "pixels is a range for inputs in [0, 1]; with other bounds the "
-                f"model gets them as they are. Received: pixels={pixels}"
-            )
-        plain = pixel_ranges.parse(pixel_ranges.PLAIN)
-        return load_logits(open_model(model).fitted(plain), how.jit_compile)
-    examples = trial.sampled(lambda some: data.x[some], data.labels, ())
-    tried = trial.run(open_model(model), examples, pixels)
-    if tried.objection is not None:
-        raise ValueError(tried.objection)
-    logits = load_logits(tried.fitted, how.jit_compile)
-    logits.origin = tried.description()
-    return logits
+    return open_logits(model, data, what.bounds, pixels, how.jit_compile)
 
 
 def _load_surrogate(what: _What, how: _How, classes: int, data: Data) -> Logits:

@@ -1,0 +1,59 @@
+"""Models of an evaluation, of any kind that `evaluate` takes, as logits."""
+
+import os
+from typing import Any
+
+from tfsam.attacks.logits import Logits
+from tfsam.evaluation.plans import Data
+from tfsam.models import pixel_ranges
+from tfsam.models import trial
+from tfsam.models.loading import load_logits
+from tfsam.models.loading import open_model
+
+Bounds = tuple[float, float] | None
+
+
+def open_logits(
+    model: Any,
+    data: Data,
+    bounds: Bounds,
+    pixels: str | None,
+    jit_compile: bool | str,
+) -> Logits:
+    """Loads a model; one from a file is tried on the data.
+
+    Args:
+        model: A Keras model, a callable from pixels to logits, or a path.
+        data: The examples of the evaluation.
+        bounds: (lowest, highest) value of a pixel, or None.
+        pixels: The range of pixels of a model from a path, or None.
+        jit_compile: Whether XLA compiles the network's gradients; see
+            `tfsam.evaluate`.
+
+    Raises:
+        ValueError: If the model cannot be loaded, does not fit the data, or
+            takes no `pixels`.
+    """
+    of_file = isinstance(model, (str, os.PathLike))
+    if pixels is not None and not of_file:
+        raise ValueError(
+            "pixels belong to a model from a path; for another, evaluate "
+            f"tfsam.models.load(model, pixels). Received: pixels={pixels}"
+        )
+    if not of_file:
+        return load_logits(model, jit_compile)
+    if bounds is None or tuple(bounds) != (0, 1):
+        if pixels is not None:
+            raise ValueError(
+                "pixels is a range for inputs in [0, 1]; with other bounds the "
+                f"model gets them as they are. Received: pixels={pixels}"
+            )
+        plain = pixel_ranges.parse(pixel_ranges.PLAIN)
+        return load_logits(open_model(model).fitted(plain), jit_compile)
+    examples = trial.sampled(lambda some: data.x[some], data.labels, ())
+    tried = trial.run(open_model(model), examples, pixels)
+    if tried.objection is not None:
+        raise ValueError(tried.objection)
+    logits = load_logits(tried.fitted, jit_compile)
+    logits.origin = tried.description()
+    return logits
