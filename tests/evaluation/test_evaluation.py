@@ -237,7 +237,7 @@ def test_attacks_that_differ_in_their_options_stay_apart():
         (lambda x: tf.nn.softmax(linear(x)), "not probabilities"),
         (lambda x: tf.nn.sigmoid(linear(x)), "not probabilities"),
         (lambda x: tf.argmax(linear(x), axis=1), "not labels"),
-        (lambda x: linear(x)[:, :1], "not labels"),
+        (lambda x: linear(x)[:, 0], "not labels"),
         (lambda x: tf.one_hot(tf.argmax(linear(x), 1), 3), "not probabilities"),
         (lambda x: linear(x)[:, :2], "below the model's number of outputs"),
         (lambda x: {"logits": linear(x)}, "Received: a dict"),

@@ -199,7 +199,6 @@ PARTS = [
     ("kind", "loss", "y"),
     [
         (1, "mse", NUMBERS[:, :1]),
-        (1, L.BinaryCrossentropy(from_logits=True), TAGS[:, :1]),
         (3, L.BinaryCrossentropy(from_logits=True), TAGS),
         (3, "mse", NUMBERS),
         ("map", LOGITS, MAP),

@@ -487,16 +487,6 @@ def test_pixels_that_are_no_floats_are_refused_under_attack(bounds):
         model.fit((255 * X).astype("uint8"), Y, verbose=0)
 
 
-def test_one_logit_is_refused_by_an_attack_on_classes():
-    """Attacks without a loss of their own climb the compiled loss."""
-    network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
-    network.add(keras.layers.Dense(1))
-    model = tfsam.RobustModel(network, tfsam.PGD(0.1, loss="margin"))
-    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
-    with pytest.raises(ValueError, match="two classes or more"):
-        model.train_on_batch(X, Y[:, None] > 0)
-
-
 def test_a_stateful_layer_is_refused():
     network = keras.Sequential(
         [keras.Input((3, 2), batch_size=4), keras.layers.GRU(2, stateful=True)]

@@ -343,7 +343,6 @@ def test_ssam_f_s_sum_goes_on_past_the_next_due_step():
 @pytest.mark.parametrize(
     "outputs, y, loss",
     [
-        (1, Y[:, None] > 0, keras.losses.BinaryCrossentropy(from_logits=True)),
         (1, X[:, :1], "mse"),
         (3, X[:, :2], lambda y, y_pred: tf.reduce_mean(y_pred, -1)),
     ],
@@ -354,9 +353,7 @@ def test_what_weighs_examples_refuses_what_is_no_class_logits(
     network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(outputs)])
     model = tfsam.RobustModel(network, perturb_weights=method)
     model.compile(tfsam.SGD(0.1), loss)
-    with pytest.raises(
-        ValueError, match=r"two classes or more.* Received: y_p"
-    ):
+    with pytest.raises(ValueError, match=r"works on classes.* Received: "):
         model.train_on_batch(X, y)
 
 

@@ -25,6 +25,7 @@ from tfsam.support.labels import check_classes
 from tfsam.support.labels import class_labels
 from tfsam.support.logit_checks import check_logits
 from tfsam.support.onednn import warn_of_unsafe_gradients
+from tfsam.support.single_logits import of_two_classes
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
 from tfsam.weights.base import Step
@@ -354,11 +355,7 @@ class Landscape:
             return self.network(x, training=False)
 
     def _logits(self, weights: Tensors, x: tf.Tensor) -> tf.Tensor:
-        logits = self._outputs(weights, x)
-        if logits.shape[1] > 1:
-            return logits
-        # The softmax of (0, z) is the sigmoid of z.
-        return tf.concat([tf.zeros_like(logits), logits], axis=1)
+        return of_two_classes(self._outputs(weights, x))
 
     def _sum_at(
         self, weights: Tensors, x: tf.Tensor, y: tf.Tensor

@@ -13,6 +13,7 @@ from tfsam.attacks.logits import Logits
 from tfsam.support import files
 from tfsam.support.logit_checks import check_ending
 from tfsam.support.rescaling import flattened
+from tfsam.support.single_logits import of_two_classes
 
 # Number of examples in a block, which the network processes together on a CPU:
 # for images of many pixels, and for small ones. It does not depend on the
@@ -29,7 +30,8 @@ class StatelessFunction:
 
     A layer may update variables when it is called: a BatchNormalization in
     training mode its moving statistics, a Dropout the state of its seed
-    generator, a metric its totals. These updates are dropped.
+    generator, a metric its totals. These updates are dropped. A single logit z
+    becomes the logits of two classes, [0, z].
 
     Args:
         function: Function from pixels to logits.
@@ -55,7 +57,7 @@ class StatelessFunction:
             The function's results.
         """
         with keras.StatelessScope(self._mapping()):
-            return [self._call(x) for x in batches]
+            return [_of_classes(self._call(x)) for x in batches]
 
     def __identity__(self) -> Any:
         """Returns the object that `identity.describe` describes instead."""
@@ -66,6 +68,14 @@ class StatelessFunction:
 
     def _call(self, x: tf.Tensor) -> Any:
         return self.function(x)
+
+
+def _of_classes(output: Any) -> Any:
+    """Returns a model's logits, of two classes if it returns a single one."""
+    if isinstance(output, (dict, list, tuple)):
+        return output
+    output = tf.convert_to_tensor(output)
+    return of_two_classes(output) if output.dtype.is_floating else output
 
 
 class NetworkFunction(StatelessFunction):

@@ -20,9 +20,9 @@ def class_labels(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Converts labels to class numbers.
 
     Args:
-        y: Integers (n,) or (n, 1), the class numbers; or an array (n, classes),
-            in each row a distribution over the classes: one-hot, soft or
-            smoothed.
+        y: Integers (n,) or (n, 1), the class numbers, which are floats if all
+            are 0 or 1, as for a single logit; or an array (n, classes), in each
+            row a distribution over the classes: one-hot, soft or smoothed.
 
     Returns:
         (y, numbers): the labels in the form that attacks take, int64 (n,) or as
@@ -41,7 +41,8 @@ def class_labels(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if y.ndim == 2 and y.shape[1] > 1:
         check_distributions(y)
         return y, y.argmax(axis=1).astype(np.int64)
-    if y.ndim not in (1, 2) or not np.issubdtype(y.dtype, np.integer):
+    whole = np.issubdtype(y.dtype, np.integer) or np.isin(y, (0, 1)).all()
+    if y.ndim not in (1, 2) or not whole:
         raise ValueError(
             "y must be integers (n,) or one-hot (n, classes). "
             f"Received: y of shape {y.shape} and dtype {y.dtype}"

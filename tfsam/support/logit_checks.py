@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfsam.support import final_activations
 from tfsam.support.assertions import required
 from tfsam.support.labels import sum_slack
+from tfsam.support.single_logits import of_two_classes
 
 RETURN_LOGITS = (
     "return logits, not probabilities, whose gradients vanish, so that the "
@@ -115,8 +116,9 @@ def check_class_outputs(part: str, y_pred: Any, y: Any) -> None:
         y: Labels or their specs.
 
     Raises:
-        ValueError: Unless there is a single output (batch, classes) with at
-            least two classes, and y has shape (batch,) or (batch, classes).
+        ValueError: Unless there is a single output (batch, classes), and y has
+            shape (batch,) or (batch, classes). A single logit is that of class
+            1 of two classes, with labels (batch,) or (batch, 1).
     """
     shapes = [
         [tuple(t.shape) for t in keras.tree.flatten(side) if t is not None]
@@ -127,7 +129,6 @@ def check_class_outputs(part: str, y_pred: Any, y: Any) -> None:
         if (
             (len(outputs), len(labels)) in ((2, 1), (2, 2))
             and outputs[-1] is not None
-            and outputs[-1] > 1
             and (len(labels) == 1 or labels[-1] in (1, outputs[-1]))
         ):
             return
@@ -137,13 +138,15 @@ def check_class_outputs(part: str, y_pred: Any, y: Any) -> None:
     )
     raise ValueError(
         f"{part} works on classes, so the network must return one tensor of "
-        "logits (batch, classes), of two classes or more, and y must be class "
-        f"numbers or one-hot labels. Received: {received}"
+        "logits (batch, classes), and y must be class numbers or one-hot "
+        f"labels. Received: {received}"
     )
 
 
 def class_logits(y_pred: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """Returns logits in float32, checked to match the labels' classes.
+
+    A single logit becomes the logits of two classes.
 
     Args:
         y_pred: Tensor of predictions.
@@ -153,4 +156,4 @@ def class_logits(y_pred: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         ValueError: If they do not match; see `check_class_outputs`.
     """
     check_class_outputs("the method", y_pred, y)
-    return tf.cast(y_pred, tf.float32)
+    return of_two_classes(tf.cast(y_pred, tf.float32))

@@ -63,6 +63,15 @@ class Output(NamedTuple):
         )
 
     @property
+    def single_logit(self) -> bool:
+        """Whether it is the logit of class 1 of two classes, (batch, 1)."""
+        return (
+            len(self.shape) == 2
+            and self.shape[-1] == 1
+            and (self.loss is None or self.takes == "logits")
+        )
+
+    @property
     def ignored(self) -> int | None:
         """The class number that the loss ignores, or None."""
         found = self.options.get("ignore_class") if self.sparse else None
@@ -130,13 +139,16 @@ def example_loss(
         A function of (outputs, labels) to one number per example, (batch,): the
         loss's own `call`, averaged over an example's positions if there are
         several, as in a segmentation. None for the cross-entropy of logits
-        (batch, classes), which is the default of attacks.
+        (batch, classes), which is the default of attacks. For a single logit z,
+        the function takes the logits of two classes, [0, z].
     """
     if output.loss is None or _is_plain(output):
         return None
     loss = output.loss
 
     def each(y_pred: tf.Tensor, y: Any) -> tf.Tensor:
+        if output.single_logit:  # Attacks see the logits of two classes.
+            y_pred = y_pred[:, 1:]
         found = loss.call(
             tf.cast(tf.convert_to_tensor(y), loss.dtype),
             tf.cast(y_pred, loss.dtype),

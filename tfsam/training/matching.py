@@ -105,6 +105,7 @@ def check_outputs(model: Any, y: Any) -> None:
         check_class_outputs(
             _name(part), [output.spec for output in model._outputs], y
         )
+        _check_single(model._outputs[0], part)
         ignored = model._outputs[0].ignored
         if ignored is not None and part is not model.perturb_inputs:
             raise ValueError(
@@ -117,6 +118,17 @@ def check_outputs(model: Any, y: Any) -> None:
             _check_probabilities(model, output, part)
         elif output.takes == "probabilities":
             _check_logits(model, output, part)
+
+
+def _check_single(output: Output, part: Any) -> None:
+    """Refuses a single number that is no logit, such as a regression's."""
+    if output.shape[-1] == 1 and not output.single_logit:
+        raise ValueError(
+            f"{_name(part)} works on classes, so a network with a single "
+            "output needs a loss of its logit, such as "
+            "keras.losses.BinaryCrossentropy(from_logits=True). "
+            f"Received: loss={output.loss.name}"
+        )
 
 
 def _check_probabilities(model: Any, output: Output, part: Any) -> None:
@@ -197,6 +209,8 @@ def checked_labels(model: Any, x: Any, y: Any) -> tuple[Any, Any]:
         if label is None:
             continue
         classes = output.shape[-1] if output.shape else None
+        if output.single_logit:
+            classes = 2
         rows = len(label.shape) == 2 and label.shape[-1] != 1
         if of_classes and rows:
             found.append(assert_distributions(label))

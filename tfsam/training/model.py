@@ -400,7 +400,7 @@ class RobustModel(PureModel):
                     "perturb_inputs needs a network with one output. "
                     f"Received: outputs={logits}"
                 )
-            return logits
+            return self.attacked_logits(logits)
 
         logits = Logits(
             logits_fn,

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfsam.attacks import losses
 from tfsam.geometry import TINY
 from tfsam.support.configurable import Configurable
+from tfsam.support.single_logits import of_two_classes
 from tfsam.support.validators import check_number
 from tfsam.training.batch import Batch
 from tfsam.training.trainer import replicas
@@ -285,5 +286,6 @@ class MART(_CleanAgainstPerturbed):
 
 
 def _precise(logits: tf.Tensor) -> tf.Tensor:
-    """Returns logits in float32, or in float64 if they are."""
+    """Returns logits of classes in float32, or in float64 if they are."""
+    logits = of_two_classes(logits)
     return logits if logits.dtype.size > 4 else tf.cast(logits, tf.float32)

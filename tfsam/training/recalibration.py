@@ -20,6 +20,7 @@ from tfsam.data import examples
 from tfsam.models.functions import use_xla
 from tfsam.support.labels import class_labels
 from tfsam.support.pixels import assert_inside
+from tfsam.support.single_logits import of_two_classes
 from tfsam.training.scope import PureScope
 from tfsam.training.stateless import PureModel
 
@@ -191,7 +192,10 @@ class Recalibration:
 
         def predict(pixels: tf.Tensor) -> tf.Tensor:
             with keras.StatelessScope():
-                return self.network(pixels, training=False)
+                y_pred = self.network(pixels, training=False)
+            if self._model is None:
+                return of_two_classes(y_pred)
+            return self._model.attacked_logits(y_pred)
 
         x = assert_inside(x, getattr(self.attack, "bounds", None))
         attack: Any = self.attack

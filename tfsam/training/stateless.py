@@ -20,6 +20,7 @@ from tfsam.attacks.base import where
 from tfsam.attacks.losses import cross_entropy
 from tfsam.support.logit_checks import class_logits
 from tfsam.support.onednn import copies_of_one
+from tfsam.support.single_logits import of_two_classes
 from tfsam.training import compiled_losses
 from tfsam.training import foreign_code
 from tfsam.training import matching
@@ -360,6 +361,18 @@ class PureModel(Trainer):
             if self._outputs
             else None
         )
+
+    def attacked_logits(self, y_pred: tf.Tensor) -> tf.Tensor:
+        """Returns the network's output as attacks take it.
+
+        Args:
+            y_pred: tensor, the network's only output.
+
+        Returns:
+            The logits of two classes if it is a single logit, else the output.
+        """
+        single = self._outputs and self._outputs[0].single_logit
+        return of_two_classes(y_pred) if single else y_pred
 
     def attacked(
         self,
