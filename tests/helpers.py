@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import functools
+import html.parser
 import io
 import json
 import os
@@ -344,3 +345,72 @@ def decoded(address):
     head, _, body = address.partition(",")
     assert head == "data:image/png;base64"
     return tf.io.decode_png(base64.b64decode(body)).numpy()
+
+
+def accuracy(correct, n=10):
+    """An accuracy as results have it."""
+    low, high = max(0, correct - 2) / n, min(n, correct + 1) / n
+    return {"accuracy": correct / n, "n": n, "interval": [low, high]}
+
+
+def robust(attack, norm, epsilon, correct, n=10, **others):
+    """A row of an attack as results have it."""
+    row = {"attack": attack, "norm": norm, "epsilon": epsilon, "options": {}}
+    row |= {"epsilon_text": f"{epsilon:g}"} | accuracy(correct, n)
+    return row | others
+
+
+def results_of(method, natural, rows, **others):
+    """The results of a run that trained."""
+    config = {"method": method, "seed": 0, "dataset": "digits", "rho": None}
+    return {
+        "schema": 1,
+        "method": method,
+        "config": config | others.pop("config", {}),
+        "seed": 0,
+        "train": {
+            "epochs": 4,
+            "seconds": 90.0,
+            "step_seconds_median": 0.025,
+            "passes": 2.0,
+        },
+        "natural": natural,
+        "robust": rows,
+        "warnings": [],
+    } | others
+
+
+def leave(folder, results):
+    """Leaves the results of a run in its folder."""
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+class PageReader(html.parser.HTMLParser):
+    """Reads the elements of a page, and the text of each."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        element = {"tag": tag, "text": "", **dict(attributes)}
+        self.elements.append(element)
+        if tag not in ("img", "input", "link", "meta"):
+            self.open.append(element)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()["tag"] == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, tag, **attributes):
+        return [
+            element
+            for element in self.elements
+            if element["tag"] == tag and attributes.items() <= element.items()
+        ]

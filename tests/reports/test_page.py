@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html.parser
 import json
 import pathlib
 import re
@@ -11,8 +10,13 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import PageReader
+from helpers import accuracy
 from helpers import decoded
+from helpers import leave
 from helpers import palette
+from helpers import results_of
+from helpers import robust
 from helpers import settings_of
 
 from tfsam import data
@@ -28,42 +32,6 @@ from tfsam.runs import stages
 EVIL = "<img src=x onerror=alert(1)>"
 SCRIPT = "</script><script>document.title = 'no'</script>"
 FOLDER = pathlib.Path(page.__file__).parent
-
-
-def accuracy(correct, n=10):
-    low, high = max(0, correct - 2) / n, min(n, correct + 1) / n
-    return {"accuracy": correct / n, "n": n, "interval": [low, high]}
-
-
-def robust(attack, norm, epsilon, correct, n=10, **others):
-    row = {"attack": attack, "norm": norm, "epsilon": epsilon, "options": {}}
-    row |= {"epsilon_text": f"{epsilon:g}"} | accuracy(correct, n)
-    return row | others
-
-
-def results_of(method, natural, rows, **others):
-    config = {"method": method, "seed": 0, "dataset": "digits", "rho": None}
-    return {
-        "schema": 1,
-        "method": method,
-        "config": config | others.pop("config", {}),
-        "seed": 0,
-        "train": {
-            "epochs": 4,
-            "seconds": 90.0,
-            "step_seconds_median": 0.025,
-            "passes": 2.0,
-        },
-        "natural": natural,
-        "robust": rows,
-        "warnings": [],
-    } | others
-
-
-def leave(folder, results):
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(results))
-    return folder
 
 
 def evaluation(network, rows, **others):
@@ -148,35 +116,6 @@ def leave_three(folder):
     return folder
 
 
-class Reader(html.parser.HTMLParser):
-    """The elements of a page, and the text of each."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.open = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        element = {"tag": tag, "text": "", **dict(attributes)}
-        self.elements.append(element)
-        if tag not in ("img", "input", "link", "meta"):
-            self.open.append(element)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()["tag"] == tag
-
-    def handle_data(self, data):
-        for element in self.open:
-            element["text"] += data
-
-    def all(self, tag, **attributes):
-        return [
-            element
-            for element in self.elements
-            if element["tag"] == tag and attributes.items() <= element.items()
-        ]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return leave_three(tmp_path_factory.mktemp("three").resolve())
@@ -184,7 +123,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reader(folder):
-    return Reader(page.render([folder]))
+    return PageReader(page.render([folder]))
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +337,7 @@ def test_heads_sort(reader):
 
 def test_what_a_run_has_not_left_is_not_shown(tmp_path):
     least = {"schema": 1, "natural": accuracy(8), "robust": []}
-    reader = Reader(page.render([leave(tmp_path / "run", least)]))
+    reader = PageReader(page.render([leave(tmp_path / "run", least)]))
     sections = [section["id"] for section in reader.all("section")]
     assert sections == ["runs", "settings"]
 
@@ -406,7 +345,7 @@ def test_what_a_run_has_not_left_is_not_shown(tmp_path):
 def test_a_picture_stands_in_for_examples(tmp_path):
     run = leave(tmp_path / "run", results_of("st", accuracy(8), []))
     (run / "examples.png").write_bytes(b"picture")
-    (image,) = Reader(page.render([run])).all("img")
+    (image,) = PageReader(page.render([run])).all("img")
     address = "data:image/png;base64," + base64.b64encode(b"picture").decode()
     assert image["src"] == address
 
@@ -448,7 +387,7 @@ def test_the_page_is_ascii(tmp_path):
     run = leave(tmp_path / name, results_of("st", accuracy(8), []))
     text = page.render([run])
     assert text.isascii()
-    reader = Reader(text)
+    reader = PageReader(text)
     assert reader.all("span", title=str(run))[0]["text"] == name
 
 
@@ -497,7 +436,7 @@ def test_a_run_leaves_its_examples(tmp_path):
     (tmp_path / "results.json").write_text(
         json.dumps(results_of("st", results["natural"], results["robust"]))
     )
-    assert len(Reader(page.render([tmp_path])).all("img")) == 15
+    assert len(PageReader(page.render([tmp_path])).all("img")) == 15
 
 
 # Bad input.

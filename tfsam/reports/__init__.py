@@ -1,13 +1,15 @@
 """Reports of runs: results, tables, plots, and one HTML page of many runs."""
 
+from tfsam.reports.markdown import table
+from tfsam.reports.plots import corruptions_plot
 from tfsam.reports.plots import examples_plot
 from tfsam.reports.plots import robustness_plot
 from tfsam.reports.results import attack_name
 from tfsam.reports.results import read
-from tfsam.reports.results import table
 
 __all__ = [
     "attack_name",
+    "corruptions_plot",
     "examples_plot",
     "read",
     "robustness_plot",

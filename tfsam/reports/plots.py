@@ -1,4 +1,4 @@
-"""Pictures of a run: accuracy over epsilon, and attacked examples."""
+"""Pictures of a run: accuracy over epsilon or severity, attacked examples."""
 
 import pathlib
 from collections.abc import Iterable
@@ -17,9 +17,14 @@ _FILLED = 0.8
 
 _FOOLED = "tab:red"
 
+# Kinds of corruptions in a row of panels.
+_KINDS_A_ROW = 5
+
 
 def robustness_plot(results: Mapping[str, Any], path: pathlib.Path) -> None:
     """Draws accuracy over epsilon, a curve an attack, a panel a norm.
+
+    The worst case of all attacks of a norm has a curve of its own.
 
     Args:
         results: the content of a results.json, or the result of
@@ -41,23 +46,14 @@ def robustness_plot(results: Mapping[str, Any], path: pathlib.Path) -> None:
     measured = {r["norm"] for r in rows if r["accuracy"] is not None}
     norms = sorted(measured, reverse=True) or ["linf"]
     figure, panels = _figure(1, len(norms), 4.5, 3.4)
-    natural = results["natural"]
+    natural = _point(0, results["natural"])
     for axes, norm in zip(panels.flat, norms, strict=True):
         for label, curve in _curves(r for r in rows if r["norm"] == norm):
-            if not curve:
-                continue
-            points = np.array(
-                [(0, natural["accuracy"], *natural["interval"]), *curve]
-            )
-            errors = [points[:, 1] - points[:, 2], points[:, 3] - points[:, 1]]
-            axes.errorbar(
-                points[:, 0],
-                100 * points[:, 1],
-                yerr=100 * np.maximum(errors, 0),
-                marker="o",
-                capsize=3,
-                label=label,
-            )
+            if curve:
+                _draw(axes, [natural, *curve], label=label)
+        worst = _worst_curve(results, norm)
+        if worst:
+            _draw(axes, [natural, *worst], label="worst case", **_WORST)
         axes.set(
             xlabel=f"epsilon ({norm})", ylabel="accuracy, %", ylim=(0, 100)
         )
@@ -68,7 +64,38 @@ def robustness_plot(results: Mapping[str, Any], path: pathlib.Path) -> None:
     _save(figure, path)
 
 
+# The look of the worst case: over the curves of the attacks, so that both are
+# seen where an attack is the worst case itself.
+_WORST = {
+    **{"color": "black", "linestyle": "--", "linewidth": 1.2},
+    **{"markersize": 3, "zorder": 3},
+}
+
 _Point = tuple[float, float, float, float]
+
+
+def _point(position: float, row: Mapping[str, Any]) -> _Point:
+    """Returns an accuracy as a point of a curve."""
+    low, high = row["interval"]
+    return position, row["accuracy"], low, high
+
+
+def _draw(axes: Any, points: Sequence[_Point], **look: Any) -> None:
+    """Draws a curve with its intervals."""
+    x, y, low, high = np.transpose(points)
+    errors = 100 * np.maximum([y - low, high - y], 0)
+    options = {"marker": "o", "capsize": 3} | look
+    axes.errorbar(x, 100 * y, yerr=errors, **options)
+
+
+def _worst_curve(results: Mapping[str, Any], norm: str) -> list[_Point]:
+    """Returns the points of the worst case of a norm, by ascending epsilon."""
+    rows = {
+        row["epsilon"]: row
+        for row in results.get("worst_case") or []
+        if row["norm"] == norm and row["accuracy"] is not None
+    }
+    return [_point(epsilon, row) for epsilon, row in sorted(rows.items())]
 
 
 def _curves(
@@ -98,7 +125,7 @@ def _curves(
         (
             name if len(known) == 1 else f"{name} [{number}]",
             [
-                (epsilon, row["accuracy"], *row["interval"])
+                _point(epsilon, row)
                 for epsilon, row in sorted(curve.items())
                 if row["accuracy"] is not None
             ],
@@ -106,6 +133,48 @@ def _curves(
         for name, known in curves.items()
         for number, curve in enumerate(known, 1)
     ]
+
+
+def corruptions_plot(results: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draws accuracy over the severity of corruptions, a panel a kind.
+
+    Args:
+        results: the content of a results.json that has `corruptions`.
+        path: the PNG file to write.
+
+    Example:
+    >>> import pathlib, tempfile
+    >>> import tfsam
+    >>> measured = {"accuracy": 0.9, "interval": [0.8, 0.95], "n": 100}
+    >>> row = {"corruption": "fog", "severity": 1, **measured}
+    >>> found = {"name": "mine", "mean_accuracy": 0.9, "rows": [row]}
+    >>> results = {"natural": measured, "corruptions": found}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "corruptions.png")
+    ...     tfsam.reports.corruptions_plot(results, path)
+    ...     path.exists()
+    True
+    """
+    found = results["corruptions"]
+    kinds: dict[str, list[_Point]] = {}
+    for row in found["rows"]:
+        point = _point(row["severity"], row)
+        kinds.setdefault(row["corruption"], []).append(point)
+    columns = min(len(kinds), _KINDS_A_ROW)
+    figure, panels = _figure(-(-len(kinds) // columns), columns, 2.4, 2.1)
+    for axes in panels.flat[len(kinds) :]:
+        axes.set_axis_off()
+    for axes, (kind, points) in zip(panels.flat, kinds.items(), strict=False):
+        _draw(axes, [_point(0, results["natural"]), *sorted(points)])
+        axes.set(ylim=(0, 100))
+        axes.set_title(kind.replace("_", " "), fontsize=9)
+        axes.grid(alpha=0.3)
+    figure.supxlabel("severity (0: clean)", fontsize=9)
+    figure.supylabel("accuracy, %", fontsize=9)
+    mean = 100 * found["mean_accuracy"]
+    figure.suptitle(f"{found['name']}: mean accuracy {mean:.1f} %", fontsize=10)
+    figure.tight_layout()
+    _save(figure, path)
 
 
 def examples_plot(

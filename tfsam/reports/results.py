@@ -1,4 +1,4 @@
-"""Results of a run: reading results.json, and its accuracies as a table."""
+"""Results of a run: reading results.json, and names of its rows."""
 
 import json
 import math
@@ -73,12 +73,57 @@ def _results(path: pathlib.Path) -> dict[str, Any]:
             check_texts(row, ("error",))
         else:
             _check_accuracy(row)
+        _check_diagnosis(row.get("diagnosis"))
+    for row in _worst_cases(results):
+        if row.get("accuracy") is not None:
+            _check_accuracy(row)
     for warning in results.get("warnings", []):
         check_texts(warning, ("warning", "message"))
+    _check_corruptions(results.get("corruptions"))
     for key in ("config", "train", "versions"):
         if not isinstance(results.get(key) or {}, dict):
             raise ValueError(f"{key} must be an object")
     return results
+
+
+def _worst_cases(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Checks the texts of the worst case; returns its rows and the union."""
+    rows = list(results.get("worst_case") or [])
+    for row in rows:
+        check_texts(row, ("norm", "epsilon_text"))
+        for found in row["attacks"]:
+            check_texts(found, ("attack",))
+        if not math.isfinite(row["epsilon"]):
+            raise ValueError(f"epsilon must be finite, is {row['epsilon']}")
+    union = results.get("union")
+    if union is None:
+        return rows
+    if not all(map(math.isfinite, union["budgets"].values())):
+        raise ValueError(f"budgets must be finite, are {union['budgets']}")
+    return [*rows, union]
+
+
+def _check_diagnosis(found: Any) -> None:
+    """Checks the diagnosis of a row: None, a text, or a list of findings."""
+    if isinstance(found, str | None):
+        return
+    for finding in found:
+        check_texts(finding, ("indicator", "message", "remedy"))
+
+
+def _check_corruptions(found: Mapping[str, Any] | None) -> None:
+    """Checks the accuracies on corrupted images; None has none."""
+    if found is None:
+        return
+    check_texts(found, ("name",))
+    _check_accuracy({**found, "accuracy": found["mean_accuracy"]})
+    for row in found["rows"]:
+        check_texts(row, ("corruption",))
+        if not math.isfinite(row["severity"]):
+            raise ValueError(f"severity must be finite, is {row['severity']}")
+        _check_accuracy(row)
+    for kind in found.get("left_out") or {}:
+        check_texts(found["left_out"], (kind,))
 
 
 def _check_accuracy(row: Mapping[str, Any]) -> None:
@@ -103,46 +148,6 @@ def check_texts(row: Mapping[str, Any], keys: Iterable[str]) -> None:
             raise ValueError(f"{key} must be a string, is {row[key]}")
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Formats accuracies as a Markdown table, in percent, with the warnings.
-
-    Args:
-        results: the content of a results.json, or the result of
-            `tfsam.evaluate`.
-
-    Returns:
-        Lines of text, the accuracy without an attack ("clean") first.
-
-    Example:
-    >>> import tfsam
-    >>> natural = {"accuracy": 0.875, "interval": [0.83, 0.91], "n": 200}
-    >>> print(tfsam.reports.table({"natural": natural, "robust": []}))
-    | attack | norm | epsilon | accuracy, % | 95 % interval | n |
-    |---|---|---|---|---|---|
-    | clean |  |  | 87.50 | 83.0 to 91.0 | 200 |
-    """
-    lines = [
-        "| attack | norm | epsilon | accuracy, % | 95 % interval | n |",
-        "|---|---|---|---|---|---|",
-        _table_line("clean", "", "", results["natural"]),
-    ]
-    for row in results["robust"]:
-        name = attack_name(row)
-        if row.get("nan_gradients"):
-            name += " (NaN gradients)"
-        lines.append(_table_line(name, row["norm"], row["epsilon_text"], row))
-    distances = {
-        f"{attack_name(row)}, {row['norm']}": row["median_distance"]
-        for row in results["robust"]
-        if row.get("median_distance") is not None
-    }
-    for name, distance in distances.items():
-        lines.append(f"median distance ({name}): {distance:.4g}")
-    for warning in results.get("warnings", []):
-        lines.append(f"warning, {warning['warning']}: {warning['message']}")
-    return "\n".join(lines)
-
-
 def attack_name(row: Mapping[str, Any]) -> str:
     """Names the attack of a row together with its options.
 
@@ -165,21 +170,43 @@ def attack_name(row: Mapping[str, Any]) -> str:
     unsaid = [f"{k}={v}" for k, v in options if f":{k}=" not in name]
     if unsaid:
         name += f" ({', '.join(unsaid)})"
-    if row.get("standard") is False:
-        name += " (not standard)"
-    return name
+    notes = {
+        "not standard": row.get("standard") is False,
+        "transfer": row.get("surrogate"),
+        "sweep by bisection": row.get("sweep") == "bisect",
+    }
+    return name + "".join(f" ({note})" for note in notes if notes[note])
 
 
-def _table_line(
-    attack: str, norm: str, epsilon: str, row: Mapping[str, Any]
-) -> str:
-    if row["accuracy"] is None:
-        accuracy, interval = " ".join(row["error"].split()), ""
-    else:
-        low, high = (100 * end for end in row["interval"])
-        accuracy, interval = (
-            f"{100 * row['accuracy']:.2f}",
-            f"{low:.1f} to {high:.1f}",
-        )
-    cells = (attack, norm, epsilon, accuracy, interval, row["n"])
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+def bound_in_words(row: Mapping[str, Any]) -> str:
+    """Says why a worst case is an upper bound, or returns an empty text.
+
+    Args:
+        row: one of the `worst_case` rows of results, or their `union`.
+
+    Example:
+    >>> bound_in_words({"upper_bound": True, "missing": ["fab_t"]})
+    'upper bound: fab_t failed'
+    """
+    if not row.get("upper_bound") and not row.get("missing"):
+        return ""
+    missing = ", ".join(dict.fromkeys(row.get("missing") or []))
+    return f"upper bound: {missing or 'an attack'} failed"
+
+
+def draws_in_words(row: Mapping[str, Any]) -> str:
+    """Says how the verdicts of a random model came about, or returns "".
+
+    Args:
+        row: `natural`, or one of the `robust` rows of results.
+
+    Example:
+    >>> draws_in_words({"draws": 20, "spread": 0.031})
+    '20 draws, spread 3.1 %'
+    """
+    if not row.get("draws") or (row["draws"] == 1 and not row.get("spread")):
+        return ""
+    text = f"{row['draws']} draws"
+    if row.get("spread") is not None:
+        text += f", spread {100 * row['spread']:.1f} %"
+    return text

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
+from tfsam.reports.page import corrupted
 from tfsam.reports.page import runs
 from tfsam.reports.page import sections
 from tfsam.reports.page import table
@@ -151,6 +152,7 @@ def _data(found: Sequence[runs.Run]) -> dict[str, Any]:
             for series in table.all_series(found)
             if any(series.points)
         ],
+        "corruptions": corrupted.curves(found),
         "accuracies": [
             {
                 "name": column.name,

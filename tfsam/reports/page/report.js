@@ -291,6 +291,23 @@
     }
   }
 
+  function corruptions(host) {
+    const points = data.corruptions.flatMap((kind) => kind.points.flat());
+    const y = accuracyScale(points);
+    const most = Math.max(1, ...points.map((point) => point.severity));
+    const ticks = Array.from({ length: most + 1 }, (_, value) => ({ value, text: String(value) }));
+    for (const kind of data.corruptions) {
+      panel(host, kind.name, () => ({
+        series: drawn((run) => kind.points[run].map((point) => asPoint(point, point.severity))),
+        x: { ticks, at: (value) => 0.03 + 0.94 * value / most },
+        y,
+        xLabel: "severity",
+        title: (one) => (one.x ? `severity ${one.x}` : "clean"),
+        text: (one) => percent(one.y),
+      }));
+    }
+  }
+
   const CURVES = {
     accuracy: "Accuracy in training",
     val_accuracy: "Validation accuracy",
@@ -421,7 +438,7 @@
     root.dataset.theme = (root.dataset.theme ?? system) === "dark" ? "light" : "dark";
   });
 
-  const builders = { robustness, training, cost };
+  const builders = { robustness, corruptions, training, cost };
   for (const [name, build] of Object.entries(builders)) {
     const section = document.getElementById(name);
     if (section) build(find(".panels", section), find(".controls", section));

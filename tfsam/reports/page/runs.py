@@ -154,10 +154,12 @@ def _examples(path: pathlib.Path) -> dict[str, Any]:
     )
 
 
-def attack_name(run: Run, row: Mapping[str, Any]) -> str:
+def attack_name(run: Run, row: dict[str, Any]) -> str:
     """Names the attack of a robust row of a run's results."""
-    transfer = ", transfer" if run.config.get("surrogate") else ""
-    return results.attack_name(row) + transfer
+    # Rows of an older tfsam do not say it.
+    is_transfer = "surrogate" not in row and run.config.get("surrogate")
+    row = row | {"surrogate": True} if is_transfer else row
+    return results.attack_name(row)
 
 
 def _measurements(run: Run) -> set[tuple[str, str, float]]:

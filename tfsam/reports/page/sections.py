@@ -9,9 +9,13 @@ from xml.etree import ElementTree
 import numpy as np
 
 from tfsam.evaluation import accuracies
+from tfsam.reports.page import corrupted
+from tfsam.reports.page import elements
 from tfsam.reports.page import pictures
 from tfsam.reports.page import runs
 from tfsam.reports.page import table
+from tfsam.reports.page import trust
+from tfsam.reports.page import worst_case
 from tfsam.reports.page.markup import node
 
 
@@ -27,7 +31,10 @@ def all_sections(found: Sequence[runs.Run]) -> list[ElementTree.Element]:
     sections = [
         _warnings(found),
         _runs(found),
+        worst_case.section(found),
+        trust.section(found),
         _robustness(found),
+        corrupted.section(found),
         _training(found),
         _cost(found),
         _examples(found),
@@ -37,20 +44,10 @@ def all_sections(found: Sequence[runs.Run]) -> list[ElementTree.Element]:
     return [section for section in sections if section is not None]
 
 
-def _section(name: str, heading: str, *children: Any) -> ElementTree.Element:
-    return node(
-        "section",
-        node("h2", heading, id=f"{name}-heading"),
-        *children,
-        id=name,
-        aria_labelledby=f"{name}-heading",
-    )
-
-
 def _robustness(found: Sequence[runs.Run]) -> ElementTree.Element | None:
     if not any(any(series.points) for series in table.all_series(found)):
         return None
-    return _charts(
+    return elements.charts(
         "robustness",
         "Robustness",
         "Accuracy over the size of the perturbation, an attack a chart. "
@@ -61,24 +58,14 @@ def _robustness(found: Sequence[runs.Run]) -> ElementTree.Element | None:
 def _training(found: Sequence[runs.Run]) -> ElementTree.Element | None:
     if not any(run.history for run in found):
         return None
-    return _charts("training", "Training", "Epoch by epoch.")
+    return elements.charts("training", "Training", "Epoch by epoch.")
 
 
 def _cost(found: Sequence[runs.Run]) -> ElementTree.Element | None:
     if all(table.minutes(run) is None for run in found):
         return None
-    return _charts("cost", "Cost", "Accuracy over the cost of training.")
-
-
-def _charts(name: str, heading: str, text: str) -> ElementTree.Element:
-    """Makes a section in which the script draws."""
-    return _section(
-        name,
-        heading,
-        node("p", text, class_="lead"),
-        node("ul", class_="legend", aria_label="Runs that are drawn"),
-        node("div", class_="controls"),
-        node("div", class_="panels"),
+    return elements.charts(
+        "cost", "Cost", "Accuracy over the cost of training."
     )
 
 
@@ -90,7 +77,7 @@ def _warnings(found: Sequence[runs.Run]) -> ElementTree.Element | None:
             found_by.setdefault(message, []).append(run.name)
     if not found_by:
         return None
-    return _section(
+    return elements.section(
         "warnings",
         "Warnings",
         node(
@@ -141,11 +128,11 @@ def _runs(found: Sequence[runs.Run]) -> ElementTree.Element:
         "column. Runs that are selected are drawn below."
     )
     heads = [_selectable(index, run) for index, run in enumerate(found)]
-    return _section(
+    return elements.section(
         "runs",
         "Runs",
         toolbar,
-        _table(heads, table.columns(found), caption),
+        elements.sortable(heads, table.columns(found), caption),
     )
 
 
@@ -161,118 +148,17 @@ def _selectable(index: int, run: runs.Run) -> list[ElementTree.Element | None]:
         href="#warnings",
         class_="badge",
     )
-    return [node("label", box, swatch, _name(run)), badge if count else None]
-
-
-def _name(run: runs.Run) -> ElementTree.Element:
-    return node("span", run.name, class_="name", title=str(run.path))
-
-
-def _table(
-    heads: Sequence[Any], columns: Sequence[table.Column], caption: str
-) -> ElementTree.Element:
-    """Makes a sortable table in a frame that scrolls instead of the page.
-
-    Args:
-        heads: for each run the content of its first column; None for no row.
-        columns: a list of `table.Column`.
-        caption: the caption of the table.
-    """
-    top = [_head("run", 0, False, "2")]
-    below: list[ElementTree.Element] = []
-    group = ""
-    for position, column in enumerate(columns, 1):
-        row = below if column.group else top
-        span = None if column.group else "2"
-        if column.group and column.group == group:
-            top[-1].set("colspan", str(int(top[-1].attrib["colspan"]) + 1))
-        elif column.group:
-            title = node("span", column.group)
-            top.append(node("th", title, scope="colgroup", colspan="1"))
-        row.append(_head(column.label, position, column.is_numeric, span))
-        group = column.group
-    rows = [
-        node(
-            "tr",
-            node("th", head, scope="row"),
-            [_cell(column, column.cells[index]) for column in columns],
-            data_run=str(index),
-        )
-        for index, head in enumerate(heads)
-        if head is not None
+    return [
+        node("label", box, swatch, elements.run_name(run)),
+        badge if count else None,
     ]
-    return node(
-        "div",
-        node(
-            "table",
-            node("caption", caption),
-            node("thead", node("tr", top), node("tr", below)),
-            node("tbody", rows),
-        ),
-        class_="scroller",
-        tabindex="0",
-        role="region",
-        aria_label=caption.partition(",")[0].partition(";")[0],
-    )
-
-
-def _head(
-    label: str, position: int, is_numeric: bool, rowspan: str | None
-) -> ElementTree.Element:
-    return node(
-        "th",
-        node("button", label, node("span", class_="arrow"), type="button"),
-        scope="col",
-        rowspan=rowspan,
-        class_=None if is_numeric else "words",
-        aria_sort="none",
-        data_position=str(position),
-        data_kind="number" if is_numeric else "text",
-    )
-
-
-def _cell(column: table.Column, cell: table.Cell) -> ElementTree.Element:
-    text: Any = cell.text
-    if column.is_best(cell):
-        text = node("b", text, title="best")
-    return node(
-        "td",
-        text,
-        node("small", cell.detail) if cell.detail else None,
-        class_=None if column.is_numeric else "words",
-        title=cell.title or None,
-        data_value=cell.value,
-    )
-
-
-def _cards(
-    found: Sequence[runs.Run], contents: Sequence[Any]
-) -> ElementTree.Element:
-    """Makes a card for each run that has contents."""
-    return node(
-        "div",
-        [
-            node(
-                "article",
-                node("h3", run.name),
-                content,
-                class_="card",
-                data_run=str(index),
-            )
-            for index, (run, content) in enumerate(
-                zip(found, contents, strict=True)
-            )
-            if content
-        ],
-        class_="cards",
-    )
 
 
 def _examples(found: Sequence[runs.Run]) -> ElementTree.Element | None:
     contents = [_gallery(run) for run in found]
     if not any(contents):
         return None
-    return _section(
+    return elements.section(
         "examples",
         "Examples",
         node(
@@ -281,7 +167,7 @@ def _examples(found: Sequence[runs.Run]) -> ElementTree.Element | None:
             "the class that the network predicts for each.",
             class_="lead",
         ),
-        _cards(found, contents),
+        elements.cards(found, contents),
     )
 
 
@@ -336,12 +222,12 @@ def _flatness(found: Sequence[runs.Run]) -> ElementTree.Element | None:
     drawn = [surface for surface in surfaces if surface]
     if not measures and not drawn:
         return None
-    names = [_name(run) if run.flatness else None for run in found]
+    names = [elements.run_name(run) if run.flatness else None for run in found]
     caption = "Sharpness of the loss around the trained weights"
-    return _section(
+    return elements.section(
         "flatness",
         "Loss surfaces",
-        _table(names, measures, caption) if measures else None,
+        elements.sortable(names, measures, caption) if measures else None,
         _surfaces(found, surfaces, pictures.Scale(drawn)) if drawn else None,
     )
 
@@ -355,7 +241,7 @@ def _surfaces(
         _surface(surface, scale, run.name) if surface else None
         for run, surface in zip(found, surfaces, strict=True)
     ]
-    return [_legend(scale), _cards(found, contents)]
+    return [_legend(scale), elements.cards(found, contents)]
 
 
 def _measures(found: Sequence[runs.Run]) -> list[table.Column]:
@@ -431,12 +317,12 @@ def _settings(found: Sequence[runs.Run]) -> ElementTree.Element:
         node("div", node("dt", key), node("dd", value))
         for key, value in shared.items()
     ]
-    names = [_name(run) for run in found]
+    names = [elements.run_name(run) for run in found]
     caption = "Settings in which the runs differ"
-    return _section(
+    return elements.section(
         "settings",
         "Settings",
-        _table(names, columns, caption) if columns else None,
+        elements.sortable(names, columns, caption) if columns else None,
         node(
             "details",
             node("summary", "Settings that all runs have in common"),

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfsam.evaluation import accuracies
+from tfsam.reports import results
 from tfsam.reports.page import runs
 
 NORMS = {"linf": "l\N{INFINITY}"}
 NOTHING = "\N{EN DASH}"
+
+# The name of the worst case of all attacks, beside the names of attacks.
+WORST = "worst case"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,20 +138,73 @@ def point(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def all_series(found: Sequence[runs.Run]) -> list[Series]:
     """Collects the `Series` of runs, attacks in the order of the runs.
 
+    The worst case comes first; see `worst_rows`.
+
     Args:
         found: a list of `runs.Run`.
     """
     series: dict[tuple[str, str], Series] = {}
     for index, run in enumerate(found):
+        for part, row in worst_rows(run):
+            _add(series, (WORST, row["norm"]), index, len(found), part, row)
+    for index, run in enumerate(found):
         for part in run.parts:
             for row in part.results["robust"]:
                 key = runs.attack_name(part, row), row["norm"]
-                none: list[Any] = [None] * len(found)
-                empty: list[Any] = [{} for _ in found]
-                one = series.setdefault(key, Series(*key, empty, none))
-                one.rows[index].setdefault(row["epsilon"], row)
-                one.naturals[index] = part.results["natural"]
+                _add(series, key, index, len(found), part, row)
     return list(series.values())
+
+
+def _add(
+    series: dict[tuple[str, str], Series],
+    key: tuple[str, str],
+    index: int,
+    count: int,
+    part: runs.Run,
+    row: Mapping[str, Any],
+) -> None:
+    """Adds a row of a run's part to the series of its attack and norm.
+
+    Args:
+        series: the series so far, by attack and norm.
+        key: the name of the attack, and the norm.
+        index: the number of the run.
+        count: the number of all runs.
+        part: the run, or one of its evaluations.
+        row: the row.
+    """
+    new = Series(*key, [{} for _ in range(count)], [None] * count)
+    one = series.setdefault(key, new)
+    one.rows[index].setdefault(row["epsilon"], row)
+    one.naturals[index] = part.results["natural"]
+
+
+def worst_rows(
+    run: runs.Run,
+) -> list[tuple[runs.Run, Mapping[str, Any]]]:
+    """Returns the worst case of a run, a row for each norm and epsilon.
+
+    Of a run and the evaluations of its network it is the lowest: each is an
+    upper bound of the accuracy under all of their attacks.
+
+    Args:
+        run: a `runs.Run`.
+
+    Returns:
+        Pairs of the part that the row is from and the row.
+    """
+    lowest: dict[Any, tuple[runs.Run, Mapping[str, Any]]] = {}
+    for part in run.parts:
+        for row in part.results.get("worst_case") or []:
+            key = row["norm"], row["epsilon"]
+            if row["accuracy"] is None:
+                continue
+            if (
+                key not in lowest
+                or row["accuracy"] < lowest[key][1]["accuracy"]
+            ):
+                lowest[key] = part, row
+    return list(lowest.values())
 
 
 def columns(found: Sequence[runs.Run]) -> list[Column]:
@@ -190,7 +247,54 @@ def accuracy_columns(found: Sequence[runs.Run]) -> list[Column]:
             if any(fitted)
             else []
         ),
+        *_unions(found),
         *robust,
+    ]
+
+
+def _unions(found: Sequence[runs.Run]) -> list[Column]:
+    """Returns a column for each union of norms in which runs were attacked."""
+    unions = [
+        {
+            budgets_text(part.results["union"]): part.results["union"]
+            for part in reversed(run.parts)
+            if part.results.get("union")
+        }
+        for run in found
+    ]
+    return [
+        _accuracies(
+            f"{WORST}, any norm", text, [one.get(text) for one in unions]
+        )
+        for text in dict.fromkeys(text for one in unions for text in one)
+    ]
+
+
+def budgets_text(union: Mapping[str, Any]) -> str:
+    """Formats the budgets of a union of norms, such as "linf 8/255, l2 0.5".
+
+    Args:
+        union: the `union` of results.
+    """
+    return ", ".join(
+        f"{NORMS.get(norm, norm)} {accuracies.epsilon_text(epsilon)}"
+        for norm, epsilon in union["budgets"].items()
+    )
+
+
+def worst_columns(found: Sequence[runs.Run]) -> list[Column]:
+    """Returns the columns of the worst case: natural, by epsilon, any norm.
+
+    Args:
+        found: a list of `runs.Run`.
+    """
+    names = {one.name for one in all_series(found) if one.attack == WORST}
+    return [
+        column
+        for column in accuracy_columns(found)
+        if column.label == "natural"
+        or column.group in names
+        or column.group.startswith(f"{WORST}, any")
     ]
 
 
@@ -207,14 +311,17 @@ def _accuracy(row: Mapping[str, Any] | None) -> Cell:
     if row is None:
         return Cell(NOTHING)
     if row["accuracy"] is None:
-        return Cell("failed", None, title=row["error"])
+        return Cell("failed", None, title=row.get("error") or "not measured")
     low, high = (100 * end for end in row["interval"])
+    bound, drawn = results.bound_in_words(row), results.draws_in_words(row)
+    sign = "\N{LESS-THAN OR EQUAL TO} " if bound else ""
+    notes = [f"n = {row['n']}", *filter(None, (bound, drawn))]
     return Cell(
-        f"{100 * row['accuracy']:.1f}",
+        f"{sign}{100 * row['accuracy']:.1f}",
         row["accuracy"],
-        f"{low:.1f}\N{EN DASH}{high:.1f}",
+        ", ".join(filter(None, (f"{low:.1f}\N{EN DASH}{high:.1f}", drawn))),
         f"{100 * row['accuracy']:.2f} %, 95 % interval {low:.2f} to "
-        f"{high:.2f} %, n = {row['n']}",
+        f"{high:.2f} %, {', '.join(notes)}",
     )
 
 
