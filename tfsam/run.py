@@ -10,6 +10,7 @@ import pathlib
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
@@ -170,7 +171,7 @@ def _main(
         lost = isinstance(error, session.WorkerLost)
         return _fail(error, WORKER_LOST if lost else BAD_INPUT)
     if inputs is None:  # It is finished.
-        return 0
+        return _robustbench(chosen, print)
     log = session.logger(chosen, inputs)
     try:
         attacked = session.run(chosen, argv, inputs, log, stop)
@@ -183,7 +184,23 @@ def _main(
     except KeyboardInterrupt as error:
         log("interrupted; the same command resumes from here")
         return getattr(error, "code", 130)
-    return 0 if attacked else ATTACK_FAILED
+    if not attacked:
+        return ATTACK_FAILED
+    return _robustbench(chosen, log) if session.leads(inputs) else 0
+
+
+def _robustbench(chosen: settings.Settings, log: Callable[[str], None]) -> int:
+    """Writes the file of --robustbench, if any, and returns the exit code."""
+    from tfsam.runs import session
+
+    try:
+        for line in session.robustbench(chosen):
+            log(line)
+    except (OSError, ValueError) as error:
+        if files.no_room(error):
+            raise
+        return _fail(error, BAD_INPUT)
+    return 0
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def test_any_flag_overrides_its_preset(flag):
 def test_overrides_are_all_flags():
     assert set(OVERRIDES) == set(flags.FLAGS) - {
         *("help", "preset", "workdir", "shard", "merge"),
-        *("version", "methods", "overwrite"),
+        *("version", "methods", "overwrite", "robustbench"),
         *("inspect", "pixels", "output", "import"),
     }
 
@@ -302,6 +302,8 @@ def test_default_workdirs_differ():
     ]
     path = settings_of(*variants[-1]).workdir
     free = ["--cache_dir=elsewhere", "--checkpoint_steps=7"]
+    bound_to = ["--attacks=autoattack", f"--robustbench={folder}"]
+    assert settings_of(*bound_to).workdir == settings_of(bound_to[0]).workdir
     bound, other = (settings_of(*variants[1], *more) for more in ((), free))
     assert other.config() == bound.config() | {
         "cache_dir": "elsewhere",

@@ -68,7 +68,7 @@ def test_results_fields(finished):
 def test_results_config_has_every_flag(finished):
     workdir, _ = finished
     config = read_json(workdir / "results.json")["config"]
-    others = {"merge", "inspect", "overwrite", *flags.QUESTIONS}
+    others = {"merge", "inspect", "overwrite", "robustbench", *flags.QUESTIONS}
     named = {settings.FIELDS.get(flag, flag) for flag in flags.FLAGS}
     assert set(config) == named - others
     assert config["preset"] == config["dataset"] == "digits"

@@ -1,5 +1,7 @@
 """Reports of runs: results, tables, plots, and one HTML page of many runs."""
 
+from tfsam.reports.leaderboards import robustbench
+from tfsam.reports.leaderboards import write_robustbench
 from tfsam.reports.markdown import table
 from tfsam.reports.plots import corruptions_plot
 from tfsam.reports.plots import examples_plot
@@ -12,6 +14,8 @@ __all__ = [
     "corruptions_plot",
     "examples_plot",
     "read",
+    "robustbench",
     "robustness_plot",
     "table",
+    "write_robustbench",
 ]

@@ -418,6 +418,12 @@ FLAGS: dict[str, Flag] = {
         "folder --workdir; takes no other flag.",
         words,
     ),
+    "robustbench": Flag(
+        RUNNING,
+        "JSON file to write at the end: the entry of RobustBench's "
+        "leaderboards (model_info/DATASET/THREAT/NAME.json), which needs "
+        "--attacks=autoattack. Fields that you have filled in are kept.",
+    ),
     "preset": Flag(
         RUNNING,
         "Defaults of all other flags. digits: 8x8 images that come with "

@@ -11,7 +11,7 @@ from tfsam.runs import presets
 
 # Flags that do not belong to a run's identity.
 _LEFT_OUT = (
-    *("workdir", "overwrite", "cache_dir", "checkpoint_steps"),
+    *("workdir", "overwrite", "cache_dir", "checkpoint_steps", "robustbench"),
     *("preset", "dataset", "evaluate"),
 )
 
@@ -54,7 +54,7 @@ def of_run(given: command_line.Given) -> str:
     name = "-".join(words)
     if whole and len(name) <= _LONGEST:
         return name
-    identity = sorted(set(given.texts) - {*_LEFT_OUT[:4]})
+    identity = sorted(set(given.texts) - {*_LEFT_OUT[:5]})
     text = "\n".join(f"{flag}={given.texts[flag]}" for flag in identity)
     return f"{name[:_LONGEST]}-{zlib.crc32(text.encode()):08x}"
 

@@ -26,8 +26,10 @@ __all__ = [
     "begin",
     "inspect",
     "kept",
+    "leads",
     "logger",
     "merge",
+    "robustbench",
     "run",
 ]
 
@@ -99,6 +101,30 @@ def _is_finished(settings: Settings) -> bool:
     if line := versions.warning(settings, results):
         print(line)
     return True
+
+
+def leads(inputs: stages.Inputs) -> bool:
+    """Returns whether this process writes the files of the run."""
+    return devices.is_chief(inputs.strategy)
+
+
+def robustbench(settings: Settings) -> list[str]:
+    """Writes the file of --robustbench, from a finished run's results.
+
+    Args:
+        settings: The settings of the run.
+
+    Returns:
+        Lines for the log; none without the flag.
+
+    Raises:
+        OSError: If the file cannot be written.
+        ValueError: If the results have no row of standard AutoAttack.
+    """
+    if settings.robustbench is None:
+        return []
+    results = reports.read(settings.workdir / "results.json") or {}
+    return reports.write_robustbench(results, settings.robustbench)
 
 
 def logger(settings: Settings, inputs: stages.Inputs) -> Callable[[str], None]:

@@ -93,9 +93,10 @@ class Settings:
     jit_compile: str
     workdir: pathlib.Path
     overwrite: bool = False
+    robustbench: pathlib.Path | None = None
 
     def config(self) -> dict[str, Any]:
-        """Returns the content of config.json: every setting but the folder."""
+        """Returns the content of config.json: every setting but the files."""
         own = {k: v for k, v in vars(self).items() if k not in _NO_CONFIG}
         trained = vars(self.training) if self.training else {}
         values = dict.fromkeys(TRAINING) | own | trained
@@ -162,7 +163,7 @@ class Inspection:
 # The settings that training alone uses: rejected beside --evaluate.
 TRAINING = tuple(field.name for field in dataclasses.fields(Training))
 
-_NO_CONFIG = ("training", "workdir", "overwrite")
+_NO_CONFIG = ("training", "workdir", "overwrite", "robustbench")
 
 
 def from_argv(argv: Sequence[str]) -> Settings | Merge | Inspection:
@@ -412,9 +413,44 @@ def _checked(values: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
         training=training,
         workdir=workdir,
         overwrite=bool(values.get("overwrite")),
+        robustbench=_robustbench(values),
     )
     _check_evaluation(made)
     return made
+
+
+def _robustbench(values: Mapping[str, Any]) -> pathlib.Path | None:
+    """Returns the file of --robustbench, checked, or None.
+
+    A leaderboard's entry that cannot be made is rejected before the attacks,
+    which take hours.
+    """
+    given = values.get("robustbench")
+    if given is None:
+        return None
+    path = files.expanded(given)
+    if not given or path.is_dir():
+        raise ValueError(
+            f"robustbench must name a file. Received: robustbench={given}"
+        )
+    specs = values["attacks"]
+    if "autoattack" not in specs:
+        raise ValueError(
+            "--robustbench needs the standard AutoAttack, "
+            f"--attacks=autoattack. Received: attacks={','.join(specs)}"
+        )
+    if not values["linf_epsilons"] and not values["l2_epsilons"]:
+        raise ValueError(
+            "--robustbench needs --linf_epsilons or --l2_epsilons. Received: "
+            "none"
+        )
+    if values["shard"] is not None:
+        raise ValueError(
+            "--robustbench needs all images: merge the shards, and pass their "
+            "results to tfsam.reports.robustbench. "
+            f"Received: shard={values['shard']}"
+        )
+    return path
 
 
 def _frozen(value: Any) -> Any:
