@@ -32,7 +32,7 @@ from tfsam import SAM
 from tfsam import Landscape
 from tfsam import data
 from tfsam.data import cache
-from tfsam.runs import fit
+from tfsam.runs import held_out
 from tfsam.runs import settings
 from tfsam.support import files
 from tfsam.training import monitoring
@@ -124,7 +124,7 @@ def measure_cell(folder, count):
         seed=config["seed"],
         cache_dir=cache.default_folder(),
     )
-    images = fit.trained_on(settings.from_config(config, folder), images)
+    images = held_out.trained_on(settings.from_config(config, folder), images)
     train = data.sample(len(images.x_train), count, config["seed"])
     test = data.sample(len(images.x_test), count, config["seed"])
     found = measure(

@@ -11,9 +11,9 @@ from helpers import settings_of
 from tfsam import attacks
 from tfsam import data
 from tfsam import registries
-from tfsam.runs import fit
 from tfsam.runs import flags
 from tfsam.runs import methods
+from tfsam.runs import trained_model
 
 
 def test_fractions_are_accepted_as_written():
@@ -201,7 +201,7 @@ def test_presets_are_the_papers_recipe(preset, classes, weights):
         y_test=np.zeros(1, np.int64),
         class_names=tuple(map(str, range(classes))),
     )
-    model = fit.make_model(settings, images, None)
+    model = trained_model.make_model(settings, images, None)
     assert sum(v.numpy().size for v in model.trainable_variables) == weights
     optimizer = model.optimizer
     assert optimizer.momentum == 0.9

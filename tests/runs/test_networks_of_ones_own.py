@@ -21,9 +21,9 @@ from helpers import start
 from tfsam import registries
 from tfsam.models.networks import trainable
 from tfsam.runs import attacked
-from tfsam.runs import fit
 from tfsam.runs import names
 from tfsam.runs import stages
+from tfsam.runs import trained_model
 
 pytestmark = pytest.mark.usefixtures("short_runs")
 
@@ -233,7 +233,7 @@ def test_images_get_the_size_of_the_network_that_is_trained_further(
     )
     images = stages.load_images(settings, attacked.opened(settings))
     assert images.x_train.shape[1:] == (8, 8, 3)
-    network = fit.make_network(settings, images, None)
+    network = trained_model.make_network(settings, images, None)
     assert network.input_shape == (None, 8, 8, 3)
     assert network.output_shape == (None, 2)
 

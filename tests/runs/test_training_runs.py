@@ -13,8 +13,9 @@ from helpers import settings_of
 
 from tfsam import data
 from tfsam import registries
-from tfsam.runs import fit
+from tfsam.runs import early_stops
 from tfsam.runs import methods
+from tfsam.runs import trained_model
 from tfsam.training import checkpoints
 from tfsam.training import monitoring
 
@@ -63,7 +64,7 @@ def test_a_collapse_is_watched_for_on_images_of_all_classes():
     x, y = np.zeros((90, 8, 8, 1), np.float32), np.repeat([0, 1, 2], 30)
     images = data.Images("folder:x", x, y, x, y, ("a", "b", "c"))
     arguments = ["--method=fgsm_at", "--batch_size=20"]
-    stop = fit._stop(settings_of(*arguments), images, None)
+    stop = early_stops.at_collapse(settings_of(*arguments), images, None)
     assert set(stop.data.y) == {0, 1, 2}
     assert len(stop.data.y) == 20
 
@@ -106,7 +107,7 @@ def test_an_average_measures_batchnorm_on_images_of_all_classes(monkeypatch):
     images = data.Images("sorted", x, labels, x, labels, list("0123456789"))
     settings = settings_of("--preset=cifar10", "--method=swa")
     monkeypatch.setattr(methods, "build", lambda part, config, **given: given)
-    _, y = fit._average(settings, images, None)["data"]
+    _, y = trained_model.average(settings, images, None)["data"]
     assert len(y) == 10_000
     assert set(y[:128]) == set(range(10))
 
@@ -183,7 +184,7 @@ def test_nan_later_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
             [2 * steps], [settings.recipe.learning_rate, 1e30]
         )
 
-    monkeypatch.setattr(fit, "_schedule", schedule)
+    monkeypatch.setattr(trained_model, "_schedule", schedule)
     # Of three steps an epoch, the eighth is the first with a rate of 1e30.
     arguments = (*SMALL, "--epochs=5", f"--workdir={tmp_path}")
     code, output = main(*arguments)

@@ -21,6 +21,7 @@ from tfsam import data
 from tfsam import registries
 from tfsam import run
 from tfsam.data import batches
+from tfsam.runs import batch_sharing
 from tfsam.runs import fit
 from tfsam.runs import methods
 from tfsam.runs import workdirs
@@ -281,17 +282,17 @@ def test_what_is_true_anywhere(monkeypatch):
 
 def test_what_the_devices_share_is_said():
     settings = settings_of("--batch_size=32")
-    assert fit.sharing(settings, None) == (
+    assert batch_sharing.sharing(settings, None) == (
         "a step takes 32 images at learning rate 0.1"
     )
-    line = fit.sharing(settings, replicas(2))
+    line = batch_sharing.sharing(settings, replicas(2))
     assert "16 on each of 2 devices, the rate is for all" in line
     assert "perturbs the weights by its own gradient" in line
-    line = fit.sharing(
+    line = batch_sharing.sharing(
         settings_of("--batch_size=32", "--sharpness=global"), replicas(2)
     )
     assert "by the gradient of the whole batch" in line
-    line = fit.sharing(
+    line = batch_sharing.sharing(
         settings_of("--batch_size=32", "--method=st"), replicas(2)
     )
     assert "perturbs" not in line
@@ -310,7 +311,7 @@ def global_batches():
 
 
 def test_batches_are_shared_in_order():
-    shared = fit.shared(global_batches(), replicas(2))
+    shared = batch_sharing.shared(global_batches(), replicas(2))
     local = replicas(2).experimental_local_results
     for shares, (x, y) in zip(shared, global_batches(), strict=True):
         np.testing.assert_array_equal(np.concatenate(local(shares[0])), x)
@@ -325,7 +326,7 @@ def test_workers_with_several_devices_share_in_order():
             contexts = [tf.distribute.InputContext(2, i, 4) for i in range(2)]
             return [list(function(context)) for context in contexts]
 
-    first, second = fit.shared(global_batches(), TwoWorkersOfTwo())
+    first, second = batch_sharing.shared(global_batches(), TwoWorkersOfTwo())
     for index, (x, y) in enumerate(global_batches()):
         two = slice(2 * index, 2 * index + 2)
         parts = first[two] + second[two]

@@ -15,8 +15,8 @@ from tfsam import run
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.losses import cross_entropy
-from tfsam.runs import fit
 from tfsam.runs import methods
+from tfsam.runs import trained_model
 
 TINY = (
     *("--epochs=1", "--limit_train=60", "--limit_test=20", "--batch_size=20"),
@@ -32,7 +32,7 @@ def made(precision, *arguments):
         "--batch_size=32", f"--precision={precision}", *arguments
     )
     images = tfsam.data.load("digits", limit_train=32, seed=0)
-    return fit.make_model(settings, images, None), images
+    return trained_model.make_model(settings, images, None), images
 
 
 def trained(precision, *arguments):

@@ -30,6 +30,7 @@ from tfsam.runs import artifacts
 from tfsam.runs import attack_entries
 from tfsam.runs import attacked
 from tfsam.runs import fit
+from tfsam.runs import trained_model
 from tfsam.runs import versions
 from tfsam.runs.attack_entries import BOUNDS
 from tfsam.runs.settings import Settings
@@ -92,7 +93,9 @@ def prepare(settings: Settings) -> Inputs:
     notes: list[str] = []
     if settings.training:
         # First of all: the names of its layers depend on those before.
-        network = fit.make_network(settings, images, strategy, notes.append)
+        network = trained_model.make_network(
+            settings, images, strategy, notes.append
+        )
     if models.surrogate is not None:
         surrogate = attacked.classifier(settings, models.surrogate, images)
     if models.model is not None:
