@@ -22,6 +22,7 @@ if keras.config.backend() != "tensorflow":
     )
 
 from tfsam import attacks
+from tfsam import corruptions
 from tfsam import data
 from tfsam import models
 from tfsam import networks
@@ -78,6 +79,7 @@ __all__ = [
     "StopAtCollapse",
     "WeightPerturbation",
     "attacks",
+    "corruptions",
     "data",
     "evaluate",
     "merge",

@@ -152,6 +152,30 @@ NETWORKS = Registry(
     divide=_divide_network,
 )
 
+CORRUPTIONS = Registry(
+    "corruption",
+    "tfsam.corruptions",
+    {
+        "brightness": "tfsam.corruptions.weather:Brightness",
+        "contrast": "tfsam.corruptions.digital:Contrast",
+        "defocus_blur": "tfsam.corruptions.blur:DefocusBlur",
+        "elastic_transform": "tfsam.corruptions.digital:Elastic",
+        "fog": "tfsam.corruptions.weather:Fog",
+        "gaussian_blur": "tfsam.corruptions.blur:GaussianBlur",
+        "gaussian_noise": "tfsam.corruptions.noise:GaussianNoise",
+        "glass_blur": "tfsam.corruptions.blur:GlassBlur",
+        "impulse_noise": "tfsam.corruptions.noise:ImpulseNoise",
+        "jpeg_compression": "tfsam.corruptions.digital:JPEG",
+        "motion_blur": "tfsam.corruptions.blur:MotionBlur",
+        "pixelate": "tfsam.corruptions.digital:Pixelate",
+        "shot_noise": "tfsam.corruptions.noise:ShotNoise",
+        "snow": "tfsam.corruptions.weather:Snow",
+        "speckle_noise": "tfsam.corruptions.noise:SpeckleNoise",
+        "zoom_blur": "tfsam.corruptions.blur:ZoomBlur",
+    },
+    base="tfsam.corruptions.base:Corruption",
+)
+
 # A source is a function of the text after the colon, as in folder:PATH. It
 # returns a dict of the arrays x_train, y_train, x_test and y_test, and
 # optionally class_names.
@@ -168,6 +192,7 @@ SOURCES = Registry(
 
 ALL = (
     *(ATTACKS, WEIGHTS, OBJECTIVES, OPTIMIZERS, AVERAGES, NETWORKS, SOURCES),
+    CORRUPTIONS,
 )
 
 
