@@ -31,6 +31,7 @@ from tfsam import weights
 from tfsam.attacks import FGSM
 from tfsam.attacks import PGD
 from tfsam.evaluation import verdicts
+from tfsam.evaluation.corrupted import evaluate_corruptions
 from tfsam.evaluation.landscape import Landscape
 from tfsam.evaluation.measure import evaluate
 from tfsam.evaluation.measure import merge
@@ -82,6 +83,7 @@ __all__ = [
     "corruptions",
     "data",
     "evaluate",
+    "evaluate_corruptions",
     "merge",
     "models",
     "networks",

@@ -194,13 +194,18 @@ def versions() -> dict[str, str]:
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for package in ("tensorflow", "keras", "tfsam"):
         found[package] = importlib.metadata.version(package)
-    return found | {"tfsam's attacks": _source_digest()}
+    return found | {"tfsam's attacks": source_digest(_DECISIVE)}
 
 
 @functools.cache
-def _source_digest() -> str:
+def source_digest(patterns: tuple[str, ...]) -> str:
+    """Computes a checksum of some of tfsam's source files.
+
+    Args:
+        patterns: Patterns of paths in the folder of the package.
+    """
     folder = pathlib.Path(__file__).parents[1]
-    paths = sorted(p for pattern in _DECISIVE for p in folder.glob(pattern))
+    paths = sorted(p for pattern in patterns for p in folder.glob(pattern))
     return identity.digest([[path.name, path.read_text()] for path in paths])
 
 
