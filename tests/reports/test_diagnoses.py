@@ -43,6 +43,15 @@ def test_an_attack_s_sign_is_one_finding_at_all_its_epsilons():
     assert diagnoses.not_recorded(ROWS) == ["art"]
 
 
+def test_a_diagnosis_without_the_path_is_no_sign_of_failure():
+    rows = [
+        robust("spsa", "l2", 0.5, 3, diagnosis=[finding(7, "not_recorded")])
+    ]
+    assert diagnoses.findings(rows) == []
+    assert diagnoses.without_findings(rows) == []
+    assert diagnoses.not_recorded(rows) == ["spsa"]
+
+
 def test_a_sign_without_a_count_has_none():
     rows = [robust("pgd", "linf", 0.1, 5, diagnosis=[finding(None)])]
     assert diagnoses.findings(rows)[0].where == "0.1"

@@ -96,7 +96,11 @@ def test_doubts_are_in_the_entry():
         "zero_gradients."
     )
     finding = {"indicator": "i", "message": "m", "remedy": "r", "count": 1}
-    for diagnosis, expected in (([finding], True), ([], False)):
+    unknown = finding | {"indicator": "not_recorded"}
+    for diagnosis, expected in (
+        *(([finding], True), ([], False)),
+        *(([unknown], False), ("not recorded", False)),
+    ):
         row = LINF | {"diagnosis": diagnosis}
         assert reports.robustbench(cifar(row))["unreliable"] is expected
 

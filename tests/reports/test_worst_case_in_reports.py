@@ -41,7 +41,7 @@ def two_norms(**others):
         ],
         worst_case=[
             worst("linf", 0.1, 1, {"pgd": 5, "square": 6}),
-            worst("l2", 0.5, 6, {"pgd": 4}, missing=["square"]),
+            worst("l2", 0.5, 6, {"pgd": 4, "square": 0}, missing=["square"]),
         ],
         union=accuracy(1) | {"budgets": {"linf": 0.1, "l2": 0.5}},
     ) | dict(others)
@@ -155,8 +155,8 @@ def test_the_page_has_the_worst_case_by_norm_and_epsilon(tmp_path):
     counted = "Images that each attack broke, of 10, by ball"
     assert captions.count(counted) == 2
     bars = [float(rect["width"]) for rect in reader.all("rect")]
-    assert bars == [50.0, 40.0, 60.0, 10.0]
-    assert f"attack{LINF} 0.1l2 0.5pgd54square6\N{EN DASH}" in section["text"]
+    assert bars == [50.0, 40.0, 60.0, 0.0, 10.0]
+    assert f"attack{LINF} 0.1l2 0.5pgd54square60" in section["text"]
     assert "(missing)upper bound: square failed" in section["text"]
     curves = json.loads(reader.all("script", id="data")[0]["text"])["curves"]
     assert curves[0]["name"] == f"worst case {LINF}, n = 10"
@@ -184,6 +184,33 @@ def test_of_a_run_and_its_evaluations_the_lowest_worst_case_counts(tmp_path):
     assert chosen == [(nested, "linf", 0.0), (run, "l2", 0.6)]
 
 
+def test_attacks_of_one_name_are_told_apart(tmp_path):
+    """By their options, or by the surrogate."""
+    rows = [
+        robust("pgd", "linf", 0.1, 8, options={"steps": 1}),
+        robust("pgd", "linf", 0.1, 6, options={"steps": 9}),
+        robust("pgd", "linf", 0.1, 7, options={"steps": 9}, surrogate=True),
+    ]
+    attacks = [{"attack": "pgd", "broken": broken} for broken in (1, 3, 2)]
+    case = worst("linf", 0.1, 6, {}) | {"attacks": attacks}
+    config = {"surrogate": "other.keras", "transfer_attacks": ["pgd"]}
+    results = results_of(
+        "st", accuracy(9), rows, worst_case=[case], config=config
+    )
+    run = leave(tmp_path / "run", results)
+    (section,) = PageReader(page.render([run])).all("section", id="worst-case")
+    found = "pgd (steps=1)1pgd (steps=9)3pgd (steps=9) (transfer)2"
+    assert found in section["text"]
+
+
+def test_an_older_run_with_a_surrogate_has_transfers_alone(tmp_path):
+    config = {"surrogate": "other.keras"}
+    rows = [robust("pgd", "linf", 0.1, 8)]
+    results = results_of("st", accuracy(9), rows, config=config)
+    (run,) = runs.read([leave(tmp_path / "run", results)])
+    assert runs.attack_name(run, rows[0]) == "pgd (transfer)"
+
+
 def spoiled(**changes):
     return two_norms(worst_case=[worst("linf", 0.1, 1, {"pgd": 5}) | changes])
 
@@ -195,6 +222,7 @@ def spoiled(**changes):
         (spoiled(epsilon=float("inf")), "epsilon must be finite"),
         (spoiled(norm=2), "norm must be a string"),
         (spoiled(attacks=[{"attack": 1}]), "attack must be a string"),
+        (spoiled(attacks=[{"attack": "a", "broken": ""}]), "must be a number"),
         (
             two_norms(union=accuracy(1) | {"budgets": {"linf": float("nan")}}),
             "budgets must be finite",

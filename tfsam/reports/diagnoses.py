@@ -10,6 +10,9 @@ from tfsam.reports.results import attack_name
 # The diagnosis of an attack whose path cannot be recorded.
 NOT_RECORDED = "not recorded"
 
+# The entry of a diagnosis that was made without the attack's path.
+_WITHOUT_PATH = "not_recorded"
+
 
 class Finding(NamedTuple):
     """A sign that an attack failed in one norm.
@@ -49,7 +52,7 @@ def findings(rows: Iterable[Mapping[str, Any]]) -> list[Finding]:
     found: dict[tuple[str, str, str], Finding] = {}
     most: dict[tuple[str, str, str], int] = {}
     for row in rows:
-        for one in recorded(row) or ():
+        for one in signs(row):
             count: int | None = one.get("count")
             indicator = one["indicator"].replace("_", " ")
             key = attack_name(row), row["norm"], indicator
@@ -62,14 +65,16 @@ def findings(rows: Iterable[Mapping[str, Any]]) -> list[Finding]:
     return list(found.values())
 
 
-def recorded(row: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
-    """Returns the diagnosis of a row, None where there is none.
+def signs(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the signs of failure in the diagnosis of a row.
 
     Args:
         row: One of the `robust` rows of results.
     """
-    found = row.get("diagnosis")
-    return None if isinstance(found, str) else found
+    found = row.get("diagnosis") or []
+    if isinstance(found, str):
+        return []
+    return [one for one in found if one["indicator"] != _WITHOUT_PATH]
 
 
 def without_findings(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -79,9 +84,9 @@ def without_findings(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         rows: The `robust` rows of results.
     """
     rows = list(rows)
-    signs = {attack_name(row) for row in rows if recorded(row)}
-    names = [attack_name(row) for row in rows if recorded(row) == []]
-    return [name for name in dict.fromkeys(names) if name not in signs]
+    others = {attack_name(row) for row in rows if row.get("diagnosis")}
+    names = [attack_name(row) for row in rows if row.get("diagnosis") == []]
+    return [name for name in dict.fromkeys(names) if name not in others]
 
 
 def not_recorded(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -90,7 +95,13 @@ def not_recorded(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     Args:
         rows: The `robust` rows of results.
     """
-    names = [
-        attack_name(r) for r in rows if isinstance(r.get("diagnosis"), str)
-    ]
+    names = [attack_name(row) for row in rows if _has_no_path(row)]
     return list(dict.fromkeys(names))
+
+
+def _has_no_path(row: Mapping[str, Any]) -> bool:
+    """Returns whether a row was diagnosed without the attack's path."""
+    found = row.get("diagnosis") or []
+    if isinstance(found, str):
+        return found == NOT_RECORDED
+    return any(one["indicator"] == _WITHOUT_PATH for one in found)

@@ -101,7 +101,7 @@ def robustbench(
     notes = _notes(results, row, worst, known["dataset"])
     return entry | {
         "footnote": " ".join(notes),
-        "unreliable": bool(results.get("warnings") or diagnoses.recorded(row)),
+        "unreliable": bool(results.get("warnings") or diagnoses.signs(row)),
     }
 
 
@@ -188,7 +188,7 @@ def _notes(
     if worst is not None:
         others = ", ".join(
             dict.fromkeys(
-                found["attack"]
+                attack_name(found)
                 for found in worst["attacks"]
                 if found["broken"] and found["attack"] != row["attack"]
             )

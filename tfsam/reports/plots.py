@@ -156,6 +156,7 @@ def corruptions_plot(results: Mapping[str, Any], path: pathlib.Path) -> None:
     True
     """
     found = results["corruptions"]
+    natural = _point(0, found.get("natural") or results["natural"])
     kinds: dict[str, list[_Point]] = {}
     for row in found["rows"]:
         point = _point(row["severity"], row)
@@ -165,7 +166,7 @@ def corruptions_plot(results: Mapping[str, Any], path: pathlib.Path) -> None:
     for axes in panels.flat[len(kinds) :]:
         axes.set_axis_off()
     for axes, (kind, points) in zip(panels.flat, kinds.items(), strict=False):
-        _draw(axes, [_point(0, results["natural"]), *sorted(points)])
+        _draw(axes, [natural, *sorted(points)])
         axes.set(ylim=(0, 100))
         axes.set_title(kind.replace("_", " "), fontsize=9)
         axes.grid(alpha=0.3)

@@ -93,6 +93,10 @@ def _worst_cases(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         check_texts(row, ("norm", "epsilon_text"))
         for found in row["attacks"]:
             check_texts(found, ("attack",))
+            if not isinstance(found["broken"], int):
+                raise ValueError(f"broken must be a number, is {found}")
+        if len(row["attacks"]) != len(rows[0]["attacks"]):
+            raise ValueError("worst cases must be of the same attacks")
         if not math.isfinite(row["epsilon"]):
             raise ValueError(f"epsilon must be finite, is {row['epsilon']}")
     union = results.get("union")

@@ -112,7 +112,7 @@ def _points(
     rows = {r["severity"]: r for r in one["rows"] if r["corruption"] == kind}
     if not rows:
         return []
-    rows[0] = run.results["natural"]
+    rows[0] = one.get("natural") or run.results["natural"]
     return [
         (table.point(row) or {}) | {"severity": severity}
         for severity, row in sorted(rows.items())

@@ -156,10 +156,20 @@ def _examples(path: pathlib.Path) -> dict[str, Any]:
 
 def attack_name(run: Run, row: dict[str, Any]) -> str:
     """Names the attack of a robust row of a run's results."""
-    # Rows of an older tfsam do not say it.
-    is_transfer = "surrogate" not in row and run.config.get("surrogate")
-    row = row | {"surrogate": True} if is_transfer else row
-    return results.attack_name(row)
+    return results.attack_name(row | {"surrogate": is_transfer(run, row)})
+
+
+def is_transfer(run: Run, row: Mapping[str, Any]) -> bool:
+    """Returns whether an attack was computed on a surrogate.
+
+    Args:
+        run: the run of the row.
+        row: a robust row of its results.
+    """
+    # With a surrogate, an older tfsam attacks nothing else, and says nothing.
+    config = run.config
+    alone = config.get("surrogate") and not config.get("transfer_attacks")
+    return bool(row.get("surrogate", alone))
 
 
 def _measurements(run: Run) -> set[tuple[str, str, float]]:

@@ -43,9 +43,8 @@ def section(found: Sequence[runs.Run]) -> ElementTree.Element | None:
 def _rows(run: runs.Run) -> list[dict[str, Any]]:
     """Returns the rows of a run and of the evaluations of its network."""
     return [
-        row | {"surrogate": row.get("surrogate", is_transfer)}
+        row | {"surrogate": runs.is_transfer(part, row)}
         for part in run.parts
-        for is_transfer in [bool(part.config.get("surrogate"))]
         for row in part.results["robust"]
     ]
 

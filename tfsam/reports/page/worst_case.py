@@ -57,14 +57,10 @@ def _broken(
         f"{table.NORMS.get(row['norm'], row['norm'])} {row['epsilon_text']}"
         for row in rows
     ]
-    counts = [
-        {found["attack"]: found["broken"] for found in row["attacks"]}
-        for row in rows
-    ]
-    names = dict.fromkeys(name for row in counts for name in row)
     size = part.results["natural"]["n"]
-    lines = [
-        [name, *(_bar(row.get(name), size) for row in counts)] for name in names
+    lines: list[list[Any]] = [
+        [name, *(_bar(row["attacks"][place]["broken"], size) for row in rows)]
+        for place, name in enumerate(_names(part, rows))
     ]
     bounds = [results.bound_in_words(row) for row in rows]
     if any(bounds):
@@ -73,10 +69,21 @@ def _broken(
     return elements.plain(caption, ["attack", *balls], lines)
 
 
-def _bar(count: int | None, size: int) -> list[Any] | str:
+def _names(part: runs.Run, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names the attacks of the worst case, with their options.
+
+    Two attacks may differ in their options alone, which the worst case lacks.
+    """
+    robust = part.results["robust"]
+    names = dict.fromkeys(runs.attack_name(part, row) for row in robust)
+    listed = rows[0]["attacks"]
+    if len(names) == len(listed):
+        return list(names)
+    return [results.attack_name(found) for found in listed]
+
+
+def _bar(count: int, size: int) -> list[Any]:
     """Makes the cell of a count, over a bar of its share of all images."""
-    if count is None:
-        return table.NOTHING
     bar = node(
         "svg",
         node("rect", width=f"{100 * count / size:.1f}", height="4"),
