@@ -90,6 +90,9 @@ class Attack(Configurable):
             a given epsilon. With None, the default, an evaluation counts the
             gradients; where it cannot, every attack that is not
             `gradient_free` is assumed to follow them.
+        eot: Number of draws of a random network that each step averages
+            ("expectation over transformation"). The default is 1: the attack
+            follows a single draw, which says little about a random network.
         minimum_norm: Whether a single call finds the nearest point for all
             epsilons. The default is False.
         library: Name of the distribution package whose version the attack
@@ -133,6 +136,7 @@ class Attack(Configurable):
     gradient_free: bool | None = False
     follows_gradient: Any = None
     stages: Any = ()
+    eot: int = 1
     minimum_norm: bool = False
     library: str | None = None
     targets: int = 0
@@ -154,11 +158,12 @@ class Attack(Configurable):
     def gradients(self) -> int:
         """Number of gradients for a batch: 0 if gradient-free, else the steps.
 
-        Part of the cost of a training step.
+        Each counts as often as it is drawn. Part of the cost of a training
+        step.
         """
         if getattr(self, "gradient_free", False):
             return 0
-        return int(getattr(self, "steps", 1))
+        return int(getattr(self, "steps", 1)) * self.eot
 
     def __call__(
         self,

@@ -6,13 +6,16 @@ and are implemented in `tfsam.geometry`.
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
+from tfsam.attacks.averaging import AT_END
+from tfsam.attacks.averaging import Averaged
+from tfsam.attacks.averaging import Means
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import next_seeds
@@ -23,11 +26,8 @@ from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
-from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import may_stop
-from tfsam.attacks.logits import predict
-from tfsam.attacks.logits import score
 from tfsam.attacks.logits import setting
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
@@ -66,6 +66,9 @@ class PGD(Attack):
             previous ones.
         targets: Number of wrong classes, most likely first, to attack in turn,
             >= 0; if there are fewer, all. 0 means untargeted.
+        eot: Number of draws of a random network, >= 1, over which each step
+            takes the mean of the gradient and of the logits; see
+            `tfsam.attacks.averaging`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -102,6 +105,7 @@ class PGD(Attack):
         loss: str | None = None,
         restarts: int = 1,
         targets: int = 0,
+        eot: int = 1,
     ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps)
@@ -124,6 +128,7 @@ class PGD(Attack):
         self.loss = loss
         self.restarts = check_count("restarts", restarts, 1)
         self.targets = check_count("targets", targets)
+        self.eot = check_count("eot", eot, 1)
 
     @property
     def follows_gradient(self) -> bool:
@@ -142,12 +147,12 @@ class PGD(Attack):
     @property
     def gradients(self) -> int:
         """Number of gradients for a batch, over all restarts and targets."""
-        return self.steps * self.restarts * max(self.targets, 1)
+        return self.steps * self.restarts * max(self.targets, 1) * self.eot
 
     @property
     def predictions(self) -> int:
         """Number of forward passes: 1 for the predictions at x, or targets."""
-        return 1 if self.loss == "kl" or self.targets else 0
+        return self.eot if self.loss == "kl" or self.targets else 0
 
     def perturb(
         self,
@@ -168,15 +173,16 @@ class PGD(Attack):
                 the first attempt.
         """
         active = examples(logits_fn, x)
+        network = Averaged(logits_fn, self.eot, seeds)
         runs, choices, labels = self.restarts, None, y
         loss: LossFn
         if self.loss == "kl":
             loss = losses.kl
-            labels = tf.nn.softmax(predict(logits_fn, x, active))
+            labels = tf.nn.softmax(network.predict(x, active))
         elif self.targets:
             loss = losses.LOSSES[self.loss or "cross_entropy"][1]
             choices = losses.targets(
-                predict(logits_fn, x, active), y, self.targets
+                network.predict(x, active), y, self.targets
             )
             runs *= choices.shape[1]
         elif self.loss is None:
@@ -193,15 +199,20 @@ class PGD(Attack):
             goal = labels
             if choices is not None:
                 goal = losses.classes(y), turn(choices, run)
-            x_adv, broken = self._climb(
-                logits_fn, x, y, first, active, loss=loss, labels=goal
-            )
+            gradient = network.gradient(loss)
+
+            def slopes(
+                x: tf.Tensor, active: tf.Tensor, index: tf.Tensor
+            ) -> Means:
+                return gradient(x, goal, active, run * self.steps + index)
+
+            x_adv, broken = self._climb(logits_fn, x, y, first, active, slopes)
             if runs > 1 and not is_surrogate(logits_fn):
-                logits = predict(logits_fn, x_adv, active & ~broken)
+                logits = network.predict(x_adv, active & ~broken, AT_END)
                 broken |= active & losses.misclassified(logits, y)
             return x_adv, broken
 
-        return repeat(attempt, runs, x, active, score(logits_fn, y, active))
+        return repeat(attempt, runs, x, active, network.score(y, active))
 
     def _start(self, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         """Returns the starting point of an attempt."""
@@ -222,12 +233,9 @@ class PGD(Attack):
         y: tf.Tensor,
         start: tf.Tensor,
         active: tf.Tensor,
-        *,
-        loss: LossFn,
-        labels: Any,
+        slopes: Callable[..., Means],
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the last iterate, and which examples stopped early."""
-        gradient = input_gradient(logits_fn, loss)
         step_size = self.step_size
         if step_size is None:
             step_size = self._default_step_size()
@@ -238,7 +246,7 @@ class PGD(Attack):
             def step(
                 index: tf.Tensor, x_adv: tf.Tensor, broken: tf.Tensor
             ) -> tuple[tf.Tensor, ...]:
-                slope, logits = gradient(x_adv, labels, active & ~broken)
+                slope, logits, _ = slopes(x_adv, active & ~broken, index)
                 ahead = geometry.steepest(slope, self.norm)
                 offset = x_adv + step_size * ahead - x
                 offset = geometry.project(offset, self.epsilon, self.norm)

@@ -24,6 +24,10 @@ _PARALLEL_BLOCKS = 2
 # float32 sums changed logits by 1e-6.
 _ROUNDING = 1e-5
 
+# Number of copies of an example that go through a random network in a call. The
+# memory that they take does not depend on the number of draws.
+_TOGETHER = 32
+
 LogitsFn = Callable[[tf.Tensor], Any]
 LossFn = Callable[[tf.Tensor, Any], tf.Tensor]
 
@@ -91,6 +95,9 @@ class Logits:
             `rows` is None. None means the batch size of the attack.
         parts: Number of parts that a batch is split into if `rows` is None; see
             `in_turn`.
+        together: Largest number of copies of an example in a call that draws
+            from a random network; 0 if the network cannot be given a key. See
+            `tfsam.attacks.averaging`.
         rounding: Relative difference that the size of the batch may make to a
             logit; see `crossed`.
         passes: int64 variable [forward, gradient], the number of examples that
@@ -135,6 +142,7 @@ class Logits:
         self.surrogate = False
         self.most: int | None = None
         self.parts = 1
+        self.together = _TOGETHER
         self.rounding = _ROUNDING
         self.passes: Any = None
         self.nonfinite: Any = None
@@ -179,10 +187,26 @@ class Logits:
 
     def _logits(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the logits in float32 or float64, of the declared shape."""
-        logits = tf.convert_to_tensor(self.function(x))
+        return self._declared(self.function(x))
+
+    def _declared(self, outputs: Any) -> tf.Tensor:
+        """Returns outputs as logits of the declared shape."""
+        logits = tf.convert_to_tensor(outputs)
         if self.classes is not None:
             logits = tf.ensure_shape(logits, [None, self.classes])
         return logits if logits.dtype.size > 4 else tf.cast(logits, tf.float32)
+
+    def draw(self, x: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        """Computes the logits with random numbers that depend on a key.
+
+        Args:
+            x: Float tensor (batch, ...).
+            key: int32 tensor (2,), which the method `draw` of `function` takes.
+
+        Returns:
+            Tensor (batch, classes), float32 or float64.
+        """
+        return self._declared(self.function.draw(x, key))  # type: ignore[attr-defined]
 
     def __identity__(self) -> Any:
         """Returns the object to describe in an identity in place of this."""
@@ -241,7 +265,7 @@ class Logits:
             Tensor (batch, classes). If the network is run in blocks, examples
             that are not active have zeros.
         """
-        self._count([1, 0], x, active)
+        self.count([1, 0], x, active)
         return self._run("predict", lambda x: (self._logits(x),), active, x)[0]
 
     def gradient(self, loss: LossFn) -> Callable[..., Any]:
@@ -257,28 +281,72 @@ class Logits:
         def gradient(
             x: tf.Tensor, labels: Any, active: tf.Tensor | None = None
         ) -> tuple[tf.Tensor, tf.Tensor]:
-            self._count([0, 1], x, active)
-            plain = _input_gradient(self._logits, loss, self.independent)
+            self.count([0, 1], x, active)
+            plain = plain_gradient(self._logits, loss, self.independent)
             slopes, logits = self._run(loss, plain, active, x, labels)
             return self._finite(slopes, active), logits
 
         return gradient
 
+    def each(
+        self,
+        key: Any,
+        function: Callable[..., Any],
+        active: tf.Tensor | None,
+        *tensors: Any,
+    ) -> tuple[tf.Tensor, ...]:
+        """Calls a function on every active example by itself.
+
+        The function's computation for an example therefore has the same shape
+        whatever the batch, and its random numbers may be keyed by the example.
+
+        Args:
+            key: Key of the function's trace.
+            function: Function from tensors (1, ...) to a tuple of tensors
+                (1, ...).
+            active: Bool tensor (batch,). None means all.
+            *tensors: Tensors (batch, ...), or structures of them.
+
+        Returns:
+            A tuple of tensors (batch, ...), with zeros for examples that are
+            not active.
+        """
+        if self.rows or self.jit_compile or tf.inside_function():
+            if key not in self._traced:
+                self._traced[key] = traced(function, self.jit_compile)
+            return _in_blocks(self._traced[key], 1, active, *tensors)
+        return _one_by_one(function, active, *tensors)
+
     def _finite(self, slopes: tf.Tensor, active: tf.Tensor | None) -> tf.Tensor:
         """Replaces NaN and infinity by zeros, and counts the examples."""
-        finite, kept = _finite_part(slopes)
-        if self.nonfinite is not None:
-            axes = list(range(1, slopes.shape.rank))
-            bad = ~tf.reduce_all(kept, axis=axes)
-            if active is not None:
-                bad &= active
-            self.nonfinite.assign_add(tf.math.count_nonzero(bad))
+        finite, kept = finite_part(slopes)
+        axes = list(range(1, slopes.shape.rank))
+        self.count_nonfinite(tf.reduce_all(kept, axis=axes), active)
         return finite
 
-    def _count(
+    def count_nonfinite(
+        self, finite: tf.Tensor, active: tf.Tensor | None
+    ) -> None:
+        """Adds the number of active examples without a finite gradient.
+
+        Args:
+            finite: Bool tensor (batch,), the examples whose gradient is finite.
+            active: Bool tensor (batch,). None means all.
+        """
+        if self.nonfinite is not None:
+            bad = ~finite if active is None else ~finite & active
+            self.nonfinite.assign_add(tf.math.count_nonzero(bad))
+
+    def count(
         self, kind: list[int], x: tf.Tensor, active: tf.Tensor | None
     ) -> None:
-        """Adds the number of active examples to `passes`."""
+        """Adds the number of active examples to `passes`.
+
+        Args:
+            kind: Numbers of forward and gradient passes for an example.
+            x: Float tensor (batch, ...).
+            active: Bool tensor (batch,). None means all.
+        """
         if self.passes is not None:
             count = tf.shape(x, tf.int64)[0]
             if active is not None:
@@ -360,13 +428,13 @@ def input_gradient(
     """
     if isinstance(logits_fn, Logits):
         return logits_fn.gradient(loss)
-    plain = _input_gradient(logits_fn, loss)
+    plain = plain_gradient(logits_fn, loss)
 
     def gradient(
         x: tf.Tensor, labels: Any, active: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
         slopes, logits = plain(x, labels)
-        return _finite_part(slopes)[0], logits
+        return finite_part(slopes)[0], logits
 
     return gradient
 
@@ -403,15 +471,19 @@ class Untraced:
 
     Args:
         logits: The model.
+
+    Attributes:
+        logits: The model.
+        surrogate: See `Logits`.
     """
 
     def __init__(self, logits: Logits) -> None:
-        self._logits = logits
+        self.logits = logits
         self.surrogate = logits.surrogate
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the logits of a batch."""
-        return self._logits(x)
+        return self.logits(x)
 
 
 def setting(logits_fn: LogitsFn, name: str) -> Any:
@@ -650,6 +722,32 @@ def _in_blocks(
     )
 
 
+def _one_by_one(
+    function: Any, active: tf.Tensor | None, *tensors: Any
+) -> tuple[tf.Tensor, ...]:
+    """Calls a function on one active example after the other, eagerly.
+
+    Returns tensors of the whole batch, with zeros for examples that are not
+    active.
+    """
+    batch = tensors[0].shape[0]
+    wanted = np.ones(batch, bool) if active is None else np.array(active)
+    found: list[Any] = [None] * batch
+    for index in np.flatnonzero(wanted):
+        found[index] = function(
+            *tf.nest.map_structure(
+                lambda t, i=index: t[i : i + 1], list(tensors)
+            )
+        )
+    some = next((f for f in found if f is not None), None)
+    if some is None:  # Only the shapes are needed.
+        first = tf.nest.map_structure(lambda t: t[:1], list(tensors))
+        some = function(*first)
+    nothing = tuple(map(tf.zeros_like, some))
+    rows = zip(*(nothing if f is None else f for f in found), strict=True)
+    return tuple(tf.concat(row, 0) for row in rows)
+
+
 def _in_parts(
     function: Any, parts: int, *tensors: Any
 ) -> tuple[tf.Tensor, ...]:
@@ -682,20 +780,49 @@ def _in_parts(
     return tuple(tf.reshape(f, [-1, *f.shape[2:]]) for f in found)
 
 
-def _finite_part(slopes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def finite_part(slopes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Replaces NaN and infinity by zeros; also returns which entries are kept.
 
     Zero is a subgradient for the usual causes, a norm or a square root at 0,
     and the other pixels of the example can still be attacked.
+
+    Args:
+        slopes: Float tensor, gradients.
+
+    Returns:
+        (finite, kept), a float and a bool tensor of the shape of `slopes`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> finite_part(tf.constant([1.0, float("nan")]))[0].numpy().tolist()
+        [1.0, 0.0]
     """
     kept = tf.math.is_finite(slopes)
     return tf.where(kept, slopes, tf.zeros([], slopes.dtype)), kept
 
 
-def _input_gradient(
+def plain_gradient(
     logits_fn: LogitsFn, loss: LossFn, independent: bool = True
 ) -> Callable[..., Any]:
-    """Returns the function (x, labels) -> (gradient, logits), not traced."""
+    """Returns a gradient with respect to the pixels, as it is.
+
+    Args:
+        logits_fn: Function from pixels to logits.
+        loss: Function from (logits, labels) to a float tensor (batch,).
+        independent: Whether the logits of an example depend only on its own
+            pixels.
+
+    Returns:
+        Function (x, labels) -> (gradient, logits), not traced. The gradient may
+        have NaN and infinity.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> gradient = plain_gradient(lambda x: x, losses.margin)
+        >>> slopes, _ = gradient(tf.constant([[1.0, 0.0]]), tf.constant([0]))
+        >>> slopes.numpy().tolist()
+        [[-1.0, 1.0]]
+    """
 
     def gradient(x: tf.Tensor, labels: Any) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:

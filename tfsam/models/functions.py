@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.attacks.logits import Logits
+from tfsam.models.keyed_noise import KeyedScope
 from tfsam.support import files
 from tfsam.support.logit_checks import check_ending
 from tfsam.support.rescaling import flattened
@@ -58,6 +59,23 @@ class StatelessFunction:
         """
         with keras.StatelessScope(self._mapping()):
             return [_of_classes(self._call(x)) for x in batches]
+
+    def draw(self, x: tf.Tensor, key: tf.Tensor) -> Any:
+        """Calls the function with random numbers that depend on a key alone.
+
+        These are the random numbers of Keras, in its layers and in
+        `keras.random`. Those of `tf.random` and of other libraries are drawn
+        anew in every call.
+
+        Args:
+            x: Float tensor (batch, ...).
+            key: int32 tensor (2,).
+
+        Returns:
+            The function's result.
+        """
+        with KeyedScope(self._mapping(), key):
+            return self._call(x)
 
     def __identity__(self) -> Any:
         """Returns the object that `identity.describe` describes instead."""

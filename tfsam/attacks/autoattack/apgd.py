@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
+from tfsam.attacks.averaging import Averaged
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import any_copy
@@ -34,10 +35,7 @@ from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import in_turn
-from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import may_stop
-from tfsam.attacks.logits import predict
-from tfsam.attacks.logits import score
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
@@ -96,6 +94,9 @@ class APGD(Attack):
         rho: Part of the steps since the last checkpoint, in [0, 1]; if fewer
             steps raised the loss, the step size is halved.
         bounds: (lowest, highest) value of x, or None.
+        eot: Number of draws of a random network, >= 1, over which each step
+            takes the mean of the gradient, the loss and the logits; see
+            `tfsam.attacks.averaging`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -122,6 +123,7 @@ class APGD(Attack):
         restarts: int = 1,
         rho: float = 0.75,
         bounds: Bounds = (0.0, 1.0),
+        eot: int = 1,
     ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
@@ -130,6 +132,7 @@ class APGD(Attack):
         self.targets = check_count("targets", targets)
         self.restarts = check_count("restarts", restarts, 1)
         self.rho = check_number("rho", rho, 0, 1)
+        self.eot = check_count("eot", eot, 1)
 
     def perturb(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
@@ -140,17 +143,19 @@ class APGD(Attack):
         and of several attempts the point of the largest margin.
         """
         active = examples(logits_fn, x)
+        network = Averaged(logits_fn, self.eot, seeds)
         loss: LossFn
         loss, targeted_loss = losses.LOSSES[self.loss]
         runs, targets = self.restarts, None
         if self.targets:
             loss = targeted_loss
             targets = losses.targets(
-                predict(logits_fn, x, active), y, self.targets
+                network.predict(x, active), y, self.targets
             )
             runs *= targets.shape[1]
 
-        beside = side_by_side(runs, x, logits_fn)
+        # The draws of a network already fill a call.
+        beside = 1 if self.eot > 1 else side_by_side(runs, x, logits_fn)
 
         def attempt(
             round: tf.Tensor, active: tf.Tensor
@@ -171,9 +176,10 @@ class APGD(Attack):
                 loss=loss,
                 labels=labels,
                 beside=beside,
+                seeds=next_seeds(seeds, round * (self.steps + 1)),
             )
 
-        best = score(logits_fn, y, active)
+        best = network.score(y, active)
         return repeat(attempt, runs // beside, x, active, best)
 
 
@@ -183,6 +189,7 @@ def apgd_ce(
     steps: int = 100,
     restarts: int = 1,
     bounds: Bounds = (0.0, 1.0),
+    eot: int = 1,
 ) -> APGD:
     """Makes APGD on the cross-entropy, the first attack of AutoAttack.
 
@@ -192,6 +199,7 @@ def apgd_ce(
         steps: Number of gradient steps in each attempt, >= 1.
         restarts: Number of attempts, >= 1.
         bounds: (lowest, highest) value of x, or None.
+        eot: Number of draws of a random network in each step; see `APGD`.
 
     Returns:
         The attack.
@@ -203,7 +211,7 @@ def apgd_ce(
         >>> apgd_ce(epsilon=8 / 255).loss
         'cross_entropy'
     """
-    return APGD(epsilon, norm, steps, restarts=restarts, bounds=bounds)
+    return APGD(epsilon, norm, steps, restarts=restarts, bounds=bounds, eot=eot)
 
 
 def apgd_dlr(
@@ -212,6 +220,7 @@ def apgd_dlr(
     steps: int = 100,
     restarts: int = 1,
     bounds: Bounds = (0.0, 1.0),
+    eot: int = 1,
 ) -> APGD:
     """Makes APGD on the difference of logits ratio, untargeted.
 
@@ -221,6 +230,7 @@ def apgd_dlr(
         steps: Number of gradient steps in each attempt, >= 1.
         restarts: Number of attempts, >= 1.
         bounds: (lowest, highest) value of x, or None.
+        eot: Number of draws of a random network in each step; see `APGD`.
 
     Returns:
         The attack.
@@ -232,7 +242,9 @@ def apgd_dlr(
         >>> apgd_dlr(epsilon=8 / 255).loss
         'dlr'
     """
-    return APGD(epsilon, norm, steps, "dlr", restarts=restarts, bounds=bounds)
+    return APGD(
+        epsilon, norm, steps, "dlr", restarts=restarts, bounds=bounds, eot=eot
+    )
 
 
 def apgd_t(
@@ -242,6 +254,7 @@ def apgd_t(
     targets: int = 9,
     restarts: int = 1,
     bounds: Bounds = (0.0, 1.0),
+    eot: int = 1,
 ) -> APGD:
     """Makes APGD on the targeted DLR loss, the second attack of AutoAttack.
 
@@ -253,6 +266,7 @@ def apgd_t(
             if there are fewer, all.
         restarts: Number of attempts for each target, >= 1.
         bounds: (lowest, highest) value of x, or None.
+        eot: Number of draws of a random network in each step; see `APGD`.
 
     Returns:
         The attack.
@@ -264,7 +278,9 @@ def apgd_t(
         >>> apgd_t(epsilon=8 / 255).targets
         9
     """
-    return APGD(epsilon, norm, steps, "dlr", targets, restarts, bounds=bounds)
+    return APGD(
+        epsilon, norm, steps, "dlr", targets, restarts, bounds=bounds, eot=eot
+    )
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -312,14 +328,15 @@ def _search(
     loss: LossFn,
     labels: Any,
     beside: int,
+    seeds: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Runs `beside` attempts in parallel, on copies of the batch.
 
     The search for an example ends when one of its copies is broken. Returns
     x_adv and whether it is broken, with a row for each example.
     """
-    asked = in_turn(logits_fn, beside, x)
-    gradient = input_gradient(asked, loss)
+    network = Averaged(in_turn(logits_fn, beside, x), attack.eot, seeds)
+    gradient = network.gradient(loss)
     truth = copies(y, beside)
     windows = _windows(attack.steps)
 
@@ -331,10 +348,10 @@ def _search(
 
         def step(index: tf.Tensor, state: _State) -> tuple[tf.Tensor, _State]:
             left = survivors(state.broken)
-            slope, logits = gradient(state.x, labels, left)
+            slope, logits, value = gradient(state.x, labels, left, index)
             window = tf.constant(windows)[index]
             broken = left & may_stop(logits_fn, logits, truth)
-            state = _judged(state, broken, loss(logits, labels), slope)
+            state = _judged(state, broken, value, slope)
             state, slope = tf.cond(
                 window > 0,
                 lambda: _adapted(state, slope, window, attack.rho),
@@ -354,9 +371,11 @@ def _search(
         )
         # The point of the last step has not been evaluated yet.
         left = survivors(state.broken)
-        logits = predict(asked, state.x, left)
+        logits, value = network.values(
+            loss, state.x, labels, left, attack.steps
+        )
         broken = state.broken | (left & may_stop(logits_fn, logits, truth))
-        last = tf.cast(loss(logits, labels), state.best_loss.dtype)
+        last = tf.cast(value, state.best_loss.dtype)
         better = left & (last > state.best_loss)
         x_adv = where(broken | better, state.x, state.best)
         return (
