@@ -21,7 +21,10 @@ from tfsam.attacks.autoattack.apgd import apgd_ce
 from tfsam.attacks.autoattack.apgd import apgd_dlr
 from tfsam.attacks.autoattack.apgd import apgd_t
 from tfsam.attacks.autoattack.fab import FABT
+from tfsam.attacks.autoattack.fab_untargeted import FAB
 from tfsam.attacks.autoattack.square import Square
+from tfsam.attacks.autoattack.versions import AutoAttackPlus
+from tfsam.attacks.autoattack.versions import AutoAttackRand
 from tfsam.attacks.base import Attack
 from tfsam.attacks.check import check
 from tfsam.attacks.gradient import FGSM
@@ -83,6 +86,7 @@ def factory(name: str) -> Callable[..., Any]:
 
 
 __all__ = [
+    "FAB",
     "FABT",
     "FGSM",
     "FMN",
@@ -90,6 +94,8 @@ __all__ = [
     "PGD",
     "Attack",
     "AutoAttack",
+    "AutoAttackPlus",
+    "AutoAttackRand",
     "Logits",
     "NoiseL2",
     "NoiseLinf",

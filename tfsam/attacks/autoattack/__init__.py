@@ -17,14 +17,14 @@ from tfsam.attacks.autoattack.apgd import apgd_ce
 from tfsam.attacks.autoattack.apgd import apgd_t
 from tfsam.attacks.autoattack.fab import FABT
 from tfsam.attacks.autoattack.square import Square
+from tfsam.attacks.averaging import AT_END
+from tfsam.attacks.averaging import Averaged
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import strongest
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import examples
-from tfsam.attacks.logits import predict
-from tfsam.attacks.logits import score
 
 # With the defaults of standard AutoAttack: 100 steps, 9 targets, 5000 queries.
 STAGES: dict[str, Callable[..., Any]] = {
@@ -47,6 +47,10 @@ class AutoAttack(Attack):
         norm: "linf" or "l2".
         bounds: (lowest, highest) value of x, or None.
 
+    Attributes:
+        version: Name of the version: "standard", or "rand" or "plus", which are
+            in `versions.py`.
+
     Raises:
         ValueError: If an argument is out of its range.
 
@@ -58,18 +62,25 @@ class AutoAttack(Attack):
     in_graph = True
     selective = True
     tensor_epsilon = True
+    version = "standard"
 
     @property
     def stages(self) -> list[tuple[str, Any]]:
         """The four attacks in order, as (name, attack)."""
+        options = self._common()
+        return self._at_epsilon(
+            {name: make(0.0, **options) for name, make in STAGES.items()}
+        )
+
+    def _common(self) -> dict[str, Any]:
+        """Returns the options that all stages have in common."""
+        return {"norm": self.norm, "bounds": self.bounds}
+
+    def _at_epsilon(self, made: dict[str, Any]) -> list[tuple[str, Any]]:
+        """Gives attacks the epsilon, which may be a tensor."""
         return [
-            (
-                name,
-                make(0.0, norm=self.norm, bounds=self.bounds).with_epsilon(
-                    self.epsilon
-                ),
-            )
-            for name, make in STAGES.items()
+            (name, attack.with_epsilon(self.epsilon))
+            for name, attack in made.items()
         ]
 
     def perturb(
@@ -82,8 +93,9 @@ class AutoAttack(Attack):
         """
         if not isinstance(logits_fn, Logits):
             logits_fn = Logits(logits_fn)
+        network = Averaged(logits_fn, self.eot, seeds)
         active, x_adv = examples(logits_fn, x), x
-        best = score(logits_fn, y, active)
+        best = network.score(y, active)
         if best is not None:
             found = tf.stack(
                 [attack(logits_fn, x, y, seeds) for _, attack in self.stages]
@@ -92,7 +104,7 @@ class AutoAttack(Attack):
             return where(active, strong, x)
         for _, attack in self.stages:
             found = attack(logits_fn.only(active), x, y, seeds)
-            logits = predict(logits_fn, found, active)
+            logits = network.predict(found, active, AT_END)
             broken = active & losses.misclassified(logits, y)
             x_adv = where(broken, found, x_adv)
             active &= ~broken
