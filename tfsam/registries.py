@@ -20,7 +20,7 @@ import re
 
 from tfsam.support import files
 from tfsam.support.registry import Registry
-from tfsam.support.registry import did_you_mean
+from tfsam.support.suggestions import did_you_mean
 
 ATTACKS = Registry(
     "attack",

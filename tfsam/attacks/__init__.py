@@ -33,8 +33,8 @@ from tfsam.attacks.logits import Logits
 from tfsam.attacks.minimum_norm import FMN
 from tfsam.attacks.noise import NoiseL2
 from tfsam.attacks.noise import NoiseLinf
-from tfsam.support.registry import make
-from tfsam.support.registry import option_names
+from tfsam.support.factories import make
+from tfsam.support.factories import option_names
 
 GROUP = registries.ATTACKS.group
 

@@ -29,7 +29,7 @@ from tfsam.data.images import without_training
 from tfsam.data.options import Options
 from tfsam.data.options import Pick
 from tfsam.support import files
-from tfsam.support.registry import option_names
+from tfsam.support.factories import option_names
 from tfsam.support.validators import check_count
 
 SOURCES = (

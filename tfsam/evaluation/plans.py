@@ -13,7 +13,7 @@ import numpy as np
 from tfsam import attacks as registry
 from tfsam.data.rows import Pixels
 from tfsam.registries import ATTACKS
-from tfsam.support.registry import check_options
+from tfsam.support.factories import check_options
 
 
 class Data(NamedTuple):

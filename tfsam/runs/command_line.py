@@ -11,7 +11,7 @@ from typing import NamedTuple
 from absl import flags
 
 from tfsam.runs import flags as declared
-from tfsam.support.registry import did_you_mean
+from tfsam.support.suggestions import did_you_mean
 
 
 class Given(NamedTuple):

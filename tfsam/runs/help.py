@@ -17,7 +17,7 @@ from tfsam.runs import flags
 from tfsam.runs import methods
 from tfsam.runs import presets
 from tfsam.runs.flag_types import Flag
-from tfsam.support.registry import did_you_mean
+from tfsam.support.suggestions import did_you_mean
 from tfsam.support.validators import check_choice
 
 _WIDTH = 79

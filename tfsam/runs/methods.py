@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfsam import registries
+from tfsam.support.factories import call
 from tfsam.support.registry import Registry
-from tfsam.support.registry import ambiguous
-from tfsam.support.registry import call
-from tfsam.support.registry import did_you_mean
+from tfsam.support.suggestions import ambiguous
+from tfsam.support.suggestions import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)

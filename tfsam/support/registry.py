@@ -7,28 +7,29 @@ the metadata of installed packages. Only the part that is needed is imported.
 Options may follow the name, separated by colons: "looksam:alpha=0.3:every=5".
 """
 
-import ast
 import dataclasses
-import difflib
 import functools
 import importlib
 import importlib.metadata
 import inspect
-import math
 import operator
 import os
 import re
-import reprlib
 import sys
 import textwrap
 import types
-import typing
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
+
+from tfsam.support import option_values
+from tfsam.support.factories import call
+from tfsam.support.factories import check_options
+from tfsam.support.factories import check_texts
+from tfsam.support.suggestions import ambiguous
+from tfsam.support.suggestions import did_you_mean
 
 
 class Part:
@@ -185,9 +186,9 @@ class Registry:
                     f"{option} is no option: the data or a flag sets it. "
                     f"Received: {option}={text}"
                 )
-            _check_options(self.load(name), [f"{option}={text}"], name)
-            value = _value(text, known.get(option))
-            expected = _expected(known.get(option))
+            check_texts(self.load(name), [f"{option}={text}"], name)
+            value = option_values.value(text, known.get(option))
+            expected = option_values.expected(known.get(option))
             if expected and not isinstance(value, (int, float, type(None))):
                 raise ValueError(
                     f"{option} must be {expected}. "
@@ -400,134 +401,6 @@ def _path() -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def make(factory: Callable[..., Any], **options: Any) -> Any:
-    """Calls a factory; an unknown option is a ValueError.
-
-    Args:
-        factory: a callable.
-        **options: its keyword arguments.
-
-    Raises:
-        ValueError: if the factory has no such option, needs another, or raises
-            a TypeError.
-
-    Example:
-        >>> make(lambda steps: f"an attack of {steps} steps", steps=10)
-        'an attack of 10 steps'
-    """
-    check_options(factory, options)
-    return call(_name(factory), factory, **options)
-
-
-def call(
-    part: str, factory: Callable[..., Any], /, *arguments: Any, **options: Any
-) -> Any:
-    """Calls a factory; a TypeError becomes a ValueError that names the part.
-
-    Args:
-        part: the name of the part, for the message.
-        factory: a callable.
-        *arguments: its positional arguments.
-        **options: its keyword arguments.
-
-    Raises:
-        ValueError: if an argument without a default is missing, or the factory
-            raises a TypeError.
-
-    Example:
-        >>> call("shift", lambda epsilon: epsilon)
-        Traceback (most recent call last):
-            ...
-        ValueError: shift needs epsilon. Received: nothing
-    """
-    shown = [*map(reprlib.repr, arguments)]
-    shown += [f"{k}={reprlib.repr(v)}" for k, v in options.items()]
-    received = f"Received: {', '.join(shown) or 'nothing'}"
-    try:
-        signature = inspect.signature(factory)
-        given = signature.bind_partial(*arguments, **options).arguments
-        missing = [
-            p.name
-            for p in signature.parameters.values()
-            if p.default is p.empty
-            and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-            and p.name not in given
-        ]
-        if not missing:
-            return factory(*arguments, **options)
-    except TypeError as error:
-        raise ValueError(
-            f"{part} cannot be made: {error}. {received}"
-        ) from error
-    raise ValueError(f"{part} needs {', '.join(missing)}. {received}")
-
-
-def check_options(
-    factory: Callable[..., Any], options: Mapping[str, Any]
-) -> None:
-    """Checks that a factory knows each of the options; does not call it.
-
-    Args:
-        factory: a callable.
-        options: keyword arguments for it.
-
-    Raises:
-        ValueError: if it has no such option.
-    """
-    given = [f"{name}={value}" for name, value in options.items()]
-    _check_options(factory, given, _name(factory))
-
-
-def option_names(factory: Callable[..., Any]) -> set[str] | None:
-    """Returns the keyword arguments of a factory, or None if it takes any.
-
-    Args:
-        factory: a callable.
-
-    Example:
-        >>> sorted(option_names(lambda epsilon, norm="linf": None))
-        ['epsilon', 'norm']
-    """
-    parameters = inspect.signature(factory).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters}
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Returns a hint at the closest names, empty where none is close.
-
-    Args:
-        name: the name that is unknown.
-        names: the names that are known.
-
-    Example:
-        >>> did_you_mean("loksam", ["looksam", "pgd"])
-        ' (did you mean looksam?)'
-    """
-    by_lower_case = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), by_lower_case, 2)
-    if not close:
-        return ""
-    known_names = " or ".join(by_lower_case[c] for c in close)
-    return f" (did you mean {known_names}?)"
-
-
-def ambiguous(flag: str, given: str, names: Iterable[str]) -> str:
-    """Returns a message about a name that differs from several in its case.
-
-    Args:
-        flag: the flag that gives the name.
-        given: the name as given.
-        names: the registered names.
-
-    Example:
-        >>> ambiguous("attack", "SHIFT", ["Shift", "shift"])
-        'SHIFT is ambiguous: Shift, shift. Received: attack=SHIFT'
-    """
-    return f"{given} is ambiguous: {', '.join(names)}. Received: {flag}={given}"
-
-
 def _package(point: importlib.metadata.EntryPoint) -> str:
     """Returns the name of the package that an entry point belongs to."""
     return point.dist.name if point.dist else point.value
@@ -548,110 +421,6 @@ def _claims(
         f"{name!r} is registered by the packages {' and '.join(others)}; "
         "uninstall one of them"
     )
-
-
-def _check_options(
-    factory: Callable[..., Any], given: list[str], name: str
-) -> None:
-    """Raises a ValueError for the "option=value" texts that are unknown."""
-    known = option_names(factory)
-    if known is None:
-        return
-    unknown = sorted(t for t in given if t.partition("=")[0] not in known)
-    if unknown:
-        hint = did_you_mean(unknown[0].partition("=")[0], known)
-        raise ValueError(
-            f"The options of {name} are {sorted(known)}{hint}. "
-            f"Received: {', '.join(unknown)}"
-        )
-
-
-def _value(text: str, parameter: inspect.Parameter | None) -> Any:
-    """Returns the value of an option that is given as text.
-
-    Args:
-        text: the text, such as "0.3", "8/255", "true", "none" or "fisher".
-        parameter: the parameter of the constructor, whose annotation and
-            default tell the type; None where the constructor takes any option.
-            A value of another type is left to the constructor to reject.
-    """
-    annotation = default = inspect.Parameter.empty
-    if parameter is not None:
-        annotation, default = parameter.annotation, parameter.default
-    kinds = _types(annotation)
-    if isinstance(default, str) and not kinds - {str, type(None)}:
-        return text
-    if kinds and kinds <= {str, type(None)} and text.lower() != "none":
-        return text
-    value = _literal(text)
-    is_real = float in kinds or isinstance(default, float)
-    if is_real and type(value) is int:
-        return float(value)
-    return value
-
-
-def _expected(parameter: inspect.Parameter | None) -> str:
-    """Returns the kind of value that a parameter takes, for a message.
-
-    Args:
-        parameter: a parameter whose annotation or, without one, whose default
-            tells the type.
-
-    Returns:
-        Empty if the parameter may take text, or there is nothing to tell.
-    """
-    if parameter is None:
-        return ""
-    kinds = _types(parameter.annotation) - {type(None)}
-    if parameter.annotation is parameter.empty:
-        kinds = {type(parameter.default)}
-    if not kinds or not kinds <= {bool, int, float}:
-        return ""
-    return "true or false" if kinds == {bool} else "a number"
-
-
-# Types by their names in annotations that are not evaluated.
-_NAMED = {kind.__name__: kind for kind in (bool, int, float, str)} | {
-    "None": type(None)
-}
-
-
-def _types(annotation: Any) -> set[Any]:
-    """Returns the types that an annotation names; empty without one."""
-    if annotation is inspect.Parameter.empty:
-        return set()
-    if isinstance(annotation, str):
-        words = {word.strip() for word in annotation.split("|")}
-        known = words <= {*_NAMED}
-        return {_NAMED[word] for word in words} if known else set()
-    origin = typing.get_origin(annotation)
-    if origin is typing.Literal:
-        return {type(member) for member in typing.get_args(annotation)}
-    if origin in (typing.Union, types.UnionType):
-        return set(typing.get_args(annotation))
-    return {annotation}
-
-
-def _literal(text: str) -> Any:
-    """Returns a number, a truth value, None, an interval, or the text."""
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    low, dots, high = text.partition("..")
-    if dots:
-        ends = _literal(low), _literal(high)
-        if all(type(end) in (int, float) for end in ends):
-            return ends
-    try:
-        if "/" in text:
-            number = float(Fraction(text))
-        else:
-            number = ast.literal_eval(text)
-    except (ValueError, SyntaxError, ZeroDivisionError, OverflowError):
-        return text
-    if type(number) not in (int, float) or not math.isfinite(number):
-        return text
-    return number
 
 
 def _imported(target: str) -> Any:
@@ -677,8 +446,3 @@ def _arguments(docstring: str | None) -> dict[str, str]:
 
 def _listed(known: Mapping[str, Any]) -> str:
     return ", ".join(sorted(known))
-
-
-def _name(factory: Callable[..., Any]) -> str:
-    factory = getattr(factory, "func", factory)  # Of a functools.partial.
-    return getattr(factory, "__name__", repr(factory))

@@ -14,8 +14,8 @@ import numpy as np
 from tfsam.models import fitting
 from tfsam.models.pixel_ranges import PixelRange
 from tfsam.support import files
-from tfsam.support.registry import check_options
-from tfsam.support.registry import did_you_mean
+from tfsam.support.factories import check_options
+from tfsam.support.suggestions import did_you_mean
 
 # Arguments of the classes that the data, other flags or tfsam itself set.
 _SET = (

@@ -9,9 +9,9 @@ import keras
 from tfsam import registries
 from tfsam.support import files
 from tfsam.support import imports
-from tfsam.support.registry import call
-from tfsam.support.registry import check_options
-from tfsam.support.registry import did_you_mean
+from tfsam.support.factories import call
+from tfsam.support.factories import check_options
+from tfsam.support.suggestions import did_you_mean
 
 
 def from_function(

@@ -15,8 +15,8 @@ from tfsam import registries
 from tfsam.models.files.weight_files import load_weights_into
 from tfsam.models.networks import freezing
 from tfsam.support import files
+from tfsam.support.factories import call
 from tfsam.support.logit_checks import check_ending
-from tfsam.support.registry import call
 
 Log = Callable[[str], None]
 
