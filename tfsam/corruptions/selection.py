@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tfsam.registries import CORRUPTIONS
-from tfsam.support.registry import did_you_mean
+from tfsam.support.suggestions import did_you_mean
 
 # The groups of the benchmark, in the paper's order.
 GROUPS = ("noise", "blur", "weather", "digital")
