@@ -33,6 +33,7 @@ from typing import Self
 import tensorflow as tf
 
 from tfsam import geometry
+from tfsam.attacks import tracing
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import is_surrogate
 from tfsam.geometry import check_norm
@@ -175,6 +176,10 @@ class Attack(Configurable):
     ) -> tf.Tensor:
         """Attacks a batch.
 
+        An attack with `in_graph` on a network is traced at the first call, and
+        the trace is reused for the same function, attack and shapes; see
+        `tfsam.attacks.tracing`.
+
         Args:
             logits_fn: Function from pixels to logits.
             x: Float array or tensor (batch, ...), inside `bounds`. Rounding
@@ -202,23 +207,14 @@ class Attack(Configurable):
         check_scale(self)
         check_ending(logits_fn)
         x = self._checked(tf.convert_to_tensor(x))
-        # The spacing of float16 near 1 is 4.9e-4, half of an attack's step of
-        # 0.25/255.
-        precise = x if x.dtype.size >= 4 else tf.cast(x, tf.float32)
+        y = tf.convert_to_tensor(y)
+        seeds = example_seeds(seed, tf.shape(x)[0])
+        inputs = {"x": x, "y": y, "seeds": seeds}
         if start is not None:
-            start = {"start": tf.cast(start, precise.dtype)}
-        x_adv = self.perturb(
-            logits_fn,
-            precise,
-            tf.convert_to_tensor(y),
-            example_seeds(seed, tf.shape(x)[0]),
-            **(start or {}),
-        )
-        x_adv = tf.ensure_shape(tf.cast(x_adv, x.dtype), x.shape)
-        if self.norm == "l2":
-            x_adv = geometry.shrink(x, x_adv, self.epsilon)
-            x_adv = tf.ensure_shape(x_adv, x.shape)
-        return tf.stop_gradient(x_adv)
+            inputs["start"] = tf.convert_to_tensor(start)
+        if tf.inside_function():
+            return _attacked(self, logits_fn, **inputs)
+        return tracing.call(_attacked, self, logits_fn, inputs)
 
     def _checked(self, x: tf.Tensor) -> tf.Tensor:
         """Rejects pixels outside the bounds, and clips rounding errors."""
@@ -295,6 +291,41 @@ class Attack(Configurable):
             Tensor of x's shape and dtype; x itself if `bounds` is None.
         """
         return x if self.bounds is None else tf.clip_by_value(x, *self.bounds)
+
+
+def _attacked(
+    attack: Attack,
+    logits_fn: LogitsFn,
+    x: tf.Tensor,
+    y: tf.Tensor,
+    seeds: tf.Tensor,
+    start: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Attacks a batch of tensors that is already checked.
+
+    Args:
+        attack: The attack.
+        logits_fn: Function from pixels to logits.
+        x: Float tensor (batch, ...), inside the bounds.
+        y: Tensor of labels.
+        seeds: int32 tensor (batch, 2).
+        start: None, or a tensor of x's shape.
+
+    Returns:
+        Tensor of x's shape and dtype, through which no gradient flows.
+    """
+    # The spacing of float16 near 1 is 4.9e-4, half of an attack's step of
+    # 0.25/255.
+    precise = x if x.dtype.size >= 4 else tf.cast(x, tf.float32)
+    given = {}
+    if start is not None:
+        given["start"] = tf.cast(start, precise.dtype)
+    x_adv = attack.perturb(logits_fn, precise, y, seeds, **given)
+    x_adv = tf.ensure_shape(tf.cast(x_adv, x.dtype), x.shape)
+    if attack.norm == "l2":
+        x_adv = geometry.shrink(x, x_adv, attack.epsilon)
+        x_adv = tf.ensure_shape(x_adv, x.shape)
+    return tf.stop_gradient(x_adv)
 
 
 def _with_attributes(attack: Any, attributes: Mapping[str, Any]) -> Any:

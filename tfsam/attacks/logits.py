@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.attacks import losses
+from tfsam.support.trace_state import Unreadable
 
 # Number of blocks that go through the network in parallel. On two cores, two
 # blocks were as fast as four and used half the memory.
@@ -211,6 +212,12 @@ class Logits:
     def __identity__(self) -> Any:
         """Returns the object to describe in an identity in place of this."""
         return self.function if self.identity is None else self.identity
+
+    def __trace_state__(self) -> Any:
+        """Raises an error: a copy that is traced must not share `_traced`."""
+        if self._traced:
+            raise Unreadable("a Logits that was traced before")
+        return self
 
     def only(self, active: tf.Tensor) -> "Logits":
         """Returns a copy for attacks on the active examples only.
@@ -484,6 +491,10 @@ class Untraced:
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the logits of a batch."""
         return self.logits(x)
+
+    def __trace_state__(self) -> Any:
+        """Raises an error, so that direct calls of attacks do not trace it."""
+        raise Unreadable("a model that cannot be traced")
 
 
 def setting(logits_fn: LogitsFn, name: str) -> Any:
