@@ -90,11 +90,29 @@ def closing(settings: Settings, results: Mapping[str, Any]) -> list[str]:
         "images that are classified correctly: as they are (clean), and after "
         "an attack that may change each image by at most epsilon in the norm "
         "(pixels are in [0, 1]).",
+        *_worst_case(results),
         f"Made in {settings.workdir}: {', '.join(listed)}.",
         f"Report: tfsam report {shlex.quote(str(settings.workdir))}",
     ]
     if settings.training:
         lines.insert(0, _trained(settings, settings.training.method))
+    return lines
+
+
+def _worst_case(results: Mapping[str, Any]) -> list[str]:
+    """Explains the worst case, where it is more than a single attack."""
+    rows = results.get("worst_case") or []
+    if not any(len(row["attacks"]) > 1 for row in rows):
+        return []
+    lines = [
+        "In the worst case an image counts as robust only if none of the "
+        "attacks broke it within the ball; RobustBench ranks by it."
+    ]
+    if any(row["upper_bound"] for row in rows):
+        lines.append(
+            "An upper bound lacks an attack that failed, which might have "
+            "broken more images."
+        )
     return lines
 
 

@@ -434,7 +434,8 @@ def _robustbench(values: Mapping[str, Any]) -> pathlib.Path | None:
             f"robustbench must name a file. Received: robustbench={given}"
         )
     specs = values["attacks"]
-    if "autoattack" not in specs:
+    factories = map(registries.ATTACKS.factory, specs)
+    if "standard" not in [getattr(f, "version", None) for f in factories]:
         raise ValueError(
             "--robustbench needs the standard AutoAttack, "
             f"--attacks=autoattack. Received: attacks={','.join(specs)}"
