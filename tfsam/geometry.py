@@ -147,6 +147,41 @@ def over_largest(gradients: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.math.divide_no_nan(gradients, largest), largest
 
 
+def boundary_distances(
+    gaps: tf.Tensor, gradients: tf.Tensor, norm: str
+) -> tf.Tensor:
+    """Computes how far each example is from a linearised boundary.
+
+    A function with the gradient g changes by at most ||g||_dual over a unit of
+    distance, where the dual norm is l1 for l-inf and l2 for l2.
+
+    Args:
+        gaps: Float tensor (batch,), the changes of the function that lead to
+            the boundary.
+        gradients: Float tensor (batch, ...), the gradients of the function.
+        norm: "linf" or "l2".
+
+    Returns:
+        Tensor (batch,), gap / ||gradient||_dual; 0 where the gradient is 0.
+
+    Raises:
+        ValueError: If `norm` is not one of `NORMS`.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> gaps, gradients = tf.constant([1.0]), tf.constant([[3.0, -4.0]])
+        >>> boundary_distances(gaps, gradients, "l2").numpy().tolist()
+        [0.20000000298023224]
+    """
+    scaled, largest = over_largest(gradients)
+    if check_norm(norm) == "linf":
+        dual = example_sums(tf.abs(scaled), keepdims=False)
+    else:
+        dual = example_norms(scaled, "l2", keepdims=False)
+    dual *= tf.reshape(largest, [-1])
+    return tf.math.divide_no_nan(gaps, dual)
+
+
 def steepest(gradients: tf.Tensor, norm: str) -> tf.Tensor:
     """Maximises each example's linearised loss over the unit ball.
 

@@ -451,9 +451,6 @@ def test_losses_by_hand():
         ),
     ]:
         np.testing.assert_allclose(found, expected, rtol=1e-6)
-    np.testing.assert_array_equal(
-        losses.targets(logits, labels, 9), [[2, 1, 3], [1, 3, 0]]
-    )
     # With two and with three classes: the documented substitutes.
     np.testing.assert_allclose(
         losses.dlr(logits[:, :2], np.array([0, 1])), [-3, -2]

@@ -29,6 +29,9 @@ from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import setting
+from tfsam.attacks.targeting import CANDIDATES
+from tfsam.attacks.targeting import check_order
+from tfsam.attacks.targeting import targets_of
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
@@ -64,11 +67,14 @@ class PGD(Attack):
             `loss_weights`.
         restarts: Number of starts, >= 1; each attacks the survivors of the
             previous ones.
-        targets: Number of wrong classes, most likely first, to attack in turn,
-            >= 0; if there are fewer, all. 0 means untargeted.
+        targets: Number of wrong classes to attack in turn, >= 0; if there are
+            fewer, all. 0 means untargeted.
         eot: Number of draws of a random network, >= 1, over which each step
             takes the mean of the gradient and of the logits; see
             `tfsam.attacks.averaging`.
+        target_order: "logits" tries the most likely wrong class first,
+            "distance" the one of the nearest boundary; see
+            `tfsam.attacks.targeting`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -106,6 +112,7 @@ class PGD(Attack):
         restarts: int = 1,
         targets: int = 0,
         eot: int = 1,
+        target_order: str = "logits",
     ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps)
@@ -129,6 +136,7 @@ class PGD(Attack):
         self.restarts = check_count("restarts", restarts, 1)
         self.targets = check_count("targets", targets)
         self.eot = check_count("eot", eot, 1)
+        self.target_order = check_order(target_order)
 
     @property
     def follows_gradient(self) -> bool:
@@ -146,8 +154,15 @@ class PGD(Attack):
 
     @property
     def gradients(self) -> int:
-        """Number of gradients for a batch, over all restarts and targets."""
-        return self.steps * self.restarts * max(self.targets, 1) * self.eot
+        """Number of gradients for a batch, over all restarts and targets.
+
+        An order of targets by distance costs one for each candidate, of which
+        there may be fewer than counted here.
+        """
+        ordered = self.targets and self.target_order == "distance"
+        runs = self.restarts * max(self.targets, 1)
+        each = self.steps * runs + (CANDIDATES if ordered else 0)
+        return each * self.eot
 
     @property
     def predictions(self) -> int:
@@ -181,9 +196,8 @@ class PGD(Attack):
             labels = tf.nn.softmax(network.predict(x, active))
         elif self.targets:
             loss = losses.LOSSES[self.loss or "cross_entropy"][1]
-            choices = losses.targets(
-                network.predict(x, active), y, self.targets
-            )
+            logits = network.predict(x, active)
+            choices = targets_of(self, logits_fn, x, y, logits, active, seeds)
             runs *= choices.shape[1]
         elif self.loss is None:
             loss = setting(logits_fn, "loss") or losses.cross_entropy

@@ -241,32 +241,6 @@ def targeted_cross_entropy(
     return -cross_entropy(logits, labels[1])
 
 
-def targets(logits: tf.Tensor, labels: tf.Tensor, count: int) -> tf.Tensor:
-    """Returns the most likely wrong classes, most likely first.
-
-    Args:
-        logits: Float tensor (batch, classes), the logits of the clean images.
-        labels: Class numbers, or one-hot or smoothed labels.
-        count: Number of classes. If there are fewer wrong classes, all of them
-            are returned.
-
-    Returns:
-        int64 tensor (batch, min(count, classes - 1)).
-
-    Example:
-        >>> import tensorflow as tf
-        >>> logits = tf.constant([[3.0, 1.0, 2.0]])
-        >>> targets(logits, tf.constant([0]), 9).numpy().tolist()
-        [[2, 1]]
-    """
-    count = min(count, logits.shape[-1] - 1)
-    right = one_hot(logits, labels)
-    others = tf.where(
-        right, tf.fill(tf.shape(logits), logits.dtype.min), logits
-    )
-    return tf.cast(tf.math.top_k(others, count).indices, tf.int64)
-
-
 def one_hot(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Marks the class of each example among the logits.
 

@@ -18,17 +18,25 @@ from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
+from tfsam.attacks.base import copies
+from tfsam.attacks.base import first_copy
 from tfsam.attacks.base import per_example
+from tfsam.attacks.base import side_by_side
+from tfsam.attacks.base import turn
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
+from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import crossed
 from tfsam.attacks.logits import examples
+from tfsam.attacks.logits import in_turn
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import is_surrogate
+from tfsam.attacks.logits import predict
+from tfsam.attacks.targeting import check_order
+from tfsam.attacks.targeting import targets_of
+from tfsam.geometry import boundary_distances
 from tfsam.geometry import example_norms
-from tfsam.geometry import example_sums
-from tfsam.geometry import over_largest
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
 
@@ -49,6 +57,10 @@ class FMN(Attack):
     ||gradient||_dual. The step size and gamma decrease by a cosine, to 1/100
     and 1/50 of their first values.
 
+    With `targets`, the attack ascends the difference between the logits of a
+    target and of the label, for one target after the other, each from the
+    image. The nearest of all misclassified points is kept, whatever its class.
+
     There are three differences from the paper. Steps are measured in radii, so
     that no step size needs to be tuned to the data set. Their direction is
     steepest in the norm of the attack. The radius also grows before the first
@@ -58,10 +70,15 @@ class FMN(Attack):
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
-        steps: Number of gradient steps, >= 1.
+        steps: Number of gradient steps, for each target, >= 1.
         step_size: Length of the first step, in radii of the ball, >= 0.
         gamma: First relative change of the radius, in [0, 1).
         bounds: (lowest, highest) value of x, or None.
+        targets: Number of wrong classes to attack in turn, >= 0; if there are
+            fewer, all. 0 means untargeted.
+        target_order: "logits" tries the most likely wrong class first,
+            "distance" the one of the nearest boundary; see
+            `tfsam.attacks.targeting`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -89,6 +106,8 @@ class FMN(Attack):
         step_size: float = 2.0,
         gamma: float = 0.05,
         bounds: Bounds = (0.0, 1.0),
+        targets: int = 0,
+        target_order: str = "logits",
     ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
@@ -97,6 +116,8 @@ class FMN(Attack):
         self.gamma = check_number("gamma", gamma)
         if gamma >= 1:
             raise ValueError(f"gamma must be < 1. Received: gamma={gamma}")
+        self.targets = check_count("targets", targets)
+        self.target_order = check_order(target_order)
 
     def perturb(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
@@ -130,7 +151,65 @@ class FMN(Attack):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the nearest points, and their distances (batch,) from x."""
         active = examples(logits_fn, x)
-        gradient = input_gradient(logits_fn, losses.margin)
+        if not self.targets:
+            return self._ascend(logits_fn, losses.margin, y, x, y, active)
+        logits = predict(logits_fn, x, active)
+        active &= ~crossed(logits_fn, logits, y)
+        targets = targets_of(self, logits_fn, x, y, logits, active)
+        beside = side_by_side(targets.shape[1], x, logits_fn)
+        asked = in_turn(logits_fn, beside, x)
+        right = losses.classes(copies(y, beside))
+
+        def body(
+            first: tf.Tensor, nearest: tf.Tensor, distance: tf.Tensor
+        ) -> tuple[tf.Tensor, ...]:
+            turns = [turn(targets, first + n) for n in range(beside)]
+            points, lengths = self._ascend(
+                asked,
+                losses.difference,
+                (right, tf.concat(turns, 0)),
+                copies(x, beside),
+                right,
+                copies(active, beside),
+            )
+            best = tf.reduce_min(tf.reshape(lengths, [beside, -1]), axis=0)
+            chosen = lengths <= copies(best, beside)
+            point = first_copy(chosen, points, beside)
+            return (
+                first + beside,
+                where(best < distance, point, nearest),
+                tf.minimum(best, distance),
+            )
+
+        distance = tf.where(active, tf.constant(math.inf, x.dtype), 0)
+        return tf.while_loop(
+            lambda first, _nearest, _distance: first < targets.shape[1],
+            body,
+            (0, x, distance),
+            parallel_iterations=1,
+        )[1:]
+
+    def _ascend(
+        self,
+        logits_fn: LogitsFn,
+        loss: LossFn,
+        labels: Any,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        active: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the nearest points on the way up a loss, and their distances.
+
+        Args:
+            logits_fn: Function from pixels to logits.
+            loss: Function from (logits, labels) to a float tensor (batch,), the
+                distance from a decision boundary in logits.
+            labels: Second argument of the loss.
+            x: Float tensor (batch, ...).
+            y: Class numbers, or one-hot or smoothed labels.
+            active: Bool tensor (batch,), the examples to attack.
+        """
+        gradient = input_gradient(logits_fn, loss)
 
         def loop(x: tf.Tensor, active: tf.Tensor) -> Any:
             farthest = self._farthest(x)
@@ -144,23 +223,23 @@ class FMN(Attack):
             ) -> tuple[tf.Tensor, ...]:
                 # Images that are misclassified themselves end at distance 0.
                 running = distance > 0
-                slope, logits = gradient(point, y, running)
+                slope, logits = gradient(point, labels, running)
                 broken = running & crossed(logits_fn, logits, y)
                 length = example_norms(point - x, self.norm, keepdims=False)
                 nearer = broken & (length < distance)
                 nearest = where(nearer, point, nearest)
                 distance = tf.where(nearer, length, distance)
-                gap = tf.cast(tf.abs(losses.margin(logits, y)), x.dtype)
-                boundary = length + _distance(gap, slope, self.norm)
+                gap = tf.cast(tf.abs(loss(logits, labels)), x.dtype)
+                boundary = length + boundary_distances(gap, slope, self.norm)
                 cosine = self._cosine(index, x.dtype)
                 gamma = self.gamma * (_GAMMA_LEFT + (1 - _GAMMA_LEFT) * cosine)
-                wider = radius * (1 + gamma)
-                searching = tf.math.is_inf(distance)
-                wider = tf.where(searching, tf.maximum(wider, boundary), wider)
                 radius = tf.where(
                     broken,
                     tf.minimum(radius * (1 - gamma), distance),
-                    tf.minimum(wider, farthest),
+                    tf.minimum(
+                        _wider(radius * (1 + gamma), boundary, distance),
+                        farthest,
+                    ),
                 )
                 rate = _STEP_SIZE_LEFT + (1 - _STEP_SIZE_LEFT) * cosine
                 reach = per_example(radius, x)
@@ -191,6 +270,14 @@ class FMN(Attack):
         low, high = self.bounds or (-math.inf, math.inf)
         room = tf.maximum(high - x, x - low)
         return example_norms(room, self.norm, keepdims=False)
+
+
+def _wider(
+    radius: tf.Tensor, boundary: tf.Tensor, distance: tf.Tensor
+) -> tf.Tensor:
+    """Returns the radius; before the first success at least to the boundary."""
+    searching = tf.math.is_inf(distance)
+    return tf.where(searching, tf.maximum(radius, boundary), radius)
 
 
 def reached(
@@ -231,20 +318,3 @@ def reached(
     lengths = example_norms(nearest - x, attack.norm)
     directions = tf.math.divide_no_nan(nearest - x, lengths)
     return attack.clip(x + epsilon * directions)
-
-
-def _distance(gap: tf.Tensor, slope: tf.Tensor, norm: str) -> tf.Tensor:
-    """Returns the distance over which a linear function changes by `gap`.
-
-    Args:
-        gap: Float tensor (batch,), >= 0.
-        slope: Float tensor (batch, ...), the gradients of the functions.
-        norm: "linf" or "l2".
-    """
-    scaled, largest = over_largest(slope)
-    if norm == "linf":
-        dual = example_sums(tf.abs(scaled), keepdims=False)
-    else:
-        dual = example_norms(scaled, "l2", keepdims=False)
-    dual *= tf.reshape(largest, [-1])
-    return tf.math.divide_no_nan(gap, dual)

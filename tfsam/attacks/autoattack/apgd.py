@@ -36,6 +36,8 @@ from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import in_turn
 from tfsam.attacks.logits import may_stop
+from tfsam.attacks.targeting import check_order
+from tfsam.attacks.targeting import targets_of
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
@@ -87,8 +89,8 @@ class APGD(Attack):
         norm: "linf" or "l2".
         steps: Number of gradient steps in each attempt, >= 1.
         loss: "cross_entropy", "margin" or "dlr".
-        targets: Number of wrong classes, most likely first, to attack in turn,
-            >= 0; if there are fewer, all. 0 means untargeted.
+        targets: Number of wrong classes to attack in turn, >= 0; if there are
+            fewer, all. 0 means untargeted.
         restarts: Number of attempts (for each target), >= 1; each attacks the
             survivors of the previous ones.
         rho: Part of the steps since the last checkpoint, in [0, 1]; if fewer
@@ -97,6 +99,9 @@ class APGD(Attack):
         eot: Number of draws of a random network, >= 1, over which each step
             takes the mean of the gradient, the loss and the logits; see
             `tfsam.attacks.averaging`.
+        target_order: "logits" tries the most likely wrong class first,
+            "distance" the one of the nearest boundary; see
+            `tfsam.attacks.targeting`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -124,6 +129,7 @@ class APGD(Attack):
         rho: float = 0.75,
         bounds: Bounds = (0.0, 1.0),
         eot: int = 1,
+        target_order: str = "logits",
     ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
@@ -133,6 +139,7 @@ class APGD(Attack):
         self.restarts = check_count("restarts", restarts, 1)
         self.rho = check_number("rho", rho, 0, 1)
         self.eot = check_count("eot", eot, 1)
+        self.target_order = check_order(target_order)
 
     def perturb(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
@@ -149,9 +156,8 @@ class APGD(Attack):
         runs, targets = self.restarts, None
         if self.targets:
             loss = targeted_loss
-            targets = losses.targets(
-                network.predict(x, active), y, self.targets
-            )
+            logits = network.predict(x, active)
+            targets = targets_of(self, logits_fn, x, y, logits, active, seeds)
             runs *= targets.shape[1]
 
         # The draws of a network already fill a call.
@@ -255,6 +261,7 @@ def apgd_t(
     restarts: int = 1,
     bounds: Bounds = (0.0, 1.0),
     eot: int = 1,
+    target_order: str = "logits",
 ) -> APGD:
     """Makes APGD on the targeted DLR loss, the second attack of AutoAttack.
 
@@ -262,11 +269,14 @@ def apgd_t(
         epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
         steps: Number of gradient steps in each attempt, >= 1.
-        targets: Number of wrong classes, most likely first, to attack in turn;
-            if there are fewer, all.
+        targets: Number of wrong classes to attack in turn; if there are fewer,
+            all.
         restarts: Number of attempts for each target, >= 1.
         bounds: (lowest, highest) value of x, or None.
         eot: Number of draws of a random network in each step; see `APGD`.
+        target_order: "logits" tries the most likely wrong class first,
+            "distance" the one of the nearest boundary; see
+            `tfsam.attacks.targeting`.
 
     Returns:
         The attack.
@@ -279,7 +289,15 @@ def apgd_t(
         9
     """
     return APGD(
-        epsilon, norm, steps, "dlr", targets, restarts, bounds=bounds, eot=eot
+        epsilon,
+        norm,
+        steps,
+        "dlr",
+        targets,
+        restarts,
+        bounds=bounds,
+        eot=eot,
+        target_order=target_order,
     )
 
 

@@ -32,6 +32,8 @@ from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import predict
 from tfsam.attacks.minimum_norm import reached
+from tfsam.attacks.targeting import check_order
+from tfsam.attacks.targeting import targets_of
 from tfsam.geometry import example_norms
 from tfsam.geometry import example_sums
 from tfsam.geometry import over_largest
@@ -61,13 +63,16 @@ class FABT(Attack):
         epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf" or "l2".
         steps: Number of gradient steps for each target, >= 1.
-        targets: Number of wrong classes, most likely first, to attack in turn,
-            >= 1; if there are fewer, all.
+        targets: Number of wrong classes to attack in turn, >= 1; if there are
+            fewer, all.
         alpha_max: Largest weight of the image's projection, in [0, 1].
         eta: Overshoot beyond the hyperplane, >= 1; 1 ends on it.
         beta: Distance from the image after a success, relative to the distance
             before, in [0, 1].
         bounds: (lowest, highest) value of x, or None.
+        target_order: "logits" tries the most likely wrong class first,
+            "distance" the one of the nearest boundary; see
+            `tfsam.attacks.targeting`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -97,6 +102,7 @@ class FABT(Attack):
         eta: float = 1.05,
         beta: float = 0.9,
         bounds: Bounds = (0.0, 1.0),
+        target_order: str = "logits",
     ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
@@ -105,6 +111,7 @@ class FABT(Attack):
         self.alpha_max = check_number("alpha_max", alpha_max, 0, 1)
         self.eta = check_number("eta", eta, 1)
         self.beta = check_number("beta", beta, 0, 1)
+        self.target_order = check_order(target_order)
 
     def perturb(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
@@ -145,7 +152,7 @@ class FABT(Attack):
         active = examples(logits_fn, x)
         logits = predict(logits_fn, x, active)
         survivors = active & ~crossed(logits_fn, logits, y)
-        targets = losses.targets(logits, y, self.targets)
+        targets = targets_of(self, logits_fn, x, y, logits, survivors)
         beside = side_by_side(targets.shape[1], x, logits_fn)
         asked = in_turn(logits_fn, beside, x)
         gradient = input_gradient(asked, losses.difference)
