@@ -37,6 +37,7 @@ ATTACKS = Registry(
         "fgsm": "tfsam.attacks.gradient:FGSM",
         "fgsm_rs": "tfsam.attacks.gradient:fgsm_rs",
         "fmn": "tfsam.attacks.minimum_norm:FMN",
+        "malt": "tfsam.attacks.malt:MALT",
         "noise_l2": "tfsam.attacks.noise:NoiseL2",
         "noise_linf": "tfsam.attacks.noise:NoiseLinf",
         "pgd": "tfsam.attacks.gradient:PGD",

@@ -30,6 +30,7 @@ from tfsam.attacks.check import check
 from tfsam.attacks.gradient import FGSM
 from tfsam.attacks.gradient import PGD
 from tfsam.attacks.logits import Logits
+from tfsam.attacks.malt import MALT
 from tfsam.attacks.minimum_norm import FMN
 from tfsam.attacks.noise import NoiseL2
 from tfsam.attacks.noise import NoiseLinf
@@ -91,6 +92,7 @@ __all__ = [
     "FGSM",
     "FMN",
     "GROUP",
+    "MALT",
     "PGD",
     "Attack",
     "AutoAttack",
