@@ -4,6 +4,8 @@
   python -m experiments.benchmark_attacks --part=sweep --model=model.keras
       --dataset=folder:DIR
   python -m experiments.benchmark_attacks --part=autoattack
+  python -m experiments.benchmark_attacks --part=malt --model=model.keras
+      --dataset=npz:FILE --images=1000 --epsilon=1/255 --workdir=DIR
   python -m experiments.benchmark_attacks --part=memory
 
 Each part prints Markdown. Variants are timed in turn, so that a slow phase of
@@ -15,6 +17,9 @@ process.
 - sweep: PGD-10 on a trained model with and without early stops, and eight
   epsilons in one sweep compared with each of them alone.
 - autoattack: standard AutoAttack on the tests' digits, by tfsam and PyTorch.
+- malt: MALT and standard AutoAttack, chunk by chunk in turn: their times, and
+  the images that stand after one and not after the other. With --workdir it
+  resumes.
 - memory: the peak memory for 10,000 images.
 
 Other libraries are timed where installed: pip install -e ".[bench]".
@@ -36,13 +41,15 @@ from cleverhans.tf2.attacks.projected_gradient_descent import (
 )
 
 import tfsam
+from experiments import attacks_in_turn
 from experiments import command
+from tfsam.runs import flag_types
 
 FLAGS = flags.FlagValues()
 _PART = flags.DEFINE_enum(
     "part",
     "pgd",
-    ["pgd", "sweep", "autoattack", "memory"],
+    ["pgd", "sweep", "autoattack", "malt", "memory"],
     "What to time.",
     flag_values=FLAGS,
 )
@@ -56,13 +63,22 @@ _REPEATS = flags.DEFINE_integer(
     "repeats", 5, "Attacks timed of each kind.", flag_values=FLAGS
 )
 _MODEL = flags.DEFINE_string(
-    "model", None, "A trained model, for sweep.", flag_values=FLAGS
+    "model", None, "A trained model, for sweep and malt.", flag_values=FLAGS
 )
 _DATASET = flags.DEFINE_string(
     "dataset", "digits", "Its images.", flag_values=FLAGS
 )
 _IMAGES = flags.DEFINE_integer(
     "images", 512, "So many of them.", flag_values=FLAGS
+)
+_NORM = flags.DEFINE_enum(
+    "norm", "linf", ["linf", "l2"], "Norm of malt.", flag_values=FLAGS
+)
+_EPSILON = flags.DEFINE_string(
+    "epsilon", "8/255", "Budget of malt.", flag_values=FLAGS
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder in which malt resumes.", flag_values=FLAGS
 )
 
 EPSILON = 8 / 255
@@ -398,6 +414,23 @@ def _pyautoattack(weights, x, y, norm, epsilon, found):
     return run
 
 
+def malt():
+    """Compares MALT with standard AutoAttack on a trained model."""
+    if _MODEL.value is None:
+        raise ValueError("--part=malt needs --model=PATH. Received: none")
+    images = tfsam.data.load(_DATASET.value, limit_test=_IMAGES.value)
+    found = attacks_in_turn.compare(
+        _MODEL.value,
+        (tfsam.data.as_float(images.x_test), images.y_test),
+        ["autoattack", "malt"],
+        _NORM.value,
+        flag_types.number(_EPSILON.value),
+        _BATCH_SIZE.value,
+        _WORKDIR.value,
+    )
+    print(attacks_in_turn.table(found))
+
+
 def memory():
     """Prints the peak memory of an evaluation of 10,000 images."""
     network = tfsam.networks.preact_resnet8(10, input_shape=(32, 32, 3))
@@ -417,9 +450,14 @@ def memory():
 
 def main():
     """Prints the tables of one part."""
-    {"pgd": pgd, "sweep": sweep, "autoattack": autoattack, "memory": memory}[
-        _PART.value
-    ]()
+    parts = {
+        "pgd": pgd,
+        "sweep": sweep,
+        "autoattack": autoattack,
+        "malt": malt,
+        "memory": memory,
+    }
+    parts[_PART.value]()
 
 
 if __name__ == "__main__":
