@@ -164,7 +164,8 @@ class Attack(Configurable):
         """
         if getattr(self, "gradient_free", False):
             return 0
-        return int(getattr(self, "steps", 1)) * self.eot
+        # Attacks of other packages, for which it is called too, may lack both.
+        return int(getattr(self, "steps", 1)) * int(getattr(self, "eot", 1))
 
     def __call__(
         self,
