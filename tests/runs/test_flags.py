@@ -61,6 +61,8 @@ OVERRIDES = {
     "warm_start": ("true", True),
     "surrogate": ("other.keras", "other.keras"),
     "trust": ("double,triple", ["double", "triple"]),
+    "corruptions": ("blur,fog", ["blur", "fog"]),
+    "severities": ("2, 4", [2, 4]),
     "perturb_inputs": ("pgd_dlr", "pgd_dlr"),
     "perturb_weights": ("sam", "sam"),
     "average": ("ema", "ema"),
@@ -138,6 +140,8 @@ def test_any_flag_overrides_its_preset(flag):
         arguments.append(f"--method={OF.get(flag, 'at_sam')}")
     if flag == "validation_images":
         arguments.append("--select=clean")
+    if flag == "severities":
+        arguments.append("--corruptions=all")
     before = settings_of(*arguments).config()
     after = settings_of(*arguments, f"--{flag}={text}").config()
     assert after[flag] == value

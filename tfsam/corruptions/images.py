@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfsam.corruptions.base import Corruption
 from tfsam.corruptions.base import check_severity
 from tfsam.corruptions.base import check_shape
 from tfsam.registries import CORRUPTIONS
@@ -95,10 +96,29 @@ def corrupt_with(
         rng = np.random.default_rng(_key(seed, index, name, severity))
         gray = image[..., None] if image.ndim == 2 else image
         check_shape(gray.shape)
-        result = np.asarray(function(gray, severity, rng))
+        result = _applied(function, name, gray, severity, rng)
         _check(result, gray.shape, name)
         found[position] = (np.rint(255 * result) / 255).reshape(image.shape)
     return found
+
+
+def _applied(
+    function: CorruptionFn,
+    name: str,
+    image: np.ndarray,
+    severity: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Corrupts an image; names the corruption of another package that fails."""
+    try:
+        return np.asarray(function(image, severity, rng))
+    except Exception as error:
+        if isinstance(function, Corruption):
+            raise
+        raise ValueError(
+            f"the corruption {name} failed at severity {severity}. "
+            f"Received: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _key(seed: int, index: int, name: str, severity: int) -> list[int]:

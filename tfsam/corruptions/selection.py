@@ -1,7 +1,6 @@
 """Selections of corruptions, by their names and by groups."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from tfsam.registries import CORRUPTIONS
 from tfsam.support.suggestions import did_you_mean
@@ -40,17 +39,33 @@ def chosen(selection: str | Iterable[str]) -> list[str]:
         >>> len(chosen("all"))
         14
     """
+    found: dict[str, None] = {}
+    for word in canonical(selection):
+        found |= dict.fromkeys(_members(word))
+    return list(found)
+
+
+def canonical(selection: str | Iterable[str]) -> list[str]:
+    """Returns the words of a selection as they are registered.
+
+    Args:
+        selection: See `chosen`; groups stay groups, and no part is imported.
+
+    Raises:
+        ValueError: If a name is unknown or left out, or there is none.
+
+    Example:
+        >>> canonical("ALL,Fog")
+        ['all', 'fog']
+    """
     if isinstance(selection, str):
         selection = selection.split(",")
-    found: dict[str, Any] = {}
-    for word in map(str.strip, selection):
-        if word:
-            found |= dict.fromkeys(_named(word))
+    found = [_known(word) for word in map(str.strip, selection) if word]
     if not found:
         raise ValueError(
             f"corruptions must be names, or {_groups()}. Received: none"
         )
-    return list(found)
+    return found
 
 
 def left_out(selection: str | Iterable[str]) -> dict[str, str]:
@@ -67,9 +82,7 @@ def left_out(selection: str | Iterable[str]) -> dict[str, str]:
         >>> left_out("weather"), left_out("fog")
         ({'frost': 'needs photographs'}, {})
     """
-    if isinstance(selection, str):
-        selection = selection.split(",")
-    words = {word.strip().casefold() for word in selection}
+    words = {*canonical(selection)}
     return {
         name: reason
         for name, reason in LEFT_OUT.items()
@@ -77,32 +90,36 @@ def left_out(selection: str | Iterable[str]) -> dict[str, str]:
     }
 
 
-def _named(word: str) -> list[str]:
-    """Returns the corruptions of a name or a group."""
-    name = word.casefold()
-    groups = GROUPS if name == "all" else [name]
-    if name in ("all", EXTRA, *GROUPS):
-        kinds = {
-            kind: CORRUPTIONS.fact(CORRUPTIONS.load(kind), "group")
-            for kind in sorted(CORRUPTIONS.native)
-        }
-        return [k for group in groups for k in kinds if kinds[k] == group]
+def _members(word: str) -> list[str]:
+    """Returns the corruptions of a group, or the name of a corruption."""
+    groups = GROUPS if word == "all" else (word,)
+    if not {*groups} <= {*GROUPS, EXTRA}:
+        return [word]
+    of_kinds = {
+        kind: CORRUPTIONS.fact(CORRUPTIONS.load(kind), "group")
+        for kind in sorted(CORRUPTIONS.native)
+    }
+    return [k for group in groups for k in of_kinds if of_kinds[k] == group]
+
+
+def _known(word: str) -> str:
+    """Returns a group, or a corruption as it is registered."""
+    groups, name = ("all", *GROUPS, EXTRA), word.casefold()
+    if name in groups:
+        return name
     if name in LEFT_OUT:
         raise ValueError(
             f"{name} is left out: it {LEFT_OUT[name]}. "
             f"Received: corruption={word}"
         )
-    try:
-        return [CORRUPTIONS.canonical(word)]
-    except ValueError as error:
-        names = [*CORRUPTIONS.names(), "all", *GROUPS, EXTRA]
-        if "ambiguous" in str(error):
-            raise
-        raise ValueError(
-            f"corruption must be {_groups()}, or one of "
-            f"{', '.join(CORRUPTIONS.names())}{did_you_mean(word, names)}. "
-            f"Received: corruption={word}"
-        ) from error
+    names = CORRUPTIONS.names()
+    known = [known.casefold() for known in names]
+    if name.partition(":")[0].strip() in known:
+        return CORRUPTIONS.canonical(word)
+    raise ValueError(
+        f"corruption must be {_groups()}, or one of {', '.join(names)}"
+        f"{did_you_mean(word, [*names, *groups])}. Received: corruption={word}"
+    )
 
 
 def _groups() -> str:

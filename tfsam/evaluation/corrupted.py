@@ -102,8 +102,7 @@ def evaluate_corruptions(
         seed: Integer >= 0. With the index of an image, the corruption and the
             severity, it determines the random numbers for that image.
         batch_size: Number of images that are classified together.
-        progress: Function that is called with a line of text after each kind
-            and severity.
+        progress: Function that is called with a line of text after each kind.
         workdir: Folder that keeps the verdicts, so that the same evaluation
             can resume, kind by kind and severity by severity, or go on with
             others. None keeps nothing. The folder is rejected if the data, the
@@ -199,11 +198,30 @@ def _plan(
     size = check_count("batch_size", batch_size, 1)
     seed = check_count("seed", seed)
     loaded = load_data(data, (0.0, 1.0), steps, model)
-    size_of_constants(loaded.x.shape[1:])
-    functions = {name: CORRUPTIONS.make(name) for name in names}
-    for name, function in functions.items():
-        corrupt_with(function, name, loaded.x[:1], numbers[0], seed, None)
+    functions = check(loaded.x[:1], names)
     return _Plan(loaded, functions, numbers, seed, min(size, len(loaded.x)))
+
+
+def check(image: np.ndarray, corruptions: Any) -> dict[str, CorruptionFn]:
+    """Tries corruptions on an image, at all severities.
+
+    Args:
+        image: Float array (1, height, width, channels) or (1, height, width).
+        corruptions: Names and groups; see `evaluate_corruptions`.
+
+    Returns:
+        The corruptions, by their names.
+
+    Raises:
+        ImportError: If the package of a corruption cannot be imported.
+        ValueError: If a name is unknown, or a corruption cannot be applied.
+    """
+    size_of_constants(image.shape[1:])
+    found = {name: CORRUPTIONS.make(name) for name in chosen(corruptions)}
+    for name, function in found.items():
+        for severity in SEVERITIES:
+            corrupt_with(function, name, image, severity, 0, None)
+    return found
 
 
 def _natural(
@@ -233,24 +251,26 @@ def _rows(
     seconds, measured = 0.0, 0
     for name, function in plan.functions.items():
         described = corrupted_verdicts.described(name, function)
+        accuracies = []
         for severity in plan.severities:
-            started = time.perf_counter()
             part = f"{name}-{severity}"
             correct = kept.load(part, described)
             if correct is None:
+                started = time.perf_counter()
                 correct = _verdicts(plan, workers, name, severity)
                 kept.save(part, described, correct)
                 seconds += time.perf_counter() - started
                 measured += 1
             row = {"corruption": name, "severity": severity}
             rows.append(row | _accuracy(correct))
-            if progress is not None:
-                left = (total - len(rows)) * seconds / max(measured, 1)
-                progress(
-                    f"{name} at severity {severity}: accuracy "
-                    f"{correct.mean():.4f} of {len(correct)}; {len(rows)} of "
-                    f"{total} done, {left:.0f} s left"
-                )
+            accuracies.append(f"{correct.mean():.4f}")
+        if progress is not None:
+            left = (total - len(rows)) * seconds / max(measured, 1)
+            progress(
+                f"{name}: accuracy {', '.join(accuracies)} of "
+                f"{len(plan.data.x)} at severity "
+                f"{', '.join(map(str, plan.severities))}; {left:.0f} s left"
+            )
     return rows
 
 

@@ -62,7 +62,7 @@ def check(
     takes_steps = any(map(_takes_steps, attacks))
     if steps is not None and not takes_steps:
         raise ValueError(
-            f"no attack of {','.join(attacks)} takes --attack_steps. "
+            f"no attack of {','.join(attacks) or 'none'} takes --attack_steps. "
             f"Received: attack_steps={steps}"
         )
 

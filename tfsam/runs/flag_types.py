@@ -71,6 +71,17 @@ def numbers(text: str) -> list[float]:
     return [number(word) for word in words(text)]
 
 
+def integers(text: str) -> list[int]:
+    """Parses whole numbers separated by commas."""
+    return [integer(word) for word in words(text)]
+
+
+def words_or_none(text: str) -> list[str]:
+    """Parses words separated by commas; none is no word."""
+    found = words(text)
+    return [] if [word.lower() for word in found] == ["none"] else found
+
+
 def boolean(text: str) -> bool:
     """Parses true or false."""
     value = flags.BooleanParser().parse(text)

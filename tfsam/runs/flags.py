@@ -9,11 +9,13 @@ from tfsam import registries
 from tfsam.runs.flag_types import Flag
 from tfsam.runs.flag_types import boolean
 from tfsam.runs.flag_types import integer
+from tfsam.runs.flag_types import integers
 from tfsam.runs.flag_types import number
 from tfsam.runs.flag_types import numbers
 from tfsam.runs.flag_types import one_of
 from tfsam.runs.flag_types import size
 from tfsam.runs.flag_types import words
+from tfsam.runs.flag_types import words_or_none
 from tfsam.support.registry import Registry
 
 # With more epochs or steps than this, a run would never end; the steps of an
@@ -326,8 +328,8 @@ FLAGS: dict[str, Flag] = {
     "attacks": Flag(
         EVALUATION,
         "Attacks, separated by commas, with options such as "
-        "pgd:steps=50:restarts=5: {attacks}.",
-        words,
+        "pgd:steps=50:restarts=5: {attacks}; or none, with --corruptions.",
+        words_or_none,
     ),
     "linf_epsilons": Flag(
         EVALUATION,
@@ -353,6 +355,19 @@ FLAGS: dict[str, Flag] = {
         "Number of images attacked at once: a chunk.",
         integer,
         least=1,
+    ),
+    "corruptions": Flag(
+        EVALUATION,
+        "Corruptions under which accuracy is measured, too, separated by "
+        "commas: all, groups (noise, blur, weather, digital, extra) or names: "
+        "{corruptions}. They are not those of CIFAR-10-C.",
+        words_or_none,
+    ),
+    "severities": Flag(
+        EVALUATION,
+        "Severities of --corruptions, separated by commas. The default is "
+        "1,2,3,4,5.",
+        integers,
     ),
     "evaluate": Flag(
         EVALUATION,

@@ -74,6 +74,7 @@ def _help(values: Mapping[str, Any]) -> str:
     defaults["preset"] = presets.DEFAULT
     known = {
         "attacks": ", ".join(registries.ATTACKS.names()),
+        "corruptions": ", ".join(registries.CORRUPTIONS.names()),
         "networks": ", ".join(registries.NETWORKS.names()),
         "sources": ", ".join(registries.SOURCES.names()),
     }

@@ -69,12 +69,39 @@ def _part(settings: Settings, part: str) -> str | None:
 
 
 def evaluation(settings: Settings) -> str:
-    """Describes the attacks of an evaluation and the values of epsilon."""
+    """Describes the attacks, the values of epsilon, and the corruptions."""
     budgets = "; ".join(
         f"{norm} epsilon {', '.join(map(flag_types.written, epsilons))}"
         for norm, epsilons in settings.budgets.items()
     )
-    return f"{', '.join(settings.attacks)} at {budgets or 'no epsilon'}"
+    found = f"{', '.join(settings.attacks)} at {budgets or 'no epsilon'}"
+    if not settings.attacks:
+        found = "no attack"
+    if settings.corruptions:
+        found += f"; corruptions {', '.join(settings.corruptions)}"
+    return found
+
+
+def corruptions(results: Mapping[str, Any]) -> list[str]:
+    """Returns the lines about accuracy on corrupted images, if any.
+
+    Args:
+        results: the content of results.json.
+    """
+    found = results.get("corruptions")
+    if not found:
+        return []
+    low, high = (100 * end for end in found["interval"])
+    kinds = {row["corruption"] for row in found["rows"]}
+    lines = [
+        f"{found['name']}: mean accuracy {100 * found['mean_accuracy']:.2f} % "
+        f"(95 % interval {low:.1f} to {high:.1f}) of {found['n']} images over "
+        f"{len(kinds)} kinds at severities "
+        f"{', '.join(map(str, found['severities']))}"
+    ]
+    for name, reason in found["left_out"].items():
+        lines.append(f"the corruption {name} is left out: it {reason}")
+    return lines
 
 
 def closing(settings: Settings, results: Mapping[str, Any]) -> list[str]:

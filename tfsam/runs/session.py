@@ -98,6 +98,8 @@ def _is_finished(settings: Settings) -> bool:
         return False
     print(f"{settings.workdir} holds this run, finished:")
     print(reports.table(results))
+    for words in messages.corruptions(results):
+        print(words)
     if line := versions.warning(settings, results):
         print(line)
     return True
@@ -174,6 +176,8 @@ def run(
     if results is None:
         return True
     print(reports.table(results))
+    for line in messages.corruptions(results):
+        log(line)
     return _close(settings, results, log)
 
 

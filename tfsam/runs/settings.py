@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfsam import registries
+from tfsam.corruptions import selection
+from tfsam.corruptions.base import check_severity
 from tfsam.runs import attack_entries
 from tfsam.runs import command_line
 from tfsam.runs import flags
@@ -41,6 +43,8 @@ OLDER = {
     "class_order": "name",
     "weights": None,
     "freeze": None,
+    "corruptions": None,
+    "severities": None,
 }
 
 # Settings that are not called as their flags, because of Python's keywords.
@@ -77,6 +81,8 @@ class Settings:
     l2_epsilons: tuple[float, ...]
     attack_steps: int | None
     attack_batch_size: int
+    corruptions: tuple[str, ...] | None
+    severities: tuple[int, ...] | None
     evaluate: str | None
     network: str | None
     pixels: str
@@ -279,6 +285,10 @@ def named(given: command_line.Given) -> dict[str, Any]:
             values[name] = [registry.canonical(spec) for spec in value]
         elif value is not None and value != "none":
             values[name] = registry.canonical(value, name)
+    # An empty list is as good as no flag.
+    values["corruptions"] = values["corruptions"] or None
+    if values["corruptions"] is not None:
+        values["corruptions"] = selection.canonical(values["corruptions"])
     for name, flag in flags.FLAGS.items():
         flag.check(name, values[name])
     return values
@@ -461,8 +471,12 @@ def _frozen(value: Any) -> Any:
 
 def _check_evaluation(settings: Settings) -> None:
     """Checks what the flags' declarations do not say about an evaluation."""
-    if not settings.attacks:
-        raise ValueError("attacks must name one at least. Received: none")
+    if not settings.attacks and not settings.corruptions:
+        raise ValueError(
+            "attacks must name one at least, or --corruptions be given. "
+            "Received: none"
+        )
+    _check_corruptions(settings)
     if settings.shard and settings.evaluate is None:
         index, count = settings.shard
         raise ValueError(
@@ -487,6 +501,31 @@ def _check_evaluation(settings: Settings) -> None:
     attack_entries.check(
         settings.attacks, settings.attack_steps, settings.budgets
     )
+
+
+def _check_corruptions(settings: Settings) -> None:
+    """Checks the corruptions of a run, their severities, and its shard."""
+    if settings.corruptions is None:
+        if settings.severities is not None:
+            raise ValueError(
+                "--severities needs --corruptions. Received: severities="
+                f"{','.join(map(str, settings.severities))}"
+            )
+        return
+    for spec in selection.chosen(settings.corruptions):
+        registries.CORRUPTIONS.make(spec)
+    if settings.severities == ():
+        raise ValueError(
+            "severities must be some of 1, 2, 3, 4 and 5. Received: none"
+        )
+    for severity in settings.severities or ():
+        check_severity(severity)
+    if settings.shard:
+        index, count = settings.shard
+        raise ValueError(
+            "--corruptions takes all images in one process: leave it to a run "
+            f"without --shard. Received: shard={index}/{count}"
+        )
 
 
 def _check_pixels(settings: Settings) -> None:

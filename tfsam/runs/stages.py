@@ -29,6 +29,7 @@ from tfsam.models.networks import fine_tuning
 from tfsam.runs import artifacts
 from tfsam.runs import attack_entries
 from tfsam.runs import attacked
+from tfsam.runs import corrupted
 from tfsam.runs import fit
 from tfsam.runs import trained_model
 from tfsam.runs import versions
@@ -109,6 +110,7 @@ def prepare(settings: Settings) -> Inputs:
         )
     else:
         fit.check(settings, images, strategy)
+    corrupted.check(settings, images)
     return Inputs(strategy, images, logits, surrogate, network, notes)
 
 
@@ -427,6 +429,11 @@ def run(
     measured = attack(settings, model, inputs, log)
     draw(settings, model, inputs, measured, log)
     workdir = settings.workdir
+    measured |= corrupted.measured(
+        settings, model, inputs.images, inputs.strategy, log
+    )
+    if "corruptions" in measured:
+        reports.corruptions_plot(measured, workdir / "corruptions.png")
     results = {
         "schema": 1,
         "method": settings.training and settings.training.method,

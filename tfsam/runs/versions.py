@@ -33,7 +33,11 @@ def of_parts(settings: Settings) -> dict[str, str]:
     """
     values = settings.config()
     found = {}
-    registered = {**flags.REGISTRIES, "dataset": registries.SOURCES}
+    registered = {
+        **flags.REGISTRIES,
+        "corruptions": registries.CORRUPTIONS,
+        "dataset": registries.SOURCES,
+    }
     for flag, registry in registered.items():
         given = values.get(flag) or []
         packages = {k.casefold(): v for k, v in registry.packages().items()}
