@@ -731,3 +731,53 @@ def test_head_and_first_column_stay_in_sight(opened):
     assert after["x"] == before["x"]
     assert after["y"] >= frame.bounding_box()["y"]
     assert top == 0 or after["y"] > before["y"] - top
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 360])
+def test_counts_signs_and_corruptions_are_drawn(browser, tmp_path, width):
+    finding = {"indicator": "a_sign", "message": "Of it.", "remedy": "So."}
+    case = {"norm": "linf", "epsilon": 0.1, "epsilon_text": "0.1"}
+    attacks = [{"attack": "pgd", "broken": 5}]
+    kinds = [
+        {"corruption": kind, "severity": severity, **accuracy(9 - severity)}
+        for kind in ("fog", "shot_noise")
+        for severity in (1, 2)
+    ]
+    results = results_of(
+        "st",
+        accuracy(9),
+        [robust("pgd", "linf", 0.1, 4, diagnosis=[finding])],
+        worst_case=[case | accuracy(4) | {"attacks": attacks}],
+        corruptions={
+            **{"name": "mine", "rows": kinds, "mean_accuracy": 0.75},
+            **{"n": 10, "interval": [0.5, 1.0]},
+        },
+    )
+    run, heard = leave(tmp_path / "run", results), []
+    page.write([run], tmp_path / "report.html")
+    tab = browser.new_page(viewport={"width": width, "height": 900})
+    tab.on("console", lambda message: heard.append(message.text))
+    tab.on("pageerror", lambda error: heard.append(str(error)))
+    tab.goto((tmp_path / "report.html").as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    charts = tab.locator("#corruptions svg.chart")
+    labels = [chart.get_attribute("aria-label") for chart in charts.all()]
+    assert labels == [
+        "fog. run 70.0 % at severity 2.",
+        "shot noise. run 70.0 % at severity 2.",
+    ]
+    charts.first.focus()
+    charts.first.press("ArrowRight")
+    assert tab.locator("#tooltip").text_content().startswith("cleanrun90.0 %")
+    bar, filled = (
+        tab.locator(f"#worst-case {part}").bounding_box()["width"]
+        for part in (".bar", ".bar rect")
+    )
+    assert filled == pytest.approx(bar / 2, abs=1)
+    assert tab.locator("#worst-case article:visible").count() == 1
+    tab.locator("[data-select=none]").click()
+    assert tab.locator("#worst-case article:visible").count() == 0
+    assert tab.locator("#trust td", has_text="a sign: Of it.").is_visible()
+    tab.close()
+    assert not heard
