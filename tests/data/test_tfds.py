@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow_datasets
 from helpers import assert_one_line_error
 
 from tfsam.data import sources
@@ -107,6 +108,45 @@ def test_tfds_cifar100_from_a_manual_archive(tmp_path, monkeypatch, no_network):
     with pytest.raises(ValueError) as error:
         sources.load("cifar100", data_dir=tmp_path)
     assert_one_line_error(error, "cannot read", "Received: cifar100")
+
+
+def test_a_test_split_alone_is_enough_to_test(tmp_path):
+    """As `cifar10_corrupted` has it, with a configuration."""
+
+    class TestAlone(tensorflow_datasets.core.GeneratorBasedBuilder):
+        VERSION = tensorflow_datasets.core.Version("1.0.0")
+        BUILDER_CONFIGS = (
+            tensorflow_datasets.core.BuilderConfig(name="fog_1"),
+        )
+
+        def _info(self):
+            features = tensorflow_datasets.features
+            return tensorflow_datasets.core.DatasetInfo(
+                builder=self,
+                features=features.FeaturesDict(
+                    {
+                        "image": features.Image(shape=(8, 8, 3)),
+                        "label": features.ClassLabel(num_classes=2),
+                    }
+                ),
+            )
+
+        def _split_generators(self, manager):
+            return {"test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number, image in enumerate(pixels):
+                yield number, {"image": image, "label": number % 2}
+
+    pixels = RNG.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    source = "test_alone/fog_1"
+    images = sources.load(source, data_dir=tmp_path, part="test")
+    order = [images.x_test.tolist().index(image.tolist()) for image in pixels]
+    assert images.y_test[order].tolist() == [0, 1, 0, 1]
+    assert len(images.x_train) == 0
+    with pytest.raises(ValueError) as error:
+        sources.load(source, data_dir=tmp_path)
+    assert_one_line_error(error, "splits train and test", f"{source} with test")
 
 
 def test_tfds_archive_with_a_wrong_checksum(tmp_path, no_network):

@@ -115,12 +115,13 @@ def _chosen(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
     """Returns the encoded images and the labels of both parts, and notes."""
     splits = list(builder.info.splits)
-    if "train" not in splits:
+    test = next((s for s in ("test", "validation") if s in splits), None)
+    if "train" not in splits and (test is None or options.part != "test"):
         raise refusal(
-            "a TFDS source must have the splits train and test",
+            "a TFDS source must have the splits train and test; test alone is "
+            "enough where nothing is trained",
             f"{source} with {', '.join(splits)}",
         )
-    test = next((s for s in ("test", "validation") if s in splits), None)
     notes = []
     encoded, labels = {}, {}
     if test is None:
