@@ -7,6 +7,7 @@
   python -m experiments.benchmark_attacks --part=malt --model=model.keras
       --dataset=npz:FILE --images=1000 --epsilon=1/255 --workdir=DIR
   python -m experiments.benchmark_attacks --part=memory
+  python -m experiments.benchmark_attacks --part=diagnosis
 
 Each part prints Markdown. Variants are timed in turn, so that a slow phase of
 the machine affects all of them. Times are medians of --repeats runs in one
@@ -21,6 +22,8 @@ process.
   the images that stand after one and not after the other. With --workdir it
   resumes.
 - memory: the peak memory for 10,000 images.
+- diagnosis: PGD-10 and APGD-100 with and without the recorder of the path, and
+  a whole evaluation with and without `diagnose`.
 
 Other libraries are timed where installed: pip install -e ".[bench]".
 """
@@ -43,13 +46,14 @@ from cleverhans.tf2.attacks.projected_gradient_descent import (
 import tfsam
 from experiments import attacks_in_turn
 from experiments import command
+from tfsam.attacks.recorder import Recorder
 from tfsam.runs import flag_types
 
 FLAGS = flags.FlagValues()
 _PART = flags.DEFINE_enum(
     "part",
     "pgd",
-    ["pgd", "sweep", "autoattack", "malt", "memory"],
+    ["pgd", "sweep", "autoattack", "malt", "memory", "diagnosis"],
     "What to time.",
     flag_values=FLAGS,
 )
@@ -448,6 +452,54 @@ def memory():
     print(f"after {result['robust'][0]['attacked']} images: {most():.2f} GiB")
 
 
+def diagnosis():
+    """Times attacks with and without the recorder of their paths."""
+    network = tfsam.networks.preact_resnet18(10, width=_WIDTH.value)
+    random = np.random.default_rng(0)
+    x = random.random((_BATCH_SIZE.value, 32, 32, 3), dtype="float32")
+    y = np.argmax(network.predict(x, verbose=0), axis=1)
+    # Budgets at which no image is broken, so that all steps are made.
+    for name in ("pgd", "apgd_ce"):
+        kinds = {
+            "without": _recorded(network, name, x, y, recording=False),
+            "recorded": _recorded(network, name, x, y, recording=True),
+        }
+        show(f"{name}, {_BATCH_SIZE.value} images", kinds, "without")
+
+    def evaluate(diagnose):
+        tfsam.evaluate(
+            network, (x, y), ["pgd"], epsilons=[0.0], diagnose=diagnose
+        )
+
+    kinds = {
+        "diagnose=False": lambda: evaluate(False),
+        "diagnose=True": lambda: evaluate(True),
+    }
+    show("evaluate, pgd, with tracing", kinds, "diagnose=False")
+
+
+def _recorded(network, name, x, y, recording):
+    """Returns an attack on a chunk, as `evaluate` runs it after the first."""
+    attack = tfsam.attacks.get(name, epsilon=0.0)
+    logits = tfsam.attacks.Logits(
+        lambda pixels: network(pixels, training=False), rows=32, classes=10
+    )
+    recorder = Recorder(x.shape, x.dtype, "linf", (0.0, 1.0))
+    if recording:
+        logits = logits.recorded(recorder)
+    run = tf.function(lambda x, y: attack(logits, x, y, 0), autograph=False)
+    inputs = tf.constant(x), tf.constant(y)
+
+    def chunk():
+        if recording:
+            recorder.start(*inputs)
+        run(*inputs).numpy()
+        if recording:
+            recorder.path()
+
+    return chunk
+
+
 def main():
     """Prints the tables of one part."""
     parts = {
@@ -456,6 +508,7 @@ def main():
         "autoattack": autoattack,
         "malt": malt,
         "memory": memory,
+        "diagnosis": diagnosis,
     }
     parts[_PART.value]()
 

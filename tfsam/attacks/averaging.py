@@ -27,6 +27,7 @@ from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import plain_gradient
 from tfsam.attacks.logits import predict
+from tfsam.attacks.logits import setting
 
 # Turns of calls that are not those of steps, which count from 0.
 AT_X, AT_END = -1, -2
@@ -88,7 +89,12 @@ class Averaged:
             of the step, an int or a scalar int32 tensor; a draw of another turn
             is independent. For the rest, see `input_gradient`.
         """
-        plain = input_gradient(self._logits_fn, loss)
+        # Not each draw is recorded, but their mean.
+        averaged = self._eot > 1
+        plain = input_gradient(self._logits_fn, loss, recorded=not averaged)
+        recorder = setting(self._logits_fn, "recorder") if averaged else None
+        if recorder is not None:
+            recorder.begin()
 
         def gradient(
             x: tf.Tensor, labels: Any, active: tf.Tensor | None, turn: Any
@@ -98,9 +104,15 @@ class Averaged:
                 return Means(slopes, logits, loss(logits, labels))
 
             if self._keyed is None:
-                return Means(*self._repeated(once))
-            batch = x, labels, next_seeds(self._seeds, turn)
-            return _keyed_gradient(self._keyed, loss, self._eot, batch, active)
+                found = Means(*self._repeated(once))
+            else:
+                batch = x, labels, next_seeds(self._seeds, turn)
+                found = _keyed_gradient(
+                    self._keyed, loss, self._eot, batch, active
+                )
+            if recorder is not None:
+                recorder.record(x, found.slopes, found.logits, active)
+            return found
 
         return gradient
 

@@ -96,6 +96,10 @@ class Attack(Configurable):
             follows a single draw, which says little about a random network.
         minimum_norm: Whether a single call finds the nearest point for all
             epsilons. The default is False.
+        climbs: Whether the attack raises a loss step by step, so that a loss
+            which still rises at the end is a sign of too few steps. False for
+            attacks that search for the nearest point, along the decision
+            boundary. The default is True.
         library: Name of the distribution package whose version the attack
             depends on, or None.
         stages: For an ensemble, the list of its attacks in order, as (name,
@@ -139,6 +143,7 @@ class Attack(Configurable):
     stages: Any = ()
     eot: int = 1
     minimum_norm: bool = False
+    climbs: bool = True
     library: str | None = None
     targets: int = 0
     needs_classes: Any = True

@@ -92,6 +92,8 @@ class Logits:
         surrogate: Whether the adversarial examples are for another network. If
             so, an attack must not stop at the decision boundary of this one;
             see `may_stop`.
+        recorder: None, or the `tfsam.attacks.recorder.Recorder` to which each
+            gradient of `input_gradient` is shown.
         most: Largest number of examples that the network may process at once if
             `rows` is None. None means the batch size of the attack.
         parts: Number of parts that a batch is split into if `rows` is None; see
@@ -141,6 +143,7 @@ class Logits:
         self.origin: Any = None
         self.active: tf.Tensor | None = None
         self.surrogate = False
+        self.recorder: Any = None
         self.most: int | None = None
         self.parts = 1
         self.together = _TOGETHER
@@ -233,6 +236,16 @@ class Logits:
         """Returns a copy for attacks whose target is another network."""
         other = copy.copy(self)
         other.surrogate = True
+        return other
+
+    def recorded(self, recorder: Any) -> "Logits":
+        """Returns a copy whose gradients are shown to a recorder.
+
+        Args:
+            recorder: A `tfsam.attacks.recorder.Recorder`, or None.
+        """
+        other = copy.copy(self)
+        other.recorder = recorder
         return other
 
     def untraced(self) -> "Untraced":
@@ -407,13 +420,17 @@ def traced(
 
 
 def input_gradient(
-    logits_fn: LogitsFn, loss: LossFn = losses.cross_entropy
+    logits_fn: LogitsFn,
+    loss: LossFn = losses.cross_entropy,
+    recorded: bool = True,
 ) -> Callable[..., Any]:
     """Returns the gradient of a loss with respect to the pixels alone.
 
     Args:
         logits_fn: Function from pixels to logits.
         loss: Function from (logits, labels) to a float tensor (batch,).
+        recorded: Whether the gradients are shown to the recorder of a `Logits`,
+            if it has one. Each call of `input_gradient` then begins an attempt.
 
     Returns:
         Function (x, labels, active=None) -> (gradient, logits), where the
@@ -433,8 +450,27 @@ def input_gradient(
         >>> slopes.numpy().tolist()
         [[-1.0, 1.0]]
     """
+    recorder = setting(logits_fn, "recorder")
     if isinstance(logits_fn, Logits):
-        return logits_fn.gradient(loss)
+        gradient = logits_fn.gradient(loss)
+    else:
+        gradient = _finite_gradient(logits_fn, loss)
+    if recorder is None or not recorded:
+        return gradient
+    recorder.begin()
+
+    def seen(
+        x: tf.Tensor, labels: Any, active: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        slopes, logits = gradient(x, labels, active)
+        recorder.record(x, slopes, logits, active)
+        return slopes, logits
+
+    return seen
+
+
+def _finite_gradient(logits_fn: LogitsFn, loss: LossFn) -> Callable[..., Any]:
+    """Returns the `input_gradient` of a function that is no `Logits`."""
     plain = plain_gradient(logits_fn, loss)
 
     def gradient(
@@ -473,8 +509,8 @@ def predict(
 class Untraced:
     """A model that cannot be traced, as a plain function for attacks.
 
-    Attacks call a plain function eagerly. Whether the model is a surrogate is
-    the only setting that it keeps.
+    Attacks call a plain function eagerly. Whether the model is a surrogate, and
+    the recorder, are the only settings that it keeps.
 
     Args:
         logits: The model.
@@ -487,6 +523,7 @@ class Untraced:
     def __init__(self, logits: Logits) -> None:
         self.logits = logits
         self.surrogate = logits.surrogate
+        self.recorder = logits.recorder
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the logits of a batch."""
@@ -514,7 +551,7 @@ def setting(logits_fn: LogitsFn, name: str) -> Any:
         >>> setting(lambda x: x, "rows")
     """
     if isinstance(logits_fn, Untraced):
-        return logits_fn.surrogate if name == "surrogate" else None
+        return vars(logits_fn).get(name)
     return getattr(logits_fn, name) if isinstance(logits_fn, Logits) else None
 
 

@@ -97,6 +97,7 @@ class FMN(Attack):
     # A run costs the same for every epsilon, so that a single call of `closest`
     # serves all epsilons.
     minimum_norm = True
+    climbs = False
 
     def __init__(
         self,

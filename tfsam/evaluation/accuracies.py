@@ -9,6 +9,7 @@ import numpy as np
 import scipy.stats
 
 from tfsam.attacks.autoattack import STAGES
+from tfsam.evaluation import diagnosis
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.verdicts import NATURAL
@@ -49,7 +50,7 @@ def result(
     natural = [record.load(NATURAL, chunk) for chunk in chunks]
     correct = np.concatenate([n["correct"] for n in natural])
     attacks = [
-        _attack(record, number, chunks, errors, correct)
+        _attack(record, number, chunks, errors, natural)
         for number in range(len(header["attacks"]))
     ]
     robust = [
@@ -69,7 +70,7 @@ def _attack(
     number: int,
     chunks: Sequence[int],
     errors: Errors,
-    correct: np.ndarray,
+    natural: Sequence[Arrays],
 ) -> _Attack:
     """Sums up an attack, epsilon by epsilon, ascending.
 
@@ -78,9 +79,10 @@ def _attack(
         number: Number of the attack.
         chunks: Numbers of the chunks that count.
         errors: Messages of failures.
-        correct: Bool array (n,), the natural verdicts.
+        natural: The natural arrays of the chunks.
     """
     header = record.header
+    correct = np.concatenate([arrays["correct"] for arrays in natural])
     attack = header["attacks"][number]
     part = verdicts.part_of(number, attack["name"])
     saved = [record.load(part, chunk) for chunk in chunks]
@@ -102,6 +104,11 @@ def _attack(
             before = verdict != STANDS
             names = [str(name) for name in held[0]["stages"]]
             row |= _row(held, verdict, names, inherited, header)
+            found_failing = diagnosis.of_row(
+                attack, held, verdict, epsilon, natural
+            )
+            if found_failing is not None:
+                row["diagnosis"] = found_failing
             facts = _facts(held, [facts for _, facts in found.stages])
             found.stages[:] = [
                 (name or attack["name"], fact)

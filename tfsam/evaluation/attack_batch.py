@@ -13,11 +13,14 @@ import tensorflow as tf
 
 from tfsam.attacks.check import contract
 from tfsam.attacks.logits import traced
+from tfsam.attacks.recorder import Path
+from tfsam.attacks.recorder import Recorder
 from tfsam.evaluation import red_flags
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import has_epsilon
 from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import as_numpy
+from tfsam.evaluation.workers import attacked_predict
 from tfsam.registries import ATTACKS
 from tfsam.support import identity
 
@@ -32,6 +35,9 @@ class Found(NamedTuple):
         passes: Int array (2,), forward and gradient passes of the network.
         nonfinite: Number of gradients that were NaN or infinite.
         facts: Facts about the attack.
+        path: The counters of the attack's path, or None if it is not recorded.
+        fools: Bool array (count,), the examples whose images a surrogate
+            misclassifies; None if there is none, or nothing is recorded.
     """
 
     images: np.ndarray
@@ -40,6 +46,8 @@ class Found(NamedTuple):
     passes: np.ndarray
     nonfinite: int
     facts: red_flags.Facts
+    path: Path | None = None
+    fools: np.ndarray | None = None
 
 
 class _Batch(NamedTuple):
@@ -98,7 +106,8 @@ def attack_batch(
         and worker.source.rows is not None
     )
     batch = _batch(plan, indices, selective)
-    run = _function(worker, attack, selective, epsilon)
+    recorder = _recorder(plan, worker, batch)
+    run = _function(worker, attack, selective, epsilon, recorder)
     if in_graph:
         key = (*key, len(batch.x), start is None, epsilon is None)
         run = worker.runs.setdefault(key, traced(run))
@@ -111,6 +120,7 @@ def attack_batch(
         tf.constant(epsilon or 0.0, batch.x.dtype),
         *_starts(start, batch),
     )
+    path = None if recorder is None else recorder.path()
     counts, facts = _measured(worker, attack, batch, in_graph)
     largest = _checked(plan, batch, x_adv, epsilon, counts.nonfinite)
     outputs = as_numpy(worker.predict(x_adv, batch.active))
@@ -127,6 +137,8 @@ def attack_batch(
         counts.passes,
         counts.nonfinite,
         facts,
+        path and Path(*(values[:count] for values in path)),
+        _fools(plan, worker, x_adv, batch, indices),
     )
 
 
@@ -150,6 +162,35 @@ def _batch_size(count: int, largest: int) -> int:
     return next(size for size in sizes if size >= count)
 
 
+def _recorder(plan: Plan, worker: Worker, batch: _Batch) -> Recorder | None:
+    """Returns a recorder that is ready for a batch, None if nothing is."""
+    if not plan.diagnose:
+        return None
+    size = len(batch.x)
+    if size not in worker.recorders:
+        worker.recorders[size] = Recorder(
+            batch.x.shape,
+            batch.x.dtype,
+            plan.norm,
+            plan.bounds,
+            worker.source.rounding,
+        )
+    recorder = worker.recorders[size]
+    recorder.start(batch.x, batch.y)
+    return recorder
+
+
+def _fools(
+    plan: Plan, worker: Worker, x_adv: Any, batch: _Batch, indices: np.ndarray
+) -> np.ndarray | None:
+    """Returns which adversarial images the surrogate misclassifies."""
+    if not plan.diagnose or not worker.source.surrogate:
+        return None
+    outputs = as_numpy(attacked_predict(worker)(x_adv, batch.active))
+    found = outputs[: len(indices)].argmax(axis=1)
+    return found != plan.data.labels[indices]
+
+
 def _starts(start: np.ndarray | None, batch: _Batch) -> list[tf.Tensor]:
     if start is None:
         return []
@@ -157,12 +198,16 @@ def _starts(start: np.ndarray | None, batch: _Batch) -> list[tf.Tensor]:
 
 
 def _function(
-    worker: Worker, attack: Any, selective: bool, epsilon: float | None
+    worker: Worker,
+    attack: Any,
+    selective: bool,
+    epsilon: float | None,
+    recorder: Recorder | None,
 ) -> Callable[..., Any]:
     """Returns the attack as a function of tensors, to be traced if possible."""
-    logits: Any = worker.source
+    logits: Any = worker.source.recorded(recorder)
     if not worker.traceable:
-        logits = worker.source.untraced()
+        logits = logits.untraced()
     any_epsilon = (
         ATTACKS.fact(attack, "tensor_epsilon")
         and epsilon is not None

@@ -13,11 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tfsam.attacks.check import TOLERANCE
+from tfsam.evaluation import diagnosis
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.attack_batch import Found
 from tfsam.evaluation.attack_batch import attack_batch
 from tfsam.evaluation.attack_batch import kind_of
+from tfsam.evaluation.attack_probes import unbroken_without_budget
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import can_start
@@ -67,6 +69,7 @@ class _Reach(NamedTuple):
         nonfinite: Number of gradients that were NaN or infinite.
         facts: Facts about the attack.
         seconds: Duration of the attack.
+        diagnosed: Arrays for the diagnosis; see `diagnosis.of_row`.
     """
 
     distances: np.ndarray
@@ -76,6 +79,7 @@ class _Reach(NamedTuple):
     nonfinite: int
     facts: red_flags.Facts
     seconds: float
+    diagnosed: Arrays
 
 
 def attack_chunk(turn: Turn, worker: Worker, chunk: int) -> None:
@@ -146,6 +150,7 @@ class _Chunk:
         self._natural = self.verdict = natural
         self._images: np.ndarray | None = None  # Of the last epsilon.
         self._reaches: dict[Any, _Reach] = {}
+        self._unconstrained = np.zeros(2, np.int64)
 
     def attack(self, index: int, epsilon: float) -> Arrays:
         """Attacks the survivors at an epsilon.
@@ -189,6 +194,7 @@ class _Chunk:
         images = self._x.copy()
         largest, passes, nonfinite = 0.0, np.zeros(2, np.int64), 0
         facts = [red_flags.facts_of(stage) for _, stage in stages]
+        diagnosed = self._counters(len(stages))
         for number, (name, stage) in enumerate(stages, 1):
             survivors = np.flatnonzero(verdict == STANDS)
             if not len(survivors):
@@ -202,6 +208,7 @@ class _Chunk:
             passes += found.passes
             nonfinite += found.nonfinite
             facts[number - 1] = found.facts
+            diagnosis.keep(diagnosed, number - 1, survivors, found, stage)
             if number < len(stages):
                 self._turn.tell(index, verdict, name)
         self._images = images
@@ -214,8 +221,40 @@ class _Chunk:
             "stages": np.array([name for name, _ in stages]),
             **_columns(facts),
             "seconds": np.array(time.perf_counter() - started),
+            **diagnosed,
+            **self._without_budget(verdict),
         }
         return saved | ({"adversarial": images} if plan.keep_images else {})
+
+    def _counters(self, stages: int) -> Arrays:
+        """Returns the arrays that a diagnosis needs; none without one."""
+        plan = self._turn.plan
+        if not plan.diagnose:
+            return {}
+        return diagnosis.counters(
+            stages, len(self._x), self._worker.source.surrogate
+        )
+
+    def _without_budget(self, verdict: np.ndarray) -> Arrays:
+        """Tries an attack that broke few of the first chunk without a budget.
+
+        It is tried once for all epsilons.
+        """
+        turn = self._turn
+        if not turn.plan.diagnose:
+            return {}
+        chosen = diagnosis.suspicious(verdict, self._natural)
+        first = self._indices[0] == 0 and not self._worker.source.surrogate
+        if first and len(chosen) and not self._unconstrained[0]:
+            self._unconstrained = unbroken_without_budget(
+                turn.plan,
+                self._worker,
+                turn.entry,
+                turn.part,
+                self._indices[chosen],
+            )
+        tried = self._unconstrained if len(chosen) else np.zeros(2, np.int64)
+        return {"unconstrained": tried}
 
     def _run(
         self,
@@ -247,6 +286,7 @@ class _Chunk:
         correct = np.flatnonzero(self._natural == STANDS)
         passes, nonfinite = np.zeros(2, np.int64), 0
         facts = red_flags.facts_of(attack)
+        diagnosed = self._counters(1)
         if len(correct):
             found = self._run(attack, (1, kind), correct)
             broken = self._misclassified(found, correct)
@@ -257,9 +297,21 @@ class _Chunk:
             images[correct] = found.images
             passes, nonfinite = found.passes, found.nonfinite
             facts = found.facts
+            diagnosis.keep(diagnosed, 0, correct, found, attack)
+        if diagnosed:
+            # The attack has no budget.
+            tried = [len(correct), int(np.isinf(distances).sum())]
+            diagnosed["unconstrained"] = np.array(tried)
         seconds = time.perf_counter() - started
         return _Reach(
-            distances, images, len(correct), passes, nonfinite, facts, seconds
+            distances,
+            images,
+            len(correct),
+            passes,
+            nonfinite,
+            facts,
+            seconds,
+            diagnosed,
         )
 
     def _within(self, epsilon: float, reach: _Reach) -> Arrays:
@@ -282,6 +334,7 @@ class _Chunk:
             **_columns([reach.facts]),
             "seconds": np.array(reach.seconds),
             "distances": reach.distances,
+            **reach.diagnosed,
         }
         if self._turn.plan.keep_images:
             images = self._x.copy()

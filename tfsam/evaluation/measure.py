@@ -30,6 +30,7 @@ from tfsam.data import examples
 from tfsam.data import rows
 from tfsam.evaluation import accuracies
 from tfsam.evaluation import cache_key
+from tfsam.evaluation import diagnosis
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.chunks import Turn
 from tfsam.evaluation.chunks import attack_chunk
@@ -83,6 +84,7 @@ class _How:
     progress: Callable[[str], Any] | None
     devices: Any
     shard: Any
+    diagnose: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +134,14 @@ def evaluate(
     surrogate_name: str | None = None,
     steps: int | None = None,
     pixels: str | None = None,
+    diagnose: bool = True,
 ) -> dict[str, Any]:
     """Measures natural accuracy and accuracy under each attack.
 
     The arguments `model` to `epsilons`, `bounds`, `seed`, `steps`, `pixels`,
     `surrogate` and `warm_start` say what is measured; `batch_size`, `strict`,
-    `jit_compile`, `progress`, `devices` and `shard` how it is computed; and
+    `jit_compile`, `progress`, `devices`, `shard` and `diagnose` how it is
+    computed; and
     `workdir`, `save_adversarial`, `name` and `surrogate_name` where verdicts
     are kept.
 
@@ -201,6 +205,8 @@ def evaluate(
             `tfsam.models.load`. None takes the one that its layers tell, or
             under which it is the most accurate. Inputs that are not in [0, 1]
             by `bounds` are given to it as they are.
+        diagnose: Whether the attacks are examined for signs that they failed to
+            attack. No verdict depends on it.
 
     Returns:
         A dict. `natural` is {`accuracy`, `n`, `interval`}. `warnings` is a
@@ -222,6 +228,12 @@ def evaluate(
         The row of a minimum-norm attack has `median_distance` over all
         examples: 0 for misclassified ones, None if at least half survive. If
         an attack failed, its row has `error`, and `accuracy` is None.
+
+        With `diagnose`, a row has `diagnosis`, a list of {`indicator`,
+        `message`, `remedy`, `count`}, the indicators of attack failure of
+        Pintor et al. (2022) that hold for its survivors; see
+        `tfsam.evaluation.diagnosis`. It is "not recorded" for an attack whose
+        path is unknown, unless an indicator that needs no path holds.
 
         For a model from a path, `model` says what it is, as
         `tfsam.models.inspect` does.
@@ -273,6 +285,7 @@ def evaluate(
         progress=progress,
         devices=devices,
         shard=shard,
+        diagnose=diagnose,
     )
     where = _Where(
         workdir=workdir,
@@ -326,6 +339,7 @@ def _plan(what: _What, how: _How, where: _Where) -> Plan:
         warm_start=what.warm_start,
         keep_images=where.save_adversarial,
         transfer=what.surrogate is not None,
+        diagnose=how.diagnose,
         given=given,
     )
 
@@ -438,6 +452,11 @@ def _measured(
         )
         spread(workers, functools.partial(attack_chunk, turn), share)
     result = accuracies.result(record, share, errors)
+    if how.diagnose:
+        for row in result["robust"]:
+            if "error" not in row:
+                # The verdicts were measured without a diagnosis.
+                row.setdefault("diagnosis", diagnosis.NOT_RECORDED)
     if models.judge.origin is not None:
         result["model"] = models.judge.origin
     return result

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
+from tfsam.evaluation.attack_probes import changes_of_loss
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.workers import Worker
@@ -93,6 +94,8 @@ def _examined(
     found["seen_range"] = np.array(
         red_flags.seen_range(worker.judge.function, plan.data.ends)
     )
+    if plan.diagnose:
+        found["changes"] = changes_of_loss(plan, worker, indices[correct])
     reach = max(plan.epsilons, default=0.0)
     return found | red_flags.probe_gradients(
         worker.source,

@@ -65,6 +65,7 @@ class Plan(NamedTuple):
         warm_start: Whether attacks start from the image of the smaller epsilon.
         keep_images: Whether the record holds the adversarial images.
         transfer: Whether a surrogate is attacked in place of the model.
+        diagnose: Whether the paths of attacks are recorded.
         given: The budgets in the order of the results.
     """
 
@@ -78,6 +79,7 @@ class Plan(NamedTuple):
     warm_start: bool
     keep_images: bool
     transfer: bool = False
+    diagnose: bool = False
     given: Sequence[float] = ()
 
 

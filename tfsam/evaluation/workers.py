@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import traced
+from tfsam.attacks.recorder import Recorder
 from tfsam.models.functions import for_evaluation
 from tfsam.models.functions import traceable
 
@@ -29,6 +30,7 @@ class Worker(NamedTuple):
         judged: Whether `tf.function` can trace `judge`.
         traceable: Whether `tf.function` can trace `source`.
         runs: The traced attacks, by their keys.
+        recorders: The recorders of paths, by the number of examples.
     """
 
     device: str | None
@@ -38,6 +40,7 @@ class Worker(NamedTuple):
     judged: bool
     traceable: bool
     runs: dict[Any, Callable[..., Any]]
+    recorders: dict[int, Recorder]
 
 
 def known_devices(
@@ -123,7 +126,7 @@ def make_worker(
         source.most = most
         source.count_passes()
     predict = traced(judge.predict) if judged else _eagerly(judge)
-    return Worker(device, judge, source, predict, judged, attackable, {})
+    return Worker(device, judge, source, predict, judged, attackable, {}, {})
 
 
 def _eagerly(judge: Logits) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
@@ -133,6 +136,20 @@ def _eagerly(judge: Logits) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         return judge.function(x)
 
     return predict
+
+
+def attacked_predict(worker: Worker) -> Callable[..., Any]:
+    """Returns the logits function of the attacked model, like `predict`.
+
+    Args:
+        worker: The worker. Without a surrogate, this is its own `predict`.
+    """
+    source = worker.source
+    if not source.surrogate:
+        return worker.predict
+    if not worker.traceable:
+        return _eagerly(source)
+    return worker.runs.setdefault("predict", traced(source.predict))
 
 
 def spread(

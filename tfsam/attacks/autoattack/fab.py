@@ -91,6 +91,7 @@ class FABT(Attack):
     # Although it searches for the nearest point: separate runs for each epsilon
     # are cheaper, because they skip broken examples and stop early.
     minimum_norm = False
+    climbs = False
 
     def __init__(
         self,

@@ -1,0 +1,139 @@
+"""Probes of the first chunk for indicators that the attack's path cannot tell.
+
+See `tfsam.evaluation.diagnosis`. Both are computed on a few examples only, so
+that they cost little even if the first chunk is the whole evaluation.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from tfsam.attacks import losses
+from tfsam.evaluation.attack_batch import attack_batch
+from tfsam.evaluation.attack_batch import kind_of
+from tfsam.evaluation.plans import Entry
+from tfsam.evaluation.plans import Plan
+from tfsam.evaluation.workers import Worker
+from tfsam.evaluation.workers import as_numpy
+from tfsam.evaluation.workers import attacked_predict
+from tfsam.registries import ATTACKS
+
+# Number of survivors on which an attack without a budget is tried.
+_TRIED = 8
+
+# Number of examples around which the loss is compared, and number of points
+# around each. The paper takes 100 points.
+_EXAMPLES, _DRAWS = 16, 8
+
+# Side of the cube from which the points are drawn, for pixels in [0, 1]; a
+# pixel changes by at most half of it, as in the authors' code.
+_SIDE = 8 / 255
+
+
+def changes_of_loss(
+    plan: Plan, worker: Worker, chosen: np.ndarray
+) -> np.ndarray:
+    """Returns the mean relative change of the loss around some examples.
+
+    Pintor et al., 2022, indicator "unstable predictions": points are drawn
+    uniformly around an example. The loss is the margin max_{i != y} z_i - z_y,
+    because any change of a cross-entropy near 0 is relatively large; for the
+    same reason, a margin smaller than the median counts as the median.
+
+    Args:
+        plan: The plan of the evaluation.
+        worker: The worker that measures the first chunk.
+        chosen: Int array, indices of correctly classified examples, of which
+            the first are used.
+
+    Returns:
+        Float array (count,), each in [0, 1].
+    """
+    chosen = chosen[:_EXAMPLES]
+    if not len(chosen):
+        return np.zeros(0)
+    pairs = [(draw, i) for draw in range(_DRAWS + 1) for i in chosen]
+    found = []
+    for first in range(0, len(pairs), plan.size):
+        part = pairs[first : first + plan.size]
+        images = np.stack([_around(plan, index, draw) for draw, index in part])
+        found.append(_logits(plan, worker, images))
+    logits = np.concatenate(found)
+    labels = np.tile(plan.data.labels[chosen], _DRAWS + 1)
+    margins = losses.margin(tf.constant(logits), tf.constant(labels)).numpy()
+    margins = margins.reshape(_DRAWS + 1, len(chosen)).astype(np.float64)
+    sizes = np.abs(margins[0])
+    sizes = np.maximum(sizes, np.median(sizes))
+    sizes = np.where(sizes > 0, sizes, 1.0)
+    changes = np.minimum(np.abs(margins[1:] - margins[0]) / sizes, 1)
+    return np.nan_to_num(changes.mean(axis=0), nan=1.0)
+
+
+def _width(plan: Plan) -> float:
+    """Returns the width of the bounds, or of the data without bounds."""
+    low, high = plan.data.ends if plan.bounds is None else plan.bounds
+    return float(high - low)
+
+
+def _around(plan: Plan, index: int, draw: int) -> np.ndarray:
+    """Returns a point near an image; the image itself for draw 0."""
+    image = plan.data.x[index : index + 1][0]
+    if not draw:
+        return image
+    low, high = plan.bounds or (-np.inf, np.inf)
+    random = np.random.default_rng([plan.seed, index, draw])
+    noise = random.random(image.shape, np.float32) - 0.5
+    moved = image + np.float32(_SIDE * _width(plan)) * noise
+    return moved.clip(low, high).astype(image.dtype)
+
+
+def _logits(plan: Plan, worker: Worker, images: np.ndarray) -> np.ndarray:
+    """Returns the logits of the attacked model, for a chunk of images at most.
+
+    They are computed in batches of the size that `predict` is traced for.
+    """
+    batch = np.resize(images, (plan.size, *images.shape[1:]))
+    active = np.arange(plan.size) < len(images)
+    outputs = attacked_predict(worker)(tf.constant(batch), tf.constant(active))
+    return as_numpy(outputs)[: len(images)]
+
+
+def unbroken_without_budget(
+    plan: Plan,
+    worker: Worker,
+    entry: Entry,
+    part: str,
+    chosen: np.ndarray,
+) -> np.ndarray:
+    """Tries an attack on some examples with a budget that allows any image.
+
+    Pintor et al., 2022, indicator "unconstrained attack failure".
+
+    Args:
+        plan: The plan of the evaluation.
+        worker: The worker on which the attack runs.
+        entry: The attack.
+        part: The attack's part of the record.
+        chosen: Int array, indices of survivors, of which the first are used.
+
+    Returns:
+        Int array [tried, unbroken].
+    """
+    chosen = chosen[:_TRIED]
+    pixels = plan.data.x[:1].size
+    power = {"linf": 0.0, "l2": 0.5}.get(plan.norm, 1.0)
+    epsilon = _width(plan) * pixels**power
+    left = chosen
+    try:
+        attack = entry.make(epsilon=epsilon, norm=plan.norm, bounds=plan.bounds)
+        stages = ATTACKS.fact(attack, "stages") or [("", attack)]
+        for number, (_, stage) in enumerate(stages, 1):
+            if not len(left):
+                break
+            key = (part, (number, kind_of(stage, epsilon)))
+            found = attack_batch(plan, worker, stage, key, left, epsilon)
+            right = found.outputs.argmax(axis=1) == plan.data.labels[left]
+            left = left[right]
+    except Exception:
+        # An attack of others may not take such a budget; it is not judged.
+        return np.zeros(2, np.int64)
+    return np.array([len(chosen), len(left)])
