@@ -89,6 +89,25 @@ def test_batches_and_devices_do_not_matter():
     assert evaluate(batch_size=3, devices=devices) == expected
 
 
+def test_threads_do_not_matter():
+    images = RANDOM.random((5, 128, 130, 3)).astype("float32")
+    weights = RANDOM.normal(size=(128 * 130 * 3, 3)).astype("float32")
+    weights -= weights.mean(axis=0)
+
+    def model(x):
+        return tf.reshape(x, (-1, len(weights))) @ weights
+
+    labels = np.argmax(model(images), axis=1)
+    kinds = ("glass_blur", "motion_blur", "gaussian_noise")
+    found = evaluate(model, (images, labels), kinds, severities=[5])
+    assert found["constants"] == 224
+    for row, kind in zip(found["rows"], kinds, strict=True):
+        changed = tfsam.corruptions.corrupted(images, kind, 5)
+        correct = np.argmax(model(changed), axis=1) == labels
+        assert row["accuracy"] == correct.mean()
+    assert {row["accuracy"] for row in found["rows"]} != {1.0}
+
+
 def test_a_folder_is_resumed_and_goes_on(tmp_path, monkeypatch):
     lines = []
     whole = evaluate(progress=lines.append)

@@ -12,6 +12,8 @@ made by a factory whose arguments all have defaults:
 - `rng` is a `numpy.random.Generator`, the only source of random numbers.
 - `corrupted` has the shape of `image` and values in [0, 1].
 
+Several threads may call a corruption at the same time.
+
 `Corruption` is a convenient base class: a subclass implements `corrupt`.
 Corruptions of other packages need not use it.
 """

@@ -1,5 +1,6 @@
 """Accuracy on corrupted images: noise, blur, weather and digital artefacts."""
 
+import concurrent.futures
 import functools
 import time
 from collections.abc import Callable
@@ -278,14 +279,25 @@ def _verdicts(
     plan: _Plan, workers: Sequence[Worker], name: str, severity: int
 ) -> np.ndarray:
     """Returns whether each image is classified correctly, corrupted."""
+    function = plan.functions[name]
 
-    def change(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        function = plan.functions[name]
+    def alone(image: np.ndarray, index: int) -> np.ndarray:
+        images, indices = image[None], [index]
         return corrupt_with(
             function, name, images, severity, plan.seed, indices
-        )
+        )[0]
 
-    return _logits(plan, workers, change).argmax(axis=1) == plan.data.labels
+    # Small images cost little more than Python's own work, which threads
+    # cannot share.
+    many = size_of_constants(plan.data.x.shape[1:]) > 32
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+
+        def change(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+            mapped = pool.map if many else map
+            return np.stack(list(mapped(alone, images, indices.tolist())))
+
+        logits = _logits(plan, workers, change)
+    return logits.argmax(axis=1) == plan.data.labels
 
 
 def _logits(
