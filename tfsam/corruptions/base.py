@@ -132,7 +132,8 @@ def size_of_constants(shape: Sequence[int]) -> int:
 
     Images of at most 64 pixels on the shorter side have the constants of 32 x
     32, and images of at least 128 pixels those of 224 x 224. In between neither
-    would mean the published severity.
+    would mean the published severity. Blur and motion are in pixels: on images
+    of fewer pixels than the constants belong to they are stronger.
 
     Args:
         shape: (height, width, ...), the shape of an image.
