@@ -20,7 +20,7 @@ BATCHES = hnp.arrays(
 
 
 def norms(x, norm):
-    order = np.inf if norm == "linf" else 2
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
     flat = np.asarray(x, "float64").reshape(len(x), -1)
     return np.linalg.norm(flat, order, axis=1)
 
@@ -55,16 +55,14 @@ def test_steepest_maximises_the_linear_loss(norm, x, scale):
     assert (norms(found, norm) <= 1 + 1e-5).all()
     axes = (1, 2, 3)
     products = (gradients.astype("float64") * found).sum(axis=axes)
-    dual = np.abs(gradients.astype("float64")).sum(axis=axes)
-    if norm == "l2":
-        dual = norms(gradients, "l2")
+    dual = norms(gradients, geometry.FACTS[norm].dual)
     np.testing.assert_allclose(products, dual, rtol=1e-4, atol=1e-44)
 
 
 @pytest.mark.parametrize("norm", geometry.NORMS)
 def test_sums_and_norms_are_of_each_example(norm):
     x = np.array([[[3, -4]], [[0, 0]]], "float32")
-    lengths = [4 if norm == "linf" else 5, 0]
+    lengths = [{"linf": 4, "l2": 5, "l1": 7}[norm], 0]
     for keepdims, shape in ((True, (2, 1, 1)), (False, (2,))):
         found = geometry.example_norms(tf.constant(x), norm, keepdims)
         np.testing.assert_array_equal(found, np.reshape(lengths, shape))
@@ -104,6 +102,132 @@ def test_random_points_depend_on_their_seed_alone(norm):
     np.testing.assert_array_equal(points, traced)
 
 
+def nearest_in_ball_and_box(x, moved, radius, bounds):
+    """Projects one example in float64, by bisection of the threshold."""
+    low, high = bounds or (-np.inf, np.inf)
+    x, moved = x.astype("float64"), moved.astype("float64")
+    sizes = np.abs(moved - x)
+    room = np.where(moved > x, high - x, x - low)
+
+    def lengths(threshold):
+        return np.minimum(np.maximum(sizes - threshold, 0), room)
+
+    below, above = 0.0, sizes.max()
+    if lengths(0).sum() <= radius:
+        above = 0.0
+    for _ in range(200):
+        middle = (below + above) / 2
+        if lengths(middle).sum() > radius:
+            below = middle
+        else:
+            above = middle
+    return x + np.sign(moved - x) * lengths(above)
+
+
+@hypothesis.given(
+    x=hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 3), st.integers(1, 9)),
+        elements=st.floats(0, 1, width=32) | st.sampled_from([0.0, 1.0]),
+    ),
+    noise=hnp.arrays(
+        np.float32, (3, 9), elements=st.floats(-100, 100, width=32)
+    ),
+    scale=st.sampled_from([1.0, 0.01, 1e-6]),
+    radius=st.just(0.0) | st.floats(1e-3, 12),
+    bounds=st.sampled_from([(0.0, 1.0), (-0.5, 1.25), None]),
+)
+def test_l1_projection_onto_ball_and_box_is_exact(
+    x, noise, scale, radius, bounds
+):
+    moved = x + np.float32(scale) * noise[: len(x), : x.shape[1]]
+    found = geometry.project_within(
+        tf.constant(x), tf.constant(moved), radius, "l1", bounds
+    ).numpy()
+    for start, end, point in zip(x, moved, found, strict=True):
+        expected = nearest_in_ball_and_box(start, end, radius, bounds)
+        size = max(1.0, np.abs(end).max() if bounds is None else 1.25)
+        unit = np.spacing(np.float32(size))
+        np.testing.assert_allclose(point, expected, rtol=0, atol=2 * unit)
+        inside = np.abs(end.astype("float64") - start).sum() <= radius
+        if inside and bounds is None:
+            np.testing.assert_array_equal(point, end)
+    shrunk = geometry.shrink(tf.constant(x), tf.constant(found), radius, "l1")
+    moves = shrunk.numpy().astype("float64") - x
+    assert (np.abs(moves).sum(1) <= radius * (1 + 4e-7)).all()
+    if bounds is not None:
+        low, high = np.float32(bounds)
+        assert low <= shrunk.numpy().min() and shrunk.numpy().max() <= high
+
+
+def test_l1_projection_by_hand():
+    """Solves sum_i min(max(sizes_i - t, 0), room_i) = radius for t."""
+
+    def project(x, moved, radius, bounds=(0.0, 1.0)):
+        tensors = (tf.constant([values], tf.float32) for values in (x, moved))
+        found = geometry.project_within(*tensors, radius, "l1", bounds)
+        return found.numpy()[0]
+
+    # Without bounds t = 0.5; the third pixel is not worth its cost.
+    x, moved = [0.5, 0.5, 0.5], [1.5, -0.25, 0.75]
+    np.testing.assert_allclose(
+        project(x, moved, 0.75, None), [1.0, 0.25, 0.5], rtol=1e-6
+    )
+    # The bound takes 0.5 of the first pixel, so that t = 0.375 is enough for
+    # 0.875.
+    np.testing.assert_allclose(
+        project(x, moved, 0.875), [1.0, 0.125, 0.5], rtol=1e-6
+    )
+    # Clipping alone is enough.
+    np.testing.assert_array_equal(project(x, moved, 1.5), [1.0, 0.0, 0.75])
+    # A radius for each example.
+    both = geometry.project_within(
+        *(tf.constant([values] * 2, tf.float32) for values in (x, moved)),
+        tf.constant([[0.875], [1.5]]),
+        "l1",
+        (0.0, 1.0),
+    )
+    expected = [[1.0, 0.125, 0.5], [1.0, 0.0, 0.75]]
+    np.testing.assert_allclose(both, expected, rtol=1e-6)
+
+
+def test_l1_projection_is_of_each_example_and_of_large_images():
+    rng = np.random.default_rng(0)
+    x = rng.random((6, 3072), dtype="float32")
+    moved = x + rng.normal(size=x.shape).astype("float32") * [[1e-3]] * 3
+    moved[3:] = x[3:] + rng.standard_cauchy((3, 3072))
+    moved = moved.astype("float32")
+
+    def project(rows):
+        tensors = (tf.constant(values[rows]) for values in (x, moved))
+        found = geometry.project_within(*tensors, 12.0, "l1", (0.0, 1.0))
+        return found.numpy()
+
+    whole = project(np.arange(6))
+    for rows in ([3], [5, 0]):
+        np.testing.assert_allclose(project(rows), whole[rows], atol=1e-7)
+    for row in (0, 4):
+        expected = nearest_in_ball_and_box(x[row], moved[row], 12, (0.0, 1.0))
+        np.testing.assert_allclose(whole[row], expected, rtol=0, atol=2e-7)
+
+
+def test_the_sparse_direction():
+    gradients = tf.constant([[4.0, -3.0, 3.0, 0.5], [0.0, 0.0, -1e-30, 0.0]])
+    for counts in (2, tf.constant(2), tf.constant([2, 2])):
+        found = geometry.steepest_sparse(gradients, counts)
+        third = [1 / 3, -1 / 3, 1 / 3, 0]  # The second and third are equal.
+        np.testing.assert_allclose(found, [third, [0, 0, -1, 0]], rtol=1e-6)
+    found = geometry.steepest_sparse(gradients, tf.constant([1, 9]))
+    np.testing.assert_array_equal(found, [[1, 0, 0, 0], [0, 0, -1, 0]])
+    zero = tf.zeros([2, 3])
+    np.testing.assert_array_equal(geometry.steepest_sparse(zero, 2), zero)
+
+
+def test_the_default_steps():
+    steps = [geometry.default_step(0.8, norm) for norm in geometry.NORMS]
+    np.testing.assert_allclose(steps, [0.2, 0.1, 0.1])
+
+
 def test_global_norm_is_of_all_tensors_and_survives_float16():
     tensors = [tf.fill([300, 2], tf.constant(200.0, tf.float16)), tf.ones([4])]
     expected = np.sqrt(600 * 200.0**2 + 4)
@@ -111,7 +235,7 @@ def test_global_norm_is_of_all_tensors_and_survives_float16():
     assert geometry.global_norm([tf.ones(4, tf.float64)]).dtype == tf.float64
 
 
-@pytest.mark.parametrize("norm", ["l1", "Linf", 2, None])
+@pytest.mark.parametrize("norm", ["l0", "Linf", 2, None])
 def test_unknown_norm(norm):
     with pytest.raises(ValueError, match=f"Received: norm={norm}"):
         geometry.project(tf.ones((1, 2)), 1.0, norm)
