@@ -70,7 +70,7 @@ def test_tfsam_s_own_attacks_pass(attack):
 
 def test_options_are_passed_and_one_norm_is_enough():
     check("cleverhans_cw", steps=2, search_steps=1)
-    with pytest.raises(ValueError, match=r"linf or l2 .*Received: attack=pgd"):
+    with pytest.raises(ValueError, match=r"l2 or l1 .*Received: attack=pgd"):
         check("pgd", steps=-1)
 
 
@@ -195,7 +195,7 @@ def test_a_norm_that_is_refused_is_left_out():
     norms = []
 
     def factory(epsilon, norm, bounds):
-        if norm == "l2":
+        if norm != "linf":
             raise ValueError(f"linf only. Received: norm={norm}")
         norms.append(norm)
         return lambda logits_fn, x, y, seed: x
@@ -204,9 +204,36 @@ def test_a_norm_that_is_refused_is_left_out():
     assert set(norms) == {"linf"}
 
 
+def test_l1_is_tested_where_an_attack_takes_it():
+    """Attacks written before tfsam had l1 may take any other norm for l2."""
+    attacked = []
+
+    class Idle:
+        def __init__(self, epsilon, norm, bounds):
+            self.norm = norm
+
+        def __call__(self, logits_fn, x, y, seed):
+            attacked.append(self.norm)
+            return x
+
+    check(Idle)
+    assert set(attacked) == {"linf", "l2"}
+    Idle.norms = ("linf", "l1")
+    attacked.clear()
+    check(Idle)
+    assert set(attacked) == {"linf", "l1"}
+
+
 def test_the_contract_measures():
     x = X[:2]
     found = x + np.array([0.01, 0.02], "float32").reshape(2, 1, 1, 1)
     assert contract(x, found, 0.02, "linf", (0, 1)) == pytest.approx(0.02, 1e-4)
     assert contract(x, found, 0.08, "l2", None) == pytest.approx(0.08, 1e-4)
     assert contract(x, x, 0.0, "l2", (0, 1)) == 0.0
+    size = x[0].size
+    found = x + np.array([0.01, 0.02], "float32").reshape(2, 1, 1, 1)
+    assert contract(x, found, 0.02 * size, "l1", None) == pytest.approx(
+        0.02 * size, 1e-4
+    )
+    with pytest.raises(ValueError, match=r"ball of radius .* in l1"):
+        contract(x, found, 0.0199 * size, "l1", None)

@@ -38,6 +38,7 @@ ATTACKS = Registry(
         "fgsm_rs": "tfsam.attacks.gradient:fgsm_rs",
         "fmn": "tfsam.attacks.minimum_norm:FMN",
         "malt": "tfsam.attacks.malt:MALT",
+        "noise_l1": "tfsam.attacks.noise:NoiseL1",
         "noise_l2": "tfsam.attacks.noise:NoiseL2",
         "noise_linf": "tfsam.attacks.noise:NoiseLinf",
         "pgd": "tfsam.attacks.gradient:PGD",

@@ -227,7 +227,7 @@ def test_few_classes(classes):
     [
         ({"steps": 0}, "Received: steps=0"),
         ({"restarts": 0}, "Received: restarts=0"),
-        ({"norm": "l1"}, "Received: norm=l1"),
+        ({"norm": "l0"}, "Received: norm=l0"),
     ],
 )
 def test_bad_arguments(options, message):

@@ -234,7 +234,7 @@ def test_logits_without_a_gradient_are_refused():
     [
         (lambda: tfsam.PGD(-0.1), "Received: epsilon=-0.1"),
         (lambda: tfsam.PGD("8/255"), "Received: epsilon=8/255"),
-        (lambda: tfsam.PGD(0.1, "l1"), "Received: norm=l1"),
+        (lambda: tfsam.PGD(0.1, "l0"), "Received: norm=l0"),
         (lambda: tfsam.PGD(0.1, steps=-1), "Received: steps=-1"),
         (lambda: tfsam.PGD(0.1, steps=1.5), "Received: steps=1.5"),
         (lambda: tfsam.PGD(0.1, steps=True), "Received: steps=True"),

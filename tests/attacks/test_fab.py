@@ -32,7 +32,7 @@ def quadratic(x):
 
 
 def norms(delta, norm):
-    order = np.inf if norm == "linf" else 2
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
     return np.linalg.norm(np.reshape(delta, (len(delta), -1)), order, axis=1)
 
 
@@ -62,6 +62,15 @@ def nearest_by_brute_force(x, w, value, norm):
             bounds=[(0, 1)] * size + [(0, None)],
         )
         return solved.x[:size]
+    if norm == "l1":
+        # Minimises the sum of rises and falls over (rises, falls).
+        solved = scipy.optimize.linprog(
+            np.ones(2 * size),
+            A_eq=np.append(w, -w)[None],
+            b_eq=[-value],
+            bounds=[*((0, 1 - pixel) for pixel in x), *((0, p) for p in x)],
+        )
+        return x + solved.x[:size] - solved.x[size:]
     solved = scipy.optimize.minimize(
         lambda z: np.sum((z - x) ** 2),
         np.full(size, 0.5),
@@ -74,7 +83,7 @@ def nearest_by_brute_force(x, w, value, norm):
     return solved.x
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_projection_against_brute_force(norm):
     rng = np.random.default_rng(1)
     x = np.clip(rng.uniform(-0.3, 1.3, size=(40, 8)), 0, 1)
@@ -136,6 +145,29 @@ def test_projection_by_hand(norm):
     np.testing.assert_allclose(
         project(x, w, 3.0, None), np.subtract(x, 3 * free), rtol=1e-6
     )
+
+
+def test_projection_by_hand_in_l1():
+    def project(x, w, value, bounds=(0.0, 1.0)):
+        tensors = (tf.constant([t], tf.float32) for t in (x, w, value))
+        return project_onto_hyperplane(*tensors, "l1", bounds).numpy()[0]
+
+    x, w = [0.5, 0.5, 0.0, 0.25], [4.0, -2.0, 1.0, 2.0]
+    # The first pixel has the largest weight, and room for 2.
+    np.testing.assert_allclose(project(x, w, 1.0), [0.25, 0.5, 0, 0.25])
+    # Then the second and the fourth, each by half of its room.
+    found = project(x, w, 2.75)
+    np.testing.assert_allclose(found, [0, 0.75, 0, 0.125])
+    # Not reachable: the corner.
+    np.testing.assert_array_equal(project(x, w, 9.0), [0, 1, 0, 0])
+    np.testing.assert_array_equal(project(x, w, -9.0), [1, 0, 1, 1])
+    np.testing.assert_array_equal(project(x, w, 0.0), x)
+    np.testing.assert_array_equal(project(x, [0.0] * 4, 1.0), x)
+    # Without bounds the first pixel alone.
+    found = project(x, w, 8.0, None)
+    np.testing.assert_allclose(found, [-1.5, 0.5, 0, 0.25])
+    tiny = project(x, np.multiply(w, 1e-30), 2.75e-30)
+    np.testing.assert_allclose(tiny, [0, 0.75, 0, 0.125], rtol=1e-6)
 
 
 def test_projection_does_not_depend_on_the_batch():
@@ -340,7 +372,7 @@ def test_a_saturated_network(norm):
     ("options", "message"),
     [
         ({"epsilon": -1}, "epsilon=-1"),
-        ({"norm": "l1"}, "norm=l1"),
+        ({"norm": "l0"}, "norm=l0"),
         ({"steps": 0}, "steps=0"),
         ({"targets": 0}, "targets=0"),
         ({"targets": 1.5}, "targets=1.5"),

@@ -250,7 +250,7 @@ def test_runs_eagerly():
         ),
         ({"colour": 3}, "steps.*Received: colour=3"),
         ({"bounds": None}, "Received: bounds=None"),
-        ({"norm": "l1"}, "Received: norm=l1"),
+        ({"norm": "l0"}, "Received: norm=l0"),
         ({"epsilon": -1}, "Received: epsilon=-1"),
     ],
 )

@@ -241,7 +241,7 @@ def test_a_saturated_network(norm):
     ("options", "message"),
     [
         ({"epsilon": -1}, "epsilon=-1"),
-        ({"norm": "l1"}, "norm=l1"),
+        ({"norm": "l0"}, "norm=l0"),
         ({"steps": 0}, "steps=0"),
         ({"steps": 1.5}, "steps=1.5"),
         ({"step_size": -1}, "step_size=-1"),

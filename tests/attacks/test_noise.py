@@ -154,5 +154,5 @@ def test_config_round_trip(attack):
     assert repr(keras.saving.deserialize_keras_object(config)) == repr(attack)
     with pytest.raises(ValueError, match="Received: samples=0"):
         type(attack)(0.1, samples=0)
-    with pytest.raises(ValueError, match="Received: norm=l1"):
-        type(attack)(0.1, norm="l1")
+    with pytest.raises(ValueError, match="Received: norm=l0"):
+        type(attack)(0.1, norm="l0")

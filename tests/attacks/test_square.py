@@ -369,7 +369,7 @@ def test_a_linear_model_s_exact_robustness():
         ({"p_init": 0}, "Received: p_init=0"),
         ({"p_init": 1.1}, "Received: p_init=1.1"),
         ({"p_init": "1"}, "Received: p_init=1"),
-        ({"norm": "l1"}, "Received: norm=l1"),
+        ({"norm": "l0"}, "Received: norm=l0"),
     ],
 )
 def test_bad_arguments(options, message):

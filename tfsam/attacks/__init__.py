@@ -32,6 +32,7 @@ from tfsam.attacks.gradient import PGD
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.malt import MALT
 from tfsam.attacks.minimum_norm import FMN
+from tfsam.attacks.noise import NoiseL1
 from tfsam.attacks.noise import NoiseL2
 from tfsam.attacks.noise import NoiseLinf
 from tfsam.support.factories import make
@@ -99,6 +100,7 @@ __all__ = [
     "AutoAttackPlus",
     "AutoAttackRand",
     "Logits",
+    "NoiseL1",
     "NoiseL2",
     "NoiseLinf",
     "Square",

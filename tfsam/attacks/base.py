@@ -64,7 +64,7 @@ class Attack(Configurable):
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1"; one of `norms`.
         bounds: (lowest, highest) value of x, or None for inputs that are not
             images.
 
@@ -100,6 +100,8 @@ class Attack(Configurable):
             which still rises at the end is a sign of too few steps. False for
             attacks that search for the nearest point, along the decision
             boundary. The default is True.
+        norms: The norms that the attack takes. The default is l-inf and l2;
+            in another norm the attack is rejected.
         library: Name of the distribution package whose version the attack
             depends on, or None.
         stages: For an ensemble, the list of its attacks in order, as (name,
@@ -144,6 +146,7 @@ class Attack(Configurable):
     eot: int = 1
     minimum_norm: bool = False
     climbs: bool = True
+    norms: tuple[str, ...] = ("linf", "l2")
     library: str | None = None
     targets: int = 0
     needs_classes: Any = True
@@ -158,6 +161,11 @@ class Attack(Configurable):
     ) -> None:
         self.epsilon = check_number("epsilon", epsilon)
         self.norm = check_norm(norm)
+        if norm not in self.norms:
+            raise ValueError(
+                f"norm must be {' or '.join(self.norms)} for "
+                f"{type(self).__name__}. Received: norm={norm}"
+            )
         self.bounds = check_interval("bounds", bounds)
 
     @property
@@ -199,8 +207,8 @@ class Attack(Configurable):
 
         Returns:
             Tensor of x's shape and dtype, through which no gradient flows. In
-            l2 it is within epsilon of x to a few units in the last place of
-            float32; in l-inf each pixel is, to within its own rounding.
+            l2 and l1 it is within epsilon of x to a few units in the last place
+            of float32; in l-inf each pixel is, to within its own rounding.
 
         Raises:
             ValueError: If x is not of a floating-point dtype, if epsilon is
@@ -298,6 +306,20 @@ class Attack(Configurable):
         """
         return x if self.bounds is None else tf.clip_by_value(x, *self.bounds)
 
+    def project(self, x: tf.Tensor, moved: tf.Tensor) -> tf.Tensor:
+        """Projects points onto the ball around x and into the bounds.
+
+        Args:
+            x: Float tensor (batch, ...), inside `bounds`.
+            moved: Float tensor of the shape and dtype of x.
+
+        Returns:
+            Tensor of x's shape and dtype; see `geometry.project_within`.
+        """
+        return geometry.project_within(
+            x, moved, self.epsilon, self.norm, self.bounds
+        )
+
 
 def _attacked(
     attack: Attack,
@@ -328,8 +350,8 @@ def _attacked(
         given["start"] = tf.cast(start, precise.dtype)
     x_adv = attack.perturb(logits_fn, precise, y, seeds, **given)
     x_adv = tf.ensure_shape(tf.cast(x_adv, x.dtype), x.shape)
-    if attack.norm == "l2":
-        x_adv = geometry.shrink(x, x_adv, attack.epsilon)
+    if attack.norm != "linf":
+        x_adv = geometry.shrink(x, x_adv, attack.epsilon, attack.norm)
         x_adv = tf.ensure_shape(x_adv, x.shape)
     return tf.stop_gradient(x_adv)
 

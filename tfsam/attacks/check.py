@@ -34,7 +34,7 @@ _CLOSE = 1e-4
 
 _BATCH, _SHAPE, _PIXELS, _CLASSES = 8, (6, 6, 1), 36, 4
 _BOUNDS = (0.0, 1.0)
-_EPSILON = {"linf": 0.1, "l2": 0.5}
+_EPSILON = {"linf": 0.1, "l2": 0.5, "l1": 1.5}
 _SEED = 3
 
 
@@ -48,13 +48,13 @@ def contract(
     """Checks the output of an attack against its budget and bounds.
 
     The tolerance is a few units in the last place of float32, or of x's dtype
-    if that is coarser. In l2, rounding errors add up over the pixels.
+    if that is coarser. In l2 and l1, rounding errors add up over the pixels.
 
     Args:
         x: Float array (batch, ...), the attacked images.
         x_adv: Output of the attack.
         epsilon: Budget of the attack, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         bounds: (lowest, highest) value of x, or None.
 
     Returns:
@@ -91,10 +91,10 @@ def contract(
                 f"Received: pixels in [{low:g}, {high:g}]"
             )
     perturbation = (found - x.astype(np.float64)).reshape(len(x), -1)
-    order = np.inf if norm == "linf" else 2
+    order = geometry.FACTS[norm].order
     largest = float(np.linalg.norm(perturbation, order, axis=1).max())
-    if norm == "l2":
-        added = unit / 2 * np.sqrt(perturbation.shape[1])
+    if norm != "linf":
+        added = unit / 2 * perturbation.shape[1] ** (1 / order)
         tolerance = max(tolerance, min(added, _OF_EPSILON * epsilon))
     if largest > epsilon * (1 + TOLERANCE) + tolerance:
         raise ValueError(
@@ -132,7 +132,8 @@ def check(attack: Any, **options: Any) -> None:
       a `tf.function` for batches of unknown size, as traced in training,
       satisfies the budget.
 
-    A norm for which the factory raises a ValueError counts as unsupported.
+    A norm for which the factory raises a ValueError counts as unsupported, and
+    so does a norm that is not in the attack's `norms`, by default l1.
 
     Args:
         attack: A name from `tfsam.attacks.names()`, or a factory.
@@ -161,15 +162,18 @@ def check(attack: Any, **options: Any) -> None:
             )
 
         try:
-            make(_EPSILON[norm])
+            made = make(_EPSILON[norm])
         except ValueError as error:
             refusals.append(f"{norm}: {error}")
+            continue
+        if norm not in ATTACKS.fact(made, "norms"):
+            refusals.append(f"{norm}: not in its norms")
             continue
         with _prefix_errors(f"{attack} in {norm}: "):
             _check_norm(make, norm)
     if len(refusals) == len(geometry.NORMS):
         raise ValueError(
-            f"an attack must take linf or l2 ({'; '.join(refusals)}). "
+            f"an attack must take linf, l2 or l1 ({'; '.join(refusals)}). "
             f"Received: attack={attack}"
         )
 

@@ -6,6 +6,7 @@ and are implemented in `tfsam.geometry`.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import keras
@@ -36,6 +37,9 @@ from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
 
+# In l1, a step of PGD changes one of so many pixels (Tramer and Boneh, 2019).
+_SPARSITY = 100
+
 
 @keras.saving.register_keras_serializable(package="tfsam")
 class PGD(Attack):
@@ -45,12 +49,20 @@ class PGD(Attack):
     d_t is the sign of the gradient (l-inf) or the gradient divided by its l2
     norm (l2). The last iterate is returned.
 
+    In l1, d_t holds the signs of the largest 1 % of the gradient's entries, at
+    least one, divided by their number: sparse l1 descent (Tramer and Boneh,
+    2019, "Adversarial Training and Robustness for Multiple Perturbations",
+    section 2). The steepest direction would change a single pixel. Pixels at
+    the bound to which the gradient points are left out, and the projection is
+    onto the intersection of the ball and the bounds (Croce and Hein, 2021,
+    "Mind the box").
+
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         steps: Number of gradient steps, >= 0.
         step_size: Length of a step in `norm`, >= 0. None means the paper's
-            epsilon/4 (l-inf) or epsilon/8 (l2).
+            epsilon/4 (l-inf) or epsilon/8 (l2), and epsilon/8 in l1.
         random_start: True starts at a point uniform in the ball, False at x,
             and "normal" at x plus normal noise of standard deviation 0.001,
             projected onto the ball.
@@ -95,6 +107,7 @@ class PGD(Attack):
     """
 
     in_graph = True
+    norms = geometry.NORMS
     selective = True
     tensor_epsilon = True
 
@@ -238,7 +251,19 @@ class PGD(Attack):
 
     def _default_step_size(self) -> float:
         """Returns the step size for `step_size=None`."""
-        return self.epsilon / (4 if self.norm == "linf" else 8)
+        return geometry.default_step(self.epsilon, self.norm)
+
+    def _direction(self, x_adv: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
+        """Returns the direction of a step, of length 1 in the norm."""
+        if self.norm != "l1":
+            return geometry.steepest(slope, self.norm)
+        low, high = self.bounds or (-math.inf, math.inf)
+        free = tf.where(slope > 0, x_adv < high, x_adv > low)
+        pixels = x_adv.shape[1:].num_elements()
+        if pixels is None:
+            pixels = tf.reduce_prod(tf.shape(x_adv)[1:])
+        count = (pixels + _SPARSITY - 1) // _SPARSITY
+        return geometry.steepest_sparse(tf.where(free, slope, 0), count)
 
     def _climb(
         self,
@@ -261,10 +286,8 @@ class PGD(Attack):
                 index: tf.Tensor, x_adv: tf.Tensor, broken: tf.Tensor
             ) -> tuple[tf.Tensor, ...]:
                 slope, logits, _ = slopes(x_adv, active & ~broken, index)
-                ahead = geometry.steepest(slope, self.norm)
-                offset = x_adv + step_size * ahead - x
-                offset = geometry.project(offset, self.epsilon, self.norm)
-                moved = self.clip(x + offset)
+                ahead = self._direction(x_adv, slope)
+                moved = self.project(x, x_adv + step_size * ahead)
                 if self.early_stop:
                     broken |= active & may_stop(logits_fn, logits, y)
                     moved = where(broken, x_adv, moved)
@@ -294,7 +317,7 @@ class FGSM(PGD):
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf", or "l2" for the corresponding step in l2.
+        norm: "linf", or "l2" or "l1" for the corresponding step of `PGD`.
         step_size: Length of the step, >= 0. None means epsilon from x itself
             and 1.25 epsilon from a random start.
         random_start: True starts at a point uniform in the ball, False at x;

@@ -63,13 +63,15 @@ class FMN(Attack):
 
     There are three differences from the paper. Steps are measured in radii, so
     that no step size needs to be tuned to the data set. Their direction is
-    steepest in the norm of the attack. The radius also grows before the first
+    steepest in the norm of the attack, except in l1, where it would change a
+    single pixel: there it is that of l2, as in the paper, and the projection
+    makes the perturbation sparse. The radius also grows before the first
     success, because iterates may approach the linearised boundary without
     crossing it.
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         steps: Number of gradient steps, for each target, >= 1.
         step_size: Length of the first step, in radii of the ball, >= 0.
         gamma: First relative change of the radius, in [0, 1).
@@ -92,6 +94,7 @@ class FMN(Attack):
     """
 
     in_graph = True
+    norms = geometry.NORMS
     tensor_epsilon = True
     selective = True
     # A run costs the same for every epsilon, so that a single call of `closest`
@@ -211,6 +214,7 @@ class FMN(Attack):
             active: Bool tensor (batch,), the examples to attack.
         """
         gradient = input_gradient(logits_fn, loss)
+        direction = "l2" if self.norm == "l1" else self.norm
 
         def loop(x: tf.Tensor, active: tf.Tensor) -> Any:
             farthest = self._farthest(x)
@@ -244,10 +248,12 @@ class FMN(Attack):
                 )
                 rate = _STEP_SIZE_LEFT + (1 - _STEP_SIZE_LEFT) * cosine
                 reach = per_example(radius, x)
-                ahead = geometry.steepest(slope, self.norm)
-                moved = point - x + self.step_size * rate * reach * ahead
-                point = x + geometry.project(moved, reach, self.norm)
-                return index + 1, self.clip(point), radius, nearest, distance
+                ahead = geometry.steepest(slope, direction)
+                point += self.step_size * rate * reach * ahead
+                point = geometry.project_within(
+                    x, point, reach, self.norm, self.bounds
+                )
+                return index + 1, point, radius, nearest, distance
 
             distance = tf.where(active, tf.constant(math.inf, x.dtype), 0)
             return tf.while_loop(

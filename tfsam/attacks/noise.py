@@ -28,7 +28,7 @@ class _Noise(Attack):
 
     Args:
         epsilon: Size of the noise in `norm`, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         samples: Number of draws, >= 1.
         bounds: (lowest, highest) value of x, or None.
 
@@ -37,6 +37,7 @@ class _Noise(Attack):
     """
 
     in_graph = True
+    norms = geometry.NORMS
     gradient_free = True
     selective = True
     tensor_epsilon = True
@@ -92,11 +93,11 @@ class _Noise(Attack):
 class NoiseLinf(_Noise):
     """Noise that is uniform in [-epsilon, epsilon] for each pixel.
 
-    With norm="l2", the noise is scaled to length epsilon.
+    With norm="l2" or "l1", the noise is scaled to length epsilon.
 
     Args:
         epsilon: Size of the noise in `norm`, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         samples: Number of draws, >= 1; each is made for the survivors of the
             previous ones.
         bounds: (lowest, highest) value of x, or None.
@@ -121,11 +122,12 @@ class NoiseLinf(_Noise):
 class NoiseL2(_Noise):
     """Noise of size epsilon, in a direction that is uniform on the sphere.
 
-    With norm="linf", the noise is scaled so that its largest entry is epsilon.
+    With norm="linf", the noise is scaled so that its largest entry is epsilon,
+    with norm="l1" so that the sizes of its entries add up to epsilon.
 
     Args:
         epsilon: Size of the noise in `norm`, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         samples: Number of draws, >= 1; each is made for the survivors of the
             previous ones.
         bounds: (lowest, highest) value of x, or None.
@@ -144,4 +146,35 @@ class NoiseL2(_Noise):
     def _noise(self, seeds: tf.Tensor, shape: Any, dtype: Any) -> tf.Tensor:
         return self._scaled(
             geometry.random_point(seeds, shape, 1.0, "l2", dtype)
+        )
+
+
+@keras.saving.register_keras_serializable(package="tfsam")
+class NoiseL1(_Noise):
+    """Noise of size epsilon, uniform on the surface of the l1 ball.
+
+    A few entries are much larger than the others, as in l1 attacks. With
+    norm="l2" or "linf", the noise is scaled to length epsilon in that norm.
+
+    Args:
+        epsilon: Size of the noise in `norm`, in the units of x, >= 0.
+        norm: "linf", "l2" or "l1".
+        samples: Number of draws, >= 1; each is made for the survivors of the
+            previous ones.
+        bounds: (lowest, highest) value of x, or None.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x, y = tf.fill([1, 4], 0.5), tf.constant([0])
+        >>> x_adv = NoiseL1(epsilon=0.1, norm="l1")(lambda x: x, x, y, seed=0)
+        >>> print(tf.reduce_sum(tf.abs(x_adv - x)).numpy().round(3))
+        0.1
+    """
+
+    def _noise(self, seeds: tf.Tensor, shape: Any, dtype: Any) -> tf.Tensor:
+        return self._scaled(
+            geometry.random_point(seeds, shape, 1.0, "l1", dtype)
         )

@@ -9,9 +9,9 @@ import inspect
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
+from tfsam import geometry
 from tfsam.attacks.adapters.outside import Adapter
 from tfsam.attacks.adapters.outside import check_options
 from tfsam.attacks.adapters.outside import class_named
@@ -131,11 +131,11 @@ class ART(Adapter):
     def _defaults(self, x: tf.Tensor) -> dict[str, Any]:
         """Returns the arguments to set, if the attack has them."""
         halves_its_steps = "Auto" in self.attack
-        steps = 0.5 if halves_its_steps else 4 if self.norm == "linf" else 8
+        step = geometry.default_step(self.epsilon, self.norm)
         return {
             "eps": self.epsilon,
-            "eps_step": self.epsilon / steps,
-            "norm": np.inf if self.norm == "linf" else 2,
+            "eps_step": 2 * self.epsilon if halves_its_steps else step,
+            "norm": geometry.FACTS[self.norm].order,
             "targeted": False,
             "batch_size": len(x),
             "verbose": False,

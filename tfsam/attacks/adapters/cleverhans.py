@@ -68,7 +68,7 @@ class _CleverhansAttack(Attack):
         )
         if x.dtype == tf.float32:
             return x_adv
-        return self._into_budget(x, tf.cast(x_adv, x.dtype))
+        return self.project(x, tf.cast(x_adv, x.dtype))
 
     def _run(
         self,
@@ -83,15 +83,10 @@ class _CleverhansAttack(Attack):
             f"Received: {type(self).__name__}"
         )
 
-    def _into_budget(self, x: tf.Tensor, x_adv: tf.Tensor) -> tf.Tensor:
-        """Projects x_adv onto the ball and clips it to the bounds."""
-        perturbation = geometry.project(x_adv - x, self.epsilon, self.norm)
-        return self.clip(x + perturbation)
-
     def _order_and_bounds(self) -> dict[str, Any]:
         """Returns cleverhans's arguments for the norm and the bounds."""
         low, high = self.bounds or (None, None)
-        order = np.inf if self.norm == "linf" else 2
+        order = geometry.FACTS[self.norm].order
         return {"norm": order, "clip_min": low, "clip_max": high}
 
 
@@ -167,7 +162,7 @@ class _Iterative(_CleverhansAttack):
         """Returns the step size."""
         if self.step_size is not None:
             return self.step_size
-        return self.epsilon / (4 if self.norm == "linf" else 8)
+        return geometry.default_step(self.epsilon, self.norm)
 
     def _loop(self) -> dict[str, Any]:
         """Returns cleverhans's arguments for the steps and the budget."""
@@ -433,7 +428,7 @@ class CarliniWagner(_CleverhansAttack):
             learning_rate=self.learning_rate,
         )
         found = search.attack(tf.reshape(x, [len(x), -1, 1, 1]))
-        return self._into_budget(x, tf.reshape(found, tf.shape(x)))
+        return self.project(x, tf.reshape(found, tf.shape(x)))
 
 
 @keras.saving.register_keras_serializable("tfsam", "CleverhansSPSA")

@@ -12,13 +12,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam import geometry
 from tfsam.attacks.adapters.outside import Adapter
 from tfsam.attacks.adapters.outside import check_options
 from tfsam.attacks.adapters.outside import class_named
 from tfsam.attacks.base import Bounds
 from tfsam.attacks.logits import LogitsFn
-
-_ORDER = {"linf": np.inf, "l2": 2}
 
 
 @keras.saving.register_keras_serializable("tfsam", "Foolbox")
@@ -35,7 +34,7 @@ class Foolbox(Adapter):
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2", the norm of the attack.
+        norm: "linf", "l2" or "l1", the norm of the attack.
         attack: Name of a class in `foolbox.attacks`.
         bounds: (lowest, highest) value of x.
         **options: Keyword arguments of that class.
@@ -51,6 +50,7 @@ class Foolbox(Adapter):
     """
 
     library = "foolbox"
+    norms = geometry.NORMS
     requires = ("foolbox", "foolbox")
 
     def __init__(
@@ -89,7 +89,7 @@ class Foolbox(Adapter):
         attack = cls(**defaults | self.options)
         # Attacks such as SpatialAttack have no distance.
         order = getattr(getattr(attack, "distance", None), "p", None)
-        if order != _ORDER[self.norm]:
+        if order != geometry.FACTS[self.norm].order:
             own = "no norm" if order is None else f"l{order:g}"
             raise ValueError(
                 f"foolbox's {self.attack} is an attack in {own}. "

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
@@ -35,7 +34,7 @@ class Adapter(Attack):
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         attack: Name of a class of the library.
         bounds: (lowest, highest) value of x; None is rejected.
         options: Keyword arguments of that class.
@@ -94,10 +93,7 @@ class Adapter(Attack):
                 self.clip(tf.cast(x, tf.float32)),
                 losses.classes(y),
             )
-        perturbation = tf.cast(found, x.dtype) - x
-        return self.clip(
-            x + geometry.project(perturbation, self.epsilon, self.norm)
-        )
+        return self.project(x, tf.cast(found, x.dtype))
 
     def find(self, logits_fn: LogitsFn, x: tf.Tensor, labels: tf.Tensor) -> Any:
         """Runs the attack of the library; implemented by subclasses.

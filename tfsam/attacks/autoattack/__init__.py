@@ -3,7 +3,10 @@
 Croce and Hein, 2020, "Reliable evaluation of adversarial robustness with an
 ensemble of diverse parameter-free attacks", section 5: four parameter-free
 attacks, each on the survivors of the previous ones. They are implemented in
-`apgd.py`, `fab.py` and `square.py`.
+`apgd.py`, `apgd_l1.py`, `fab.py` and `square.py`.
+
+In l1 it is the ensemble of Croce and Hein, 2021, "Mind the box: l1-APGD for
+Sparse Adversarial Attacks on Image Classifiers", section 5.
 """
 
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.autoattack.apgd import apgd_ce
 from tfsam.attacks.autoattack.apgd import apgd_t
@@ -26,12 +30,16 @@ from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import examples
 
-# With the defaults of standard AutoAttack: 100 steps, 9 targets, 5000 queries.
+# With the defaults of standard AutoAttack: 100 steps, 9 targets, 5000 queries,
+# and in l1 with the options below.
 STAGES: dict[str, Callable[..., Any]] = {
     "apgd_ce": apgd_ce,
     "apgd_t": apgd_t,
     "fab_t": FABT,
     "square": Square,
+}
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "l1": {"apgd_ce": {"restarts": 5}, "apgd_t": {"targets": 5}},
 }
 
 
@@ -40,11 +48,12 @@ class AutoAttack(Attack):
     """Standard AutoAttack: APGD-CE, APGD-T, FAB-T and Square, in this order.
 
     It has no options, so that results called AutoAttack are comparable. With
-    fewer than ten classes, the targeted attacks use all other classes.
+    fewer than ten classes, the targeted attacks use all other classes. In l1,
+    APGD-CE has five restarts and APGD-T five targets, as in the authors' code.
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         bounds: (lowest, highest) value of x, or None.
 
     Attributes:
@@ -60,6 +69,7 @@ class AutoAttack(Attack):
     """
 
     in_graph = True
+    norms = geometry.NORMS
     selective = True
     tensor_epsilon = True
     version = "standard"
@@ -67,9 +77,13 @@ class AutoAttack(Attack):
     @property
     def stages(self) -> list[tuple[str, Any]]:
         """The four attacks in order, as (name, attack)."""
-        options = self._common()
+        own = OPTIONS.get(self.norm, {})
+        common = self._common()
         return self._at_epsilon(
-            {name: make(0.0, **options) for name, make in STAGES.items()}
+            {
+                name: make(0.0, **common, **own.get(name, {}))
+                for name, make in STAGES.items()
+            }
         )
 
     def _common(self) -> dict[str, Any]:

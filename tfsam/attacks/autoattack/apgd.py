@@ -6,6 +6,8 @@ ensemble of diverse parameter-free attacks", algorithm 1.
 Auto-PGD is PGD with momentum and an adaptive step size: at checkpoints, if the
 loss has stopped rising, the step size is halved and the search continues from
 the best point. The search stops at an example's first misclassified iterate.
+
+In l1 the search is another one, in `apgd_l1.py`.
 """
 
 import itertools
@@ -18,6 +20,7 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
+from tfsam.attacks.autoattack import apgd_l1
 from tfsam.attacks.averaging import Averaged
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
@@ -82,11 +85,12 @@ class APGD(Attack):
     """Auto-PGD on a single loss, untargeted or targeted.
 
     Croce and Hein, 2020, algorithm 1. The attacks `apgd_ce`, `apgd_dlr` and
-    `apgd_t` are Auto-PGD with different losses.
+    `apgd_t` are Auto-PGD with different losses. In l1 it is l1-APGD (Croce and
+    Hein, 2021); see `tfsam.attacks.autoattack.apgd_l1`.
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         steps: Number of gradient steps in each attempt, >= 1.
         loss: "cross_entropy", "margin" or "dlr".
         targets: Number of wrong classes to attack in turn, >= 0; if there are
@@ -94,7 +98,7 @@ class APGD(Attack):
         restarts: Number of attempts (for each target), >= 1; each attacks the
             survivors of the previous ones.
         rho: Part of the steps since the last checkpoint, in [0, 1]; if fewer
-            steps raised the loss, the step size is halved.
+            steps raised the loss, the step size is halved. Not used in l1.
         bounds: (lowest, highest) value of x, or None.
         eot: Number of draws of a random network, >= 1, over which each step
             takes the mean of the gradient, the loss and the logits; see
@@ -115,6 +119,7 @@ class APGD(Attack):
     """
 
     in_graph = True
+    norms = geometry.NORMS
     selective = True
     tensor_epsilon = True
 
@@ -162,17 +167,20 @@ class APGD(Attack):
 
         # The draws of a network already fill a call.
         beside = 1 if self.eot > 1 else side_by_side(runs, x, logits_fn)
+        start, search = _start, _search
+        if self.norm == "l1":
+            start, search = apgd_l1.start, apgd_l1.search
 
         def attempt(
             round: tf.Tensor, active: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor]:
             turns = [round * beside + number for number in range(beside)]
-            starts = [_start(self, x, next_seeds(seeds, n)) for n in turns]
+            starts = [start(self, x, next_seeds(seeds, n)) for n in turns]
             labels: Any = copies(y, beside)
             if targets is not None:
                 chosen = tf.concat([turn(targets, n) for n in turns], 0)
                 labels = (losses.classes(labels), chosen)
-            return _search(
+            return search(
                 self,
                 logits_fn,
                 x,
@@ -201,7 +209,7 @@ def apgd_ce(
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         steps: Number of gradient steps in each attempt, >= 1.
         restarts: Number of attempts, >= 1.
         bounds: (lowest, highest) value of x, or None.
@@ -232,7 +240,7 @@ def apgd_dlr(
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         steps: Number of gradient steps in each attempt, >= 1.
         restarts: Number of attempts, >= 1.
         bounds: (lowest, highest) value of x, or None.
@@ -267,7 +275,7 @@ def apgd_t(
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         steps: Number of gradient steps in each attempt, >= 1.
         targets: Number of wrong classes to attack in turn; if there are fewer,
             all.
@@ -474,16 +482,13 @@ def _moved(
     first: tf.Tensor,
 ) -> tf.Tensor:
     """Returns the next point, equation (1): a projected step with momentum."""
-
-    def project(point: tf.Tensor) -> tf.Tensor:
-        inside = geometry.project(point - x, attack.epsilon, attack.norm)
-        return attack.clip(x + inside)
-
     direction = geometry.steepest(slope, attack.norm)
-    z = project(state.x + per_example(state.step_size, x) * direction)
+    z = state.x + per_example(state.step_size, x) * direction
+    z = attack.project(x, z)
     share = tf.where(first, tf.ones([], x.dtype), _MOMENTUM_SHARE)
     momentum = state.x - state.previous
-    return project(state.x + share * (z - state.x) + (1 - share) * momentum)
+    point = state.x + share * (z - state.x) + (1 - share) * momentum
+    return attack.project(x, point)
 
 
 def _windows(steps: int) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
@@ -61,7 +62,7 @@ class FABT(Attack):
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         steps: Number of gradient steps for each target, >= 1.
         targets: Number of wrong classes to attack in turn, >= 1; if there are
             fewer, all.
@@ -86,6 +87,7 @@ class FABT(Attack):
     """
 
     in_graph = True
+    norms = geometry.NORMS
     tensor_epsilon = True
     selective = True
     # Although it searches for the nearest point: separate runs for each epsilon
@@ -262,11 +264,15 @@ def project_onto_hyperplane(
     Newton's method, started at zero, therefore ascends to the solution without
     sorting, and is exact once it reaches the right piece.
 
+    In l1 the coordinates move one after the other, the largest |w_i| first, as
+    far as their bounds, until the hyperplane is reached; equal ones move
+    together, by the same part of their room.
+
     Args:
         x: Float tensor (batch, ...), inside `bounds`.
         w: Float tensor of x's shape, the normals.
         value: Float tensor (batch,), the affine function at x.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         bounds: (lowest, highest) value of x, or None.
 
     Returns:
@@ -287,11 +293,52 @@ def project_onto_hyperplane(
     direction = -tf.sign(w) * tf.sign(value)
     room = tf.where(direction > 0, high - x, x - low)
     room = tf.where(direction == 0, tf.zeros_like(x), room)
-    speed = tf.sign(weight) if norm == "linf" else weight
-    stops = tf.math.divide_no_nan(room, speed)
-    time = _time_to_gain(tf.abs(value), weight * speed, weight * room, stops)
-    moved = tf.where(stops > time, time * speed, room)
+    if norm == "l1":
+        moved = _largest_first(tf.abs(value), weight, room)
+    else:
+        speed = tf.sign(weight) if norm == "linf" else weight
+        stops = tf.math.divide_no_nan(room, speed)
+        most = weight * room
+        time = _time_to_gain(tf.abs(value), weight * speed, most, stops)
+        moved = tf.where(stops > time, time * speed, room)
     return tf.clip_by_value(x + direction * moved, low, high)
+
+
+def _largest_first(
+    needed: tf.Tensor, weight: tf.Tensor, room: tf.Tensor
+) -> tf.Tensor:
+    """Returns how far each coordinate moves in l1.
+
+    Args:
+        needed: Float tensor (batch, 1, ...), the total change.
+        weight: Float tensor (batch, ...), the change of each coordinate for
+            each unit of its movement, >= 0.
+        room: Float tensor of the shape of `weight`, how far each can move;
+            infinite where it has no bound.
+
+    Returns:
+        Tensor of the shape of `weight`; `room` if the value is not reached.
+    """
+    # Without bounds, a coordinate alone reaches the hyperplane.
+    enough = tf.math.divide_no_nan(needed, weight)
+    room = tf.where(weight > 0, tf.minimum(room, enough), 0)
+    gains = tf.reshape(weight * room, [tf.shape(weight)[0], -1])
+    flat = tf.reshape(weight, tf.shape(gains))
+    order = tf.argsort(flat, axis=1, direction="DESCENDING", stable=True)
+    total = tf.cumsum(tf.gather(gains, order, axis=1, batch_dims=1), axis=1)
+    # The first coordinate at which the sum suffices; else the last one.
+    rows = tf.reshape(needed, [-1, 1])
+    before = tf.reduce_sum(tf.cast(total < rows, tf.int32), 1)
+    before = tf.minimum(before, tf.shape(flat)[1] - 1)
+    last = tf.gather(order, before, axis=1, batch_dims=1)
+    last = tf.gather(flat, last, axis=1, batch_dims=1)
+    last = per_example(last, weight)
+    full = example_sums(tf.where(weight > last, weight * room, 0))
+    partial = example_sums(tf.where(weight == last, weight * room, 0))
+    share = tf.math.divide_no_nan(needed - full, partial)
+    share = tf.clip_by_value(share, 0, 1)
+    moved = tf.where(weight == last, share * room, 0)
+    return tf.where(weight > last, room, moved)
 
 
 def _time_to_gain(

@@ -3,7 +3,9 @@
 Andriushchenko, Croce, Flammarion and Hein, 2020, "Square Attack: a
 query-efficient black-box adversarial attack via random search". Each query
 changes the perturbation inside a square window; the change is kept if it raises
-the loss, the margin of the wrong classes.
+the loss, the margin of the wrong classes. The attack in l1 is from Croce and
+Hein, 2021, "Mind the box: l1-APGD for Sparse Adversarial Attacks on Image
+Classifiers", section 5.
 
 All random numbers are drawn before the search, from the seed of each example.
 For each norm, they are converted to `moves`, a list of tensors whose row i
@@ -20,6 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
@@ -33,6 +36,7 @@ from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import setting
+from tfsam.geometry import FACTS
 from tfsam.geometry import TINY
 from tfsam.geometry import example_norms
 from tfsam.support.validators import check_count
@@ -40,6 +44,9 @@ from tfsam.support.validators import check_fraction
 
 # The iterations, out of 10,000, after which p is halved (section 3.2).
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+# How fast a bump falls with the distance from its centre; see `_bump`.
+_POWERS = {"l2": 2.0, "l1": 4.0}
 
 # Largest number of pixels in a batch for which several candidates are evaluated
 # at once.
@@ -54,10 +61,12 @@ class Square(Attack):
     """The Square attack (Andriushchenko et al., 2020), untargeted.
 
     Algorithm 1 of the paper with the moves of algorithm 2 (l-inf) or 3 (l2), on
-    the margin, as in standard AutoAttack. The search for an example ends at its
-    first misclassified candidate. Windows can reach the last row and column;
-    in AutoAttack's code they do so only if they fill the image. For small
-    images, several candidates are evaluated at once, with the same result.
+    the margin, as in standard AutoAttack. The moves in l1 are those of l2 with
+    steeper bumps, and are projected onto the ball and the bounds. The search
+    for an example ends at its first misclassified candidate. Windows can reach
+    the last row and column; in AutoAttack's code they do so only if they fill
+    the image. For small images, several candidates are evaluated at once, with
+    the same result.
 
     The shape of an example must be known when the attack is traced. Inputs that
     are not of shape (height, width, channels) are treated as an image with a
@@ -65,7 +74,7 @@ class Square(Attack):
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         queries: Number of candidates for each example, including the first,
             >= 1.
         p_init: Share of the pixels that the first windows cover, in (0, 1].
@@ -83,6 +92,7 @@ class Square(Attack):
     """
 
     in_graph = True
+    norms = geometry.NORMS
     gradient_free = True
     selective = True
     tensor_epsilon = True
@@ -111,7 +121,7 @@ class Square(Attack):
         image = x
         if x.shape.rank != 4:
             image = tf.reshape(x, [-1, math.prod(x.shape[1:]), 1, 1])
-        prepare = _squares if self.norm == "linf" else _bumps
+        prepare = _PREPARED[self.norm]
         start, moves, propose = prepare(self, image, seeds)
         search = self._search(logits_fn, x, y, propose)
         best = compiled(logits_fn, search)(image, start, moves, active)
@@ -244,39 +254,47 @@ def window_shares(queries: int, p_init: float) -> Floats:
     return p_init / 2.0 ** np.searchsorted(_HALVED_AFTER, scaled.astype(int))
 
 
-def eta(height: int, width: int) -> Floats:
-    """Returns the window of the l2 attack: a bump above its negative.
+def eta(height: int, width: int, norm: str = "l2") -> Floats:
+    """Returns the window of the l2 or l1 attack: a bump above its negative.
 
     See section 3.4 of the paper.
 
     Args:
         height: Number of rows, >= 1.
         width: Number of columns, >= 1.
+        norm: "l2" or "l1".
 
     Returns:
-        Float array (height, width) of l2 norm 1.
+        Float array (height, width) of length 1 in `norm`.
 
     Example:
         >>> eta(2, 1).round(3).tolist()
         [[0.707], [-0.707]]
     """
     half = height // 2
-    pattern = np.concatenate([_bump(half, width), -_bump(height - half, width)])
-    return pattern / np.linalg.norm(pattern)
+    pattern = np.concatenate(
+        [_bump(half, width, norm), -_bump(height - half, width, norm)]
+    )
+    return pattern / _length(pattern, norm)
 
 
-def _bump(height: int, width: int) -> Floats:
-    """Returns a pyramid of l2 norm 1.
+def _length(pattern: Floats, norm: str) -> Any:
+    """Returns the norm of a pattern, taken as a vector."""
+    return np.linalg.norm(pattern.ravel(), FACTS[norm].order)
+
+
+def _bump(height: int, width: int, norm: str) -> Floats:
+    """Returns a pyramid of length 1 in the norm.
 
     At distance d from the centre it is proportional to
-    sum_{d < j <= n + 1} 1/j^2.
+    sum_{d < j <= n + 1} 1/j^p, with p = 2 in l2 and p = 4 in l1.
     """
-    terms = 1.0 / np.arange(1, max(height, width) // 2 + 2) ** 2
+    terms = 1.0 / np.arange(1, max(height, width) // 2 + 2) ** _POWERS[norm]
     sums = np.cumsum(terms[::-1])[::-1]
     rows = np.abs(np.arange(height) - height // 2)
     columns = np.abs(np.arange(width) - width // 2)
     pattern = sums[np.maximum(rows[:, None], columns)]
-    return pattern / np.linalg.norm(pattern)
+    return pattern / _length(pattern, norm)
 
 
 # The first candidate, the moves and the function that proposes candidates.
@@ -322,10 +340,10 @@ def _squares(attack: Square, x: tf.Tensor, seeds: tf.Tensor) -> _Search:
 
 
 def _bumps(attack: Square, x: tf.Tensor, seeds: tf.Tensor) -> _Search:
-    """Prepares algorithm 3, l2: moves mass from one window to another."""
+    """Prepares algorithm 3, l2 and l1: moves mass between two windows."""
     _, height, width, channels = x.shape
     epsilon = tf.cast(attack.epsilon, x.dtype)
-    patterns, tiles = _tiles(height, width)
+    patterns, tiles = _tiles(height, width, attack.norm)
     first, numbers = _uniform(
         seeds,
         (tiles.max() + 1) * (1 + channels),
@@ -333,7 +351,7 @@ def _bumps(attack: Square, x: tf.Tensor, seeds: tf.Tensor) -> _Search:
         5 + channels,
     )
     heights, widths = _window_sizes(attack, height, width)
-    table, pages = _pages(heights, widths, height, width)
+    table, pages = _pages(heights, widths, height, width, attack.norm)
     table = tf.constant(table.reshape(-1), x.dtype)
     pages = pages[:, None] + tf.cast(numbers[..., 4] < 0.5, tf.int32)
 
@@ -348,10 +366,13 @@ def _bumps(attack: Square, x: tf.Tensor, seeds: tf.Tensor) -> _Search:
         addresses(numbers[..., 2:4]),
         _signs(numbers[:, :, None, None, 5:], x.dtype),
     ]
+    move_mass = _move_mass_l1 if attack.norm == "l1" else _move_mass
     rows = tf.range(height)[:, None, None]
     pixels = rows * (2 * width - 1) + tf.range(width)[:, None]
 
     def at_epsilon(x: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
+        if attack.norm == "l1":
+            return attack.project(x, x + delta)
         size = example_norms(delta, "l2") + TINY
         return attack.clip(x + delta * (epsilon / size))
 
@@ -361,11 +382,14 @@ def _bumps(attack: Square, x: tf.Tensor, seeds: tf.Tensor) -> _Search:
         target, source, signs = move
         bump = tf.gather(table, pixels + target)
         emptied = tf.gather(table, pixels + source) != 0
-        delta = _move_mass(best - x, bump, emptied, signs, epsilon)
+        delta = move_mass(best - x, bump, emptied, signs, epsilon)
         return at_epsilon(x, delta)
 
     start = _first_bumps(first, patterns, tiles, channels, x.dtype)
     return at_epsilon(x, start), moves, propose
+
+
+_PREPARED = {"linf": _squares, "l2": _bumps, "l1": _bumps}
 
 
 def _move_mass(
@@ -402,6 +426,30 @@ def _move_mass(
     return kept + new * (mass / (_channel_norms(new) + TINY))
 
 
+def _move_mass_l1(
+    delta: tf.Tensor,
+    bump: tf.Tensor,
+    emptied: tf.Tensor,
+    signs: tf.Tensor,
+    epsilon: tf.Tensor,
+) -> tf.Tensor:
+    """Moves mass between windows in l1; see `_move_mass` for the arguments.
+
+    As in the authors' code, each channel receives its mass and its part of the
+    unused budget times the number of channels; the projection that follows
+    takes the excess from all pixels equally.
+    """
+    gaining = bump != 0
+    nothing = tf.zeros_like(delta)
+    kept = tf.where(gaining | emptied, nothing, delta)
+    own = tf.where(gaining, delta, nothing)
+    new = bump * signs + own / (_channel_norms(own, "l1") + TINY)
+    unused = tf.maximum(epsilon - example_norms(delta, "l1"), 0)
+    moved = _channel_norms(delta - kept, "l1")
+    mass = unused + delta.shape[-1] * moved
+    return kept + new * (mass / (_channel_norms(new, "l1") + TINY))
+
+
 def _first_bumps(
     numbers: tf.Tensor,
     patterns: Floats,
@@ -409,7 +457,7 @@ def _first_bumps(
     channels: int,
     dtype: Any,
 ) -> tf.Tensor:
-    """Returns the first l2 perturbation.
+    """Returns the first perturbation in l2 or l1.
 
     It is a grid of eta with random signs, some of them transposed.
     """
@@ -420,8 +468,10 @@ def _first_bumps(
     return bumps * _signs(numbers[..., 1:], dtype)
 
 
-def _tiles(height: int, width: int) -> tuple[Floats, Integers]:
-    """Returns the grid of the first l2 perturbation, about five tiles a side.
+def _tiles(
+    height: int, width: int, norm: str = "l2"
+) -> tuple[Floats, Integers]:
+    """Returns the grid of the first perturbation, about five tiles a side.
 
     Returns:
         patterns: Float array (2, height, width), eta in each tile, upright and
@@ -434,14 +484,15 @@ def _tiles(height: int, width: int) -> tuple[Floats, Integers]:
     # Five tiles on each side, or more if the tiles are so small that more fit.
     counts = (size - before) // sides
     border = list(zip(before, size - before - counts * sides, strict=True))
-    patterns = np.tile(_both_ways(*sides), (1, *counts))
+    rows, columns = sides
+    patterns = np.tile(_both_ways(rows, columns, norm), (1, *counts))
     tiles = np.arange(counts.prod(), dtype=np.int32).reshape(counts)
     tiles = np.kron(tiles, np.ones(sides, np.int32))
     return np.pad(patterns, [(0, 0), *border]), np.pad(tiles, border)
 
 
 def _pages(
-    heights: Integers, widths: Integers, height: int, width: int
+    heights: Integers, widths: Integers, height: int, width: int, norm: str
 ) -> tuple[Floats, Integers]:
     """Returns a table of windows from which an image is read by its address.
 
@@ -463,13 +514,13 @@ def _pages(
         part = np.s_[
             :, height - 1 : height - 1 + rows, width - 1 : width - 1 + columns
         ]
-        page[part] = _both_ways(rows, columns)
+        page[part] = _both_ways(rows, columns, norm)
     return table, 2 * order.reshape(-1).astype(np.int32)
 
 
-def _both_ways(height: int, width: int) -> Floats:
+def _both_ways(height: int, width: int, norm: str) -> Floats:
     """Returns eta upright and transposed, (2, height, width)."""
-    return np.stack([eta(height, width), eta(width, height).T])
+    return np.stack([eta(height, width, norm), eta(width, height, norm).T])
 
 
 def _window_sizes(
@@ -514,8 +565,10 @@ def _signs(numbers: tf.Tensor, dtype: Any) -> tf.Tensor:
     return tf.where(numbers < 0.5, -tf.ones([], dtype), tf.ones([], dtype))
 
 
-def _channel_norms(delta: tf.Tensor) -> tf.Tensor:
-    """Computes the l2 norm of each channel, (batch, 1, 1, channels)."""
+def _channel_norms(delta: tf.Tensor, norm: str = "l2") -> tf.Tensor:
+    """Computes the l2 or l1 norm of each channel, (batch, 1, 1, channels)."""
+    if norm == "l1":
+        return tf.reduce_sum(tf.abs(delta), axis=[1, 2], keepdims=True)
     squares = tf.reduce_sum(tf.square(delta), axis=[1, 2], keepdims=True)
     return tf.sqrt(squares)
 

@@ -5,7 +5,6 @@ are those of the authors' code (Croce and Hein, 2020, "Reliable evaluation of
 adversarial robustness with an ensemble of diverse parameter-free attacks").
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -81,7 +80,7 @@ class AutoAttackPlus(AutoAttack):
     """
 
     version = "plus"
-    norms: Sequence[str] = ("linf", "l2")
+    norms = ("linf", "l2")
 
     @property
     def stages(self) -> list[tuple[str, Any]]:
