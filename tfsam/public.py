@@ -30,6 +30,8 @@ from tfsam import reports
 from tfsam import weights
 from tfsam.attacks import FGSM
 from tfsam.attacks import PGD
+from tfsam.attacks.bpda import BPDA
+from tfsam.attacks.bpda import bpda
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.corrupted import evaluate_corruptions
 from tfsam.evaluation.landscape import Landscape
@@ -59,6 +61,7 @@ from tfsam.weights import WeightPerturbation
 __all__ = [
     "ASAM",
     "AWP",
+    "BPDA",
     "EMA",
     "ESAM",
     "FGSM",
@@ -80,6 +83,7 @@ __all__ = [
     "StopAtCollapse",
     "WeightPerturbation",
     "attacks",
+    "bpda",
     "corruptions",
     "data",
     "evaluate",

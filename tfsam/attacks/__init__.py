@@ -26,6 +26,7 @@ from tfsam.attacks.autoattack.square import Square
 from tfsam.attacks.autoattack.versions import AutoAttackPlus
 from tfsam.attacks.autoattack.versions import AutoAttackRand
 from tfsam.attacks.base import Attack
+from tfsam.attacks.bpda import BPDA
 from tfsam.attacks.check import check
 from tfsam.attacks.gradient import FGSM
 from tfsam.attacks.gradient import PGD
@@ -88,6 +89,7 @@ def factory(name: str) -> Callable[..., Any]:
 
 
 __all__ = [
+    "BPDA",
     "FAB",
     "FABT",
     "FGSM",

@@ -892,7 +892,8 @@ def plain_gradient(
             raise ValueError(
                 "A gradient attack needs logits that depend on the pixels by "
                 "differentiable operations: no gradient flows through this "
-                "function. Use a gradient-free attack, such as square. "
+                "function. Replace the gradient by tfsam.bpda, or use a "
+                "gradient-free attack, such as square. "
                 f"Received: logits_fn={logits_fn}"
             )
         each = [-1] + [1] * (x.shape.rank - 1)

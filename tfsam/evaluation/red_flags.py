@@ -317,7 +317,8 @@ def _of_gradients(found: Sequence[Arrays]) -> list[Flag]:
                 "No gradient flows from the logits to the pixels. Likely "
                 "cause: an operation that is not differentiable, or a program "
                 "outside TensorFlow. Gradient attacks fail on such a model; "
-                "rely on attacks without gradients only, such as square.",
+                "replace the gradient by tfsam.bpda, or rely on attacks "
+                "without gradients only, such as square.",
             )
         )
     probed = sum(int(f["probed"]) for f in found)
@@ -342,9 +343,10 @@ def _of_gradients(found: Sequence[Arrays]) -> list[Flag]:
                 "zero_gradients",
                 f"{zeros} of {probed} images have an input gradient of zero. "
                 "Likely cause: logits so large that the softmax saturates, or "
-                "quantised or clipped activations. Attacks on the "
+                "quantised or clipped pixels or activations. Attacks on the "
                 "cross-entropy, such as pgd and apgd_ce, appear weak on these "
-                "images. Compare with pgd_dlr, apgd_t and square.",
+                "images. Compare with pgd_dlr, apgd_t and square; replace the "
+                "gradient of an operation that has none by tfsam.bpda.",
             )
         )
     return warnings
@@ -529,8 +531,8 @@ def of_verdicts(
                     "masked gradients, which are zero, shattered, or belong to "
                     "another function than the forward pass. The accuracy "
                     "under attack is an upper bound that may be far too high. "
-                    "Evaluate with autoattack, or attack the network without "
-                    "the layers that mask its gradients.",
+                    "Evaluate with autoattack, or replace the gradients of the "
+                    "layers that mask them by tfsam.bpda.",
                 )
             )
     return warnings
