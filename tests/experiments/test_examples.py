@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import tfsam
+from experiments.examples import attack_a_defended_model
 from experiments.examples import attack_model
 from experiments.examples import fit_folder
 from tfsam import run
@@ -179,6 +180,7 @@ def test_a_file_that_is_not_mended(reader, images, old, monkeypatch, capsys):
         (attack_model, "model.keras"),
         (attack_model, "nowhere.keras", "nowhere.npz"),
         (attack_model, "nowhere.keras", "data.npz"),
+        (attack_a_defended_model, "model.keras"),
     ],
 )
 def test_a_wrong_call_is_one_line(arguments, reader, capsys):
@@ -186,10 +188,34 @@ def test_a_wrong_call_is_one_line(arguments, reader, capsys):
     assert script.main(["", *rest]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     name = pathlib.Path(script.__file__).name
-    usage = f"usage: python {name} "
+    usage = f"usage: python {name}"
     assert ("nowhere" in line and "Received: " in line) or line.startswith(
         usage
     )
+
+
+def test_attack_a_defended_model(reader):
+    sections = re.split(
+        "^## ", python(reader, "attack_a_defended_model.py"), flags=re.M
+    )[1:]
+    found = {}
+    for section in sections:
+        title = section.partition("\n")[0]
+        rows = accuracies(section)
+        found[title] = {k: float(v) for (_, k), v in rows.items()}
+        found[title]["warnings"] = re.findall(r"^warning, (\w+)", section, re.M)
+    plain = found["No defence"]
+    assert plain["32/255"] < plain[""] - 40
+    quantised = found["quantisation, with its own gradient"]
+    assert quantised["warnings"] == ["zero_gradients"]
+    assert quantised["32/255"] > quantised[""] - 5
+    through = found["quantisation, with tfsam.bpda"]
+    assert through["warnings"] == []
+    assert through["32/255"] < quantised["32/255"] - 40
+    assert found["JPEG, with its own gradient"]["warnings"] == ["no_gradients"]
+    assert "32/255" not in found["JPEG, with its own gradient"]
+    through = found["JPEG, with tfsam.bpda"]
+    assert through["32/255"] < through[""] - 40
 
 
 @pytest.fixture(scope="module")
