@@ -894,13 +894,24 @@ def plain_gradient(
                 "differentiable operations: no gradient flows through this "
                 "function. Replace the gradient by tfsam.bpda, or use a "
                 "gradient-free attack, such as square. "
-                f"Received: logits_fn={logits_fn}"
+                f"Received: logits_fn={_name(logits_fn)}"
             )
         each = [-1] + [1] * (x.shape.rank - 1)
         result *= tf.cast(tf.reshape(scale, each), result.dtype)
         return tf.ensure_shape(result, x.shape), logits
 
     return gradient
+
+
+def _name(function: Any) -> str:
+    """Returns the name of a function or a model, without its address."""
+    function = getattr(function, "__self__", function)  # Of a method.
+    for part in ("logits", "function", "model", "func"):
+        function = getattr(function, part, function)
+    for part in ("name", "__qualname__"):
+        if isinstance(getattr(function, part, None), str):
+            return str(getattr(function, part))
+    return type(function).__qualname__
 
 
 def _power_of_two(values: tf.Tensor) -> tf.Tensor:

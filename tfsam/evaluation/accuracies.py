@@ -98,17 +98,18 @@ def _attack(
         inherited = int((before & correct).sum())
         if (part, index) in errors:
             row |= _failed(~before, inherited, errors[part, index])
+            unattackable = diagnosis.of_model(natural)
+            if unattackable:
+                row["diagnosis"] = unattackable
         else:
             held = [_of_epsilon(arrays, index) for arrays in saved]
             verdict = np.concatenate([h["verdict"] for h in held])
             before = verdict != STANDS
             names = [str(name) for name in held[0]["stages"]]
             row |= _row(held, verdict, names, inherited, header)
-            found_failing = diagnosis.of_row(
-                attack, held, verdict, epsilon, natural
-            )
-            if found_failing is not None:
-                row["diagnosis"] = found_failing
+            failures = diagnosis.of_row(attack, held, verdict, epsilon, natural)
+            if failures is not None:
+                row["diagnosis"] = failures
             facts = _facts(held, [facts for _, facts in found.stages])
             found.stages[:] = [
                 (name or attack["name"], fact)

@@ -191,10 +191,12 @@ def _of_path(
     still = (taken == 0) | (found["path_zeros"] >= ZERO * taken)
     still = survives & (taken > 0).any(axis=0) & still.all(axis=0)
     if _many(still, survives):
+        replaced = sum(int(arrays["nan_gradients"]) for arrays in held)
+        kind = "zero, or NaN and replaced by zero," if replaced else "zero"
         message = (
-            f"The input gradient was zero in at least {ZERO:.0%} of the steps "
-            f"for {still.sum()} of the {total} survivors, so the attack could "
-            "not move there."
+            f"The input gradient was {kind} in at least {_percent(ZERO)} of "
+            f"the steps for {still.sum()} of the {total} survivors, so the "
+            "attack could not move there."
         )
         indicators.append(_unavailable(message, int(still.sum())))
     within = found["path_nearest"] <= epsilon * (1 + TOLERANCE) + TOLERANCE
@@ -214,9 +216,9 @@ def _of_path(
     rising = survives & climbed.any(axis=0) & rising.all(axis=0)
     if _many(rising, survives):
         message = (
-            f"The loss of {rising.sum()} of the {total} survivors was still "
-            f"rising in the last steps, by more than {RISE:.0%} of its whole "
-            "rise."
+            f"The margin of {rising.sum()} of the {total} survivors was still "
+            f"rising in the last steps, by more than {_percent(RISE)} of its "
+            "whole rise."
         )
         command = _command(attack, "steps", _more) or "--attacks=apgd_ce"
         remedy = f"Make more steps: {command}."
@@ -231,16 +233,32 @@ def _of_path(
 def _of_probed_gradients(natural: Sequence[Arrays]) -> list[Indicator]:
     """Returns the indicator of gradients at the images of the first chunk."""
     probed = [arrays for arrays in natural if "probed" in arrays]
-    if any(arrays["zero_gradients"] < 0 for arrays in probed):
-        message = "No gradient flows from the logits to the pixels."
-        count = sum(int(arrays["probed"]) for arrays in probed)
-        return [_unavailable(message, count)]
+    unavailable = of_model(probed)
+    if unavailable:
+        return unavailable
     zeros = sum(int(arrays["zero_gradients"]) for arrays in probed)
     total = sum(int(arrays["probed"]) for arrays in probed)
     if not zeros or zeros < SHARE * total:
         return []
     message = f"The input gradient of {zeros} of {total} images is zero."
     return [_unavailable(message, zeros)]
+
+
+def of_model(natural: Sequence[Arrays]) -> list[Indicator]:
+    """Returns the indicators of a model that no gradient attack can attack.
+
+    Args:
+        natural: The natural arrays of the chunks, with the probes of the first.
+
+    Returns:
+        A list as in `of_row`, empty if the model was not diagnosed.
+    """
+    probed = [arrays for arrays in natural if "changes" in arrays]
+    if not any(arrays["zero_gradients"] < 0 for arrays in probed):
+        return []
+    count = sum(int(arrays["probed"]) for arrays in probed)
+    message = "No gradient flows from the logits to the pixels."
+    return [_unavailable(message, count)]
 
 
 def _unavailable(message: str, count: int) -> Indicator:
@@ -258,9 +276,9 @@ def _unstable(attack: Attack, natural: Sequence[Arrays]) -> list[Indicator]:
     if not len(changes) or changes.mean() <= CHANGE:
         return []
     message = (
-        f"The loss changes by {changes.mean():.0%} on average when the pixels "
-        "of an image change slightly at random, so a gradient says little "
-        "about the points around."
+        f"The margin changes by {_percent(changes.mean())} on average when "
+        "the pixels of an image change slightly at random, so a gradient says "
+        "little about the points around."
     )
     command = _command(attack, "eot", 20) or "--attacks=pgd:eot=20"
     remedy = (
@@ -319,6 +337,10 @@ def _unconstrained(attack: Attack, held: Sequence[Arrays]) -> list[Indicator]:
         "without a gradient, or an attack without gradients, --attacks=square."
     )
     return [_indicator("unconstrained_failure", message, remedy, int(unbroken))]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _many(holds: np.ndarray, survives: np.ndarray) -> bool:

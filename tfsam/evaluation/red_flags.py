@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import traced
+from tfsam.models import gradient_flow
 from tfsam.registries import ATTACKS
 from tfsam.support.rescaling import LEAST_RANGE
 from tfsam.support.rescaling import flattened
@@ -188,13 +189,15 @@ def probe_gradients(
         gradient is zero, -1 if the model has no gradient; `nan_gradients` and
         `nan_gradients_at_bounds`, the numbers of images of `x` and of `pushed`
         with NaN or infinity in their gradients; and `probed`, the number of
-        examples.
+        examples. Also `culprit`, a text: the layer at which the gradients are
+        lost, if it is known.
     """
     gradient: Callable[..., Any] = input_gradient(logits)
     if traceable:
         gradient = traced(gradient)
     active, labels = tf.constant(right), tf.constant(y)
     counts = []
+    lost: Callable[[Any], bool] | None = None
     try:
         for images in (pushed, x):
             logits.count_passes()
@@ -202,16 +205,34 @@ def probe_gradients(
             counts.append(logits.counted().nonfinite)
     except Exception:  # A user's model may raise anything.
         zeros, counts = -1, [0, 0]
+        lost = gradient_flow.no_gradient
     else:
         # NaN has become zero in the slopes.
         zeros = sum(not slope.any() for slope in slopes[right]) - counts[1]
         zeros = max(zeros, 0)
+        if zeros and zeros == right.sum():
+            lost = gradient_flow.zero_gradient
+        elif counts[1]:
+            lost = gradient_flow.nan_gradient
     return {
+        "culprit": np.array(_culprit(logits.function, x[right], lost)),
         "zero_gradients": np.array(zeros),
         "nan_gradients": np.array(counts[1]),
         "nan_gradients_at_bounds": np.array(counts[0]),
         "probed": np.array(right.sum()),
     }
+
+
+def _culprit(
+    function: Any, x: np.ndarray, lost: Callable[[Any], bool] | None
+) -> str:
+    """Returns the layer at which gradients are lost, "" if it is unknown."""
+    if lost is None or not len(x):
+        return ""
+    try:
+        return gradient_flow.losing_layer(function, x[:16], lost) or ""
+    except Exception:  # A user's layer may raise anything.
+        return ""
 
 
 def look_at_slopes(logits: Logits, x: np.ndarray, y: np.ndarray) -> None:
@@ -315,10 +336,12 @@ def _of_gradients(found: Sequence[Arrays]) -> list[Flag]:
             _warning(
                 "no_gradients",
                 "No gradient flows from the logits to the pixels. Likely "
-                "cause: an operation that is not differentiable, or a program "
-                "outside TensorFlow. Gradient attacks fail on such a model; "
-                "replace the gradient by tfsam.bpda, or rely on attacks "
-                "without gradients only, such as square.",
+                f"cause: {_cause(found)}an operation that is not "
+                "differentiable, such as a cast to whole numbers (uint8), "
+                "rounding or argmax, or a program outside TensorFlow. Gradient "
+                "attacks fail on such a model; replace the gradient by "
+                "tfsam.bpda, or rely on attacks without gradients only, such "
+                "as square.",
             )
         )
     probed = sum(int(f["probed"]) for f in found)
@@ -332,7 +355,7 @@ def _of_gradients(found: Sequence[Arrays]) -> list[Flag]:
                 _warning(
                     "nan_gradients",
                     f"{count} of {probed} images have an input gradient that "
-                    f"is NaN or infinite{where}. {NAN_CAUSE}",
+                    f"is NaN or infinite{where}. {_nan_cause(found)}",
                 )
             )
             break
@@ -342,14 +365,27 @@ def _of_gradients(found: Sequence[Arrays]) -> list[Flag]:
             _warning(
                 "zero_gradients",
                 f"{zeros} of {probed} images have an input gradient of zero. "
-                "Likely cause: logits so large that the softmax saturates, or "
-                "quantised or clipped pixels or activations. Attacks on the "
-                "cross-entropy, such as pgd and apgd_ce, appear weak on these "
-                "images. Compare with pgd_dlr, apgd_t and square; replace the "
-                "gradient of an operation that has none by tfsam.bpda.",
+                f"Likely cause: {_cause(found)}logits so large that the "
+                "softmax saturates, or quantised or clipped pixels or "
+                "activations. Attacks on the cross-entropy, such as pgd and "
+                "apgd_ce, appear weak on these images. Compare with pgd_dlr, "
+                "apgd_t and square; replace the gradient of an operation that "
+                "has none by tfsam.bpda.",
             )
         )
     return warnings
+
+
+def _cause(found: Sequence[Arrays]) -> str:
+    """Returns the beginning of a likely cause: the layer, if it is known."""
+    layers = [str(f["culprit"]) for f in found if str(f.get("culprit", ""))]
+    return f"in the layer {layers[0]}, " if layers else ""
+
+
+def _nan_cause(found: Sequence[Arrays]) -> str:
+    """Returns the likely cause of NaN, with the layer if it is known."""
+    beginning = "Likely cause: "
+    return NAN_CAUSE.replace(beginning, f"{beginning}{_cause(found)}", 1)
 
 
 def _of_outputs(found: Sequence[Arrays]) -> list[Flag]:
