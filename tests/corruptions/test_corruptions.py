@@ -50,6 +50,12 @@ def test_an_image_stays_an_image(name):
             np.testing.assert_allclose(steps, np.rint(steps), atol=1e-4)
 
 
+WITHOUT_NOISE = (
+    *("brightness", "contrast", "defocus_blur", "gaussian_blur"),
+    *("jpeg_compression", "pixelate", "zoom_blur"),
+)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_random_numbers_follow_from_seed_index_kind_and_severity(name):
     images = np.stack([textured((16, 16, 3))] * 4)
@@ -62,9 +68,34 @@ def test_random_numbers_follow_from_seed_index_kind_and_severity(name):
     ]
     expected = whole[[3, 1, 0, 2]]
     np.testing.assert_array_equal(np.concatenate(parts), expected)
-    if (whole[0] != whole[1]).any():  # It is random.
-        other = tfsam.corruptions.corrupted(images, name, 3, seed=2)
-        assert (other[0] != whole[0]).any()
+    other = tfsam.corruptions.corrupted(images, name, 3, seed=2)
+    for one, two in ((whole[0], whole[1]), (whole[0], other[0])):
+        assert np.array_equal(one, two) == (name in WITHOUT_NOISE)
+
+
+def test_kinds_and_severities_draw_other_numbers(monkeypatch):
+    def factory():
+        return lambda image, severity, rng: rng.random(image.shape)
+
+    for name in ("one", "two"):
+        monkeypatch.setitem(registries.CORRUPTIONS.native, name, factory)
+    images = np.zeros((1, 8, 8, 1), "float32")
+    drawn = {
+        tfsam.corruptions.corrupted(images, name, severity).tobytes()
+        for name in ("one", "two")
+        for severity in (1, 2)
+    }
+    assert len(drawn) == 4
+
+
+def test_values_are_rounded_to_the_nearest_of_8_bits(monkeypatch):
+    def factory():
+        return lambda image, severity, rng: np.full(image.shape, 0.6 / 255)
+
+    monkeypatch.setitem(registries.CORRUPTIONS.native, "dark", factory)
+    images = np.zeros((1, 2, 2, 1), "float32")
+    found = tfsam.corruptions.corrupted(images, "dark", 1)
+    np.testing.assert_array_equal(found, np.float32(1 / 255))
 
 
 def test_gray_images_may_lack_the_channel():
@@ -114,6 +145,9 @@ def test_contrast_by_hand():
     image = np.array([[0.2, 0.9], [0.4, 0.9]])[..., None]
     found = apply("contrast", image, 2)  # Half of the distance to 0.6.
     np.testing.assert_allclose(found.ravel(), [0.4, 0.75, 0.5, 0.75])
+    colours = np.concatenate([image, 1 - image, 0 * image], axis=2)
+    found = apply("contrast", colours, 2)  # Each channel has its own mean.
+    np.testing.assert_allclose(found[0, 0], [0.4, 0.6, 0.0])
 
 
 def test_brightness_by_hand():
