@@ -10,7 +10,9 @@ from helpers import slow
 
 from tfsam import attacks
 from tfsam.attacks.averaging import Averaged
+from tfsam.attacks.averaging import call_seeds
 from tfsam.attacks.averaging import draw_logits
+from tfsam.attacks.base import next_seeds
 from tfsam.models.loading import load_logits
 
 X = np.random.default_rng(0).random((6, 4), "float32")
@@ -162,6 +164,33 @@ def test_images_depend_neither_on_the_batch_nor_on_tracing(
     some = attack(noisy.untraced(), X[2:5], Y[2:5], SEEDS[2:5])
     np.testing.assert_array_equal(whole[2:5], some)
     assert np.abs(whole - X).max() > 0
+
+
+def test_networks_whose_rows_depend_on_each_other_draw_whole_batches(noisy):
+    """The mean over the draws is that of calls with other noise."""
+    function = noisy.function
+    logits = load_logits(lambda x: x)
+    logits.function = Batch(function)
+    logits.together = 0
+    x = tf.constant(X)
+    draws = Averaged(logits, 2, SEEDS).predict(x)
+    one, two = (
+        Batch(function).draw(x, call_seeds(next_seeds(SEEDS[:1], -1), n)[0])
+        for n in (0, 1)
+    )
+    assert np.abs(one - two).min() > 1e-3
+    np.testing.assert_allclose(draws, (one + two) / 2, rtol=1e-5)
+
+
+class Batch:
+    """A network from whose logits the mean of the batch is taken."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def draw(self, x, key):
+        logits = self.function.draw(x, key)
+        return logits - tf.reduce_mean(logits)
 
 
 def test_passes_count_every_draw(noisy):

@@ -9,6 +9,7 @@ the last draw. A step size is then adapted to noise, and a single unlucky draw
 ends the search. Here the gradient, the loss and the logits are all means.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
@@ -53,8 +54,10 @@ class Averaged:
     If the network can be given a key, as those that `tfsam.models` loads, an
     example's draws are the rows of a call on copies of it, and their random
     numbers are keyed by the example's seed and by the turn. They then depend
-    neither on the other examples of the batch nor on earlier calls. Any other
-    network is called on the whole batch for every draw.
+    neither on the other examples of the batch nor on earlier calls. If all rows
+    of a call have the same noise, or depend on each other, each draw is a call
+    on the whole batch, keyed by the seed and the turn. Any other network is
+    called on the whole batch, and draws as it does.
 
     A single draw is the network itself, to the bit.
 
@@ -99,11 +102,14 @@ class Averaged:
         def gradient(
             x: tf.Tensor, labels: Any, active: tf.Tensor | None, turn: Any
         ) -> Means:
-            def once() -> Means:
+            def once(call: int) -> Means:
+                if self._keyed is not None:
+                    batch = x, labels, self._keys(turn, call)
+                    return _batch_gradient(self._keyed, loss, batch, active)
                 slopes, logits = plain(x, labels, active)
                 return Means(slopes, logits, loss(logits, labels))
 
-            if self._keyed is None:
+            if self._keyed is None or self._keyed.together < 2:
                 found = Means(*self._repeated(once))
             else:
                 batch = x, labels, next_seeds(self._seeds, turn)
@@ -137,11 +143,15 @@ class Averaged:
             (logits, losses), tensors (batch, classes) and (batch,).
         """
 
-        def once() -> tuple[tf.Tensor, tf.Tensor]:
-            logits = predict(self._logits_fn, x, active)
+        def once(call: int) -> tuple[tf.Tensor, tf.Tensor]:
+            if self._keyed is None:
+                logits = predict(self._logits_fn, x, active)
+            else:
+                keys = self._keys(turn, call)
+                logits = draw_batch(self._keyed, x, keys, active)
             return logits, loss(logits, labels)
 
-        if self._keyed is None:
+        if self._keyed is None or self._keyed.together < 2:
             logits, values = self._repeated(once)
             return logits, values
         batch = x, labels, next_seeds(self._seeds, turn)
@@ -177,12 +187,17 @@ class Averaged:
             return None
         return lambda x: losses.margin(self.predict(x, active, AT_END), y)
 
-    def _repeated(self, once: Callable[[], Any]) -> list[tf.Tensor]:
-        """Returns the means of the results of several calls."""
+    def _repeated(self, once: Callable[[int], Any]) -> list[tf.Tensor]:
+        """Returns the means of the results of calls on the whole batch."""
         if self._eot == 1:
-            return list(once())
-        found = [once() for _ in range(self._eot)]
+            return list(once(0))
+        found = [once(call) for call in range(self._eot)]
         return [_mean(list(each)) for each in zip(*found, strict=True)]
+
+    def _keys(self, turn: Any, call: int) -> tf.Tensor:
+        """Returns the keys of a call on the whole batch, all of them equal."""
+        seeds = call_seeds(next_seeds(self._seeds, turn), call)
+        return tf.stack([seeds[:, 0], tf.zeros_like(seeds[:, 0])], axis=1)
 
 
 def keyed_logits(logits_fn: LogitsFn) -> Logits | None:
@@ -197,9 +212,26 @@ def keyed_logits(logits_fn: LogitsFn) -> Logits | None:
     """
     if isinstance(logits_fn, Untraced):
         logits_fn = logits_fn.logits
-    if not isinstance(logits_fn, Logits) or not logits_fn.together:
+    if not isinstance(logits_fn, Logits):
         return None
     return logits_fn if hasattr(logits_fn.function, "draw") else None
+
+
+def call_seeds(seeds: tf.Tensor, call: int) -> tf.Tensor:
+    """Derives the keys of one of several calls.
+
+    Args:
+        seeds: int32 tensor (batch, 2).
+        call: Number of the call; 0 returns `seeds`.
+
+    Returns:
+        int32 tensor (batch, 2), unlike the seeds of another turn.
+
+    Example:
+        >>> call_seeds(tf.constant([[3, 0]]), 0).numpy().tolist()
+        [[3, 0]]
+    """
+    return seeds + call * tf.constant([0x2545F491, 0], tf.int32)
 
 
 def draw_logits(
@@ -229,6 +261,61 @@ def draw_logits(
     logits.count([count, 0], x, active)
     (calls,) = _each(logits, "draw", compute, count, (x, seeds), active)
     return tf.concat([tf.reshape(c, [-1, *c.shape[-2:]]) for c in calls], 1)
+
+
+def draw_batch(
+    logits: Logits,
+    x: tf.Tensor,
+    keys: tf.Tensor,
+    active: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Computes the logits of a single draw of the whole batch.
+
+    Args:
+        logits: A network that can be given a key; see `keyed_logits`.
+        x: Float tensor (batch, ...).
+        keys: int32 tensor (batch, 2), the key of the batch in every row.
+        active: Bool tensor (batch,). None means all.
+
+    Returns:
+        Float tensor (batch, classes).
+    """
+
+    def compute(x: tf.Tensor, keys: tf.Tensor) -> tuple[tf.Tensor]:
+        return (logits.draw(x, keys[0]),)
+
+    logits.count([1, 0], x, active)
+    (found,) = logits.run("draw_batch", compute, active, x, keys)
+    return found
+
+
+def _batch_gradient(
+    logits: Logits,
+    loss: LossFn,
+    batch: tuple[tf.Tensor, Any, tf.Tensor],
+    active: tf.Tensor | None,
+) -> Means:
+    """Returns the results of a single draw of the whole batch.
+
+    Args:
+        logits: The network.
+        loss: The loss.
+        batch: (x, labels, keys), with the key of the batch in every row.
+        active: Bool tensor (batch,), or None.
+    """
+
+    def compute(
+        x: tf.Tensor, labels: Any, keys: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        network = functools.partial(logits.draw, key=keys[0])
+        gradient = plain_gradient(network, loss, logits.independent)
+        slopes, found = gradient(x, labels)
+        return slopes, found, loss(found, labels)
+
+    logits.count([0, 1], batch[0], active)
+    key = "gradient_batch", loss
+    slopes, found, values = logits.run(key, compute, active, *batch)
+    return Means(logits.finite(slopes, active), found, values)
 
 
 def _keyed_gradient(
@@ -329,8 +416,7 @@ def _each(
             # In a loop that XLA compiles, the number of examples is fixed.
             None if logits.jit_loops else active,
             *tensors,
-            # Unlike the seeds of another turn, or of another example.
-            seeds + call * tf.constant([0x2545F491, 0], tf.int32),
+            call_seeds(seeds, call),
         )
         for call in range(draws // size)
     ]

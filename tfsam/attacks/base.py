@@ -111,6 +111,8 @@ class Attack(Configurable):
         needs_classes: Whether the labels must name classes, for instance for a
             loss of the attack's own. `RobustModel` then rejects regression,
             multi-label classification and segmentation. The default is True.
+        version: For AutoAttack, the name of the version: "standard", "rand" or
+            "plus". The default is None.
         tensor_epsilon: Whether `perturb` accepts an epsilon that is a tensor.
             A sweep over epsilons then traces the attack once. The default is
             False.
@@ -150,6 +152,7 @@ class Attack(Configurable):
     library: str | None = None
     targets: int = 0
     needs_classes: Any = True
+    version: str | None = None
     tensor_epsilon: bool = False
     selective: bool = False
 

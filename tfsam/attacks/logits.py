@@ -27,7 +27,7 @@ _ROUNDING = 1e-5
 
 # Number of copies of an example that go through a random network in a call. The
 # memory that they take does not depend on the number of draws.
-_TOGETHER = 32
+TOGETHER = 32
 
 LogitsFn = Callable[[tf.Tensor], Any]
 LossFn = Callable[[tf.Tensor, Any], tf.Tensor]
@@ -99,8 +99,10 @@ class Logits:
         parts: Number of parts that a batch is split into if `rows` is None; see
             `in_turn`.
         together: Largest number of copies of an example in a call that draws
-            from a random network; 0 if the network cannot be given a key. See
-            `tfsam.attacks.averaging`.
+            from a random network: 1 if all rows of a call have the same noise,
+            0 if they depend on each other. See `tfsam.attacks.averaging`.
+        random: Whether two calls are known to give different logits. An attack
+            that follows a single draw then means nothing.
         rounding: Relative difference that the size of the batch may make to a
             logit; see `crossed`.
         passes: int64 variable [forward, gradient], the number of examples that
@@ -146,7 +148,8 @@ class Logits:
         self.recorder: Any = None
         self.most: int | None = None
         self.parts = 1
-        self.together = _TOGETHER
+        self.together = TOGETHER
+        self.random = False
         self.rounding = _ROUNDING
         self.passes: Any = None
         self.nonfinite: Any = None
@@ -181,7 +184,7 @@ class Logits:
         def finite(slopes: tf.Tensor) -> tf.Tensor:
             if self.taken is not None:
                 self.taken.assign_add(tf.shape(slopes, tf.int64)[0])
-            return self._finite(slopes, None)
+            return self.finite(slopes, None)
 
         @tf.custom_gradient
         def identity(x: tf.Tensor) -> Any:
@@ -286,7 +289,7 @@ class Logits:
             that are not active have zeros.
         """
         self.count([1, 0], x, active)
-        return self._run("predict", lambda x: (self._logits(x),), active, x)[0]
+        return self.run("predict", lambda x: (self._logits(x),), active, x)[0]
 
     def gradient(self, loss: LossFn) -> Callable[..., Any]:
         """Returns the `input_gradient` of a loss; in a graph it is traced once.
@@ -303,8 +306,8 @@ class Logits:
         ) -> tuple[tf.Tensor, tf.Tensor]:
             self.count([0, 1], x, active)
             plain = plain_gradient(self._logits, loss, self.independent)
-            slopes, logits = self._run(loss, plain, active, x, labels)
-            return self._finite(slopes, active), logits
+            slopes, logits = self.run(loss, plain, active, x, labels)
+            return self.finite(slopes, active), logits
 
         return gradient
 
@@ -337,8 +340,13 @@ class Logits:
             return _in_blocks(self._traced[key], 1, active, *tensors)
         return _one_by_one(function, active, *tensors)
 
-    def _finite(self, slopes: tf.Tensor, active: tf.Tensor | None) -> tf.Tensor:
-        """Replaces NaN and infinity by zeros, and counts the examples."""
+    def finite(self, slopes: tf.Tensor, active: tf.Tensor | None) -> tf.Tensor:
+        """Replaces NaN and infinity by zeros, and counts the examples.
+
+        Args:
+            slopes: Float tensor (batch, ...), gradients.
+            active: Bool tensor (batch,). None means all.
+        """
         finite, kept = finite_part(slopes)
         axes = list(range(1, slopes.shape.rank))
         self.count_nonfinite(tf.reduce_all(kept, axis=axes), active)
@@ -373,14 +381,22 @@ class Logits:
                 count = tf.math.count_nonzero(active)
             self.passes.assign_add(tf.constant(kind, tf.int64) * count)
 
-    def _run(
+    def run(
         self,
         key: Any,
         function: Callable[..., Any],
         active: tf.Tensor | None,
         *tensors: Any,
     ) -> Any:
-        """Calls a function, traced once for each key, in blocks or parts."""
+        """Calls a function, traced once for each key, in blocks or parts.
+
+        Args:
+            key: Key of the function's trace.
+            function: Function from tensors (batch, ...) to a tuple of tensors
+                (batch, ...).
+            active: Bool tensor (batch,). None means all.
+            *tensors: Tensors (batch, ...), or structures of them.
+        """
         if self.rows or self.jit_compile or tf.inside_function():
             if key not in self._traced:
                 self._traced[key] = traced(function, self.jit_compile)

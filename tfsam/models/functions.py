@@ -204,6 +204,7 @@ def for_evaluation(
         jit_loops = False
     made = Logits(function, logits.jit_compile, rows, jit_loops, classes)
     made.rounding = max(made.rounding, rounding(function))
+    made.together, made.random = logits.together, logits.random
     return made
 
 
