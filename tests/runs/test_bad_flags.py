@@ -74,7 +74,7 @@ BAD_FLAGS = [
         ["--perturb_inputs=pgd needs --epsilon", "Received: epsilon=None"],
     ),
     (["--method=fgsm_at", "--steps=3"], ["fgsm_at", "--steps=3"]),
-    (["--method=at", "--norm=l1"], ["linf", "l2", "norm=l1"]),
+    (["--method=at", "--norm=l3"], ["linf", "l2", "l1", "norm=l3"]),
     (["--method=at", "--steps=-1"], ["steps", "-1"]),
     (["--method=at", "--steps=1.5"], ["steps", "1.5"]),
     (["--method=at", "--step_size=-1"], ["step_size", "-1"]),

@@ -152,7 +152,7 @@ broken_flags = st.one_of(
         st.sampled_from(
             ["nan", "inf", "-inf", "1e999", "0/0", "x", "1/", "--"]
         ).map(f"--{flag}={{}}".format)
-        for flag in (*NUMBERS, "linf_epsilons", "l2_epsilons")
+        for flag in (*NUMBERS, "linf_epsilons", "l2_epsilons", "l1_epsilons")
     ),
     # Names.
     *(

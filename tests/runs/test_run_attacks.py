@@ -147,3 +147,24 @@ def test_bad_flags(arguments, message, capsys, tmp_path, monkeypatch):
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not list(tmp_path.iterdir())
+
+
+def test_l1_and_the_diagnosis_of_attacks(model, tmp_path):
+    """Both by their flags, to the rows of the results."""
+    found = {}
+    for name, flags in (("on", ()), ("off", ("--nodiagnose",))):
+        folder = tmp_path / name
+        arguments = (
+            *(f"--evaluate={model}", "--attacks=pgd", "--attack_steps=2"),
+            *("--linf_epsilons=0.1", "--l1_epsilons=0.5,2", "--limit_test=20"),
+        )
+        assert main(*arguments, *flags, f"--workdir={folder}") == 0
+        found[name] = results(folder)["robust"]
+    rows = [(row["norm"], row["epsilon"]) for row in found["on"]]
+    assert rows == [("linf", 0.1), ("l1", 0.5), ("l1", 2.0)]
+    accuracies = [row["accuracy"] for row in found["on"]]
+    assert accuracies[1] >= accuracies[2]
+    assert found["on"][2]["max_perturbation"] <= 2 + 1e-5
+    assert all("diagnosis" in row for row in found["on"])
+    assert not any("diagnosis" in row for row in found["off"])
+    assert [row["accuracy"] for row in found["off"]] == accuracies

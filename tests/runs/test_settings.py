@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from helpers import assert_refused
 from helpers import settings_of
 
 from tfsam.runs import attack_entries
@@ -48,7 +49,10 @@ def test_config_json_makes_the_same_settings(arguments, tmp_path):
 
 def test_config_json_of_an_older_tfsam_is_filled_in(tmp_path):
     made = settings_of(f"--workdir={tmp_path}")
-    later = ("precision", "strategy", "shard", *settings.UNBOUND)
+    later = (
+        *("precision", "strategy", "shard", *settings.UNBOUND),
+        *("l1_epsilons", "diagnose"),
+    )
     older = {k: v for k, v in made.config().items() if k not in later}
     assert settings.from_config(older, tmp_path) == made
 
@@ -192,3 +196,22 @@ def test_the_log_begins_with_the_settings_that_hold(method):
 )
 def test_values_are_written_as_the_command_line_takes_them(value, text):
     assert flag_types.written(value) == text
+
+
+def test_budgets_are_those_of_all_norms_that_have_an_epsilon():
+    made = settings_of(
+        "--linf_epsilons=0.1", "--l2_epsilons=", "--l1_epsilons=2,12"
+    )
+    assert made.budgets == {"linf": (0.1,), "l1": (2.0, 12.0)}
+    assert settings_of().l1_epsilons == ()
+
+
+@pytest.mark.parametrize(
+    ("flag", "part"),
+    [
+        ("--l1_epsilons=-1", "l1_epsilons"),
+        ("--diagnose=maybe", "maybe"),
+    ],
+)
+def test_flags_of_the_evaluation_are_checked(capsys, flag, part):
+    assert_refused(capsys, flag, parts=[part])

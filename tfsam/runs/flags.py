@@ -237,12 +237,12 @@ FLAGS: dict[str, Flag] = {
         "and mart; on the digits of --preset=digits it is 0.1.",
         number,
     ),
-    "norm": Flag(ATTACK, "Norm in which epsilon is measured, linf or l2."),
+    "norm": Flag(ATTACK, "Norm in which epsilon is measured: linf, l2 or l1."),
     "steps": Flag(ATTACK, "Number of steps.", integer, most=_MOST_REPETITIONS),
     "step_size": Flag(
         ATTACK,
         "Size of a step. The default for pgd is epsilon/4 in linf and "
-        "epsilon/8 in l2; for fgsm_at it is 1.25 epsilon.",
+        "epsilon/8 in l2 and l1; for fgsm_at it is 1.25 epsilon.",
         number,
     ),
     "attack_loss": Flag(
@@ -342,6 +342,13 @@ FLAGS: dict[str, Flag] = {
         "Values of epsilon in the l2 norm; empty for none.",
         numbers,
     ),
+    "l1_epsilons": Flag(
+        EVALUATION,
+        "Values of epsilon in the l1 norm; empty for none. What an attack "
+        "breaks in one norm counts in the worst case of the others, where its "
+        "image lies in the ball.",
+        numbers,
+    ),
     "attack_steps": Flag(
         EVALUATION,
         "Number of steps of the attacks that have steps. The default is each "
@@ -380,6 +387,11 @@ FLAGS: dict[str, Flag] = {
         EVALUATION,
         "Model to compute the attacks on, for transfer attacks; see "
         "--evaluate. Its pixels are found out separately.",
+    ),
+    "diagnose": Flag(
+        EVALUATION,
+        "Look for signs that an attack failed for reasons of its own.",
+        boolean,
     ),
     "inspect": Flag(
         EVALUATION,

@@ -18,7 +18,11 @@ _LEFT_OUT = (
 # Flags whose values say enough without the flag's name.
 _BARE = ("method", "attacks")
 
-_ABBREVIATED = {"linf_epsilons": "linf", "l2_epsilons": "l2"}
+_ABBREVIATED = {
+    "linf_epsilons": "linf",
+    "l2_epsilons": "l2",
+    "l1_epsilons": "l1",
+}
 
 # Files and folders that a run gives to its network.
 _NETWORKS = ("model.keras", "best.keras", "saved_model")

@@ -45,6 +45,8 @@ OLDER = {
     "freeze": None,
     "corruptions": None,
     "severities": None,
+    "l1_epsilons": [],
+    "diagnose": True,
 }
 
 # Settings that are not called as their flags, because of Python's keywords.
@@ -79,6 +81,7 @@ class Settings:
     attacks: tuple[str, ...]
     linf_epsilons: tuple[float, ...]
     l2_epsilons: tuple[float, ...]
+    l1_epsilons: tuple[float, ...]
     attack_steps: int | None
     attack_batch_size: int
     corruptions: tuple[str, ...] | None
@@ -91,6 +94,7 @@ class Settings:
     trust: tuple[str, ...] | None
     surrogate: str | None
     warm_start: bool
+    diagnose: bool
     save_adversarial: bool
     shard: tuple[int, int] | None
     seed: int
@@ -134,7 +138,11 @@ class Settings:
     @property
     def budgets(self) -> dict[str, tuple[float, ...]]:
         """The values of epsilon of the evaluation, by norm; none is empty."""
-        budgets = {"linf": self.linf_epsilons, "l2": self.l2_epsilons}
+        budgets = {
+            "linf": self.linf_epsilons,
+            "l2": self.l2_epsilons,
+            "l1": self.l1_epsilons,
+        }
         return {norm: found for norm, found in budgets.items() if found}
 
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfsam import attacks
 from tfsam import data
+from tfsam import geometry
 from tfsam import registries
 from tfsam import reports
 from tfsam.data import cache
@@ -204,6 +205,7 @@ def attack(
             shard=settings.shard or (0, 1),
             surrogate=inputs.surrogate,
             warm_start=settings.warm_start,
+            diagnose=settings.diagnose,
         )
 
     measured = {
@@ -236,7 +238,7 @@ def merge(
         )
     measured = {
         norm: measure.merge([p / "evaluation" / norm for p in folders])
-        for norm in ("linf", "l2")
+        for norm in geometry.NORMS
         if (folders[0] / "evaluation" / norm).is_dir()
     }
     workdir.mkdir(parents=True, exist_ok=True)

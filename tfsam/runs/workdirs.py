@@ -79,7 +79,8 @@ def _check_same_run(settings: Settings, held: Mapping[str, Any]) -> None:
     describe = _inputs if "inputs" in held else _files
     wanted = settings.config() | describe(settings)
     # Not a setting that a run by --evaluate does not use.
-    held = {k: v for k, v in OLDER.items() if wanted.get(k)} | dict(held)
+    older = {k: v for k, v in OLDER.items() if wanted.get(k) is not None}
+    held = older | dict(held)
     settings_of = {
         key: value
         for key, value in wanted.items()
