@@ -185,37 +185,33 @@ def over_largest(gradients: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.math.divide_no_nan(gradients, largest), largest
 
 
-def boundary_distances(
-    gaps: tf.Tensor, gradients: tf.Tensor, norm: str
-) -> tf.Tensor:
-    """Computes how far each example is from a linearised boundary.
+def dual_norms(gradients: tf.Tensor, norm: str) -> tf.Tensor:
+    """Computes how fast each example's linearised function changes.
 
     A function with the gradient g changes by at most ||g||_dual over a unit of
-    distance; `FACTS` names the dual norms.
+    distance; `FACTS` names the dual norms. By the quotient of a gap and this
+    rate, a linearised decision boundary is that far away.
 
     Args:
-        gaps: Float tensor (batch,), the changes of the function that lead to
-            the boundary.
-        gradients: Float tensor (batch, ...), the gradients of the function.
-        norm: "linf", "l2" or "l1".
+        gradients: Float tensor (batch, ...).
+        norm: "linf", "l2" or "l1", the norm of distances.
 
     Returns:
-        Tensor (batch,), gap / ||gradient||_dual; 0 where the gradient is 0.
+        Tensor (batch,) of the dtype of `gradients`, >= 0, which is accurate for
+        gradients as small as 1e-30.
 
     Raises:
         ValueError: If `norm` is not one of `NORMS`.
 
     Example:
         >>> import tensorflow as tf
-        >>> gaps, gradients = tf.constant([1.0]), tf.constant([[3.0, -4.0]])
-        >>> boundary_distances(gaps, gradients, "l2").numpy().tolist()
-        [0.20000000298023224]
+        >>> dual_norms(tf.constant([[3.0, -4.0]]), "linf").numpy().tolist()
+        [7.0]
     """
     dual = FACTS[check_norm(norm)].dual
     scaled, largest = over_largest(gradients)
-    steepness = example_norms(scaled, dual, keepdims=False)
-    steepness *= tf.reshape(largest, [-1])
-    return tf.math.divide_no_nan(gaps, steepness)
+    sizes = example_norms(scaled, dual, keepdims=False)
+    return sizes * tf.reshape(largest, [-1])
 
 
 def steepest(gradients: tf.Tensor, norm: str) -> tf.Tensor:

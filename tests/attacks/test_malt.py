@@ -79,7 +79,7 @@ def test_the_targets_cost_a_gradient_for_each_candidate():
 
 
 def test_a_configuration_comes_back():
-    attack = attacks.MALT(0.1, "l2", 7, 3, 5, 2, (-1, 1))
+    attack = attacks.MALT(0.1, "l2", 7, 3, 5, 2, (-1, 1), 4)
     config = keras.saving.serialize_keras_object(attack)
     copy = keras.saving.deserialize_keras_object(config)
     assert type(copy) is attacks.MALT and repr(copy) == repr(attack)

@@ -13,6 +13,7 @@ from tfsam.attacks.averaging import Averaged
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(16, 5)).astype("float32") * [1, 8, 3, 0.2, 1]
+DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 X = RNG.uniform(0.3, 0.7, size=(12, 4, 4, 1)).astype("float32")
 
 
@@ -28,7 +29,7 @@ def exact_distances(norm):
     z = linear(X).numpy()
     gaps = z[np.arange(12), Y][:, None] - z
     normals = W[:, Y].T[:, :, None] - W
-    dual = np.linalg.norm(normals, 1 if norm == "linf" else 2, axis=1)
+    dual = np.linalg.norm(normals, DUAL[norm], axis=1)
     with np.errstate(invalid="ignore"):
         return np.where(np.arange(5) == Y[:, None], np.inf, gaps / dual)
 
@@ -50,7 +51,7 @@ def test_targets_by_logits_by_hand():
     np.testing.assert_array_equal(found, [[2, 1, 3], [1, 3, 0]])
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", list(DUAL))
 def test_the_score_of_a_linear_model_is_the_exact_distance(norm):
     choices = targeting.by_logits(linear(X), Y, 4)
     gradient = Averaged(linear, 1, None).gradient(losses.difference)
@@ -60,7 +61,7 @@ def test_the_score_of_a_linear_model_is_the_exact_distance(norm):
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", list(DUAL))
 def test_the_nearest_class_comes_first(norm):
     nearest = np.argsort(exact_distances(norm), axis=1)
     for count in (1, 3, 9):
@@ -101,6 +102,27 @@ def test_a_class_without_a_gradient_comes_last():
     logits = tf.constant([[1.0, 0.9, 0.8, -0.5]])
     found = targeting.by_distance(logits_fn, x, y, 3, "l2", logits=logits)
     np.testing.assert_array_equal(found, [[3, 1, 2]])
+
+
+def test_the_draws_of_a_random_network_are_averaged():
+    """Draws whose scores name either class; their mean names class 1."""
+    scales = iter([(9.0, 1.0), (1.0, 4.0)] * 9)
+
+    def logits_fn(x):
+        one, two = next(scales)
+        return tf.concat([0 * x, one * x - 1, two * x - 1], axis=1)
+
+    found = targeting.by_distance(
+        logits_fn,
+        tf.constant([[0.0]]),
+        tf.constant([0]),
+        2,
+        "l2",
+        logits=tf.constant([[0.0, -1.0, -0.9]]),
+        eot=2,
+        seeds=tf.zeros([1, 2], tf.int32),
+    )
+    np.testing.assert_array_equal(found, [[1, 2]])
 
 
 @pytest.mark.parametrize("how", [{"rows": 5}, slow({"jit_loops": True})])
@@ -191,6 +213,7 @@ def test_fmn_finds_the_nearest_boundary_of_all_targets(norm):
     np.testing.assert_array_equal(x_adv[~within], X[~within])
 
 
+@pytest.mark.slow
 def test_fmn_keeps_the_nearest_in_any_order_of_targets():
     x, y = np.zeros([2, 17], "float32"), np.zeros(2, "int64")
     for order in targeting.ORDERS:

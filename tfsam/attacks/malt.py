@@ -28,7 +28,7 @@ class MALT(APGD):
 
     Args:
         epsilon: Largest perturbation, in the units of x, >= 0.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         steps: Number of gradient steps in each attempt, >= 1.
         targets: Number of wrong classes to attack in turn, >= 1; if there are
             fewer, all.
@@ -36,6 +36,8 @@ class MALT(APGD):
             from, >= 1. Each costs a gradient.
         restarts: Number of attempts for each target, >= 1.
         bounds: (lowest, highest) value of x, or None.
+        eot: Number of draws of a random network in each step, and for each
+            candidate; see `APGD`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -57,6 +59,7 @@ class MALT(APGD):
         candidates: int = CANDIDATES,
         restarts: int = 1,
         bounds: Bounds = (0.0, 1.0),
+        eot: int = 1,
     ) -> None:
         super().__init__(
             epsilon,
@@ -66,6 +69,7 @@ class MALT(APGD):
             check_count("targets", targets, 1),
             restarts,
             bounds=bounds,
+            eot=eot,
             target_order="distance",
         )
         self.candidates = check_count("candidates", candidates, 1)

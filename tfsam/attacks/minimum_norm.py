@@ -35,7 +35,7 @@ from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import predict
 from tfsam.attacks.targeting import check_order
 from tfsam.attacks.targeting import targets_of
-from tfsam.geometry import boundary_distances
+from tfsam.geometry import dual_norms
 from tfsam.geometry import example_norms
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
@@ -235,7 +235,8 @@ class FMN(Attack):
                 nearest = where(nearer, point, nearest)
                 distance = tf.where(nearer, length, distance)
                 gap = tf.cast(tf.abs(loss(logits, labels)), x.dtype)
-                boundary = length + boundary_distances(gap, slope, self.norm)
+                steepness = dual_norms(slope, self.norm)
+                boundary = length + tf.math.divide_no_nan(gap, steepness)
                 cosine = self._cosine(index, x.dtype)
                 gamma = self.gamma * (_GAMMA_LEFT + (1 - _GAMMA_LEFT) * cosine)
                 radius = tf.where(

@@ -24,7 +24,7 @@ from tfsam.attacks.base import turn
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import in_turn
-from tfsam.geometry import boundary_distances
+from tfsam.geometry import dual_norms
 from tfsam.support.validators import check_choice
 
 # Values of `target_order`.
@@ -155,7 +155,7 @@ def by_distance(
         labels: Class numbers, or one-hot or smoothed labels.
         count: Number of classes, >= 1. If there are fewer candidates, all of
             them are returned.
-        norm: Norm of the distance, "linf" or "l2".
+        norm: Norm of the distance, "linf", "l2" or "l1".
         logits: Float tensor (batch, classes), the logits of x.
         active: Bool tensor (batch,), the examples to compute. None means all.
         candidates: Number of most likely wrong classes to compare, >= 1.
@@ -213,7 +213,7 @@ def _scores(
         x: Float tensor (batch, ...), the clean images.
         labels: Class numbers, or one-hot or smoothed labels.
         choices: int64 tensor (batch, choices), classes.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         active: Bool tensor (batch,).
         beside: Number of classes to compute in parallel, a divisor of choices.
     """
@@ -227,10 +227,9 @@ def _scores(
         # The same draws for all classes, whose scores are compared.
         means = gradient(images, both, wanted, AT_X)
         gaps = -tf.cast(means.losses, x.dtype)
-        scores = boundary_distances(gaps, means.slopes, norm)
-        axes = list(range(1, x.shape.rank))
-        moves = tf.reduce_any(means.slopes != 0, axis=axes)
-        known = moves & ~tf.math.is_nan(scores)
+        steepness = dual_norms(means.slopes, norm)
+        scores = tf.math.divide_no_nan(gaps, steepness)
+        known = (steepness > 0) & ~tf.math.is_nan(scores)
         return tf.where(known, scores, tf.constant(math.inf, x.dtype))
 
     found = tf.map_fn(

@@ -27,9 +27,8 @@ from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import predict
 from tfsam.attacks.minimum_norm import reached
+from tfsam.geometry import dual_norms
 from tfsam.geometry import example_norms
-from tfsam.geometry import example_sums
-from tfsam.geometry import over_largest
 from tfsam.support.validators import check_count
 
 
@@ -261,13 +260,6 @@ def _distance(gap: tf.Tensor, slope: tf.Tensor, norm: str) -> tf.Tensor:
     Returns:
         Float tensor (batch,), infinite where the gradient is zero.
     """
-    scaled, largest = over_largest(slope)
-    if norm == "linf":
-        dual = example_sums(tf.abs(scaled), keepdims=False)
-    else:
-        dual = example_norms(
-            scaled, "linf" if norm == "l1" else norm, keepdims=False
-        )
-    dual *= tf.reshape(largest, [-1])
+    dual = dual_norms(slope, norm)
     far = tf.constant(math.inf, dual.dtype)
     return tf.where(dual > 0, tf.math.divide_no_nan(tf.abs(gap), dual), far)
