@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfsam import geometry
 from tfsam.attacks.check import TOLERANCE
 from tfsam.evaluation import diagnosis
 from tfsam.evaluation import red_flags
@@ -291,7 +292,7 @@ class _Chunk:
             found = self._run(attack, (1, kind), correct)
             broken = self._misclassified(found, correct)
             moved = (found.images - images[correct]).reshape(len(correct), -1)
-            order = np.inf if self._turn.plan.norm == "linf" else 2
+            order = geometry.FACTS[self._turn.plan.norm].order
             lengths = np.linalg.norm(moved.astype(np.float64), order, 1)
             distances[correct] = np.where(broken, lengths, np.inf)
             images[correct] = found.images
