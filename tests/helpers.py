@@ -414,3 +414,18 @@ class PageReader(html.parser.HTMLParser):
             for element in self.elements
             if element["tag"] == tag and attributes.items() <= element.items()
         ]
+
+
+@contextlib.contextmanager
+def counted_graphs():
+    """Counts the graphs that TensorFlow makes."""
+    graphs = []
+    init = tf.__internal__.FuncGraph.__init__
+
+    def counting(self, *arguments, **options):
+        graphs.append(self)
+        init(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.__internal__.FuncGraph, "__init__", counting)
+        yield graphs

@@ -1,6 +1,5 @@
 """Direct calls of attacks are traced once, and a trace is never stale."""
 
-import contextlib
 import functools
 import gc
 import weakref
@@ -9,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import counted_graphs
 
 import tfsam
 from tfsam import attacks
@@ -36,21 +36,6 @@ def network():
 @pytest.fixture(scope="module")
 def model():
     return network()
-
-
-@contextlib.contextmanager
-def counted_graphs():
-    """Counts the graphs that TensorFlow makes."""
-    graphs = []
-    init = tf.__internal__.FuncGraph.__init__
-
-    def counting(self, *arguments, **options):
-        graphs.append(self)
-        init(self, *arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tf.__internal__.FuncGraph, "__init__", counting)
-        yield graphs
 
 
 def eager(attack, logits_fn, x=X, y=Y, seed=0):

@@ -36,6 +36,7 @@ from tfsam import geometry
 from tfsam.attacks import tracing
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import is_surrogate
+from tfsam.attacks.logits import setting
 from tfsam.geometry import check_norm
 from tfsam.support.configurable import Configurable
 from tfsam.support.logit_checks import check_ending
@@ -223,7 +224,9 @@ class Attack(Configurable):
         """
         check_scale(self)
         check_ending(logits_fn)
-        x = self._checked(tf.convert_to_tensor(x))
+        x = tf.convert_to_tensor(x)
+        if not (tf.inside_function() and setting(logits_fn, "checked")):
+            x = self._checked(x)
         y = tf.convert_to_tensor(y)
         seeds = example_seeds(seed, tf.shape(x)[0])
         inputs = {"x": x, "y": y, "seeds": seeds}
@@ -610,12 +613,14 @@ def first_copy(flags: tf.Tensor, values: tf.Tensor, count: int) -> tf.Tensor:
         >>> first_copy(flags, tf.constant([1, 2, 3, 4]), 2).numpy().tolist()
         [3, 2]
     """
-    chosen, *others = tf.split(values, count)
-    done, *flags = tf.split(flags, count)
-    for flag, other in zip(flags, others, strict=True):
-        chosen = where(flag & ~done, other, chosen)
-        done |= flag
-    return chosen
+    flags = tf.reshape(flags, [count, -1])
+    first = tf.argmax(tf.cast(flags, tf.int32), axis=0, output_type=tf.int32)
+    batch = tf.shape(flags)[1]
+    chosen = tf.gather(values, first * batch + tf.range(batch))
+    known = values.shape[0]
+    return tf.ensure_shape(
+        chosen, [known and known // count, *values.shape[1:]]
+    )
 
 
 def turn(choices: tf.Tensor, run: Any) -> tf.Tensor:
@@ -636,6 +641,30 @@ def turn(choices: tf.Tensor, run: Any) -> tf.Tensor:
     return tf.gather(choices, run % choices.shape[1], axis=1)
 
 
+def turns(choices: tf.Tensor, first: Any, count: int) -> tf.Tensor:
+    """Selects several choices of each example in a row, cyclically.
+
+    Args:
+        choices: Tensor (batch, choices).
+        first: Number of the first attempt, an int or a scalar int32 tensor.
+        count: Number of attempts.
+
+    Returns:
+        Tensor (count * batch,), the results of `turn` for each attempt.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> turns(tf.constant([[4, 7, 9], [5, 8, 6]]), 2, 2).numpy().tolist()
+        [9, 6, 4, 5]
+    """
+    columns = (first + tf.range(count)) % choices.shape[1]
+    found = tf.transpose(tf.gather(choices, columns, axis=1))
+    return tf.ensure_shape(
+        tf.reshape(found, [-1]),
+        [choices.shape[0] and choices.shape[0] * count],
+    )
+
+
 def next_seeds(seeds: tf.Tensor, run: Any) -> tf.Tensor:
     """Derives the seeds of an attempt from those of the first attempt.
 
@@ -653,6 +682,32 @@ def next_seeds(seeds: tf.Tensor, run: Any) -> tf.Tensor:
         [[3, 0]]
     """
     return seeds + run * tf.constant([0x61C88647, 0], tf.int32)
+
+
+def seeds_of_copies(seeds: tf.Tensor, first: Any, count: int) -> tf.Tensor:
+    """Derives the seeds of several attempts in a row.
+
+    Args:
+        seeds: int32 tensor (batch, 2).
+        first: Number of the first attempt, an int or a scalar int32 tensor.
+        count: Number of attempts.
+
+    Returns:
+        int32 tensor (count * batch, 2), the results of `next_seeds` for each
+        attempt.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> seeds_of_copies(tf.constant([[3, 0], [3, 1]]), 0, 1).numpy()
+        array([[3, 0],
+               [3, 1]], dtype=int32)
+    """
+    numbers = tf.reshape(first + tf.range(count), [count, 1, 1])
+    found = next_seeds(seeds, numbers)
+    known = seeds.shape[0]
+    return tf.ensure_shape(
+        tf.reshape(found, [-1, 2]), [known and known * count, 2]
+    )
 
 
 def example_seeds(seed: Any, batch: Any) -> tf.Tensor:

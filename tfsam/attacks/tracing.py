@@ -12,7 +12,6 @@ of a few weights, whose trace would take longer than the attack.
 """
 
 import collections
-import copy
 import random
 import threading
 import weakref
@@ -118,7 +117,7 @@ def _function(
         return None
     active = None
     if isinstance(logits_fn, Logits):
-        logits_fn, active = _untraced(logits_fn)
+        logits_fn, active = logits_fn.without_traces(), logits_fn.active
     any_epsilon = bool(attack.tensor_epsilon)
     try:
         network = trace_state.read(logits_fn)
@@ -145,14 +144,6 @@ def _function(
     if function is None:
         return None
     return lambda inputs: function(inputs | extra)
-
-
-def _untraced(logits: Logits) -> tuple[Logits, tf.Tensor | None]:
-    """Returns a copy without traces of its own, and the active examples."""
-    other = copy.copy(logits)
-    other.active = other.identity = other.origin = None
-    other._traced = {}
-    return other, logits.active
 
 
 def _may_trace() -> bool:

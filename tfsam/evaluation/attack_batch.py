@@ -23,6 +23,7 @@ from tfsam.evaluation.workers import as_numpy
 from tfsam.evaluation.workers import attacked_predict
 from tfsam.registries import ATTACKS
 from tfsam.support import identity
+from tfsam.support import trace_state
 
 
 class Found(NamedTuple):
@@ -107,10 +108,15 @@ def attack_batch(
     )
     batch = _batch(plan, indices, selective)
     recorder = _recorder(plan, worker, batch)
-    run = _function(worker, attack, selective, epsilon, recorder)
+    # The data was checked when it was loaded.
+    inside = getattr(attack, "bounds", None) == plan.bounds
+    run = _function(worker, attack, selective, epsilon, recorder, inside)
     if in_graph:
-        key = (*key, len(batch.x), start is None, epsilon is None)
-        run = worker.runs.setdefault(key, traced(run))
+        facts = (
+            *(selective, inside, recorder and id(recorder)),
+            *(len(batch.x), start is None, epsilon is None),
+        )
+        run = _traced_once(worker, attack, epsilon, key, facts, run)
     worker.source.count_passes()
     x_adv = run(
         tf.constant(batch.x),
@@ -166,16 +172,16 @@ def _recorder(plan: Plan, worker: Worker, batch: _Batch) -> Recorder | None:
     """Returns a recorder that is ready for a batch, None if nothing is."""
     if not plan.diagnose:
         return None
-    size = len(batch.x)
-    if size not in worker.recorders:
-        worker.recorders[size] = Recorder(
+    key = batch.x.shape, batch.x.dtype, plan.norm, plan.bounds
+    if key not in worker.recorders:
+        worker.recorders[key] = Recorder(
             batch.x.shape,
             batch.x.dtype,
             plan.norm,
             plan.bounds,
             worker.source.rounding,
         )
-    recorder = worker.recorders[size]
+    recorder = worker.recorders[key]
     recorder.start(batch.x, batch.y)
     return recorder
 
@@ -203,16 +209,15 @@ def _function(
     selective: bool,
     epsilon: float | None,
     recorder: Recorder | None,
+    inside: bool,
 ) -> Callable[..., Any]:
     """Returns the attack as a function of tensors, to be traced if possible."""
     logits: Any = worker.source.recorded(recorder)
     if not worker.traceable:
         logits = logits.untraced()
-    any_epsilon = (
-        ATTACKS.fact(attack, "tensor_epsilon")
-        and epsilon is not None
-        and has_epsilon(attack, epsilon)
-    )
+    elif inside:
+        logits = logits.on_checked()
+    any_epsilon = _any_epsilon(attack, epsilon)
 
     def run(
         x: tf.Tensor,
@@ -228,6 +233,51 @@ def _function(
         return call(source, x, y, seeds, *start)
 
     return run
+
+
+def _any_epsilon(attack: Any, epsilon: float | None) -> bool:
+    """Returns whether the trace of the attack takes epsilon as a tensor."""
+    return bool(
+        ATTACKS.fact(attack, "tensor_epsilon")
+        and epsilon is not None
+        and has_epsilon(attack, epsilon)
+    )
+
+
+def _traced_once(
+    worker: Worker,
+    attack: Any,
+    epsilon: float | None,
+    key: tuple[Any, ...],
+    facts: tuple[Any, ...],
+    run: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Returns the traced function of an attack, which the worker keeps.
+
+    All attacks of the same state share it, also those of later evaluations. An
+    attack whose state cannot be read, or that holds a network or tensors, which
+    a trace must not keep longer than an evaluation, has the given key.
+
+    Args:
+        worker: The worker.
+        attack: The attack.
+        epsilon: The budget, or None.
+        key: Key of the attack within the evaluation.
+        facts: Everything else that the trace depends on.
+        run: The function to trace.
+    """
+    any_epsilon = _any_epsilon(attack, epsilon)
+    owners: list[Any] = []
+    try:
+        state = trace_state.read(attack, ["epsilon"] if any_epsilon else [])
+    except (trace_state.Unreadable, RecursionError):
+        known = False
+    else:
+        known = not state.size
+    if known:
+        key, owners = (state.key, any_epsilon), state.owners
+    made = worker.runs.setdefault((known, key, facts), (traced(run), owners))
+    return made[0]
 
 
 def _measured(

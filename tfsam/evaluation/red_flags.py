@@ -194,7 +194,8 @@ def probe_gradients(
     """
     gradient: Callable[..., Any] = input_gradient(logits)
     if traceable:
-        gradient = traced(gradient)
+        plain = gradient
+        gradient = logits.once("probe", lambda: traced(plain))
     active, labels = tf.constant(right), tf.constant(y)
     counts = []
     lost: Callable[[Any], bool] | None = None

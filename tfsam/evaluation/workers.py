@@ -29,8 +29,11 @@ class Worker(NamedTuple):
             images and a bool tensor (batch,), the examples that are needed.
         judged: Whether `tf.function` can trace `judge`.
         traceable: Whether `tf.function` can trace `source`.
-        runs: The traced attacks, by their keys.
-        recorders: The recorders of paths, by the number of examples.
+        runs: The traced attacks by their keys, each with the objects that its
+            key names. The first item of a key is whether the trace may be kept
+            for another evaluation.
+        recorders: The recorders of paths, by the shape and dtype of a batch,
+            the norm and the bounds.
     """
 
     device: str | None
@@ -39,8 +42,8 @@ class Worker(NamedTuple):
     predict: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     judged: bool
     traceable: bool
-    runs: dict[Any, Callable[..., Any]]
-    recorders: dict[int, Recorder]
+    runs: dict[Any, tuple[Callable[..., Any], list[Any]]]
+    recorders: dict[Any, Recorder]
 
 
 def known_devices(
@@ -149,7 +152,8 @@ def attacked_predict(worker: Worker) -> Callable[..., Any]:
         return worker.predict
     if not worker.traceable:
         return _eagerly(source)
-    return worker.runs.setdefault("predict", traced(source.predict))
+    key = False, "predict"
+    return worker.runs.setdefault(key, (traced(source.predict), []))[0]
 
 
 def spread(

@@ -30,8 +30,9 @@ from tfsam.attacks.base import first_copy
 from tfsam.attacks.base import next_seeds
 from tfsam.attacks.base import per_example
 from tfsam.attacks.base import repeat
+from tfsam.attacks.base import seeds_of_copies
 from tfsam.attacks.base import side_by_side
-from tfsam.attacks.base import turn
+from tfsam.attacks.base import turns
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn
@@ -174,18 +175,18 @@ class APGD(Attack):
         def attempt(
             round: tf.Tensor, active: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor]:
-            turns = [round * beside + number for number in range(beside)]
-            starts = [start(self, x, next_seeds(seeds, n)) for n in turns]
+            first = round * beside
+            keys = seeds_of_copies(seeds, first, beside)
             labels: Any = copies(y, beside)
             if targets is not None:
-                chosen = tf.concat([turn(targets, n) for n in turns], 0)
+                chosen = turns(targets, first, beside)
                 labels = (losses.classes(labels), chosen)
             return search(
                 self,
                 logits_fn,
                 x,
                 y,
-                tf.concat(starts, 0),
+                start(self, copies(x, beside), keys),
                 active,
                 loss=loss,
                 labels=labels,

@@ -22,7 +22,7 @@ from tfsam.attacks.base import copies
 from tfsam.attacks.base import first_copy
 from tfsam.attacks.base import per_example
 from tfsam.attacks.base import side_by_side
-from tfsam.attacks.base import turn
+from tfsam.attacks.base import turns
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import compiled
@@ -181,8 +181,7 @@ class FABT(Attack):
                 left = running(distance)
                 point = tf.where(index % self.steps == 0, x, point)
                 first = index // self.steps * beside
-                turns = [turn(targets, first + n) for n in range(beside)]
-                labels = classes, tf.concat(turns, 0)
+                labels = classes, turns(targets, first, beside)
                 slope, logits = gradient(point, labels, left)
                 value = tf.cast(losses.difference(logits, labels), x.dtype)
                 point = self._advance(x, point, slope, value)

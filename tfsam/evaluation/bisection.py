@@ -1,0 +1,55 @@
+"""Sweeps by bisection: the smallest epsilon that breaks each example.
+
+A sweep over epsilons attacks every survivor at every epsilon. By bisection, an
+example that stands at an epsilon is taken to stand at all smaller ones, so that
+a few attacks on an example decide the whole curve. This is an assumption: an
+attack may fail at a larger epsilon and succeed at a smaller one, and then the
+curve is higher than that of a full sweep.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def first_broken(
+    attack: Callable[[int, np.ndarray], np.ndarray],
+    epsilons: int,
+    examples: int,
+    downwards: bool = False,
+) -> np.ndarray:
+    """Searches for the smallest epsilon that breaks each example.
+
+    The order of an example's attacks depends on its own verdicts only, neither
+    on other examples nor on chunks.
+
+    Args:
+        attack: Function (number, indices) -> broken, which attacks the examples
+            of the indices, int (some,), at the epsilon of the number, and
+            returns a bool array (some,).
+        epsilons: Number of epsilons, in ascending order.
+        examples: Number of examples.
+        downwards: Whether to try the epsilons from the largest one down,
+            instead of halving their number. An example is then attacked in vain
+            at most once, which pays if an attack stops as soon as it succeeds.
+
+    Returns:
+        Int array (examples,), the numbers of the epsilons; `epsilons` for
+        examples that stand at every epsilon that was tried.
+
+    Example:
+        >>> thresholds = np.array([0, 2, 3])
+        >>> first_broken(lambda e, i: e >= thresholds[i], 3, 3).tolist()
+        [0, 2, 3]
+    """
+    low = np.zeros(examples, int)  # No smaller epsilon breaks the example.
+    high = np.full(examples, epsilons)  # This epsilon does.
+    while (left := low < high).any():
+        tried = high - 1 if downwards else (low + high) // 2
+        # From above, so that a cheap success comes first.
+        number = tried[left].max()
+        chosen = np.flatnonzero(left & (tried == number))
+        broken = np.asarray(attack(int(number), chosen))
+        high[chosen[broken]] = number
+        low[chosen[~broken]] = number + 1
+    return high
