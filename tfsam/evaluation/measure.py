@@ -31,6 +31,7 @@ from tfsam.data import rows
 from tfsam.evaluation import accuracies
 from tfsam.evaluation import cache_key
 from tfsam.evaluation import diagnosis
+from tfsam.evaluation import kept_workers
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.chunks import Turn
 from tfsam.evaluation.chunks import attack_chunk
@@ -44,6 +45,7 @@ from tfsam.evaluation.plans import entries_of
 from tfsam.evaluation.progress import teller
 from tfsam.evaluation.red_flags import LOGARITHMS
 from tfsam.evaluation.verdicts import NATURAL
+from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import known_devices
 from tfsam.evaluation.workers import make_worker
 from tfsam.evaluation.workers import spread
@@ -428,15 +430,7 @@ def _measured(
     first, count = how.shard
     share = range(first, verdicts.chunk_count(record.header), count)
     workers = [
-        make_worker(
-            device,
-            models.judge,
-            models.source,
-            models.classes,
-            plan.data.x[:1],
-            plan.size,
-        )
-        for device in known_devices(how.devices)
+        _worker(device, plan, models) for device in known_devices(how.devices)
     ]
     measure_natural(plan, workers, record, share)
     errors: dict[tuple[str, int], str] = {}
@@ -451,6 +445,7 @@ def _measured(
             tell=teller(plan, entry, len(share), how.progress),
         )
         spread(workers, functools.partial(attack_chunk, turn), share)
+    kept_workers.keep(workers)
     result = accuracies.result(record, share, errors)
     if how.diagnose:
         for row in result["robust"]:
@@ -460,6 +455,25 @@ def _measured(
     if models.judge.origin is not None:
         result["model"] = models.judge.origin
     return result
+
+
+def _worker(device: str | None, plan: Plan, models: _Models) -> Worker:
+    """Returns a worker, if possible that of an earlier evaluation.
+
+    A worker that attacks a surrogate is made anew.
+    """
+    example, judge = plan.data.x[:1], models.judge
+
+    def make(logits: Logits) -> Worker:
+        source = logits if models.source is judge else models.source
+        return make_worker(
+            device, logits, source, models.classes, example, plan.size
+        )
+
+    if models.source is not judge:
+        return make(judge)
+    facts = device, models.classes, example.shape, example.dtype, plan.size
+    return kept_workers.take(make, judge, facts)
 
 
 def check_warm_start(
