@@ -29,7 +29,6 @@ Header = dict[str, Any]
 _DECISIVE = (
     "corruptions/*.py",
     "evaluation/corrupted.py",
-    "support/pixels.py",
 )
 
 # The packages whose functions corrupt images.
