@@ -89,6 +89,23 @@ def test_batches_and_devices_do_not_matter():
     assert evaluate(batch_size=3, devices=devices) == expected
 
 
+def test_a_random_model_is_called_once_and_that_is_said():
+    def noisy(x):
+        return linear(x) + tf.random.normal((len(x), 3))
+
+    def together(x):
+        return linear(x) - tf.reduce_mean(linear(x), axis=0)
+
+    for model, names in (
+        (linear, []),
+        (noisy, ["randomness"]),
+        (together, ["batch_dependence"]),
+    ):
+        found = evaluate(model, kinds="contrast", severities=[1])["warnings"]
+        assert [warning["warning"] for warning in found] == names
+        assert all(warning["message"] for warning in found)
+
+
 def test_threads_do_not_matter():
     images = RANDOM.random((5, 128, 130, 3)).astype("float32")
     weights = RANDOM.normal(size=(128 * 130 * 3, 3)).astype("float32")

@@ -22,6 +22,7 @@ from tfsam.corruptions.selection import chosen
 from tfsam.corruptions.selection import left_out
 from tfsam.evaluation import cache_key
 from tfsam.evaluation import corrupted_verdicts
+from tfsam.evaluation import red_flags
 from tfsam.evaluation.corrupted_verdicts import Verdicts
 from tfsam.evaluation.measure import load_data
 from tfsam.evaluation.opening import open_logits
@@ -126,7 +127,9 @@ def evaluate_corruptions(
         `left_out` a dict of the benchmark's corruptions that tfsam does not
         have, with the reasons. `constants` is 32 or 224, the side of the images
         to which the benchmark's constants belong, and `name` says that this is
-        not CIFAR-10-C.
+        not CIFAR-10-C. `warnings` is a list of {`warning`, `message`}: the
+        verdicts on a random model are those of a single call, and those on a
+        model whose logits depend on the batch hold for this batch size only.
 
     Raises:
         ImportError: If the package of a corruption cannot be imported.
@@ -177,6 +180,7 @@ def evaluate_corruptions(
         "rows": rows,
         "left_out": left_out(selection),
         "constants": size_of_constants(plan.data.x.shape[1:]),
+        "warnings": _warnings(workers[0], plan.data.x[: min(plan.size, 16)]),
     }
 
 
@@ -238,6 +242,23 @@ def _natural(
         found = logits.argmax(axis=1) == plan.data.labels
         kept.save("natural", "natural", found)
     return found
+
+
+def _warnings(worker: Worker, x: np.ndarray) -> list[dict[str, str]]:
+    """Returns warnings about logits that depend on more than the image."""
+    found = red_flags.probe_outputs(worker.judge.function, x)
+    messages = {
+        "randomness": "The model is random: each image was classified by a "
+        "single call, and another evaluation gives other accuracies.",
+        "batch_dependence": "The logits for an image depend on the other images"
+        " of its batch: with another batch size the accuracies are others.",
+    }
+    warnings = [
+        {"warning": name, "message": message}
+        for name, message in messages.items()
+        if found[name] > found["tolerance"]
+    ]
+    return warnings[:1]  # Random logits seem to depend on the batch, too.
 
 
 def _rows(

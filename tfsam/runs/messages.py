@@ -101,6 +101,8 @@ def corruptions(results: Mapping[str, Any]) -> list[str]:
     ]
     for name, reason in found["left_out"].items():
         lines.append(f"the corruption {name} is left out: it {reason}")
+    for warning in found.get("warnings", []):
+        lines.append(f"warning, {warning['warning']}: {warning['message']}")
     return lines
 
 
