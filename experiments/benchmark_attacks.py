@@ -466,16 +466,20 @@ def diagnosis():
         }
         show(f"{name}, {_BATCH_SIZE.value} images", kinds, "without")
 
+    found = {}
+
     def evaluate(diagnose):
-        tfsam.evaluate(
-            network, (x, y), ["pgd"], epsilons=[0.0], diagnose=diagnose
+        result = tfsam.evaluate(
+            network, (x, y), ["pgd"], epsilons=[0.3], diagnose=diagnose
         )
+        found.update(result["robust"][0])
 
     kinds = {
         "diagnose=False": lambda: evaluate(False),
         "diagnose=True": lambda: evaluate(True),
     }
     show("evaluate, pgd, with tracing", kinds, "diagnose=False")
+    print(f"accuracy {found['accuracy']:.3f}: {found['diagnosis']}")
 
 
 def _recorded(network, name, x, y, recording):

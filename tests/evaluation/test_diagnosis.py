@@ -247,6 +247,32 @@ def test_gradients_of_other_images_are_not_recorded():
     assert recorded(PATH[:0, None]) is None
 
 
+@pytest.mark.parametrize("how", [{"rows": 4}, slow({"jit_loops": True})])
+@pytest.mark.parametrize(
+    "name", ["pgd:steps=6:restarts=2", slow("apgd_t:steps=6")]
+)
+def test_a_path_in_a_graph_is_that_of_separate_steps(name, how):
+    """Blocks, and loops that XLA compiles, as on GPUs, change no counter."""
+    attack = tfsam.attacks.get(name, epsilon=0.1)
+    w = np.random.default_rng(0).normal(size=(2, 4)).astype("float32")
+    y = np.argmax(X @ w, axis=1)
+
+    def path(**how):
+        recorder = Recorder(X.shape, X.dtype, "linf", (0.0, 1.0))
+        recorder.start(X, y)
+        compiled = how.get("jit_loops", False)
+        logits = Logits(lambda x: x @ w, jit_compile=compiled, **how)
+        logits = logits.recorded(recorder)
+        run = tf.function(lambda x: attack(logits, x, y, 0), autograph=False)
+        run(tf.constant(X))
+        return recorder.path()
+
+    expected = path()
+    assert expected.gradients.max() > 0
+    for found, counter in zip(path(**how), expected, strict=True):
+        np.testing.assert_allclose(found, counter, rtol=1e-3, atol=1e-4)
+
+
 SWEEP = [0.02, 0.1]
 PLAIN = ["pgd", "fgsm"]
 OTHERS = [

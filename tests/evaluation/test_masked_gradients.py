@@ -238,3 +238,19 @@ def test_one_example_more_is_no_alarm(missed, warns):
         "square": [("square", red_flags.Facts(True, False, 0))],
     }
     assert len(red_flags.of_verdicts(verdicts, stages, "linf 0.1")) == warns
+
+
+@pytest.mark.parametrize("names", [("square", "square"), ("square", "noise")])
+@pytest.mark.parametrize(("each", "warns"), [(1, False), (2, True)])
+def test_no_warning_depends_on_a_name(names, each, warns):
+    """Two attacks break other examples each, whatever they are called."""
+    verdicts = {str(n): np.full(100, -1, np.int8) for n in range(3)}
+    verdicts["1"][:each] = 1
+    verdicts["2"][each : 2 * each] = 1
+    stages = {"0": [("pgd", red_flags.Facts(False, True, 0))]} | {
+        str(n): [(name, red_flags.Facts(True, False, 0))]
+        for n, name in enumerate(names, 1)
+    }
+    found = red_flags.of_verdicts(verdicts, stages, "linf 0.1")
+    assert len(found) == (len(set(names)) if warns else 0)
+    assert all(f"broke {each} examples" in flag["message"] for flag in found)

@@ -543,22 +543,29 @@ def of_verdicts(
         verdicts: For each attack, its verdicts at an epsilon, int8 (n,).
         stages: For each attack, the name and the `Facts` of its stages.
         text: Norm and epsilon, for the message.
+
+    Returns:
+        A list of {`warning`, `message`}, one for each name of a stage. Each
+        stage is judged alone, so that attacks of the same name are not taken
+        for one.
     """
     by_gradient: list[np.ndarray] = []
-    without: dict[str, np.ndarray] = {}
+    without: list[tuple[str, np.ndarray]] = []
     for name, found in verdicts.items():
         for number, (stage, facts) in enumerate(stages[name], 1):
             if facts.gradient_free:
-                without.setdefault(stage, found == number)
-                without[stage] = without[stage] | (found == number)
+                without.append((stage, found == number))
             elif facts.follows_gradient:
                 by_gradient.append(found == number)
     if not by_gradient:
         return []
     broken = np.any(by_gradient, axis=0)
-    warnings = []
-    for stage, found in without.items():
+    most: dict[str, int] = {}
+    for stage, found in without:
         missed = int((found & ~broken).sum())
+        most[stage] = max(missed, most.get(stage, 0))
+    warnings = []
+    for stage, missed in most.items():
         if missed > max(_MISSED * len(broken), _MISSED_AT_LEAST):
             warnings.append(
                 _warning(
