@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -290,6 +291,39 @@ def spoil_method(path):
     content = bytearray(path.read_bytes())
     content[content.rindex(b"PK\x01\x02") + 10] = 99
     path.write_bytes(content)
+
+
+def to_0_1_0(folder):
+    """Rewrites the folder's record in the format of tfsam 0.1.0."""
+    path = folder / "record.json"
+    header = json.loads(path.read_text())
+    later = {"jit_compile", "devices", "versions", "surrogates"}
+    later |= {k for k in header if k.endswith(("_parts", "_sketch"))}
+    header = {k: v for k, v in header.items() if k not in later}
+    ((norm, epsilons),) = header["attacks"][0]["budgets"].items()
+    header |= {"schema": 1, "norm": norm, "epsilons": epsilons}
+    header["attacks"] = [
+        {key: attack[key] for key in ("name", "options")}
+        for attack in header["attacks"]
+    ]
+    path.write_text(json.dumps(header | {"surrogate": None}))
+    for part in folder.glob("[0-9]*-*"):
+        found: dict = {}
+        for chunk in part.glob("*/*.npz"):
+            epsilon = chunk.parent.name.partition("-")[2]
+            number = sorted(epsilons).index(float(epsilon))
+            for name, array in np.load(chunk).items():
+                if name != "lengths":
+                    key = f"{number}/{name}"
+                    found.setdefault(chunk.name, {})[key] = array
+        shutil.rmtree(part)
+        part.mkdir()
+        for name, arrays in found.items():
+            np.savez(part / name, **arrays)
+    for chunk in folder.glob("gradients/model/*.npz"):
+        natural = folder / "natural" / chunk.name
+        np.savez(natural, **np.load(natural), **np.load(chunk))
+    shutil.rmtree(folder / "gradients", ignore_errors=True)
 
 
 class OwnTape:

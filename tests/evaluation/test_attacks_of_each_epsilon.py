@@ -221,7 +221,8 @@ def test_distances_of_a_minimum_norm_attack_are_of_all_examples(
     """This includes a second run, in which the first run's breaks count."""
     accuracies(network, data, Nearest, workdir=tmp_path)
     found = verdicts.load(tmp_path)
-    with np.load(tmp_path / "00-Nearest" / "000000.npz") as arrays:
-        correct = found["Nearest", EPSILONS[0]] != verdicts.MISCLASSIFIED
-        for index in range(len(EPSILONS)):
-            assert (arrays[f"{index}/distances"][correct] > 0).all()
+    correct = found["Nearest", EPSILONS[0]] != verdicts.MISCLASSIFIED
+    for epsilon in EPSILONS:
+        path = tmp_path / "00-Nearest" / f"linf-{epsilon}" / "000000.npz"
+        with np.load(path) as arrays:
+            assert (arrays["distances"][correct] > 0).all()

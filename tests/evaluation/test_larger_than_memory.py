@@ -127,7 +127,7 @@ def test_adversarial_images_are_kept_chunk_by_chunk(is_large, tmp_path):
                     for key, value in np.load(path).items()
                     if "adversarial" in key
                 }
-                for path in (tmp_path / name).glob("*/*.npz")
+                for path in (tmp_path / name).rglob("*.npz")
             }
         )
     assert kept[0].keys() == kept[1].keys() and any(kept[0].values())

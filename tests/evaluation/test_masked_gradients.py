@@ -169,9 +169,9 @@ def test_the_facts_are_in_the_record(masked, data, tmp_path):
         ([False, True], [True, False], [False, False]),
         strict=True,
     ):
-        with np.load(tmp_path / part / "000000.npz") as held:
+        with np.load(tmp_path / part / "linf-0.3" / "000000.npz") as held:
             found = [
-                held[f"1/{name}"].tolist()
+                held[name].tolist()
                 for name in ("gradient_free", "follows_gradient")
             ]
         assert found == [[value] for value in expected]

@@ -22,8 +22,9 @@ def lines(monkeypatch):
 
     def told(*events, epsilons=(0.1,), count=4):
         found = []
-        plan = Plan(None, [ENTRY], "linf", list(epsilons), None, 0, 4, 0, 0)
-        tell = progress.teller(plan, ENTRY, count, found.append)
+        budgets = {"linf": list(epsilons)}
+        plan = Plan(None, [ENTRY], budgets, None, 0, 4, False, False)
+        tell = progress.teller(plan, ENTRY, "linf", count, found.append)
         for event in events:
             tell(*event)
         return found
@@ -31,9 +32,9 @@ def lines(monkeypatch):
     return told
 
 
-LOADED = (0, STAND, progress.LOADED)
-FAILED = (0, STAND, progress.FAILED)
-MEASURED = (0, STAND)
+LOADED = (0.1, STAND, progress.LOADED)
+FAILED = (0.1, STAND, progress.FAILED)
+MEASURED = (0.1, STAND)
 
 
 def test_the_time_left_goes_by_what_was_measured(lines):
@@ -58,7 +59,7 @@ def test_an_attack_that_failed_has_no_accuracy(lines):
 
 
 def test_an_epsilon_that_failed_in_a_later_chunk_has_none_either(lines):
-    found = lines(MEASURED, (1, STAND), FAILED, epsilons=[0.1, 0.2])
+    found = lines(MEASURED, (0.2, STAND), FAILED, epsilons=[0.1, 0.2])
     assert found[1].startswith(
         "mine linf: robust accuracy so far 0.1 0.7500 of 4, 0.2 0.7500 of 4; "
     )
@@ -68,6 +69,6 @@ def test_an_epsilon_that_failed_in_a_later_chunk_has_none_either(lines):
 
 
 def test_a_stage_of_an_ensemble_is_logged(lines):
-    assert lines((0, STAND, "first")) == [
+    assert lines((0.1, STAND, "first")) == [
         "mine linf 0.1: after first 3 of 4 survive in this chunk"
     ]

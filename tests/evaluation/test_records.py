@@ -17,11 +17,13 @@ import pytest
 import tensorflow as tf
 from helpers import TESTS
 from helpers import examples
+from helpers import to_0_1_0
 from hypothesis import strategies as st
 
 import tfsam
 from tfsam import registries
 from tfsam.evaluation import cache_key
+from tfsam.evaluation import headers
 from tfsam.evaluation import measure
 from tfsam.evaluation import verdicts
 from tfsam.models.fingerprints import from_file
@@ -65,12 +67,21 @@ def factory(steps):
     )
 
 
+def parts(folder):
+    """Returns the attacks' parts of a record."""
+    return sorted(path.name for path in folder.glob("[0-9]*-*"))
+
+
+def test_an_attack_with_another_setting_is_another_attack(tmp_path):
+    for steps in (1, 1, 2, 1, 2):
+        evaluate(tmp_path, attacks=[factory(steps)])
+    assert parts(tmp_path) == ["00-made", "01-made"]
+
+
 def test_the_error_says_which_setting_is_another(tmp_path):
-    evaluate(tmp_path, attacks=[factory(1)])
-    evaluate(tmp_path, attacks=[factory(1)])
-    message = r"Received: attacks=.*steps 2.* \(it has .*steps 1"
-    with pytest.raises(files.Unusable, match=message):
-        evaluate(tmp_path, attacks=[factory(2)])
+    evaluate(tmp_path)
+    with pytest.raises(files.Unusable, match=r"seed=2 \(it has 0\)$"):
+        evaluate(tmp_path, seed=2)
 
 
 def test_the_same_logits_with_another_gradient_are_another_model(tmp_path):
@@ -113,9 +124,10 @@ def test_a_model_that_cannot_be_described_needs_a_name(tmp_path):
     other = tmp_path / "transfer"
     with pytest.raises(ValueError, match="needs surrogate_name="):
         evaluate(other, surrogate=model)
-    evaluate(other, surrogate=model, surrogate_name="mine")
-    with pytest.raises(files.Unusable, match=r"surrogate=yours \(it has mine"):
-        evaluate(other, surrogate=model, surrogate_name="yours")
+    for number, called in enumerate(["mine", "yours"], 1):
+        evaluate(other, surrogate=model, surrogate_name=called)
+        record = json.loads((other / "record.json").read_text())
+        assert len(record["surrogates"]) == number
 
 
 def test_an_attack_that_cannot_be_described_needs_a_name(tmp_path):
@@ -135,8 +147,8 @@ def test_an_attack_that_cannot_be_described_needs_a_name(tmp_path):
     assert row["attack"] == "first"
     evaluate(tmp_path, attacks=[("first", mine)])
     for other in (("second", mine), ("first", mine, {"steps": 2})):
-        with pytest.raises(files.Unusable, match="Received: attacks="):
-            evaluate(tmp_path, attacks=[other])
+        evaluate(tmp_path, attacks=[other])
+    assert parts(tmp_path) == ["00-first", "01-second", "02-first"]
 
 
 def test_an_installed_attack_needs_no_name(tmp_path, monkeypatch):
@@ -177,8 +189,9 @@ def test_an_attack_that_failed_to_be_made_is_tried_again(tmp_path):
         "def made(epsilon, norm, bounds):\n"
         "    return tfsam.FGSM(epsilon, norm, epsilon / 2, bounds=bounds)"
     )
-    with pytest.raises(files.Unusable, match="step_size"):
-        evaluate(tmp_path, attacks=[other])
+    assert parts(tmp_path) == ["00-made"]
+    evaluate(tmp_path, attacks=[other])
+    assert parts(tmp_path) == ["00-made", "01-made"]
 
 
 def test_options_are_shown_alike_in_every_process():
@@ -186,32 +199,24 @@ def test_options_are_shown_alike_in_every_process():
     assert " at 0x" not in str(options)
 
 
-def older(folder):
-    """Rewrites the folder's record in the format of tfsam 0.1.0."""
-    path = folder / "record.json"
-    header = json.loads(path.read_text())
-    later = {"jit_compile", "devices", "versions"}
-    later |= {k for k in header if k.endswith(("_parts", "_sketch"))}
-    header = {k: v for k, v in header.items() if k not in later}
-    for attack in header["attacks"]:
-        del attack["identity"]
-    path.write_text(json.dumps(header | {"schema": 1}))
-
-
 def test_records_of_0_1_0_are_read_and_merged_and_no_more(tmp_path):
     folders = [tmp_path / str(shard) for shard in range(2)]
     for shard, folder in enumerate(folders):
-        evaluate(folder, attacks=["noise_l2"], shard=(shard, 2))
+        evaluate(
+            *(folder, linear, ["noise_linf"]),
+            epsilons=[0.1, 0.3, 0.2],
+            shard=(shard, 2),
+        )
         shutil.copytree(folder, tmp_path / "whole", dirs_exist_ok=True)
     expected = tfsam.merge(folders)
     found = verdicts.load(tmp_path / "whole")
     for folder in [*folders, tmp_path / "whole"]:
-        older(folder)
+        to_0_1_0(folder)
     assert tfsam.merge(folders) == expected
     for key, column in verdicts.load(tmp_path / "whole").items():
         np.testing.assert_array_equal(column, found[key])
-    with pytest.raises(files.Unusable, match=r"schema=2 \(it has 1\)") as said:
-        evaluate(folders[0], attacks=["noise_l2"], shard=(0, 2))
+    with pytest.raises(files.Unusable, match=r"schema=3 \(it has 1\)") as said:
+        evaluate(folders[0], attacks=["noise_linf"], shard=(0, 2))
     assert "another version of tfsam" in str(said.value)
     assert len(str(said.value).splitlines()) == 1
 
@@ -544,10 +549,10 @@ def header(specification):
 
 def recognised(held, found):
     try:
-        verdicts._check_same(held, found, "the folder")
+        headers.check_same(held, found, "the folder")
+        return headers.grown(held, found).header == held
     except files.Unusable:
         return False
-    return True
 
 
 def columns(specification):

@@ -29,7 +29,7 @@ def warned(model, x):
     """Returns the names of the warnings about a model's outputs."""
     probed = red_flags.probe_outputs(load_logits(model).function, x)
     found = probed | {"zero_gradients": 0, "probed": len(x)}
-    return [w["warning"] for w in red_flags.of_model([found])]
+    return [w["warning"] for w in red_flags.of_model([found], [found])]
 
 
 def normalized(training, **options):

@@ -416,9 +416,15 @@ RECORD = {
     "n": 10,
     "batch_size": 5,
     "classes": 3,
-    "attacks": [{"name": "pgd", "options": {}}],
-    "epsilons": [0.1],
-    "norm": "linf",
+    "attacks": [
+        {
+            "name": "pgd",
+            "options": {},
+            "surrogate": None,
+            "budgets": {"linf": [0.1]},
+        }
+    ],
+    "surrogates": [],
 }
 
 
@@ -461,7 +467,7 @@ def test_results_files(folder, data):
 @hypothesis.given(st.data())
 def test_shards_to_be_merged(folder, data):
     shard = folder / "shard"
-    record = shard / "evaluation" / "linf"
+    record = shard / "evaluation"
     record.mkdir(parents=True, exist_ok=True)
     which = data.draw(st.sampled_from(["results.json", "record.json"]))
     broken, whole = (

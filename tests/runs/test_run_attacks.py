@@ -119,10 +119,10 @@ def test_transfer_and_images(model, tmp_path):
     rows = [results(f)["robust"][0] for f in (direct, transferred)]
     assert rows[0]["accuracy"] < rows[1]["accuracy"]
     assert results(transferred)["config"]["surrogate"] == str(other)
-    files = sorted((direct / "evaluation" / "linf").glob("00-pgd/*.npz"))
-    images = np.concatenate([np.load(f)["0/adversarial"] for f in files])
+    files = sorted((direct / "evaluation").glob("00-pgd/linf-0.1/*.npz"))
+    images = np.concatenate([np.load(f)["adversarial"] for f in files])
     assert images.shape == (60, 8, 8, 1)
-    found = tfsam.verdicts.load(direct / "evaluation" / "linf")
+    found = tfsam.verdicts.load(direct / "evaluation")
     stands = found["pgd", 0.1] == tfsam.verdicts.STANDS
     assert rows[0]["accuracy"] == stands.mean()
     assert tf.reduce_max(images) <= 1

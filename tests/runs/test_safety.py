@@ -77,8 +77,8 @@ def test_a_chunk_of_verdicts_is_no_pickle(tmp_path):
     record = tmp_path / "record"
     tfsam.evaluate(network(), (X, Y), ["fgsm"], epsilons=[0.1], workdir=record)
     trap = np.array([Trap(tmp_path / "sprung")], dtype=object)
-    (chunk,) = record.glob("00-fgsm/*.npz")
-    np.savez(chunk, **{"0/verdict": trap}, allow_pickle=True)
+    (chunk,) = record.glob("00-fgsm/*/*.npz")
+    np.savez(chunk, verdict=trap, allow_pickle=True)
     assert verdicts.load(record) == {}
     assert not (tmp_path / "sprung").exists()
 

@@ -6,63 +6,103 @@ from typing import Any
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from tfsam.attacks.autoattack import STAGES
 from tfsam.evaluation import diagnosis
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
+from tfsam.evaluation import worst_case
+from tfsam.evaluation.budgets import Budget
+from tfsam.evaluation.budgets import Budgets
+from tfsam.evaluation.budgets import ascending
+from tfsam.evaluation.budgets import epsilon_text
+from tfsam.evaluation.budgets import flat
+from tfsam.evaluation.budgets import together
+from tfsam.evaluation.headers import Header
+from tfsam.evaluation.intervals import accuracy_of
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.verdicts import STANDS
 
-Errors = Mapping[tuple[str, int], str]
 Row = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 
+# Messages of attacks that failed, by number of the attack in the record.
+Errors = Mapping[tuple[int, Budget], str]
 
-class _Attack(NamedTuple):
+
+class Asked(NamedTuple):
+    """The attacks and budgets of a result.
+
+    Attributes:
+        numbers: Numbers of the attacks in the record, in the order of the rows.
+        budgets: The epsilons of each norm, in the order of the rows.
+    """
+
+    numbers: Sequence[int]
+    budgets: Budgets
+
+
+class _Measured(NamedTuple):
     """Everything that was measured of an attack.
 
     Attributes:
-        rows: Rows of the result, by epsilon.
-        verdicts: Int8 arrays (n,), by the number of the epsilon.
-        stages: Name and facts of each stage; a single stage has the attack's
-            name.
+        rows: Rows of the result, by budget.
+        verdicts: Int8 arrays (n,), by budget.
+        stages: By norm, the name and the facts of each stage; a single stage
+            has the attack's name.
+        breaks: The examples that the attack broke.
     """
 
-    rows: dict[float, Row]
-    verdicts: dict[int, np.ndarray]
-    stages: list[tuple[str, red_flags.Facts]]
+    rows: dict[Budget, Row]
+    verdicts: dict[Budget, np.ndarray]
+    stages: dict[str, list[tuple[str, red_flags.Facts]]]
+    breaks: worst_case.Breaks
 
 
 def result(
-    record: verdicts.Record, chunks: Sequence[int], errors: Errors
+    record: verdicts.Record,
+    chunks: Sequence[int],
+    errors: Errors,
+    asked: Asked | None = None,
 ) -> dict[str, Any]:
     """Computes the result of `tfsam.evaluate` from a record.
 
     Args:
         record: The record.
         chunks: Numbers of the chunks that count.
-        errors: Messages of attacks that failed, by (part, number of the
-            epsilon).
+        errors: Messages of attacks that failed, by (number of the attack,
+            budget).
+        asked: The attacks and budgets of the rows; None for all of them.
     """
     header = record.header
     natural = [record.load(NATURAL, chunk) for chunk in chunks]
     correct = np.concatenate([n["correct"] for n in natural])
+    asked = asked or _everything(header)
     attacks = [
         _attack(record, number, chunks, errors, natural)
-        for number in range(len(header["attacks"]))
+        for number in asked.numbers
     ]
     robust = [
-        attack.rows[epsilon]
+        attack.rows[budget]
         for attack in attacks
-        for epsilon in header["epsilons"]
+        for budget in flat(asked.budgets)
+        if budget in attack.rows
     ]
+    breaks = [attack.breaks for attack in attacks]
+    union = worst_case.union(correct, breaks, asked.budgets)
     return {
-        "natural": _accuracy(correct),
+        "natural": accuracy_of(correct),
         "robust": robust,
-        "warnings": _warnings(header, natural, correct, attacks),
+        "worst_case": worst_case.rows(correct, breaks, asked.budgets),
+        **({} if union is None else {"union": union}),
+        "warnings": _warnings(record, chunks, natural, correct, attacks, asked),
     }
+
+
+def _everything(header: Header) -> Asked:
+    """Returns all attacks of a record, and the budgets of any of them."""
+    budgets = together(attack["budgets"] for attack in header["attacks"])
+    return Asked(range(len(header["attacks"])), budgets)
 
 
 def _attack(
@@ -71,8 +111,8 @@ def _attack(
     chunks: Sequence[int],
     errors: Errors,
     natural: Sequence[Arrays],
-) -> _Attack:
-    """Sums up an attack, epsilon by epsilon, ascending.
+) -> _Measured:
+    """Sums up an attack at all budgets that the record holds of it.
 
     Args:
         record: The record.
@@ -81,82 +121,152 @@ def _attack(
         errors: Messages of failures.
         natural: The natural arrays of the chunks.
     """
-    header = record.header
+    attack = record.header["attacks"][number]
     correct = np.concatenate([arrays["correct"] for arrays in natural])
-    attack = header["attacks"][number]
-    part = verdicts.part_of(number, attack["name"])
-    saved = [record.load(part, chunk) for chunk in chunks]
-    found, before = _Attack({}, {}, []), ~correct
-    for index, epsilon in enumerate(sorted(set(header["epsilons"]))):
-        row: Row = {
-            "attack": attack["name"],
-            "options": attack["options"],
-            "norm": header["norm"],
-            "epsilon": epsilon,
-            "epsilon_text": epsilon_text(epsilon),
-        }
-        inherited = int((before & correct).sum())
-        if (part, index) in errors:
-            row |= _failed(~before, inherited, errors[part, index])
-            unattackable = diagnosis.of_model(natural)
-            if unattackable:
-                row["diagnosis"] = unattackable
-        else:
-            held = [_of_epsilon(arrays, index) for arrays in saved]
-            verdict = np.concatenate([h["verdict"] for h in held])
+    probes = _probes(record, attack["surrogate"], chunks, natural)
+    failed = [budget for other, budget in errors if other == number]
+    breaks = worst_case.Breaks(
+        attack["name"], attack["surrogate"] is not None, {}, [], failed
+    )
+    found = _Measured({}, {}, {}, breaks)
+    for norm in attack["budgets"]:
+        before = ~correct
+        for budget, held, verdict in record.verdicts(number, norm, chunks):
+            if budget in failed:
+                continue
+            inherited = int((before & correct).sum())
+            names = _add(found, attack, budget, held, verdict)
+            row = _row(held, verdict, names, inherited, record.header)
+            failures = diagnosis.of_row(
+                attack, held, verdict, budget.epsilon, probes
+            )
+            diagnosed = {} if failures is None else {"diagnosis": failures}
+            found.rows[budget] = _labels(attack, budget) | row | diagnosed
             before = verdict != STANDS
-            names = [str(name) for name in held[0]["stages"]]
-            row |= _row(held, verdict, names, inherited, header)
-            failures = diagnosis.of_row(attack, held, verdict, epsilon, natural)
-            if failures is not None:
-                row["diagnosis"] = failures
-            facts = _facts(held, [facts for _, facts in found.stages])
-            found.stages[:] = [
-                (name or attack["name"], fact)
-                for name, fact in zip(names, facts, strict=True)
-            ]
-            found.verdicts[index] = verdict
-        found.rows[epsilon] = row
+    for budget in failed:
+        survives = ~worst_case.verdict_at(breaks, budget, ~correct)
+        inherited = int(correct.sum() - survives.sum())
+        row = _failed(survives, inherited, errors[number, budget])
+        unattackable = diagnosis.of_model(probes)
+        diagnosed = {"diagnosis": unattackable} if unattackable else {}
+        found.rows[budget] = _labels(attack, budget) | row | diagnosed
     return found
 
 
-def _of_epsilon(arrays: Arrays, index: int) -> dict[str, np.ndarray]:
-    """Returns the arrays of one epsilon from those of a chunk."""
+def _add(
+    found: _Measured,
+    attack: Header,
+    budget: Budget,
+    held: Sequence[Arrays],
+    verdict: np.ndarray,
+) -> list[str]:
+    """Adds what was measured at a budget, except for the row.
+
+    Args:
+        found: What was measured at smaller epsilons, which is changed.
+        attack: The attack, an entry of the header.
+        budget: The budget.
+        held: The arrays of the budget, chunk by chunk.
+        verdict: Int8 array (n,), the verdicts.
+
+    Returns:
+        The names of the stages.
+    """
+    names = [str(name) for name in held[0]["stages"]]
+    before = [facts for _, facts in found.stages.get(budget.norm, [])]
+    found.stages[budget.norm] = [
+        (name or attack["name"], facts)
+        for name, facts in zip(names, _facts(held, before), strict=True)
+    ]
+    found.verdicts[budget] = verdict
+    found.breaks.broken[budget] = verdict != STANDS
+    if all("lengths" in arrays for arrays in held):
+        lengths = [arrays["lengths"] for arrays in held]
+        found.breaks.lengths.append(np.concatenate(lengths))
+    return names
+
+
+def _probes(
+    record: verdicts.Record,
+    surrogate: int | None,
+    chunks: Sequence[int],
+    natural: Sequence[Arrays],
+) -> list[Arrays]:
+    """Adds the facts about a model's gradients to those of the first chunk."""
+    gradients = record.load(verdicts.gradients_of(surrogate), 0)
+    return [
+        {**arrays, **gradients} if chunk == 0 else arrays
+        for chunk, arrays in zip(chunks, natural, strict=True)
+    ]
+
+
+def _labels(attack: Header, budget: Budget) -> Row:
+    """Returns the entries of a row that say what it is."""
     return {
-        name.partition("/")[2]: array
-        for name, array in arrays.items()
-        if name.startswith(f"{index}/")
+        "attack": attack["name"],
+        "options": attack["options"],
+        **({} if attack["surrogate"] is None else {"surrogate": True}),
+        **budget._asdict(),
+        "epsilon_text": epsilon_text(budget.epsilon),
     }
 
 
 def _warnings(
-    header: Mapping[str, Any],
+    record: verdicts.Record,
+    chunks: Sequence[int],
     natural: Sequence[Arrays],
     correct: np.ndarray,
-    attacks: Sequence[_Attack],
+    attacks: Sequence[_Measured],
+    asked: Asked,
 ) -> list[dict[str, str]]:
     """Returns all warnings about an evaluation."""
-    probed = [n for n in natural if "probed" in n]
-    found = red_flags.of_logits(probed, header.get("logits"))
-    found += red_flags.of_model(probed)
+    header = record.header
+    probed = [n for n in natural if "randomness" in n]
+    gradients = [n for n in natural if "probed" in n]  # Of tfsam 0.1.0.
+    if 0 in chunks:
+        gradients += _gradients(record, asked)
+    found = red_flags.of_logits(gradients, header.get("logits"))
+    found += red_flags.of_model(probed, gradients)
     found += red_flags.of_accuracy(correct, header["classes"])
+    budgets = list(flat(asked.budgets))
     for attack in attacks:
-        found += red_flags.of_rows(list(attack.rows.values()))
-    targets = [fact.targets for a in attacks for _, fact in a.stages]
+        for norm in asked.budgets:
+            rows = [attack.rows[b] for b in budgets if b in attack.rows]
+            found += red_flags.of_rows([r for r in rows if r["norm"] == norm])
+    stages = [s for a in attacks for norm in a.stages for s in a.stages[norm]]
+    targets = [facts.targets for _, facts in stages]
     found += red_flags.of_classes(header["classes"], max(targets, default=0))
-    # An attack on a surrogate may miss examples for other reasons than masked
-    # gradients. The headers of tfsam 0.1.0 do not have the entry.
-    if header.get("surrogate") or any(n.get("transfer") for n in natural):
-        return found
-    for index, epsilon in enumerate(sorted(set(header["epsilons"]))):
-        column, stages = {}, {}
-        for number, attack in enumerate(attacks):
-            if index in attack.verdicts:
-                column[str(number)] = attack.verdicts[index]
-                stages[str(number)] = attack.stages
-        text = f"{header['norm']} {epsilon_text(epsilon)}"
-        found += red_flags.of_verdicts(column, stages, text)
+    for budget in flat(ascending(asked.budgets)):
+        found += _masked(attacks, budget)
     return found
+
+
+def _gradients(record: verdicts.Record, asked: Asked) -> list[Arrays]:
+    """Returns facts about the gradients of the models that are attacked."""
+    attacks = record.header["attacks"]
+    sources = [attacks[number]["surrogate"] for number in asked.numbers]
+    if not sources:  # Without an attack, all that were examined.
+        sources = [None, *range(len(record.header["surrogates"]))]
+    parts = [verdicts.gradients_of(s) for s in dict.fromkeys(sources)]
+    found = [record.load(part, 0) for part in parts]
+    return [facts for facts in found if facts]
+
+
+def _masked(
+    attacks: Sequence[_Measured], budget: Budget
+) -> list[dict[str, str]]:
+    """Returns the warnings about masked gradients at a budget.
+
+    An attack on a surrogate is left out: it may miss examples for other reasons
+    than masked gradients.
+    """
+    column, stages = {}, {}
+    for number, attack in enumerate(attacks):
+        if budget in attack.verdicts and not attack.breaks.surrogate:
+            column[str(number)] = attack.verdicts[budget]
+            stages[str(number)] = attack.stages[budget.norm]
+    text = f"{budget.norm} {epsilon_text(budget.epsilon)}"
+    return red_flags.of_verdicts(column, stages, text)
 
 
 def _facts(
@@ -192,7 +302,7 @@ def _failed(survivors: np.ndarray, inherited: int, error: str) -> Row:
         *("forward_passes", "gradient_passes", "nan_gradients"),
     )
     return {
-        **_accuracy(survivors),
+        **accuracy_of(survivors),
         **dict.fromkeys(unknown),
         "inherited": inherited,
         "seconds": 0.0,
@@ -219,7 +329,7 @@ def _row(
     attacked = sum(int(h["attacked"]) for h in held)
     passes = np.sum([h["passes"] for h in held], axis=0)
     counted = attacked and passes.any()
-    row = _accuracy(verdict == STANDS) | {
+    row = accuracy_of(verdict == STANDS) | {
         "max_perturbation": float(max(h["largest"] for h in held)),
         "inherited": inherited,
         "attacked": attacked,
@@ -244,35 +354,3 @@ def _row(
         )
         row["median_distance"] = median if np.isfinite(median) else None
     return row
-
-
-def _accuracy(correct: np.ndarray) -> Row:
-    """Returns an accuracy with Wilson's 95 % interval.
-
-    Args:
-        correct: Bool array (n,).
-    """
-    n, k = len(correct), int(correct.sum())
-    interval = scipy.stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
-    return {
-        "accuracy": k / n,
-        "n": n,
-        "interval": [float(interval.low), float(interval.high)],
-    }
-
-
-def epsilon_text(epsilon: float) -> str:
-    """Formats an epsilon as papers do: "8/255" if it is such a fraction.
-
-    Args:
-        epsilon: Number >= 0.
-
-    Example:
-        >>> epsilon_text(8 / 255), epsilon_text(0.3)
-        ('8/255', '0.3')
-    """
-    of_255 = round(epsilon * 255)
-    short = float(f"{epsilon:.3g}") == epsilon
-    if of_255 and not short and abs(of_255 / 255 - epsilon) < 1e-9:
-        return f"{of_255}/255"
-    return f"{epsilon:g}"

@@ -16,6 +16,7 @@ from tfsam.attacks.logits import traced
 from tfsam.attacks.recorder import Path
 from tfsam.attacks.recorder import Recorder
 from tfsam.evaluation import red_flags
+from tfsam.evaluation.budgets import Budget
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import has_epsilon
 from tfsam.evaluation.workers import Worker
@@ -75,6 +76,7 @@ def attack_batch(
     attack: Any,
     key: tuple[Any, ...],
     indices: np.ndarray,
+    norm: str,
     epsilon: float | None = None,
     start: np.ndarray | None = None,
 ) -> Found:
@@ -91,6 +93,7 @@ def attack_batch(
         key: Key of the trace: the same for two calls only if the attack's
             computation is the same but for a tensor epsilon.
         indices: Int array (count,), the indices of the examples.
+        norm: Norm of the budget.
         epsilon: The budget, or None to search for the nearest adversarial
             image of each example with a minimum-norm attack.
         start: Float array (count, ...), images to start from, or None.
@@ -107,16 +110,16 @@ def attack_batch(
         and worker.source.rows is not None
     )
     batch = _batch(plan, indices, selective)
-    recorder = _recorder(plan, worker, batch)
+    recorder = _recorder(plan, worker, batch, norm)
     # The data was checked when it was loaded.
     inside = getattr(attack, "bounds", None) == plan.bounds
     run = _function(worker, attack, selective, epsilon, recorder, inside)
     if in_graph:
-        facts = (
+        depends_on = (
             *(selective, inside, recorder and id(recorder)),
             *(len(batch.x), start is None, epsilon is None),
         )
-        run = _traced_once(worker, attack, epsilon, key, facts, run)
+        run = _traced_once(worker, attack, epsilon, key, depends_on, run)
     worker.source.count_passes()
     x_adv = run(
         tf.constant(batch.x),
@@ -128,7 +131,8 @@ def attack_batch(
     )
     path = None if recorder is None else recorder.path()
     counts, facts = _measured(worker, attack, batch, in_graph)
-    largest = _checked(plan, batch, x_adv, epsilon, counts.nonfinite)
+    budget = Budget(norm, np.inf if epsilon is None else epsilon)
+    largest = _checked(plan, batch, x_adv, budget, counts.nonfinite)
     outputs = as_numpy(worker.predict(x_adv, batch.active))
     if not np.isfinite(outputs).all():
         raise ValueError(
@@ -168,16 +172,18 @@ def _batch_size(count: int, largest: int) -> int:
     return next(size for size in sizes if size >= count)
 
 
-def _recorder(plan: Plan, worker: Worker, batch: _Batch) -> Recorder | None:
+def _recorder(
+    plan: Plan, worker: Worker, batch: _Batch, norm: str
+) -> Recorder | None:
     """Returns a recorder that is ready for a batch, None if nothing is."""
     if not plan.diagnose:
         return None
-    key = batch.x.shape, batch.x.dtype, plan.norm, plan.bounds
+    key = batch.x.shape, batch.x.dtype, norm, plan.bounds
     if key not in worker.recorders:
         worker.recorders[key] = Recorder(
             batch.x.shape,
             batch.x.dtype,
-            plan.norm,
+            norm,
             plan.bounds,
             worker.source.rounding,
         )
@@ -299,13 +305,13 @@ def _checked(
     plan: Plan,
     batch: _Batch,
     x_adv: Any,
-    epsilon: float | None,
+    budget: Budget,
     nonfinite: int,
 ) -> float:
     """Checks the contract of attacks; returns the largest perturbation."""
-    allowed = np.inf if epsilon is None else epsilon
+    norm, epsilon = budget
     try:
-        return contract(batch.x, x_adv, allowed, plan.norm, plan.bounds)
+        return contract(batch.x, x_adv, epsilon, norm, plan.bounds)
     except ValueError as error:
         if not nonfinite:
             raise

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfsam.attacks import losses
 from tfsam.evaluation.attack_batch import attack_batch
 from tfsam.evaluation.attack_batch import kind_of
+from tfsam.evaluation.budgets import Budget
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.workers import Worker
@@ -101,7 +102,7 @@ def unbroken_without_budget(
     plan: Plan,
     worker: Worker,
     entry: Entry,
-    part: str,
+    part: tuple[int, str],
     chosen: np.ndarray,
 ) -> np.ndarray:
     """Tries an attack on some examples with a budget that allows any image.
@@ -112,7 +113,7 @@ def unbroken_without_budget(
         plan: The plan of the evaluation.
         worker: The worker on which the attack runs.
         entry: The attack.
-        part: The attack's part of the record.
+        part: Number of the attack in the record, and its norm.
         chosen: Int array, indices of survivors, of which the first are used.
 
     Returns:
@@ -120,17 +121,18 @@ def unbroken_without_budget(
     """
     chosen = chosen[:_TRIED]
     pixels = plan.data.x[:1].size
-    power = {"linf": 0.0, "l2": 0.5}.get(plan.norm, 1.0)
+    _, norm = part
+    power = {"linf": 0.0, "l2": 0.5}.get(norm, 1.0)
     epsilon = _width(plan) * pixels**power
     left = chosen
     try:
-        attack = entry.make(epsilon=epsilon, norm=plan.norm, bounds=plan.bounds)
+        attack = plan.made(entry, Budget(norm, epsilon))
         stages = ATTACKS.fact(attack, "stages") or [("", attack)]
         for number, (_, stage) in enumerate(stages, 1):
             if not len(left):
                 break
-            key = (part, (number, kind_of(stage, epsilon)))
-            found = attack_batch(plan, worker, stage, key, left, epsilon)
+            key = (*part, number, kind_of(stage, epsilon))
+            found = attack_batch(plan, worker, stage, key, left, norm, epsilon)
             right = found.outputs.argmax(axis=1) == plan.data.labels[left]
             left = left[right]
     except Exception:

@@ -1,7 +1,7 @@
 """The cache key of an evaluation: descriptions of all that verdicts depend on.
 
 The key is the header of a record. A folder of verdicts is resumed only by an
-evaluation with the same key.
+evaluation whose key agrees with it; see `headers.py`.
 """
 
 import functools
@@ -19,6 +19,12 @@ import numpy as np
 
 from tfsam.attacks.logits import Logits
 from tfsam.data import rows
+from tfsam.evaluation.budgets import Budget
+from tfsam.evaluation.budgets import ascending
+from tfsam.evaluation.budgets import flat
+from tfsam.evaluation.headers import Header
+from tfsam.evaluation.headers import Identify
+from tfsam.evaluation.headers import grouped
 from tfsam.evaluation.plans import Data
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
@@ -27,8 +33,6 @@ from tfsam.evaluation.workers import kinds_of
 from tfsam.models import fingerprints
 from tfsam.registries import ATTACKS
 from tfsam.support import identity
-
-Header = dict[str, Any]
 
 # The source files whose code decides verdicts.
 _DECISIVE = (
@@ -76,13 +80,18 @@ def described(
     Raises:
         ValueError: If a model or an attack cannot be described and has no name.
     """
-    found: Header = {"data": _digest(plan.data)}
-    for role in ("model", "surrogate"):
-        found |= dict.fromkeys([role, f"{role}_parts", f"{role}_sketch"])
-        if role in models:
-            found |= _described_model(role, models[role], plan)
+    label, parts, sketch = _described_model("model", models["model"], plan)
+    surrogates = header["surrogates"]
+    if "surrogate" in models:
+        names = ("surrogate", "parts", "sketch")
+        facts = _described_model("surrogate", models["surrogate"], plan)
+        surrogates = [dict(zip(names, facts, strict=True))]
     return header | {
-        **found,
+        "data": _digest(plan.data),
+        "model": label,
+        "model_parts": parts,
+        "model_sketch": sketch,
+        "surrogates": surrogates,
         "attacks": [
             attack | {"identity": _attack_identity(entry, plan)}
             for attack, entry in zip(
@@ -95,8 +104,13 @@ def described(
     }
 
 
-def _described_model(role: str, model: Model, plan: Plan) -> Header:
-    """Returns a model's entries of the header."""
+def _described_model(
+    role: str, model: Model, plan: Plan
+) -> tuple[str, dict[str, Any], Any]:
+    """Returns a model's label, its description, and the sketch of its outputs.
+
+    The label is the user's name, or a checksum.
+    """
     logits = model.logits
     parts = _model_identity(role, model)
     if model.name is not None:
@@ -105,8 +119,7 @@ def _described_model(role: str, model: Model, plan: Plan) -> Header:
         label = logits.identity["files"]
     else:
         label = identity.digest(parts)
-    sketch = fingerprints.sketch(logits.function, plan.data.x[:16])
-    return {role: label, f"{role}_parts": parts, f"{role}_sketch": sketch}
+    return label, parts, fingerprints.sketch(logits.function, plan.data.x[:16])
 
 
 def _model_identity(role: str, model: Model) -> dict[str, Any]:
@@ -122,20 +135,36 @@ def _model_identity(role: str, model: Model) -> dict[str, Any]:
         ) from error
 
 
-def _attack_identity(entry: Entry, plan: Plan) -> list[Any]:
-    """Describes an attack, once if the description is equal at all epsilons."""
+def identifier(entry: Entry, plan: Plan) -> Identify:
+    """Returns a function that describes an attack at any budget.
+
+    Args:
+        entry: The attack.
+        plan: The plan of the evaluation.
+
+    Returns:
+        A function from a `Budget` to a dict of JSON types; None if the attack
+        cannot be made at this budget. It raises a ValueError if the attack
+        cannot be described and has no name.
+    """
     if entry.source == "named":
-        return [{"named": entry.name}]
-    found = [_made_identity(entry, plan, epsilon) for epsilon in plan.epsilons]
-    return found[:1] if all(parts == found[0] for parts in found) else found
+        return lambda budget: {"named": entry.name}
+    return functools.cache(functools.partial(_made_identity, entry, plan))
+
+
+def _attack_identity(entry: Entry, plan: Plan) -> list[Header]:
+    """Describes an attack at all budgets."""
+    describe = identifier(entry, plan)
+    return grouped({b: describe(b) for b in flat(ascending(plan.budgets))})
 
 
 def _made_identity(
-    entry: Entry, plan: Plan, epsilon: float
+    entry: Entry, plan: Plan, budget: Budget
 ) -> dict[str, Any] | None:
-    """Describes the attack at an epsilon; returns None if it cannot be made."""
+    """Describes the attack at a budget; returns None if it cannot be made."""
+    epsilon = budget.epsilon
     try:
-        attack = entry.make(epsilon=epsilon, norm=plan.norm, bounds=plan.bounds)
+        attack = plan.made(entry, budget)
     except Exception:
         return None  # The attack's row will report the exception.
     try:

@@ -1,19 +1,19 @@
 """Chunks of examples under attack, each on one device.
 
-At each epsilon only the survivors of the smaller epsilons are attacked. The
-verdicts are saved in a record after each epsilon; see `verdicts.py`.
+At each epsilon only the survivors of the smaller epsilons are attacked, also of
+those that an earlier evaluation added to the record. The verdicts are saved
+after each epsilon; see `verdicts.py`.
 """
 
 import time
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 
-from tfsam import geometry
-from tfsam.attacks.check import TOLERANCE
 from tfsam.evaluation import diagnosis
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
@@ -21,6 +21,7 @@ from tfsam.evaluation.attack_batch import Found
 from tfsam.evaluation.attack_batch import attack_batch
 from tfsam.evaluation.attack_batch import kind_of
 from tfsam.evaluation.attack_probes import unbroken_without_budget
+from tfsam.evaluation.budgets import Budget
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import can_start
@@ -30,9 +31,12 @@ from tfsam.evaluation.verdicts import MISCLASSIFIED
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.verdicts import STANDS
 from tfsam.evaluation.workers import Worker
+from tfsam.evaluation.worst_case import LENGTHS
+from tfsam.evaluation.worst_case import lengths
+from tfsam.evaluation.worst_case import within
 from tfsam.registries import ATTACKS
 
-Arrays = dict[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
 
 
 class Turn(NamedTuple):
@@ -41,21 +45,28 @@ class Turn(NamedTuple):
     Attributes:
         plan: The plan of the evaluation.
         entry: The attack.
-        part: The attack's part of the record.
+        number: Number of the attack in the record.
+        norm: The norm in which it searches.
         record: The record that holds the verdicts.
-        errors: Message of each failure, by (part, number of the epsilon). An
-            attack that failed is not tried again at this epsilon.
+        errors: Message of each failure, by (number of the attack, budget). An
+            attack that failed is not tried again at this budget.
         strict: Whether exceptions of the attack are raised.
         tell: Function that logs progress; see `progress.teller`.
     """
 
     plan: Plan
     entry: Entry
-    part: str
+    number: int
+    norm: str
     record: verdicts.Record
-    errors: dict[tuple[str, int], str]
+    errors: dict[tuple[int, Budget], str]
     strict: bool
     tell: Callable[..., None]
+
+    def part(self, epsilon: float) -> str:
+        """Returns the part of the record that holds the verdicts."""
+        part = self.record.part(self.number)
+        return verdicts.part_at(part, Budget(self.norm, epsilon))
 
 
 class _Reach(NamedTuple):
@@ -64,7 +75,10 @@ class _Reach(NamedTuple):
     Attributes:
         distances: Float array (n,): 0 if an example is misclassified, infinity
             if the attack found no adversarial image.
-        images: Float array (n, ...), the nearest adversarial images.
+        lengths: Float array (n, 3), the `lengths` of the nearest adversarial
+            images.
+        images: Float array (n, ...), these images, or None if they are not
+            kept.
         attacked: Number of examples that were attacked.
         passes: Int array (2,), forward and gradient passes of the network.
         nonfinite: Number of gradients that were NaN or infinite.
@@ -74,7 +88,8 @@ class _Reach(NamedTuple):
     """
 
     distances: np.ndarray
-    images: np.ndarray
+    lengths: np.ndarray
+    images: np.ndarray | None
     attacked: int
     passes: np.ndarray
     nonfinite: int
@@ -91,42 +106,42 @@ def attack_chunk(turn: Turn, worker: Worker, chunk: int) -> None:
         worker: The worker on which the attack runs.
         chunk: Number of the chunk.
     """
-    plan, part, record = turn.plan, turn.part, turn.record
-    found = _resumed(turn, chunk)
+    asked = turn.plan.epsilons(turn.norm)
+    held = _held(turn, chunk)
     state = _Chunk(turn, worker, chunk)
-    for index, epsilon in enumerate(plan.epsilons):
-        if f"{index}/verdict" in found:
-            state.verdict = found[f"{index}/verdict"]
-            turn.tell(index, state.verdict, LOADED)
-        elif (part, index) in turn.errors:
-            turn.tell(index, state.verdict, FAILED)
+    for epsilon in sorted({*asked, *held}):
+        key = turn.number, Budget(turn.norm, epsilon)
+        if epsilon in held:
+            state.take(held[epsilon])
+            if epsilon in asked:
+                turn.tell(epsilon, state.verdict, LOADED)
+        elif key in turn.errors:
+            turn.tell(epsilon, state.verdict, FAILED)
         else:
             try:
-                new = state.attack(index, epsilon)
+                new = state.attack(epsilon)
             except Exception as error:
                 if turn.strict:
                     raise
-                turn.errors[part, index] = f"{type(error).__name__}: {error}"
-                turn.tell(index, state.verdict, FAILED)
+                turn.errors[key] = f"{type(error).__name__}: {error}"
+                turn.tell(epsilon, state.verdict, FAILED)
             else:
-                state.verdict = new["verdict"]
-                found |= {f"{index}/{k}": v for k, v in new.items()}
-                record.save(part, chunk, found)
-                turn.tell(index, state.verdict)
+                turn.record.save(turn.part(epsilon), chunk, new)
+                state.take(new)
+                turn.tell(epsilon, state.verdict)
 
 
-def _resumed(turn: Turn, chunk: int) -> Arrays:
-    """Returns the saved arrays of a chunk from which the attack can resume."""
-    found = dict(turn.record.load(turn.part, chunk))
-    count = len(turn.plan.epsilons)
-    missing = (i for i in range(count) if f"{i}/verdict" not in found)
-    done = next(missing, count)
-    needed = turn.plan.keep_images or turn.plan.warm_start
-    if done < count and (needed or "0/distances" in found):
-        done = 0  # The images and distances of earlier epsilons are not loaded.
-    # A verdict that was measured after a smaller epsilon had failed lacks the
-    # examples that this epsilon breaks.
-    return {k: v for k, v in found.items() if int(k.split("/")[0]) < done}
+def _held(turn: Turn, chunk: int) -> dict[float, Arrays]:
+    """Returns the saved arrays of a chunk, by epsilon."""
+    known = turn.record.epsilons(turn.number, turn.norm)
+    found = {
+        epsilon: turn.record.load(turn.part(epsilon), chunk)
+        for epsilon in {*known, *turn.plan.epsilons(turn.norm)}
+    }
+    held = {e: arrays for e, arrays in found.items() if "verdict" in arrays}
+    if turn.plan.warm_start and len(held) < len(found):
+        return {}  # The images to start from are not loaded.
+    return held
 
 
 class _Chunk:
@@ -138,7 +153,7 @@ class _Chunk:
         chunk: Number of the chunk.
 
     Attributes:
-        verdict: Int8 array, the verdicts at the last epsilon.
+        verdict: Int8 array (n,), the verdicts at the last epsilon.
     """
 
     def __init__(self, turn: Turn, worker: Worker, chunk: int) -> None:
@@ -149,39 +164,52 @@ class _Chunk:
         correct = turn.record.load(NATURAL, chunk)["correct"]
         natural = np.where(correct, STANDS, MISCLASSIFIED).astype(np.int8)
         self._natural = self.verdict = natural
+        self._lengths = np.full((len(natural), len(LENGTHS)), np.inf)
         self._images: np.ndarray | None = None  # Of the last epsilon.
         self._reaches: dict[Any, _Reach] = {}
         self._unconstrained = np.zeros(2, np.int64)
 
-    def attack(self, index: int, epsilon: float) -> Arrays:
+    def take(self, saved: Arrays) -> None:
+        """Inherits the verdicts of an epsilon.
+
+        Args:
+            saved: Its arrays, by name.
+        """
+        survives = self.verdict == STANDS
+        self.verdict = verdicts.inherited(saved["verdict"], self.verdict)
+        if "lengths" in saved:
+            self._lengths[survives] = saved["lengths"][survives]
+        if str(saved.get("kind", "")) and not self._turn.plan.keep_images:
+            self._reaches.setdefault(str(saved["kind"]), _reach_of(saved))
+
+    def attack(self, epsilon: float) -> Arrays:
         """Attacks the survivors at an epsilon.
 
         Args:
-            index: Number of the epsilon.
             epsilon: The budget.
 
         Returns:
             The arrays to be saved, by name.
         """
-        plan = self._turn.plan
-        attack = self._turn.entry.make(
-            epsilon=epsilon, norm=plan.norm, bounds=plan.bounds
-        )
+        turn = self._turn
+        attack = turn.plan.made(turn.entry, Budget(turn.norm, epsilon))
         # A minimum-norm attack runs once for all epsilons, except on a
         # surrogate, whose nearest images say how robust the surrogate is.
         nearest = ATTACKS.fact(attack, "minimum_norm")
         if not nearest or self._worker.source.surrogate:
-            return self._attack_stages(attack, index, epsilon)
+            return self._attack_stages(attack, epsilon)
         kind = kind_of(attack, epsilon)
         reach = self._reaches.get(kind) or self._reach(attack, kind)
-        new = self._within(epsilon, reach)
+        # By a number, an attack is recognised at no other epsilon.
+        shared = np.array(kind if isinstance(kind, str) else "")
+        new = {**self._within(epsilon, reach), "kind": shared}
         # The first epsilon is charged with the cost of the run.
         self._reaches[kind] = reach._replace(
             attacked=0, passes=0 * reach.passes, seconds=0.0
         )
         return new
 
-    def _attack_stages(self, attack: Any, index: int, epsilon: float) -> Arrays:
+    def _attack_stages(self, attack: Any, epsilon: float) -> Arrays:
         """Attacks the survivors, stage by stage if the attack is an ensemble.
 
         Returns:
@@ -192,7 +220,7 @@ class _Chunk:
         stages = ATTACKS.fact(attack, "stages") or [("", attack)]
         warm = plan.warm_start and can_start(attack)
         start = self._images if warm else None
-        images = self._x.copy()
+        images, reached = self._x.copy(), self._lengths.copy()
         largest, passes, nonfinite = 0.0, np.zeros(2, np.int64), 0
         facts = [red_flags.facts_of(stage) for _, stage in stages]
         diagnosed = self._counters(len(stages))
@@ -205,16 +233,18 @@ class _Chunk:
             broken = self._misclassified(found, survivors)
             verdict[survivors[broken]] = number
             images[survivors] = found.images
+            reached[survivors[broken]] = self._moved(found, survivors)[broken]
             largest = max(largest, found.largest)
             passes += found.passes
             nonfinite += found.nonfinite
             facts[number - 1] = found.facts
             diagnosis.keep(diagnosed, number - 1, survivors, found, stage)
             if number < len(stages):
-                self._turn.tell(index, verdict, name)
+                self._turn.tell(epsilon, verdict, name)
         self._images = images
         saved = {
             "verdict": verdict,
+            "lengths": reached,
             "largest": np.array(largest),
             "attacked": np.array(int((self.verdict == STANDS).sum())),
             "passes": passes,
@@ -251,7 +281,7 @@ class _Chunk:
                 turn.plan,
                 self._worker,
                 turn.entry,
-                turn.part,
+                (turn.number, turn.norm),
                 self._indices[chosen],
             )
         tried = self._unconstrained if len(chosen) else np.zeros(2, np.int64)
@@ -270,8 +300,9 @@ class _Chunk:
             self._turn.plan,
             self._worker,
             attack,
-            (self._turn.part, key),
+            (self._turn.number, self._turn.norm, *key),
             self._indices[chosen],
+            self._turn.norm,
             epsilon,
             None if start is None else start[chosen],
         )
@@ -279,10 +310,16 @@ class _Chunk:
     def _misclassified(self, found: Found, chosen: np.ndarray) -> np.ndarray:
         return found.outputs.argmax(axis=1) != self._labels[chosen]
 
+    def _moved(self, found: Found, chosen: np.ndarray) -> np.ndarray:
+        """Returns the `lengths` of the perturbations of the chosen examples."""
+        images = found.images.astype(np.float64)
+        return lengths(images - self._x[chosen])
+
     def _reach(self, attack: Any, kind: Any) -> _Reach:
         """Runs a minimum-norm attack, whose result serves all epsilons."""
-        started = time.perf_counter()
+        started, norm = time.perf_counter(), self._turn.norm
         distances = np.where(self._natural == STANDS, np.inf, 0.0)
+        reached = np.full((len(distances), len(LENGTHS)), np.inf)
         images = self._x.copy()
         correct = np.flatnonzero(self._natural == STANDS)
         passes, nonfinite = np.zeros(2, np.int64), 0
@@ -291,10 +328,8 @@ class _Chunk:
         if len(correct):
             found = self._run(attack, (1, kind), correct)
             broken = self._misclassified(found, correct)
-            moved = (found.images - images[correct]).reshape(len(correct), -1)
-            order = geometry.FACTS[self._turn.plan.norm].order
-            lengths = np.linalg.norm(moved.astype(np.float64), order, 1)
-            distances[correct] = np.where(broken, lengths, np.inf)
+            reached[correct[broken]] = self._moved(found, correct)[broken]
+            distances[correct] = reached[correct, LENGTHS.index(norm)]
             images[correct] = found.images
             passes, nonfinite = found.passes, found.nonfinite
             facts = found.facts
@@ -302,17 +337,18 @@ class _Chunk:
         if diagnosed:
             # The attack has no budget.
             tried = [len(correct), int(np.isinf(distances).sum())]
-            diagnosed["unconstrained"] = np.array(tried)
+            diagnosed = {**diagnosed, "unconstrained": np.array(tried)}
         seconds = time.perf_counter() - started
         return _Reach(
-            distances,
-            images,
-            len(correct),
-            passes,
-            nonfinite,
-            facts,
-            seconds,
-            diagnosed,
+            distances=distances,
+            lengths=reached,
+            images=images if self._turn.plan.keep_images else None,
+            attacked=len(correct),
+            passes=passes,
+            nonfinite=nonfinite,
+            facts=facts,
+            seconds=seconds,
+            diagnosed=diagnosed,
         )
 
     def _within(self, epsilon: float, reach: _Reach) -> Arrays:
@@ -321,11 +357,12 @@ class _Chunk:
         Returns:
             The arrays to be saved, by name.
         """
-        reached = reach.distances <= epsilon * (1 + TOLERANCE) + TOLERANCE
+        reached = within(reach.distances, epsilon)
         survivors = self.verdict == STANDS
         verdict = np.where(survivors & reached, 1, self.verdict)
         saved = {
             "verdict": verdict.astype(np.int8),
+            "lengths": reach.lengths,
             "largest": reach.distances[reached].max(initial=0.0),
             "attacked": np.array(reach.attacked),
             "passes": reach.passes,
@@ -337,11 +374,30 @@ class _Chunk:
             "distances": reach.distances,
             **reach.diagnosed,
         }
-        if self._turn.plan.keep_images:
+        if reach.images is not None:
             images = self._x.copy()
             images[reached] = reach.images[reached]
             saved["adversarial"] = images
         return saved
+
+
+def _reach_of(saved: Arrays) -> _Reach:
+    """Returns the result of a minimum-norm attack from its saved arrays.
+
+    Its cost was charged to the epsilon at which it ran.
+    """
+    facts = [saved[name][0] for name in red_flags.Facts._fields]
+    return _Reach(
+        distances=saved["distances"],
+        lengths=saved["lengths"],
+        images=None,
+        attacked=0,
+        passes=0 * saved["passes"],
+        nonfinite=int(saved["nan_gradients"]),
+        facts=red_flags.Facts(bool(facts[0]), bool(facts[1]), int(facts[2])),
+        seconds=0.0,
+        diagnosed=diagnosis.recorded(saved),
+    )
 
 
 def _columns(facts: Iterable[red_flags.Facts]) -> Arrays:

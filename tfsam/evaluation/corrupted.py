@@ -164,7 +164,7 @@ def evaluate_corruptions(
         )
     kept = Verdicts(header, workdir)
     workers = [
-        make_worker(d, judge, judge, classes, plan.data.x[:1], plan.size)
+        make_worker(d, judge, classes, plan.data.x[:1], plan.size)
         for d in known
     ]
     natural = _natural(plan, workers, kept, classes)

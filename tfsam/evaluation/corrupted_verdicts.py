@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfsam.evaluation import cache_key
-from tfsam.evaluation import verdicts
+from tfsam.evaluation import headers
 from tfsam.evaluation.plans import Data
 from tfsam.evaluation.workers import kinds_of
 from tfsam.models import fingerprints
@@ -56,7 +56,7 @@ class Verdicts:
         self._folder.mkdir(parents=True, exist_ok=True)
         held = files.read_json(self._folder / "record.json")
         if held is not None:
-            verdicts._check_same(held, header, self._folder)
+            headers.check_same(held, header, self._folder)
         elif any(self._folder.glob("*.npz")):
             raise files.Unusable(
                 "the folder's record.json is missing or damaged, so it is "

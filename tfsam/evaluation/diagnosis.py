@@ -94,6 +94,16 @@ def counters(
     return found
 
 
+def recorded(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Returns the arrays of a chunk that belong to its diagnosis.
+
+    Args:
+        arrays: All arrays of the chunk at an epsilon.
+    """
+    names = (*_COUNTERS, "fools_surrogate", "unconstrained")
+    return {name: arrays[name] for name in names if name in arrays}
+
+
 def keep(
     arrays: Arrays, stage: int, chosen: np.ndarray, found: Found, attack: Any
 ) -> None:

@@ -17,6 +17,7 @@ import numbers
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -24,17 +25,23 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfsam import geometry
 from tfsam.attacks.logits import Logits
 from tfsam.data import examples
 from tfsam.data import rows
 from tfsam.evaluation import accuracies
+from tfsam.evaluation import budgets as balls
 from tfsam.evaluation import cache_key
 from tfsam.evaluation import diagnosis
+from tfsam.evaluation import headers
 from tfsam.evaluation import kept_workers
 from tfsam.evaluation import verdicts
+from tfsam.evaluation.budgets import Budget
+from tfsam.evaluation.budgets import Budgets
+from tfsam.evaluation.budgets import flat
+from tfsam.evaluation.budgets import together
 from tfsam.evaluation.chunks import Turn
 from tfsam.evaluation.chunks import attack_chunk
+from tfsam.evaluation.natural import measure_gradients
 from tfsam.evaluation.natural import measure_natural
 from tfsam.evaluation.opening import open_logits
 from tfsam.evaluation.plans import Data
@@ -48,6 +55,7 @@ from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import known_devices
 from tfsam.evaluation.workers import make_worker
+from tfsam.evaluation.workers import on_surrogate
 from tfsam.evaluation.workers import spread
 from tfsam.models.functions import count_classes
 from tfsam.support import files
@@ -58,6 +66,8 @@ from tfsam.support.pixels import inside_bounds
 
 Bounds = tuple[float, float] | None
 
+_EPSILONS = (1 / 255, 2 / 255)
+
 
 @dataclasses.dataclass(frozen=True)
 class _What:
@@ -66,8 +76,10 @@ class _What:
     model: Any
     data: Any
     attacks: Any
+    transfer_attacks: Any
     norm: str
     epsilons: Any
+    budgets: Any
     bounds: Any
     seed: Any
     steps: int | None
@@ -104,12 +116,12 @@ class _Models(NamedTuple):
 
     Attributes:
         judge: The model that is evaluated.
-        source: The model that is attacked: `judge`, or a surrogate.
+        surrogate: The surrogate, or None.
         classes: Number of logits of both.
     """
 
     judge: Logits
-    source: Logits
+    surrogate: Logits | None
     classes: int
 
 
@@ -118,8 +130,9 @@ def evaluate(
     data: Any,
     attacks: Any,
     norm: str = "linf",
-    epsilons: float | Sequence[float] | np.ndarray = (1 / 255, 2 / 255),
+    epsilons: float | Sequence[float] | np.ndarray = _EPSILONS,
     *,
+    budgets: Mapping[str, Any] | None = None,
     bounds: tuple[float, float] | None = (0.0, 1.0),
     seed: int = 0,
     batch_size: int = 128,
@@ -131,6 +144,7 @@ def evaluate(
     devices: str | Sequence[str] | None = None,
     shard: tuple[int, int] = (0, 1),
     surrogate: Any = None,
+    transfer_attacks: Any = (),
     warm_start: bool = False,
     name: str | None = None,
     surrogate_name: str | None = None,
@@ -138,14 +152,13 @@ def evaluate(
     pixels: str | None = None,
     diagnose: bool = True,
 ) -> dict[str, Any]:
-    """Measures natural accuracy and accuracy under each attack.
+    """Measures natural accuracy, and accuracy under each and under all attacks.
 
-    The arguments `model` to `epsilons`, `bounds`, `seed`, `steps`, `pixels`,
-    `surrogate` and `warm_start` say what is measured; `batch_size`, `strict`,
-    `jit_compile`, `progress`, `devices`, `shard` and `diagnose` how it is
-    computed; and
-    `workdir`, `save_adversarial`, `name` and `surrogate_name` where verdicts
-    are kept.
+    The arguments `model` to `epsilons`, `budgets`, `bounds`, `seed`, `steps`,
+    `pixels`, `surrogate`, `transfer_attacks` and `warm_start` say what is
+    measured; `batch_size`, `strict`, `jit_compile`, `progress`, `devices`,
+    `shard` and `diagnose` how it is computed; and `workdir`,
+    `save_adversarial`, `name` and `surrogate_name` where verdicts are kept.
 
     Args:
         model: A Keras model or a callable from pixels (batch, ...) to logits
@@ -165,6 +178,8 @@ def evaluate(
             pass (name, factory) or (name, factory, options).
         norm: "linf" or "l2".
         epsilons: The budgets, in the units of x, >= 0.
+        budgets: Epsilons in several norms, {"linf": [...], "l2": [...]}, in
+            place of `norm` and `epsilons`.
         bounds: (lowest, highest) value of x, or None for inputs that are not
             images.
         seed: Integer >= 0. With the index of an example, it determines the
@@ -176,11 +191,13 @@ def evaluate(
             or "auto" to compile them on GPUs only.
         progress: Function that is called with a line of text from time to time.
         workdir: Folder that keeps every verdict, so that the same evaluation
-            can resume. None keeps nothing. The folder is rejected if anything
-            that verdicts depend on differs: the data, an argument, the
-            configuration, code or weights of the model or of an attack, the
-            versions of tfsam, TensorFlow, Keras and Python, or the kind of
-            device.
+            can resume. None keeps nothing. An evaluation with other attacks,
+            epsilons or norms adds to the folder, at the cost of what is new:
+            an attack is recognised by its options, configuration and code. The
+            folder is rejected if anything else that verdicts depend on differs:
+            the data, an argument, the configuration, code or weights of the
+            model, the versions of tfsam, TensorFlow, Keras and Python, or the
+            kind of device.
         save_adversarial: Whether `workdir` also keeps the adversarial images.
             If a minimum-norm attack finds none within epsilon, x is kept.
         devices: Names of the devices that share the chunks, such as
@@ -193,6 +210,9 @@ def evaluate(
             whole budget instead of stopping at the first image that the
             surrogate misclassifies. Other attacks can do the same when
             `logits_fn.surrogate` is true.
+        transfer_attacks: A list as `attacks`, of attacks on the surrogate. Then
+            `attacks` are attacks on the model. Without it, `attacks` are
+            attacks on the surrogate if there is one.
         warm_start: Whether attacks that can (`pgd`) start from the image of the
             smaller epsilon. A warning names the other attacks. Results of
             attacks with different starts are not comparable.
@@ -213,15 +233,18 @@ def evaluate(
     Returns:
         A dict. `natural` is {`accuracy`, `n`, `interval`}. `warnings` is a
         list of {`warning`, `message`}, the signs of a misleading result.
-        `robust` is a list of rows, attack by attack and epsilon by epsilon in
-        the given order: {`attack`, `options`, `norm`, `epsilon`,
+        `robust` is a list of rows, attack by attack, norm by norm and epsilon
+        by epsilon in the given order: {`attack`, `options`, `norm`, `epsilon`,
         `epsilon_text`, `accuracy`, `n`, `interval`, `max_perturbation`,
         `inherited`, `attacked`, `forward_passes`, `gradient_passes`,
-        `nan_gradients`, `seconds`}.
+        `nan_gradients`, `seconds`}; an attack on a surrogate also has
+        `surrogate`, true.
 
         Accuracies are fractions of all n examples, and `interval` is Wilson's
         95 % interval. `inherited` counts the examples that a smaller epsilon
-        broke, and `attacked` the examples attacked at this epsilon. The passes
+        broke, including epsilons that `workdir` holds from before. `attacked`
+        counts the examples that were attacked when the row was measured: the
+        survivors of the smaller epsilons that were known then. The passes
         are means over them, None if the attack does not report them.
         `nan_gradients` counts gradients that were NaN or infinite; if there
         are any, the accuracy is not reliable. An ensemble's row also has
@@ -229,7 +252,16 @@ def evaluate(
         of AutoAttack `standard`, which is false for fewer than four classes.
         The row of a minimum-norm attack has `median_distance` over all
         examples: 0 for misclassified ones, None if at least half survive. If
-        an attack failed, its row has `error`, and `accuracy` is None.
+        an attack failed, its row has `error`, and `accuracy` is None. It is
+        tried again when the evaluation is resumed.
+
+        `worst_case` is a list, norm by norm and epsilon by epsilon, of
+        {`norm`, `epsilon`, `epsilon_text`, `accuracy`, `n`, `interval`,
+        `attacks`, `missing`, `upper_bound`}, where an example counts as robust
+        only if all attacks failed; see `tfsam.evaluation.worst_case.rows`. With
+        several norms, `union` is {`accuracy`, `n`, `interval`, `budgets`,
+        `missing`, `upper_bound`}, where all attacks failed at the largest
+        epsilon of every norm.
 
         With `diagnose`, a row has `diagnosis`, a list of {`indicator`,
         `message`, `remedy`, `count`}, the indicators of attack failure of
@@ -271,8 +303,10 @@ def evaluate(
         model=model,
         data=data,
         attacks=attacks,
+        transfer_attacks=transfer_attacks,
         norm=norm,
         epsilons=epsilons,
+        budgets=budgets,
         bounds=bounds,
         seed=seed,
         steps=steps,
@@ -303,23 +337,18 @@ def evaluate(
 
 def _plan(what: _What, how: _How, where: _Where) -> Plan:
     """Checks the arguments and reads the data."""
-    norm = geometry.check_norm(what.norm)
-    given = [
-        validators.check_number("epsilon", epsilon)
-        for epsilon in np.ravel(what.epsilons).tolist()
-    ]
     batch_size = validators.check_count("batch_size", how.batch_size, 1)
     seed = validators.check_count("seed", what.seed)
     bounds = validators.check_interval("bounds", what.bounds)
-    for epsilon in given:
-        validators.check_budget(epsilon, norm, bounds)
+    given = _budgets(what, bounds)
     if where.save_adversarial and where.workdir is None:
         raise ValueError(
             "save_adversarial needs a workdir to save to. Received: none"
         )
-    entries = entries_of(what.attacks)
-    if what.warm_start and given:
-        cold = _cold(entries, [norm], given[0], bounds)
+    entries = _entries(what)
+    if what.warm_start and any(given.values()):
+        norms = [norm for norm, epsilons in given.items() if epsilons]
+        cold = _cold(entries, norms, given[norms[0]][0], bounds)
         if cold:
             warnings.warn(
                 f"{', '.join(cold)} cannot start from an image: warm_start "
@@ -333,27 +362,52 @@ def _plan(what: _What, how: _How, where: _Where) -> Plan:
     return Plan(
         data=data,
         entries=entries,
-        norm=norm,
-        epsilons=sorted(set(given)),
+        budgets=given,
         bounds=bounds,
         seed=seed,
         size=size,
         warm_start=what.warm_start,
         keep_images=where.save_adversarial,
-        transfer=what.surrogate is not None,
         diagnose=how.diagnose,
-        given=given,
     )
+
+
+def _budgets(what: _What, bounds: Bounds) -> Budgets:
+    """Returns the epsilons of each norm."""
+    if what.budgets is None:
+        return balls.parse({what.norm: what.epsilons}, bounds)
+    if what.norm != "linf" or what.epsilons is not _EPSILONS:
+        raise ValueError(
+            "budgets takes the place of norm and epsilons: leave them out. "
+            f"Received: norm={what.norm}, epsilons={what.epsilons}, "
+            f"budgets={what.budgets}"
+        )
+    return balls.parse(what.budgets, bounds)
+
+
+def _entries(what: _What) -> list[Entry]:
+    """Returns the attacks on the model, and those on the surrogate."""
+    entries = entries_of(what.attacks)
+    transfers = entries_of(what.transfer_attacks)
+    if what.surrogate is None and transfers:
+        raise ValueError(
+            "transfer_attacks are attacks on a surrogate: pass one as "
+            f"surrogate. Received: transfer_attacks={what.transfer_attacks}, "
+            "surrogate=None"
+        )
+    if what.surrogate is not None and not transfers:
+        entries, transfers = [], entries
+    return [*entries, *(entry._replace(transfer=True) for entry in transfers)]
 
 
 def _models(what: _What, how: _How, data: Data) -> _Models:
     """Loads the model and the surrogate."""
     judge = _load(what, what.model, what.pixels, how, data)
     classes = count_classes(judge, data.x[:1])
-    source = judge
+    surrogate = None
     if what.surrogate is not None:
-        source = _load_surrogate(what, how, classes, data)
-    return _Models(judge, source, classes)
+        surrogate = _load_surrogate(what, how, classes, data)
+    return _Models(judge, surrogate, classes)
 
 
 def _load(
@@ -391,36 +445,41 @@ def _record(
     plan: Plan, models: _Models, what: _What, how: _How, where: _Where
 ) -> verdicts.Record:
     """Opens the record of the evaluation, or makes a new one."""
-    header = {
-        "schema": verdicts.SCHEMA,
+    header: headers.Header = {
+        "schema": headers.SCHEMA,
         "n": len(plan.data.x),
         "classes": models.classes,
         "batch_size": plan.size,
-        "norm": plan.norm,
-        "epsilons": list(plan.given),
         "bounds": None if plan.bounds is None else list(plan.bounds),
         "seed": plan.seed,
         "adversarial": plan.keep_images,
         "warm_start": plan.warm_start,
         # With a workdir, the surrogate's description replaces this.
-        "surrogate": "not described" if plan.transfer else None,
+        "surrogates": [] if models.surrogate is None else [None],
         "attacks": [
-            {"name": e.name, "options": cache_key.plain_options(e.options)}
-            for e in plan.entries
+            {
+                "name": entry.name,
+                "options": cache_key.plain_options(entry.options),
+                "surrogate": 0 if entry.transfer else None,
+                "budgets": together([plan.budgets]),
+            }
+            for entry in plan.entries
         ],
     }
     origin = models.judge.origin or {}
     if origin.get("logits") == LOGARITHMS:
         header["logits"] = LOGARITHMS
-    if where.workdir is not None:
-        named = {"model": cache_key.Model(what.model, models.judge, where.name)}
-        if plan.transfer:
-            named["surrogate"] = cache_key.Model(
-                what.surrogate, models.source, where.surrogate_name
-            )
-        devices = known_devices(how.devices)
-        header = cache_key.described(header, plan, named, devices)
-    return verdicts.Record(header, where.workdir)
+    if where.workdir is None:
+        return verdicts.Record(header)
+    named = {"model": cache_key.Model(what.model, models.judge, where.name)}
+    if models.surrogate is not None:
+        named["surrogate"] = cache_key.Model(
+            what.surrogate, models.surrogate, where.surrogate_name
+        )
+    devices = known_devices(how.devices)
+    header = cache_key.described(header, plan, named, devices)
+    identify = [cache_key.identifier(entry, plan) for entry in plan.entries]
+    return verdicts.Record(header, where.workdir, identify)
 
 
 def _measured(
@@ -429,24 +488,30 @@ def _measured(
     """Measures the shard's chunks, and returns the result."""
     first, count = how.shard
     share = range(first, verdicts.chunk_count(record.header), count)
-    workers = [
-        _worker(device, plan, models) for device in known_devices(how.devices)
-    ]
-    measure_natural(plan, workers, record, share)
-    errors: dict[tuple[str, int], str] = {}
-    for number, entry in enumerate(plan.entries):
-        turn = Turn(
-            plan=plan,
-            entry=entry,
-            part=verdicts.part_of(number, entry.name),
-            record=record,
-            errors=errors,
-            strict=how.strict,
-            tell=teller(plan, entry, len(share), how.progress),
-        )
-        spread(workers, functools.partial(attack_chunk, turn), share)
-    kept_workers.keep(workers)
-    result = accuracies.result(record, share, errors)
+    workers = _workers(plan, models, how)
+    measure_natural(plan, workers[False], record, share)
+    if 0 in share:
+        _examine(plan, workers, record)
+    errors: dict[tuple[int, Budget], str] = {}
+    for number, entry in zip(record.numbers, plan.entries, strict=True):
+        for norm, epsilons in plan.budgets.items():
+            if not epsilons:
+                continue
+            turn = Turn(
+                plan=plan,
+                entry=entry,
+                number=number,
+                norm=norm,
+                record=record,
+                errors=errors,
+                strict=how.strict,
+                tell=teller(plan, entry, norm, len(share), how.progress),
+            )
+            work = functools.partial(attack_chunk, turn)
+            spread(workers[entry.transfer], work, share)
+    kept_workers.keep(workers[False])
+    asked = accuracies.Asked(record.numbers, plan.budgets)
+    result = accuracies.result(record, share, errors, asked)
     if how.diagnose:
         for row in result["robust"]:
             if "error" not in row:
@@ -457,23 +522,44 @@ def _measured(
     return result
 
 
-def _worker(device: str | None, plan: Plan, models: _Models) -> Worker:
-    """Returns a worker, if possible that of an earlier evaluation.
+def _workers(
+    plan: Plan, models: _Models, how: _How
+) -> dict[bool, list[Worker]]:
+    """Returns the workers that attack the model, and those of the surrogate.
 
-    A worker that attacks a surrogate is made anew.
+    Those of the model may be those of an earlier evaluation; a worker that
+    attacks a surrogate is made anew.
+
+    Returns:
+        A dict from `Entry.transfer` to workers, one for each device.
     """
-    example, judge = plan.data.x[:1], models.judge
+    example, classes = plan.data.x[:1], models.classes
+    facts = classes, example.shape, example.dtype, plan.size
 
-    def make(logits: Logits) -> Worker:
-        source = logits if models.source is judge else models.source
-        return make_worker(
-            device, logits, source, models.classes, example, plan.size
-        )
+    def worker(device: str | None) -> Worker:
+        def make(logits: Logits) -> Worker:
+            return make_worker(device, logits, classes, example, plan.size)
 
-    if models.source is not judge:
-        return make(judge)
-    facts = device, models.classes, example.shape, example.dtype, plan.size
-    return kept_workers.take(make, judge, facts)
+        return kept_workers.take(make, models.judge, (device, *facts))
+
+    found = {False: [worker(d) for d in known_devices(how.devices)]}
+    if models.surrogate is not None:
+        found[True] = [
+            on_surrogate(one, models.surrogate, classes, example, plan.size)
+            for one in found[False]
+        ]
+    return found
+
+
+def _examine(
+    plan: Plan, workers: Mapping[bool, list[Worker]], record: verdicts.Record
+) -> None:
+    """Examines the gradients of the models that are attacked."""
+    sources = {entry.transfer for entry in plan.entries}
+    # Without an attack, those of the surrogate if there is one.
+    for transfer in sorted(sources or {True in workers}):
+        place = record.surrogates[0] if transfer else None
+        measure_gradients(plan, workers[transfer][0], record, place)
 
 
 def check_warm_start(
@@ -512,11 +598,15 @@ def _cold(
 def merge(folders: Iterable[files.Path]) -> dict[str, Any]:
     """Combines the shards of an evaluation into its result.
 
+    Folders of the same model and data may also hold different attacks, epsilons
+    or norms.
+
     Args:
         folders: The `workdir` of each shard.
 
     Returns:
-        The result that `evaluate` returns for the whole evaluation. It has the
+        The result that `evaluate` returns for the whole evaluation, with all
+        attacks and budgets that the folders hold. It has the
         warning `mixed_shards` if shards were measured on other kinds of
         devices, with other versions of TensorFlow, Keras or Python, or with
         another `jit_compile`. If an attack failed in a shard, its rows have
@@ -570,16 +660,16 @@ def merge(folders: Iterable[files.Path]) -> dict[str, Any]:
 
 def _unmeasured(
     record: verdicts.Record, chunks: Sequence[int]
-) -> dict[tuple[str, int], str]:
-    """Returns a message for each attack and epsilon without all verdicts."""
+) -> dict[tuple[int, Budget], str]:
+    """Returns a message for each attack and budget without all verdicts."""
     errors = {}
     for number, attack in enumerate(record.header["attacks"]):
-        part = verdicts.part_of(number, attack["name"])
-        for index in range(len(set(record.header["epsilons"]))):
-            key = f"{index}/verdict"
-            failed = [c for c in chunks if key not in record.load(part, c)]
+        for budget in flat(attack["budgets"]):
+            part = verdicts.part_at(record.part(number), budget)
+            failed = [c for c in chunks if not record.load(part, c)]
             if failed:
-                errors[part, index] = f"failed or not run in chunk {failed[0]}"
+                message = f"failed or not run in chunk {failed[0]}"
+                errors[number, budget] = message
     return errors
 
 

@@ -1,12 +1,12 @@
 """Natural verdicts: the classification of examples that are not attacked.
 
-The first chunk is also used to examine the model; see `red_flags.py`.
+The first chunk is also used to examine the model, and the gradients of each
+model that is attacked; see `red_flags.py`.
 """
 
 import functools
 from collections.abc import Iterable
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.attack_probes import changes_of_loss
+from tfsam.evaluation.budgets import flat
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.workers import Worker
@@ -65,39 +66,59 @@ def _measure_chunk(
             "model must return finite logits. Received: NaN or infinity"
         )
     correct = outputs.argmax(axis=1) == plan.data.labels[indices]
-    found = {
-        "correct": correct,
-        "logits": outputs,
-        "transfer": np.array(plan.transfer),
-    }
+    found = {"correct": correct, "logits": outputs}
     if chunk == 0:  # Always the same chunk, whichever process measures it.
-        found |= _examined(plan, worker, indices, correct)
+        judge = worker.judge.function
+        found |= red_flags.probe_outputs(judge, x)
+        found["seen_range"] = np.array(
+            red_flags.seen_range(judge, plan.data.ends)
+        )
     record.save(NATURAL, chunk, found)
 
 
-def _examined(
-    plan: Plan, worker: Worker, indices: np.ndarray, correct: np.ndarray
-) -> dict[str, Any]:
-    """Returns facts about the model from which warnings are derived.
+def measure_gradients(
+    plan: Plan, worker: Worker, record: verdicts.Record, surrogate: int | None
+) -> None:
+    """Saves facts about the gradients that attacks of a model will follow.
+
+    The images are pushed to the bounds as far as the largest epsilon of any
+    norm allows. They are examined again if a larger one is added to the record.
 
     Args:
         plan: The plan of the evaluation.
-        worker: The worker that measures the chunk.
-        indices: Indices of the chunk's examples.
-        correct: Bool array, which of them are classified correctly.
+        worker: A worker whose source is the model.
+        record: The record, which holds the natural verdicts of the first chunk.
+        surrogate: Number of the surrogate in the record, or None for the model
+            that is evaluated.
     """
+    part = verdicts.gradients_of(surrogate)
+    reach = max((budget.epsilon for budget in flat(plan.budgets)), default=0.0)
+    held = record.load(part, 0)
+    found: dict[str, np.ndarray] = {}
+    indices = verdicts.chunk_indices(record.header, 0)
+    correct = record.load(NATURAL, 0)["correct"]
+    with tf.device(worker.device):
+        if plan.diagnose and "changes" not in held:
+            found["changes"] = changes_of_loss(plan, worker, indices[correct])
+        if float(held.get("reach", -1.0)) < reach:
+            found |= _gradients(plan, worker, indices, correct, reach)
+    if found:
+        record.save(part, 0, {**held, **found})
+
+
+def _gradients(
+    plan: Plan,
+    worker: Worker,
+    indices: np.ndarray,
+    correct: np.ndarray,
+    reach: float,
+) -> dict[str, np.ndarray]:
+    """Returns facts about the gradients of the examples of the first chunk."""
     batch = np.resize(indices, plan.size)
     x = plan.data.x[batch]
     right = np.zeros(plan.size, bool)
     right[: len(indices)] = correct
-    found = red_flags.probe_outputs(worker.judge.function, x)
-    found["seen_range"] = np.array(
-        red_flags.seen_range(worker.judge.function, plan.data.ends)
-    )
-    if plan.diagnose:
-        found["changes"] = changes_of_loss(plan, worker, indices[correct])
-    reach = max(plan.epsilons, default=0.0)
-    return found | red_flags.probe_gradients(
+    found = red_flags.probe_gradients(
         worker.source,
         x,
         plan.data.y[batch],
@@ -105,3 +126,4 @@ def _examined(
         worker.traceable,
         red_flags.pushed_to_bounds(x, plan.bounds, reach),
     )
+    return found | {"reach": np.array(reach)}

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -12,6 +11,9 @@ import numpy as np
 
 from tfsam import attacks as registry
 from tfsam.data.rows import Pixels
+from tfsam.evaluation.budgets import Budget
+from tfsam.evaluation.budgets import Budgets
+from tfsam.evaluation.budgets import ascending
 from tfsam.registries import ATTACKS
 from tfsam.support.factories import check_options
 
@@ -43,12 +45,14 @@ class Entry(NamedTuple):
             given by keyword.
         source: Origin of the name: "registry", "factory", or "named" if the
             user gave it.
+        transfer: Whether a surrogate is attacked in place of the model.
     """
 
     name: str
     options: dict[str, Any]
     make: Callable[..., Any]
     source: str = "registry"
+    transfer: bool = False
 
 
 class Plan(NamedTuple):
@@ -57,30 +61,37 @@ class Plan(NamedTuple):
     Attributes:
         data: The examples.
         entries: The attacks.
-        norm: "linf" or "l2".
-        epsilons: The budgets, ascending, without duplicates.
+        budgets: The epsilons of each norm, in the order of the results.
         bounds: (lowest, highest) value of a pixel, or None.
         seed: Integer >= 0.
         size: Number of examples in a chunk, which are attacked together.
         warm_start: Whether attacks start from the image of the smaller epsilon.
         keep_images: Whether the record holds the adversarial images.
-        transfer: Whether a surrogate is attacked in place of the model.
         diagnose: Whether the paths of attacks are recorded.
-        given: The budgets in the order of the results.
     """
 
     data: Data
     entries: list[Entry]
-    norm: str
-    epsilons: list[float]
+    budgets: Budgets
     bounds: tuple[float, float] | None
     seed: int
     size: int
     warm_start: bool
     keep_images: bool
-    transfer: bool = False
     diagnose: bool = False
-    given: Sequence[float] = ()
+
+    def epsilons(self, norm: str) -> list[float]:
+        """Returns the epsilons of a norm, ascending, without duplicates."""
+        return ascending(self.budgets)[norm]
+
+    def made(self, entry: Entry, budget: Budget) -> Any:
+        """Makes an attack for a budget.
+
+        Args:
+            entry: The attack.
+            budget: The budget.
+        """
+        return entry.make(**budget._asdict(), bounds=self.bounds)
 
 
 def entries_of(attacks: Any) -> list[Entry]:

@@ -4,11 +4,12 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tfsam.evaluation.accuracies import epsilon_text
+from tfsam.evaluation.budgets import epsilon_text
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.verdicts import STANDS
@@ -24,6 +25,7 @@ _INTERVAL = 5
 def teller(
     plan: Plan,
     entry: Entry,
+    norm: str,
     chunks: int,
     progress: Callable[[str], Any] | None,
 ) -> Callable[..., None]:
@@ -32,26 +34,28 @@ def teller(
     Args:
         plan: The plan of the evaluation.
         entry: The attack.
+        norm: The norm in which it searches.
         chunks: Number of chunks that this process evaluates.
         progress: Function that takes a line of text, or None.
 
     Returns:
-        A function `tell(index, verdict, stage=None)`, to be called with the
-        number of the epsilon and the verdicts of a chunk when the chunk is
+        A function `tell(epsilon, verdict, stage=None)`, to be called with the
+        epsilon and the verdicts of a chunk when the chunk is
         done. After a stage of an ensemble, `stage` is its name. If nothing was
         measured, it is `LOADED` or `FAILED`.
     """
     lock = threading.Lock()
-    log = _Log(plan, entry, chunks * len(plan.epsilons), progress or str)
+    epsilons = plan.epsilons(norm)
+    log = _Log(f"{entry.name} {norm}", epsilons, chunks, progress or str)
 
-    def tell(index: int, verdict: np.ndarray, stage: Any = None) -> None:
+    def tell(epsilon: float, verdict: np.ndarray, stage: Any = None) -> None:
         if progress is None:
             return
         with lock:
             if stage is None or stage in (LOADED, FAILED):
-                log.chunk(index, verdict, stage)
+                log.chunk(epsilon, verdict, stage)
             else:
-                log.stage(index, verdict, stage)
+                log.stage(epsilon, verdict, stage)
 
     return tell
 
@@ -60,41 +64,41 @@ class _Log:
     """The progress of an attack.
 
     Args:
-        plan: The plan of the evaluation.
-        entry: The attack.
-        total: Number of chunks times number of epsilons.
+        name: Name of the attack, and its norm.
+        epsilons: The epsilons, ascending.
+        chunks: Number of chunks.
         progress: Function that takes a line of text.
     """
 
     def __init__(
         self,
-        plan: Plan,
-        entry: Entry,
-        total: int,
+        name: str,
+        epsilons: Sequence[float],
+        chunks: int,
         progress: Callable[[str], Any],
     ) -> None:
-        self._plan, self._total, self._progress = plan, total, progress
-        self._name = f"{entry.name} {plan.norm}"
+        self._name, self._progress = name, progress
+        self._total = chunks * len(epsilons)
         self._started = self._logged = time.perf_counter()
         self._done = self._measured = 0
         # Survivors and examples seen.
-        self._counts = {epsilon: [0, 0] for epsilon in plan.epsilons}
+        self._counts = {epsilon: [0, 0] for epsilon in epsilons}
         self._failed: set[float] = set()
 
-    def stage(self, index: int, verdict: np.ndarray, stage: str) -> None:
+    def stage(self, epsilon: float, verdict: np.ndarray, stage: str) -> None:
         """Logs the end of an ensemble's stage in a chunk, if it is time to."""
         if time.perf_counter() - self._logged > _INTERVAL:
             self._logged = time.perf_counter()
-            epsilon = epsilon_text(self._plan.epsilons[index])
             self._progress(
-                f"{self._name} {epsilon}: after {stage} "
+                f"{self._name} {epsilon_text(epsilon)}: after {stage} "
                 f"{(verdict == STANDS).sum()} of {len(verdict)} survive in "
                 "this chunk"
             )
 
-    def chunk(self, index: int, verdict: np.ndarray, source: object) -> None:
+    def chunk(
+        self, epsilon: float, verdict: np.ndarray, source: object
+    ) -> None:
         """Logs that a chunk is done at an epsilon, if it is time to."""
-        epsilon = self._plan.epsilons[index]
         self._done += 1
         if source is FAILED:
             self._failed.add(epsilon)

@@ -272,12 +272,16 @@ def pushed_to_bounds(
     return pushed.astype(x.dtype)
 
 
-def of_model(found: Sequence[Arrays]) -> list[Flag]:
+def of_model(
+    found: Sequence[Arrays], gradients: Sequence[Arrays]
+) -> list[Flag]:
     """Returns the warnings about a model.
 
     Args:
-        found: Results of `probe_outputs`, `seen_range` and `probe_gradients`,
-            a dict for each chunk that was examined.
+        found: Results of `probe_outputs` and `seen_range`, a dict for each
+            chunk that was examined.
+        gradients: Results of `probe_gradients`, a dict for each model that is
+            attacked.
 
     Returns:
         A list of {`warning`, `message`}.
@@ -285,7 +289,7 @@ def of_model(found: Sequence[Arrays]) -> list[Flag]:
     return [
         *_of_outputs(found),
         *_of_range(found),
-        *_of_gradients(found),
+        *_of_gradients(gradients),
     ]
 
 
@@ -293,7 +297,7 @@ def of_logits(found: Sequence[Arrays], kind: str | None) -> list[Flag]:
     """Returns the warnings about logits that are logarithms of probabilities.
 
     Args:
-        found: As in `of_model`.
+        found: The `gradients` of `of_model`.
         kind: How the logits came about; see `tfsam.models.inspect`.
     """
     if kind != LOGARITHMS:

@@ -2,36 +2,37 @@
 
 A record is a folder of small files, each of which is written atomically: a
 header, the cache key that describes the evaluation, and a file for each chunk
-of examples, for natural accuracy and for each attack. Chunks that have a file
-are not measured again. Processes that evaluate different chunks may share a
+of examples, for natural accuracy and for each attack at each budget, such as
+"00-pgd/linf-0.1/000000.npz". Chunks that have a file are not measured again.
+
+A record grows: another attack, epsilon or norm is added to the header, and only
+what is new is measured. Processes that evaluate different chunks may share a
 folder, or use a folder each.
 """
 
 import json
 import pathlib
 import re
-from collections.abc import Collection
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tfsam.models import fingerprints
+from tfsam import geometry
+from tfsam.evaluation import headers
+from tfsam.evaluation import old_records
+from tfsam.evaluation.budgets import Budget
+from tfsam.evaluation.budgets import flat
+from tfsam.evaluation.budgets import folder_name
+from tfsam.evaluation.headers import Header
 from tfsam.support import files
-from tfsam.support import identity
 
 __all__ = ["MISCLASSIFIED", "NATURAL", "STANDS", "load"]
 
-Header = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
-
-# Version of the header. Records of tfsam 0.1.0 have schema 1. They can be read
-# and merged, but do not describe the evaluation well enough to be resumed.
-SCHEMA = 2
-
-# Entries of the header that change verdicts through rounding errors only.
-_OF_ROUNDING = ("devices", "versions", "jit_compile")
 
 # The verdict of an example: it survives; it is misclassified without an attack;
 # or the number of the attack's stage that broke it, from 1.
@@ -41,6 +42,9 @@ MISCLASSIFIED = 0
 # The part of a record that holds the natural verdicts.
 NATURAL = "natural"
 
+# Parts of a record that hold the gradients of models; see `natural.py`.
+_GRADIENTS = "gradients"
+
 
 class Record:
     """The verdicts of an evaluation.
@@ -48,6 +52,13 @@ class Record:
     Args:
         header: The cache key of the evaluation, of JSON types.
         folder: Folder that keeps the record, or None to keep it in memory.
+        identify: For each attack of the header, a function that describes it at
+            any budget, by which a held record's attacks are recognised.
+
+    Attributes:
+        header: The cache key of everything that the record holds.
+        numbers: Number of each of the evaluation's attacks in the record.
+        surrogates: Number of each of its surrogates.
 
     Raises:
         tfsam.support.files.Unusable: If the folder holds the record of another
@@ -55,31 +66,49 @@ class Record:
     """
 
     def __init__(
-        self, header: Mapping[str, Any], folder: files.Path | None = None
+        self,
+        header: Mapping[str, Any],
+        folder: files.Path | None = None,
+        identify: Sequence[headers.Identify] | None = None,
     ) -> None:
         self.header: Header = json.loads(json.dumps(header))
         self.folder = None if folder is None else pathlib.Path(folder)
+        self.numbers = list(range(len(self.header["attacks"])))
+        self.surrogates = list(range(len(self.header["surrogates"])))
         self._parts: dict[tuple[str, int], Arrays] = {}
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        held = files.read_json(self.folder / "record.json")
+        # Another process may add an attack at the same time.
+        with files.locked(self.folder):
+            self._open(self.folder, identify)
+        for pattern in ("", "*/", "*/*/"):
+            found = self.folder.glob(pattern) if pattern else [self.folder]
+            for path in [p for f in found for p in files.leftovers(f)]:
+                files.remove(path)
+
+    def _open(
+        self,
+        folder: pathlib.Path,
+        identify: Sequence[headers.Identify] | None,
+    ) -> None:
+        """Adds the header to the folder's, or writes the first one."""
+        path = folder / "record.json"
+        held = files.read_json(path)
         if held is None:
-            if any(self.folder.glob("*/[0-9]*.npz")):
+            if _holds_verdicts(folder):
                 raise files.Unusable(
                     "the folder's record.json is missing or damaged, so it is "
                     "unknown which evaluation its verdicts belong to. "
-                    f"Received: {self.folder}"
+                    f"Received: {folder}"
                 )
-            files.write_json(self.folder / "record.json", self.header)
-        else:
-            _check_same(held, self.header, self.folder)
-            completed = _completed(held, self.header)
-            if completed != held:
-                files.write_json(self.folder / "record.json", completed)
-        for folder in [self.folder, *self.folder.glob("*/")]:
-            for path in files.leftovers(folder):
-                files.remove(path)
+            files.write_json(path, self.header)
+            return
+        headers.check_same(held, self.header, folder)
+        found = headers.grown(held, self.header, identify)
+        if found.header != held:
+            files.write_json(path, found.header)
+        self.header, self.numbers, self.surrogates = found
 
     def load(self, part: str, chunk: int) -> Arrays:
         """Returns the saved arrays of a chunk by name; an empty dict if none.
@@ -87,7 +116,7 @@ class Record:
         Images are left out.
 
         Args:
-            part: `NATURAL`, or `part_of` an attack.
+            part: `NATURAL`, or a result of `part_at`.
             chunk: Number of the chunk.
         """
         if (part, chunk) not in self._parts and self.folder is not None:
@@ -99,24 +128,100 @@ class Record:
         """Saves the arrays of a chunk.
 
         Args:
-            part: `NATURAL`, or `part_of` an attack.
+            part: `NATURAL`, or a result of `part_at`.
             chunk: Number of the chunk.
             arrays: Arrays by name. They replace those that were saved before.
         """
         if self.folder is not None:
             path = _path(self.folder, part, chunk)
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             files.write_arrays(path, arrays)
             # Images are kept on disk only.
             arrays = {k: v for k, v in arrays.items() if not is_image(k)}
         self._parts[part, chunk] = arrays
+
+    def part(self, number: int) -> str:
+        """Returns the part of an attack.
+
+        Args:
+            number: Number of the attack in the record.
+        """
+        return part_of(number, self.header["attacks"][number]["name"])
+
+    def epsilons(self, number: int, norm: str) -> list[float]:
+        """Returns the epsilons that the record may hold, ascending.
+
+        Args:
+            number: Number of the attack in the record.
+            norm: The norm.
+        """
+        budgets = self.header["attacks"][number]["budgets"]
+        return sorted(set(budgets.get(norm, ())))
+
+    def held(
+        self, number: int, budget: Budget, chunks: Iterable[int]
+    ) -> list[Arrays]:
+        """Returns an attack's arrays; an empty list if a chunk is absent.
+
+        Args:
+            number: Number of the attack in the record.
+            budget: The budget.
+            chunks: Numbers of the chunks.
+        """
+        part = part_at(self.part(number), budget)
+        found = [self.load(part, chunk) for chunk in chunks]
+        return found if all("verdict" in arrays for arrays in found) else []
+
+    def verdicts(
+        self, number: int, norm: str, chunks: Sequence[int]
+    ) -> Iterator[tuple[Budget, list[Arrays], np.ndarray]]:
+        """Yields an attack's verdicts in a norm, epsilon by epsilon, ascending.
+
+        An example that a smaller epsilon breaks stays broken, also where the
+        smaller epsilon was added to the record later.
+
+        Args:
+            number: Number of the attack in the record.
+            norm: The norm.
+            chunks: Numbers of the chunks. Epsilons of which one is absent are
+                left out.
+
+        Yields:
+            (budget, held, verdict): the arrays of each chunk, and the verdicts
+            of all of them, an int8 array (n,).
+        """
+        before: np.ndarray | None = None
+        for epsilon in self.epsilons(number, norm):
+            budget = Budget(norm, epsilon)
+            held = self.held(number, budget, chunks)
+            if held:
+                verdict = np.concatenate([arrays["verdict"] for arrays in held])
+                if before is not None:
+                    verdict = inherited(verdict, before)
+                before = verdict
+                yield budget, held, verdict
+
+
+def inherited(verdict: np.ndarray, smaller: np.ndarray) -> np.ndarray:
+    """Returns verdicts that include those at a smaller epsilon.
+
+    Args:
+        verdict: Int8 array (n,), the verdicts at an epsilon.
+        smaller: Int8 array (n,), the verdicts at a smaller epsilon.
+
+    Example:
+        >>> inherited(np.array([-1, 1, -1]), np.array([2, 2, -1])).tolist()
+        [2, 2, -1]
+    """
+    return np.where(smaller == STANDS, verdict, smaller)
 
 
 def merged(folders: Iterable[files.Path]) -> tuple[Record, list[str]]:
     """Merges the records of several processes into one, in memory.
 
     Args:
-        folders: The folders of records of the same evaluation.
+        folders: The folders of records of the same model and data. They may
+            hold different attacks and budgets.
 
     Returns:
         (record, mixed): the `Record`, and the entries of the header in which
@@ -129,40 +234,101 @@ def merged(folders: Iterable[files.Path]) -> tuple[Record, list[str]]:
     """
     record: Record | None = None
     mixed: set[str] = set()
-    for folder in map(pathlib.Path, folders):
-        header = files.read_json(folder / "record.json")
-        if header is None or not _is_header(header):
-            raise ValueError(
-                f"a shard must be the folder of a record. Received: {folder}"
-            )
+    for folder in [p for f in folders for p in _records_in(pathlib.Path(f))]:
+        header = _read_header(folder)
         if record is None:
-            record = Record(header)
-        mixed |= _check_same(header, record.header, folder, _OF_ROUNDING)
-        for path in sorted(folder.glob("*/[0-9]*.npz")):
-            arrays = _read_arrays(path)
-            key = path.parent.name, int(path.stem)
-            # If an attack failed in a shard, another one may have more.
-            if len(arrays) >= len(record.load(*key)):
-                record.save(*key, arrays)
+            record = Record(header | {"attacks": [], "surrogates": []})
+        mixed |= headers.check_same(
+            header, record.header, folder, headers.OF_ROUNDING
+        )
+        found = headers.grown(record.header, header)
+        record.header = found.header
+        for part, chunk, arrays in _chunks(folder, header):
+            place = _renumbered(part, header, record, found)
+            if place and _is_newer(arrays, record.load(place, chunk)):
+                record.save(place, chunk, arrays)
     if record is None:
         raise ValueError("merge needs folders. Received: none")
     return record, sorted(mixed)
 
 
-def load(folder: files.Path) -> dict[tuple[str, float], np.ndarray]:
+def _records_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folders of records that a folder stands for.
+
+    A run of tfsam 0.1.0 has a record for each norm, in folders beside each
+    other. Its successors have one record, of which "folder/linf" is a part.
+    """
+    if not (folder / "record.json").exists():
+        paths = [folder / norm for norm in geometry.NORMS]
+        return [p for p in paths if (p / "record.json").exists()] or [folder]
+    return [folder]
+
+
+def _read_header(folder: pathlib.Path) -> Header:
+    header = files.read_json(folder / "record.json")
+    if header is not None and old_records.is_old(header):
+        header = old_records.converted(header)
+    if header is None or not headers.is_header(header):
+        raise ValueError(
+            f"a shard must be the folder of a record. Received: {folder}"
+        )
+    return header
+
+
+def _chunks(
+    folder: pathlib.Path, header: Header
+) -> Iterator[tuple[str, int, Arrays]]:
+    """Yields (part, number of the chunk, arrays) of all files of a record."""
+    for path in sorted(folder.rglob("[0-9]*.npz")):
+        part = path.parent.relative_to(folder).as_posix()
+        arrays = _read_arrays(path)
+        for name, found in old_records.parts_of(header, part, arrays):
+            yield name, int(path.stem), found
+
+
+def _renumbered(
+    part: str, header: Header, record: Record, found: headers.Grown
+) -> str | None:
+    """Returns the part of a merged record for a part of one of the records.
+
+    A part that the header does not name is left out.
+    """
+    first, _, rest = part.partition("/")
+    for number, place in enumerate(found.numbers):
+        if first == part_of(number, header["attacks"][number]["name"]):
+            return f"{record.part(place)}/{rest}"
+    for number, place in enumerate(found.surrogates):
+        if part == gradients_of(number):
+            return gradients_of(place)
+    return part if part in (NATURAL, gradients_of(None)) else None
+
+
+def _is_newer(arrays: Arrays, held: Arrays) -> bool:
+    """Returns whether arrays replace others of the same part and chunk."""
+    if not held:
+        return bool(arrays)
+    # The gradients of the largest epsilon.
+    return float(arrays.get("reach", 0.0)) > float(held.get("reach", 0.0))
+
+
+def load(folder: files.Path) -> dict[Any, np.ndarray]:
     """Loads the verdicts of a record, example by example.
 
     Args:
         folder: The `workdir` of an evaluation.
 
     Returns:
-        A dict from (attack, epsilon) to an int8 array (n,). An entry is -1
+        A dict from (attack, epsilon), or from (attack, norm, epsilon) if the
+        record has several norms, to an int8 array (n,). An entry is -1
         (`STANDS`) for a survivor, 0 (`MISCLASSIFIED`) for an example that is
         misclassified without an attack, or the number of the stage, from 1,
         that broke the example at this epsilon or a smaller one. An attack is
         identified by its name, or by its part of the record ("01-pgd") if two
         attacks have the same name. Epsilons that are not completely measured
         are absent.
+
+        Of a run's record "evaluation", the folder "evaluation/linf" stands for
+        the verdicts in l-inf alone, as in runs of tfsam 0.1.0.
 
     Raises:
         ValueError: If the folder holds no record.
@@ -185,21 +351,31 @@ def load(folder: files.Path) -> dict[tuple[str, float], np.ndarray]:
         >>> float(survives.mean()) == result["robust"][0]["accuracy"]
         True
     """
-    record, _ = merged([folder])
-    header, found = record.header, {}
-    names = [attack["name"] for attack in header["attacks"]]
+    path, only = pathlib.Path(folder), None
+    if path.name in geometry.NORMS and not path.exists():
+        path, only = path.parent, path.name
+    record, _ = merged([path])
+    names = [attack["name"] for attack in record.header["attacks"]]
+    chunks = range(chunk_count(record.header))
+    norms = [only] if only else norms_of(record.header)
+    found = {}
     for number, name in enumerate(names):
-        part = part_of(number, name)
-        label = name if names.count(name) == 1 else part
-        for index, epsilon in enumerate(sorted(set(header["epsilons"]))):
-            columns = [
-                record.load(part, chunk).get(f"{index}/verdict")
-                for chunk in range(chunk_count(header))
-            ]
-            measured = [column for column in columns if column is not None]
-            if len(measured) == len(columns):
-                found[label, epsilon] = np.concatenate(measured)
+        label = name if names.count(name) == 1 else record.part(number)
+        for norm in norms:
+            for budget, _, verdict in record.verdicts(number, norm, chunks):
+                key = budget if len(norms) > 1 else budget[1:]
+                found[label, *key] = verdict
     return found
+
+
+def norms_of(header: Mapping[str, Any]) -> list[str]:
+    """Returns the norms of a record, in the order in which they were added.
+
+    Args:
+        header: The header of the record.
+    """
+    budgets = [b for a in header["attacks"] for b in flat(a["budgets"])]
+    return list(dict.fromkeys(budget.norm for budget in budgets))
 
 
 def part_of(number: int, name: str) -> str:
@@ -215,6 +391,34 @@ def part_of(number: int, name: str) -> str:
     """
     slug = re.sub(r"[^a-zA-Z0-9_.-]+", "-", name)
     return f"{number:02d}-{slug[:200]}"
+
+
+def part_at(part: str, budget: Budget) -> str:
+    """Returns the name of an attack's part at a budget.
+
+    Args:
+        part: The attack's part.
+        budget: The budget.
+
+    Example:
+        >>> part_at("01-pgd", Budget("linf", 0.1))
+        '01-pgd/linf-0.1'
+    """
+    return f"{part}/{folder_name(budget)}"
+
+
+def gradients_of(surrogate: int | None) -> str:
+    """Returns the name of the part that holds the gradients of a model.
+
+    Args:
+        surrogate: Number of the surrogate, or None for the model.
+
+    Example:
+        >>> gradients_of(None), gradients_of(0)
+        ('gradients/model', 'gradients/surrogate-00')
+    """
+    name = "model" if surrogate is None else f"surrogate-{surrogate:02d}"
+    return f"{_GRADIENTS}/{name}"
 
 
 def chunk_count(header: Mapping[str, Any]) -> int:
@@ -243,27 +447,14 @@ def is_image(name: str) -> bool:
     Args:
         name: Name of the array.
     """
-    return name.endswith("/adversarial")
+    return name.rpartition("/")[2] == "adversarial"
 
 
-def _is_header(header: Mapping[str, Any]) -> bool:
-    """Returns whether a JSON object has the entries that `load` reads."""
-    kinds: dict[str, type] = {
-        **dict.fromkeys(("n", "batch_size", "classes"), int),
-        **dict.fromkeys(("attacks", "epsilons"), list),
-        "norm": str,
-    }
-    return (
-        all(type(header.get(key)) is kind for key, kind in kinds.items())
-        and min(header["n"], header["batch_size"]) > 0
-        and all(type(epsilon) is float for epsilon in header["epsilons"])
-        and all(
-            type(attack) is dict
-            and type(attack.get("name")) is str
-            and type(attack.get("options")) is dict
-            for attack in header["attacks"]
-        )
-    )
+def _holds_verdicts(folder: pathlib.Path) -> bool:
+    """Returns whether a folder without a header holds files of a record."""
+    patterns = (f"{NATURAL}/[0-9]*.npz", "[0-9]*-*/[0-9]*.npz")
+    below = (f"{_GRADIENTS}/*/[0-9]*.npz", "[0-9]*-*/*/[0-9]*.npz")
+    return any(any(folder.glob(p)) for p in (*patterns, *below))
 
 
 def _path(folder: pathlib.Path, part: str, chunk: int) -> pathlib.Path:
@@ -279,136 +470,3 @@ def _read_arrays(path: pathlib.Path) -> Arrays:
     except Exception:
         # A file can be damaged in many ways; the chunk is measured again.
         return {}
-
-
-def _check_same(
-    held: Header,
-    header: Header,
-    folder: pathlib.Path,
-    allowed: Collection[str] = (),
-) -> set[str]:
-    """Checks that two headers describe the same evaluation.
-
-    Args:
-        held: Header of the record in the folder.
-        header: Header of the evaluation.
-        folder: Folder of the record.
-        allowed: Entries that may differ, except for tfsam's version.
-
-    Returns:
-        The allowed entries that differ.
-
-    Raises:
-        tfsam.support.files.Unusable: If other entries differ. The message lists
-            them.
-    """
-    if held.get("schema") != header.get("schema"):
-        raise files.Unusable(
-            f"{folder} holds a record of another version of tfsam, which "
-            "cannot be resumed: choose another folder. "
-            f"Received: schema={header.get('schema')} "
-            f"(it has {held.get('schema')})"
-        )
-    changes, accepted = [], set()
-    for key in {**held, **header}:
-        new, old = header.get(key), held.get(key)
-        if _same(key, new, old) or _not_comparable(key, held, header):
-            continue
-        new, old = _differing(new, old)
-        if key in allowed and not any("tfsam" in part for part in new):
-            accepted.add(key)
-        elif key.endswith("_sketch"):
-            changes.append(f"{key}=other logits or gradients")
-        else:
-            changes.append(f"{key}={_shown(new)} (it has {_shown(old)})")
-    if changes:
-        raise files.Unusable(
-            f"{folder} holds the record of another evaluation; choose another "
-            f"folder. Received: {', '.join(changes)}"
-        )
-    return accepted
-
-
-def _not_comparable(key: str, held: Header, header: Header) -> bool:
-    """Returns whether a difference follows from that of the examples."""
-    return key.endswith("_sketch") and held.get("data") != header.get("data")
-
-
-def _same(key: str, new: Any, old: Any) -> bool:
-    if key.endswith("_sketch"):
-        return fingerprints.alike(new, old)
-    if key == "attacks" and len(new or ()) == len(old or ()):
-        return all(map(_same_attack, new, old))
-    return _text(new) == _text(old)
-
-
-def _same_attack(new: Header, old: Header) -> bool:
-    """Returns whether two attacks are equal at all epsilons of both."""
-    parts, others = new.get("identity"), old.get("identity")
-    if parts and others:  # Both are None without epsilons.
-        count = max(len(parts), len(others))
-        if not {len(parts), len(others)} <= {1, count}:
-            return False
-        pairs = zip(
-            _repeated(parts, count), _repeated(others, count), strict=True
-        )
-        if any(None not in p and _text(p[0]) != _text(p[1]) for p in pairs):
-            return False
-    return _text(new | {"identity": None}) == _text(old | {"identity": None})
-
-
-def _repeated(parts: list[Any], count: int) -> list[Any]:
-    return parts * (count // len(parts))
-
-
-def _completed(held: Header, header: Header) -> Header:
-    """Adds the attacks that could not be made before to the held header."""
-    attacks = []
-    for old, new in zip(held["attacks"], header["attacks"], strict=True):
-        parts, others = old.get("identity") or [], new.get("identity") or []
-        unknown = None in parts and None not in others
-        attacks.append(new if unknown else old)
-    return held | {"attacks": attacks}
-
-
-def _differing(new: Any, old: Any) -> tuple[Header, Header]:
-    """Returns the parts of two values that differ, by name."""
-    new, old = _by_name(new), _by_name(old)
-    if not isinstance(new, dict) or not isinstance(old, dict):
-        return {"": new}, {"": old}
-    found: tuple[Header, Header] = {}, {}
-    for key in {**new, **old}:
-        if _text(new.get(key)) != _text(old.get(key)):
-            name = "" if key in ("identity", "0") else key
-            for parts, part in zip(
-                found, _differing(new.get(key), old.get(key)), strict=True
-            ):
-                for inner, value in part.items():
-                    parts[f"{name} {inner}".strip()] = value
-    return found
-
-
-def _by_name(values: Any) -> Any:
-    """Converts a list of dicts to a dict, by their names or numbers."""
-    if not isinstance(values, list) or not values:
-        return values
-    if not all(isinstance(part, dict) for part in values):
-        return values
-    names = [str(part.get("name", n)) for n, part in enumerate(values)]
-    if len(set(names)) < len(names):
-        names = [f"{n} {name}" for n, name in enumerate(names)]
-    return dict(zip(names, values, strict=True))
-
-
-def _shown(parts: Header) -> str:
-    return ", ".join(
-        f"{name} {identity.digest(value)}".strip()
-        if isinstance(value, dict)
-        else f"{name} {value}".strip()
-        for name, value in parts.items()
-    )
-
-
-def _text(value: Any) -> str:
-    # As JSON, 1, 1.0 and True differ, although they are equal in Python.
-    return json.dumps(value, sort_keys=True)

@@ -97,39 +97,65 @@ def kinds_of(devices: Iterable[str | None]) -> str:
 def make_worker(
     device: str | None,
     logits: Logits,
-    source: Logits,
     classes: int,
     example: np.ndarray,
     most: int | None = None,
 ) -> Worker:
-    """Puts the models on a device.
+    """Puts a model on a device, to be attacked and to judge the images.
 
     Args:
         device: Name of the device, None for TensorFlow's own choice.
-        logits: The model that is evaluated.
-        source: The model that is attacked: `logits` itself, or a surrogate.
-        classes: Number of logits of both.
+        logits: The model.
+        classes: Number of its logits.
         example: Float array (1, ...), an example.
         most: Number of examples that the network may process together, or None.
     """
     with tf.device(device):
-        shape = example.shape[1:]
-        judge = for_evaluation(logits, classes, shape, device)
-        transferred = source is not logits
-        if transferred:
-            source = for_evaluation(source, classes, shape, device)
-        else:
-            source = judge
+        judge = for_evaluation(logits, classes, example.shape[1:], device)
         judged = traceable(judge, example)
+        predict = traced(judge.predict) if judged else _eagerly(judge)
+        source = _attacked(judge, judged, classes, most)
+    return Worker(device, judge, source, predict, judged, judged, {}, {})
+
+
+def on_surrogate(
+    worker: Worker,
+    surrogate: Logits,
+    classes: int,
+    example: np.ndarray,
+    most: int | None = None,
+) -> Worker:
+    """Returns a worker that attacks a surrogate, and has the same judge.
+
+    Args:
+        worker: The worker of the model that is evaluated.
+        surrogate: The surrogate.
+        classes: Number of its logits.
+        example: Float array (1, ...), an example.
+        most: Number of examples that the network may process together, or None.
+    """
+    shape, device = example.shape[1:], worker.device
+    with tf.device(device):
+        source = for_evaluation(surrogate, classes, shape, device)
         attackable = traceable(source, example)
-        if not attackable:  # Blocks would be traced.
-            source = Logits(source.function, classes=classes)
-        if transferred:
-            source = source.as_surrogate()
-        source.most = most
-        source.count_passes()
-    predict = traced(judge.predict) if judged else _eagerly(judge)
-    return Worker(device, judge, source, predict, judged, attackable, {}, {})
+        source = source.as_surrogate()
+        source = _attacked(source, attackable, classes, most)
+    return worker._replace(
+        source=source, traceable=attackable, runs={}, recorders={}
+    )
+
+
+def _attacked(
+    source: Logits, attackable: bool, classes: int, most: int | None
+) -> Logits:
+    """Returns the model as attacks see it, which counts passes."""
+    if not attackable:  # Blocks would be traced.
+        surrogate = source.surrogate
+        source = Logits(source.function, classes=classes)
+        source = source.as_surrogate() if surrogate else source
+    source.most = most
+    source.count_passes()
+    return source
 
 
 def _eagerly(judge: Logits) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:

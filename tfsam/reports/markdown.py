@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
-from tfsam.evaluation.accuracies import epsilon_text
+from tfsam.evaluation.budgets import epsilon_text
 from tfsam.reports import diagnoses
 from tfsam.reports.results import attack_name
 from tfsam.reports.results import bound_in_words

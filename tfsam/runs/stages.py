@@ -18,7 +18,6 @@ import tensorflow as tf
 
 from tfsam import attacks
 from tfsam import data
-from tfsam import geometry
 from tfsam import registries
 from tfsam import reports
 from tfsam.data import cache
@@ -179,40 +178,28 @@ def attack(
         log: a function of a line of text.
 
     Returns:
-        `natural`, `robust` and `warnings`; see `tfsam.evaluate`.
+        `natural`, `robust`, `worst_case` and `warnings`; see `tfsam.evaluate`.
     """
-    images = inputs.images
-
-    def evaluate(
-        norm: str,
-        epsilons: Sequence[float],
-        entries: Sequence[tuple[str, dict[str, Any]]],
-    ) -> dict[str, Any]:
-        names = ", ".join(name for name, _ in entries)
-        log(f"attacking in {norm} by {names or 'nothing'}")
-        return measure.evaluate(
-            model,
-            (data.as_float(images.x_test), images.y_test),
-            entries,
-            norm,
-            epsilons,
-            seed=settings.seed,
-            batch_size=settings.attack_batch_size,
-            progress=log,
-            workdir=settings.workdir / "evaluation" / norm,
-            save_adversarial=settings.save_adversarial,
-            devices=inputs.strategy and devices.names(inputs.strategy),
-            shard=settings.shard or (0, 1),
-            surrogate=inputs.surrogate,
-            warm_start=settings.warm_start,
-            diagnose=settings.diagnose,
-        )
-
-    measured = {
-        norm: evaluate(norm, epsilons, _entries(settings))
-        for norm, epsilons in settings.budgets.items()
-    }
-    return _together(measured or {"linf": evaluate("linf", [], [])})
+    images, entries = inputs.images, _entries(settings)
+    names = ", ".join(name for name, _ in entries)
+    norms = ", ".join(settings.budgets)
+    log(f"attacking in {norms} by {names}" if norms else "attacking by nothing")
+    return measure.evaluate(
+        model,
+        (data.as_float(images.x_test), images.y_test),
+        entries if norms else [],
+        budgets=settings.budgets,
+        seed=settings.seed,
+        batch_size=settings.attack_batch_size,
+        progress=log,
+        workdir=settings.workdir / "evaluation",
+        save_adversarial=settings.save_adversarial,
+        devices=inputs.strategy and devices.names(inputs.strategy),
+        shard=settings.shard or (0, 1),
+        surrogate=inputs.surrogate,
+        warm_start=settings.warm_start,
+        diagnose=settings.diagnose,
+    )
 
 
 def merge(
@@ -236,16 +223,12 @@ def merge(
         raise ValueError(
             f"workdir must be an empty folder. Received: workdir={workdir}"
         )
-    measured = {
-        norm: measure.merge([p / "evaluation" / norm for p in folders])
-        for norm in geometry.NORMS
-        if (folders[0] / "evaluation" / norm).is_dir()
-    }
+    measured = measure.merge([path / "evaluation" for path in folders])
     workdir.mkdir(parents=True, exist_ok=True)
     results = {
         **first,
         "config": first["config"] | {"shard": None, "workdir": str(workdir)},
-        **_together(measured),
+        **measured,
         "merged": [str(path) for path in folders],
     }
     reports.robustness_plot(results, workdir / "robustness.png")
@@ -268,22 +251,6 @@ def _first_shard(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
     if not found:
         raise ValueError("merge takes folders. Received: none")
     return found[0]
-
-
-def _together(measured: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Joins the results of both norms, attack by attack."""
-    robust = [row for result in measured.values() for row in result["robust"]]
-    order = list(dict.fromkeys(row["attack"] for row in robust))
-    first, *others = measured.values()
-    warnings = list(first["warnings"])
-    for other in others:
-        warnings += [w for w in other["warnings"] if w not in warnings]
-    return {
-        "natural": first["natural"],
-        # Sorting is stable: l-inf before l2, epsilons as they were given.
-        "robust": sorted(robust, key=lambda row: order.index(row["attack"])),
-        "warnings": warnings,
-    }
 
 
 def draw(

@@ -205,6 +205,34 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
         remove(temporary)
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Waits until no other process has locked a folder, and locks it.
+
+    The kernel releases the lock when the process ends, however it ends. Windows
+    has no such lock; there, nothing is locked.
+
+    Args:
+        folder: The folder, which must exist.
+
+    Example:
+        >>> import tempfile
+        >>> with locked(tempfile.mkdtemp()):
+        ...     pass
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def leftovers(folder: Path) -> list[pathlib.Path]:
     """Returns the temporary paths that processes left behind when they ended.
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfsam import registries
-from tfsam.evaluation.accuracies import epsilon_text
+from tfsam.evaluation.budgets import epsilon_text
 from tfsam.training.monitoring import Logs
 from tfsam.training.monitoring import measured
 

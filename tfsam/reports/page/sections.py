@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from tfsam.evaluation import accuracies
+from tfsam.evaluation import budgets
 from tfsam.reports.page import corrupted
 from tfsam.reports.page import elements
 from tfsam.reports.page import pictures
@@ -174,7 +174,7 @@ def _examples(found: Sequence[runs.Run]) -> ElementTree.Element | None:
 def _gallery(run: runs.Run) -> list[ElementTree.Element]:
     if run.examples:
         attack, norm = run.examples["attack"], run.examples["norm"]
-        epsilon = accuracies.epsilon_text(run.examples["epsilon"])
+        epsilon = budgets.epsilon_text(run.examples["epsilon"])
         title = f"{attack} {table.NORMS.get(norm, norm)} {epsilon}"
         rows = map(_example, pictures.examples(run.examples))
         return [node("p", title, class_="quiet"), *rows]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from tfsam.evaluation import accuracies
+from tfsam.evaluation import budgets
 from tfsam.reports import results
 from tfsam.reports.page import runs
 
@@ -277,7 +277,7 @@ def budgets_text(union: Mapping[str, Any]) -> str:
         union: the `union` of results.
     """
     return ", ".join(
-        f"{NORMS.get(norm, norm)} {accuracies.epsilon_text(epsilon)}"
+        f"{NORMS.get(norm, norm)} {budgets.epsilon_text(epsilon)}"
         for norm, epsilon in union["budgets"].items()
     )
 
@@ -488,5 +488,5 @@ def setting(key: str, value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(setting(key, item) for item in value)
     if isinstance(value, float) and ("epsilon" in key or key == "step_size"):
-        return accuracies.epsilon_text(value)
+        return budgets.epsilon_text(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
