@@ -56,6 +56,7 @@ OVERRIDES = {
     "linf_epsilons": ("4/255", [4 / 255]),
     "l2_epsilons": ("", []),
     "l1_epsilons": ("2,12", [2.0, 12.0]),
+    "transfer_attacks": ("fgsm,pgd:steps=3", ["fgsm", "pgd:steps=3"]),
     "diagnose": ("false", False),
     "attack_steps": ("20", 20),
     "attack_batch_size": ("64", 64),
@@ -140,6 +141,8 @@ def test_any_flag_overrides_its_preset(flag):
     arguments = ["--preset=cifar10"]
     if flag not in ("method", "evaluate"):
         arguments.append(f"--method={OF.get(flag, 'at_sam')}")
+    if flag == "transfer_attacks":
+        arguments.append("--surrogate=other.keras")
     if flag == "validation_images":
         arguments.append("--select=clean")
     if flag == "severities":

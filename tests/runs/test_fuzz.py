@@ -128,7 +128,7 @@ NUMBERS = ("rho", "learning_rate", "momentum", "weight_decay", "epsilon")
 CHOICES = (
     *("method", "preset", "network", "attacks", "select", "jit_compile"),
     *("sharpness", "devices", "dataset", "norm", "precision", "strategy"),
-    "shard",
+    *("shard", "transfer_attacks"),
 )
 VALUES = ("auto", "true", "false", "last", "clean", "robust", "global", "cpu")
 

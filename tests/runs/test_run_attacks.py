@@ -168,3 +168,25 @@ def test_l1_and_the_diagnosis_of_attacks(model, tmp_path):
     assert all("diagnosis" in row for row in found["on"])
     assert not any("diagnosis" in row for row in found["off"])
     assert [row["accuracy"] for row in found["off"]] == accuracies
+
+
+def test_transfers_come_in_addition_to_attacks_on_the_model(model, tmp_path):
+    other = tmp_path / "other.keras"
+    network("adversarial").save(other)
+    arguments = (
+        *(f"--evaluate={model}", f"--surrogate={other}", "--limit_test=20"),
+        *("--attacks=fgsm", "--transfer_attacks=fgsm,pgd:steps=2"),
+        "--linf_epsilons=0.1",
+    )
+    assert main(*arguments, f"--workdir={tmp_path / 'run'}") == 0
+    found = results(tmp_path / "run")
+    rows = found["robust"]
+    assert [(row["attack"], row.get("surrogate")) for row in rows] == [
+        *(("fgsm", None), ("fgsm", True), ("pgd:steps=2", True))
+    ]
+    assert rows[0]["accuracy"] < rows[1]["accuracy"]
+    (worst,) = found["worst_case"]
+    assert len(worst["attacks"]) == 3
+    assert worst["accuracy"] <= rows[0]["accuracy"]
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "by fgsm, fgsm on the surrogate, pgd:steps=2 on the surr" in log

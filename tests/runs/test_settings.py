@@ -51,7 +51,7 @@ def test_config_json_of_an_older_tfsam_is_filled_in(tmp_path):
     made = settings_of(f"--workdir={tmp_path}")
     later = (
         *("precision", "strategy", "shard", *settings.UNBOUND),
-        *("l1_epsilons", "diagnose"),
+        *("l1_epsilons", "transfer_attacks", "diagnose"),
     )
     older = {k: v for k, v in made.config().items() if k not in later}
     assert settings.from_config(older, tmp_path) == made
@@ -206,9 +206,21 @@ def test_budgets_are_those_of_all_norms_that_have_an_epsilon():
     assert settings_of().l1_epsilons == ()
 
 
+def test_transfer_attacks_need_a_surrogate(capsys):
+    flags_ = ("--transfer_attacks=pgd:steps=3,fgsm", "--attacks=pgd")
+    assert_refused(
+        capsys, *flags_, parts=["--surrogate", "transfer_attacks=pgd:steps=3"]
+    )
+    made = settings_of(*flags_, "--surrogate=other.keras")
+    assert made.transfer_attacks == ("pgd:steps=3", "fgsm")
+    described = messages.evaluation(made)
+    assert described.startswith("pgd, and pgd:steps=3, fgsm on the surrogate")
+
+
 @pytest.mark.parametrize(
     ("flag", "part"),
     [
+        ("--transfer_attacks=bogus", "bogus"),
         ("--l1_epsilons=-1", "l1_epsilons"),
         ("--diagnose=maybe", "maybe"),
     ],

@@ -393,6 +393,13 @@ FLAGS: dict[str, Flag] = {
         "Look for signs that an attack failed for reasons of its own.",
         boolean,
     ),
+    "transfer_attacks": Flag(
+        EVALUATION,
+        "Attacks to compute on the --surrogate, in addition to --attacks on "
+        "the model itself. Without this flag all --attacks go to the "
+        "surrogate.",
+        words,
+    ),
     "inspect": Flag(
         EVALUATION,
         "Model to look at, as for --evaluate: prints its format, input, "
@@ -504,6 +511,7 @@ QUESTIONS = ("help", "methods", "version")
 # Registries by the flag that takes a name from them.
 REGISTRIES: dict[str, Registry] = {
     "attacks": registries.ATTACKS,
+    "transfer_attacks": registries.ATTACKS,
     "perturb_inputs": registries.ATTACKS,
     "perturb_weights": registries.WEIGHTS,
     "objective": registries.OBJECTIVES,

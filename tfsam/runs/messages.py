@@ -74,8 +74,12 @@ def evaluation(settings: Settings) -> str:
         f"{norm} epsilon {', '.join(map(flag_types.written, epsilons))}"
         for norm, epsilons in settings.budgets.items()
     )
-    found = f"{', '.join(settings.attacks)} at {budgets or 'no epsilon'}"
-    if not settings.attacks:
+    attacks = [", ".join(settings.attacks)] if settings.attacks else []
+    if settings.transfer_attacks:
+        transferred = ", ".join(settings.transfer_attacks)
+        attacks.append(f"{transferred} on the surrogate")
+    found = f"{', and '.join(attacks)} at {budgets or 'no epsilon'}"
+    if not attacks:
         found = "no attack"
     if settings.corruptions:
         found += f"; corruptions {', '.join(settings.corruptions)}"

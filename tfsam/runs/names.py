@@ -22,6 +22,7 @@ _ABBREVIATED = {
     "linf_epsilons": "linf",
     "l2_epsilons": "l2",
     "l1_epsilons": "l1",
+    "transfer_attacks": "transfer",
 }
 
 # Files and folders that a run gives to its network.

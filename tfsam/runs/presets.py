@@ -19,6 +19,7 @@ _PAPER: dict[str, Any] = {
     "attack_batch_size": 128,
     "save_adversarial": False,
     "warm_start": False,
+    "transfer_attacks": [],
     "diagnose": True,
     "linf_epsilons": [1 / 255, 2 / 255],
     "l2_epsilons": [16 / 255, 32 / 255],

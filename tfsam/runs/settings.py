@@ -32,7 +32,7 @@ from tfsam.support.validators import check_number
 UNBOUND = ("cache_dir", "checkpoint_steps")
 
 # Settings that the config.json of an older tfsam may lack.
-OLDER = {
+OLDER: dict[str, Any] = {
     "precision": "float32",
     "strategy": "auto",
     "pixels": "auto",
@@ -46,6 +46,7 @@ OLDER = {
     "corruptions": None,
     "severities": None,
     "l1_epsilons": [],
+    "transfer_attacks": [],
     "diagnose": True,
 }
 
@@ -93,6 +94,7 @@ class Settings:
     imports: tuple[str, ...] | None
     trust: tuple[str, ...] | None
     surrogate: str | None
+    transfer_attacks: tuple[str, ...]
     warm_start: bool
     diagnose: bool
     save_adversarial: bool
@@ -479,7 +481,8 @@ def _frozen(value: Any) -> Any:
 
 def _check_evaluation(settings: Settings) -> None:
     """Checks what the flags' declarations do not say about an evaluation."""
-    if not settings.attacks and not settings.corruptions:
+    attacks = (*settings.attacks, *settings.transfer_attacks)
+    if not attacks and not settings.corruptions:
         raise ValueError(
             "attacks must name one at least, or --corruptions be given. "
             "Received: none"
@@ -506,9 +509,13 @@ def _check_evaluation(settings: Settings) -> None:
             flag = f"{norm}_epsilons"
             check_number(flag, epsilon)
             check_budget(epsilon, norm, BOUNDS, flag)
-    attack_entries.check(
-        settings.attacks, settings.attack_steps, settings.budgets
-    )
+    if settings.transfer_attacks and settings.surrogate is None:
+        raise ValueError(
+            "--transfer_attacks needs --surrogate, the model to compute them "
+            "on. Received: "
+            f"transfer_attacks={','.join(settings.transfer_attacks)}"
+        )
+    attack_entries.check(attacks, settings.attack_steps, settings.budgets)
 
 
 def _check_corruptions(settings: Settings) -> None:

@@ -143,17 +143,28 @@ def load_images(settings: Settings, models: attacked.Models) -> data.Images:
     )
 
 
-def _entries(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
-    """Returns the attacks of the evaluation as (name, options)."""
-    return attack_entries.entries(settings.attacks, settings.attack_steps)
+_Entries = list[tuple[str, dict[str, Any]]]
+
+
+def _entries(settings: Settings) -> tuple[_Entries, _Entries]:
+    """Returns the attacks of the evaluation, and those on the surrogate alone.
+
+    Each attack is (name, options).
+    """
+    steps = settings.attack_steps
+    return (
+        attack_entries.entries(settings.attacks, steps),
+        attack_entries.entries(settings.transfer_attacks, steps),
+    )
 
 
 def _check_warm_start(settings: Settings) -> None:
     """Rejects a warm start that no attack of the run can use."""
     if settings.warm_start and settings.budgets:
         (epsilon, *_), *_ = settings.budgets.values()
+        entries, transfers = _entries(settings)
         measure.check_warm_start(
-            _entries(settings), list(settings.budgets), epsilon, BOUNDS
+            [*entries, *transfers], list(settings.budgets), epsilon, BOUNDS
         )
 
 
@@ -180,8 +191,11 @@ def attack(
     Returns:
         `natural`, `robust`, `worst_case` and `warnings`; see `tfsam.evaluate`.
     """
-    images, entries = inputs.images, _entries(settings)
-    names = ", ".join(name for name, _ in entries)
+    images, (entries, transfers) = inputs.images, _entries(settings)
+    names = ", ".join(
+        [name for name, _ in entries]
+        + [f"{name} on the surrogate" for name, _ in transfers]
+    )
     norms = ", ".join(settings.budgets)
     log(f"attacking in {norms} by {names}" if norms else "attacking by nothing")
     return measure.evaluate(
@@ -197,6 +211,7 @@ def attack(
         devices=inputs.strategy and devices.names(inputs.strategy),
         shard=settings.shard or (0, 1),
         surrogate=inputs.surrogate,
+        transfer_attacks=transfers if norms else [],
         warm_start=settings.warm_start,
         diagnose=settings.diagnose,
     )
@@ -350,7 +365,7 @@ def _attacked(
     if stages:
         name, attack = stages[0]
     source = model
-    if inputs.surrogate is not None:
+    if inputs.surrogate is not None and row.get("surrogate"):
         source = inputs.surrogate.as_surrogate()
 
     def attacked() -> Any:
