@@ -194,11 +194,14 @@ def test_fmn_finds_the_nearest_boundary_of_all_targets(norm):
     attack = attacks.FMN(epsilon, norm, bounds=None, targets=9)
     logits_fn = attacks.Logits(linear, rows=7)
     logits_fn.count_passes()
-    run = traced(
+    # Of an unknown size, a batch has no copies: one target after the other.
+    run = tf.function(
         lambda x: (
             attack.closest(logits_fn, x, Y, None),
             attack(logits_fn, x, Y, 0),
-        )
+        ),
+        input_signature=[tf.TensorSpec([None, 4, 4, 1])],
+        autograph=False,
     )
     closest, x_adv = (found.numpy() for found in run(tf.constant(X)))
     # A pass for the targets, then 100 steps for each of the four; twice.
