@@ -15,6 +15,7 @@ import tensorflow as tf
 import tfsam
 from tfsam import registries
 from tfsam.evaluation import corrupted
+from tfsam.evaluation import intervals
 from tfsam.support import files
 
 RANDOM = np.random.default_rng(0)
@@ -240,7 +241,7 @@ def test_bad_input_is_refused(options, message):
 def test_the_interval_is_wilson_s():
     for k in (0, 3, 20):
         wilson = scipy.stats.binomtest(k, 20).proportion_ci(method="wilson")
-        found = corrupted.interval(k / 20, 20)
+        found = intervals.wilson(k / 20, 20)
         np.testing.assert_allclose(found, wilson, atol=1e-12)
         assert found[0] <= k / 20 <= found[1]
 

@@ -161,7 +161,7 @@ def test_the_digest_is_that_of_the_array(is_large):
         tfsam.evaluation.measure.load_data((x, Y), (0.0, 1.0))
         for x in (X, as_rows(X), data.as_float(as_rows(PIXELS)))
     ]
-    assert len({cache_key._digest(each) for each in plan}) == 1
+    assert len({cache_key.data_digest(each) for each in plan}) == 1
 
 
 COUNT, SIDE = 600, 64  # 29 MB as floats.

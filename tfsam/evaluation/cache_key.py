@@ -87,7 +87,7 @@ def described(
         facts = _described_model("surrogate", models["surrogate"], plan)
         surrogates = [dict(zip(names, facts, strict=True))]
     return header | {
-        "data": _digest(plan.data),
+        "data": data_digest(plan.data),
         "model": label,
         "model_parts": parts,
         "model_sketch": sketch,
@@ -112,7 +112,7 @@ def _described_model(
     The label is the user's name, or a checksum.
     """
     logits = model.logits
-    parts = _model_identity(role, model)
+    parts = model_identity(role, model)
     if model.name is not None:
         label = str(model.name)
     elif logits.identity is not None:
@@ -122,8 +122,17 @@ def _described_model(
     return label, parts, fingerprints.sketch(logits.function, plan.data.x[:16])
 
 
-def _model_identity(role: str, model: Model) -> dict[str, Any]:
-    """Describes a model; the error explains how to name it."""
+def model_identity(role: str, model: Model) -> dict[str, Any]:
+    """Describes a model so that another process recognises it.
+
+    Args:
+        role: "model" or "surrogate".
+        model: The model.
+
+    Raises:
+        ValueError: If it cannot be described and has no name. The error
+            explains how to name it.
+    """
     try:
         return fingerprints.describe(model.logits, model.name)
     except identity.Unknown as error:
@@ -238,7 +247,12 @@ def source_digest(patterns: tuple[str, ...]) -> str:
     return identity.digest([[path.name, path.read_text()] for path in paths])
 
 
-def _digest(data: Data) -> str:
+def data_digest(data: Data) -> str:
+    """Computes a checksum of images and labels.
+
+    Args:
+        data: The examples of an evaluation.
+    """
     total = hashlib.sha256()
     for array in (data.x, data.y):
         total.update(f"{array.dtype} {array.shape}".encode())

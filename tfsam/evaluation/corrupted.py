@@ -10,7 +10,6 @@ from typing import Any
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 import tensorflow as tf
 
 from tfsam.corruptions.base import SEVERITIES
@@ -24,6 +23,8 @@ from tfsam.evaluation import cache_key
 from tfsam.evaluation import corrupted_verdicts
 from tfsam.evaluation import red_flags
 from tfsam.evaluation.corrupted_verdicts import Verdicts
+from tfsam.evaluation.intervals import accuracy_of
+from tfsam.evaluation.intervals import wilson
 from tfsam.evaluation.measure import load_data
 from tfsam.evaluation.opening import open_logits
 from tfsam.evaluation.plans import Data
@@ -174,8 +175,8 @@ def evaluate_corruptions(
         "name": NAME,
         "mean_accuracy": mean,
         "n": len(plan.data.x),
-        "interval": interval(mean, len(plan.data.x)),
-        "natural": _accuracy(natural),
+        "interval": wilson(mean, len(plan.data.x)),
+        "natural": accuracy_of(natural),
         "severities": plan.severities,
         "rows": rows,
         "left_out": left_out(selection),
@@ -284,7 +285,7 @@ def _rows(
                 seconds += time.perf_counter() - started
                 measured += 1
             row = {"corruption": name, "severity": severity}
-            rows.append(row | _accuracy(correct))
+            rows.append(row | accuracy_of(correct))
             accuracies.append(f"{correct.mean():.4f}")
         if progress is not None:
             left = (total - len(rows)) * seconds / max(measured, 1)
@@ -353,36 +354,3 @@ def _classify(
             "model must return finite logits. Received: NaN or infinity"
         )
     found[chunk] = outputs
-
-
-def _accuracy(correct: np.ndarray) -> dict[str, Any]:
-    """Returns an accuracy with its interval."""
-    share = float(correct.mean())
-    n = len(correct)
-    return {"accuracy": share, "n": n, "interval": interval(share, n)}
-
-
-def interval(share: float, n: int) -> list[float]:
-    """Returns Wilson's 95 % interval for a fraction.
-
-    Args:
-        share: The fraction of n examples, which need not be a whole number of
-            them.
-        n: Number of examples.
-
-    Returns:
-        [low, high], with share in between.
-
-    Example:
-        >>> low, high = interval(0.5, 100)
-        >>> print(round(low, 3), round(high, 3))
-        0.404 0.596
-    """
-    z = float(scipy.stats.norm.ppf(0.975))
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    root = np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    reach = float(z * root / (1 + z**2 / n))
-    return [
-        max(0.0, min(share, centre - reach)),
-        min(1.0, max(share, centre + reach)),
-    ]

@@ -196,13 +196,14 @@ def attack(
         [name for name, _ in entries]
         + [f"{name} on the surrogate" for name, _ in transfers]
     )
-    norms = ", ".join(settings.budgets)
+    budgets = settings.budgets if names else {}
+    norms = ", ".join(budgets)
     log(f"attacking in {norms} by {names}" if norms else "attacking by nothing")
     return measure.evaluate(
         model,
         (data.as_float(images.x_test), images.y_test),
         entries if norms else [],
-        budgets=settings.budgets,
+        budgets=budgets,
         seed=settings.seed,
         batch_size=settings.attack_batch_size,
         progress=log,
