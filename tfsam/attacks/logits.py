@@ -436,10 +436,11 @@ class Logits:
             function = self._traced[key]
         batch = tensors[0].shape[0]
         if self.rows and (batch is None or batch > self.rows):
-            blocks = functools.partial(_in_blocks, function, self.rows)
-            if tf.inside_function():
-                # An attack makes the same calls in and before its loops.
-                blocks = self.once(("blocks", key), lambda: traced(blocks))
+            plain = functools.partial(_in_blocks, function, self.rows)
+            if not tf.inside_function():
+                return plain(active, *tensors)
+            # An attack makes the same calls in and before its loops.
+            blocks = self.once(("blocks", key), lambda: traced(plain))
             return blocks(active, *tensors)
         if self.parts > 1:
             return _in_parts(function, self.parts, *tensors)

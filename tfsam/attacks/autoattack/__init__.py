@@ -71,6 +71,7 @@ class AutoAttack(Attack):
     in_graph = True
     norms = geometry.NORMS
     selective = True
+    stops = True
     tensor_epsilon = True
     version = "standard"
 

@@ -122,6 +122,7 @@ class APGD(Attack):
     in_graph = True
     norms = geometry.NORMS
     selective = True
+    stops = True
     tensor_epsilon = True
 
     def __init__(
