@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
+from tfsam.attacks.logits import traced
 
 # The last gradients of a path, in which its loss should no longer rise: 10, as
 # in the paper, but no more than a quarter of the path, and at least 2. The 10
@@ -110,6 +111,9 @@ class Recorder:
         self._count = counter()
         self._low, self._high = counter(batch), counter(batch)
         self._ring = counter(WINDOW, batch)
+        # An attack calls them in and before its loops, on the same shapes.
+        self._begin_traced = traced(self._begin)
+        self._record_traced = traced(self._record)
 
     def start(self, x: Any, y: Any) -> None:
         """Resets the counters for a batch.
@@ -129,6 +133,9 @@ class Recorder:
 
     def begin(self) -> None:
         """Begins an attempt."""
+        (self._begin_traced if tf.inside_function() else self._begin)()
+
+    def _begin(self) -> None:
         self._finish()
         self._reset()
 
@@ -199,13 +206,26 @@ class Recorder:
         if rows is None or rows % batch or x.shape[1:] != self._shape[1:]:
             self._lost.assign(1.0)
             return
+        if active is None:
+            active = tf.ones([rows], tf.bool)
+        inside = tf.inside_function()
+        record = self._record_traced if inside else self._record
+        record(x, slopes, logits, active)
+
+    def _record(
+        self,
+        x: tf.Tensor,
+        slopes: tf.Tensor,
+        logits: tf.Tensor,
+        active: tf.Tensor,
+    ) -> None:
+        """Updates the counters with a gradient of copies of the batch."""
+        rows, batch = x.shape[0], self._shape[0]
         copies = rows // batch
 
         def repeated(values: tf.Tensor) -> tf.Tensor:
             return tf.concat([values] * copies, 0) if copies > 1 else values
 
-        if active is None:
-            active = tf.ones([rows], tf.bool)
         margin = tf.cast(losses.margin(logits, repeated(self._y)), tf.float32)
         active &= tf.math.is_finite(margin)
         margin = tf.where(active, margin, -math.inf)
