@@ -338,6 +338,8 @@ def _row(
         "nan_gradients": sum(int(h.get("nan_gradients", 0)) for h in held),
         "seconds": float(sum(h["seconds"] for h in held)),
     }
+    if "sweep" in held[0]:
+        row["sweep"] = str(held[0]["sweep"])
     if len(names) > 1:
         row["broken_by"] = {
             # Two stages may have the same name.

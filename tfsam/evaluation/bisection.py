@@ -8,8 +8,14 @@ curve is higher than that of a full sweep.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 
 import numpy as np
+
+from tfsam.evaluation.verdicts import MISCLASSIFIED
+from tfsam.evaluation.verdicts import STANDS
+
+Arrays = Mapping[str, np.ndarray]
 
 
 def first_broken(
@@ -53,3 +59,55 @@ def first_broken(
         high[chosen[broken]] = number
         low[chosen[~broken]] = number + 1
     return high
+
+
+def sweep(
+    attack: Callable[[int, np.ndarray], Arrays],
+    epsilons: int,
+    natural: np.ndarray,
+    downwards: bool = False,
+) -> list[Arrays]:
+    """Attacks a chunk of examples at several epsilons by bisection.
+
+    Args:
+        attack: Function (number, verdict) -> arrays, which attacks the examples
+            that stand by `verdict`, int8 (n,), at the epsilon of the number.
+            The arrays are those that a record holds, by name; `verdict`,
+            `lengths` and `adversarial` have a row for each example.
+        epsilons: Number of epsilons, in ascending order.
+        natural: Int8 array (n,), the verdicts without an attack.
+        downwards: See `first_broken`.
+
+    Returns:
+        The arrays of each epsilon. An example that a smaller epsilon broke has
+        its verdict and its image from there. Counts are those of the attacks
+        that were made at the epsilon itself.
+    """
+    tries: dict[int, Arrays] = {}
+    nobody = np.full_like(natural, MISCLASSIFIED)
+    standing = np.flatnonzero(natural == STANDS)
+
+    def broken(number: int, chosen: np.ndarray) -> np.ndarray:
+        verdict = nobody.copy()
+        verdict[standing[chosen]] = STANDS
+        tries[number] = attack(number, verdict)
+        return tries[number]["verdict"][standing[chosen]] != STANDS
+
+    first = np.full(len(natural), epsilons)
+    first[standing] = first_broken(broken, epsilons, len(standing), downwards)
+    found: list[Arrays] = []
+    for number in range(epsilons):
+        new = dict(tries.get(number) or attack(number, nobody))
+        rows = {
+            "verdict": natural.copy(),
+            "lengths": np.full_like(new["lengths"], np.inf),
+        }
+        if "adversarial" in new:
+            rows["adversarial"] = new["adversarial"].copy()
+        for smaller in range(number + 1):
+            here = first == smaller
+            for name, values in rows.items():
+                if here.any():
+                    values[here] = tries[smaller][name][here]
+        found.append(new | rows | {"sweep": np.array("bisect")})
+    return found

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfsam.evaluation import bisection
 from tfsam.evaluation import diagnosis
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
@@ -109,26 +110,57 @@ def attack_chunk(turn: Turn, worker: Worker, chunk: int) -> None:
     asked = turn.plan.epsilons(turn.norm)
     held = _held(turn, chunk)
     state = _Chunk(turn, worker, chunk)
+    new: Mapping[float, Arrays] = {}
+    if turn.plan.bisect and not held.keys() >= set(asked):
+        new = _bisected(turn, state, chunk, asked)
+        held |= new
     for epsilon in sorted({*asked, *held}):
         key = turn.number, Budget(turn.norm, epsilon)
         if epsilon in held:
             state.take(held[epsilon])
-            if epsilon in asked:
+            if epsilon in new:
+                turn.tell(epsilon, state.verdict)
+            elif epsilon in asked:
                 turn.tell(epsilon, state.verdict, LOADED)
         elif key in turn.errors:
             turn.tell(epsilon, state.verdict, FAILED)
         else:
             try:
-                new = state.attack(epsilon)
+                found = state.attack(epsilon)
             except Exception as error:
                 if turn.strict:
                     raise
                 turn.errors[key] = f"{type(error).__name__}: {error}"
                 turn.tell(epsilon, state.verdict, FAILED)
             else:
-                turn.record.save(turn.part(epsilon), chunk, new)
-                state.take(new)
+                turn.record.save(turn.part(epsilon), chunk, found)
+                state.take(found)
                 turn.tell(epsilon, state.verdict)
+
+
+def _bisected(
+    turn: Turn, state: "_Chunk", chunk: int, epsilons: list[float]
+) -> dict[float, Arrays]:
+    """Attacks a chunk by bisection, and saves the verdicts of all epsilons.
+
+    Returns:
+        The saved arrays, by epsilon; none for a minimum-norm attack, whose run
+        serves all epsilons, and for an attack that failed.
+    """
+    keys = [(turn.number, Budget(turn.norm, e)) for e in epsilons]
+    if any(key in turn.errors for key in keys):
+        return {}
+    try:
+        found = state.bisect(epsilons)
+    except Exception as error:
+        if turn.strict:
+            raise
+        for key in keys:
+            turn.errors[key] = f"{type(error).__name__}: {error}"
+        return {}
+    for epsilon, arrays in found.items():
+        turn.record.save(turn.part(epsilon), chunk, arrays)
+    return found
 
 
 def _held(turn: Turn, chunk: int) -> dict[float, Arrays]:
@@ -208,6 +240,32 @@ class _Chunk:
             attacked=0, passes=0 * reach.passes, seconds=0.0
         )
         return new
+
+    def bisect(self, epsilons: list[float]) -> dict[float, Arrays]:
+        """Attacks by bisection.
+
+        Args:
+            epsilons: The budgets, ascending.
+
+        Returns:
+            The arrays to be saved, by name, of each epsilon; none for a
+            minimum-norm attack.
+        """
+        turn, natural = self._turn, self._natural
+        largest = Budget(turn.norm, epsilons[-1])
+        attack = turn.plan.made(turn.entry, largest)
+        surrogate = self._worker.source.surrogate
+        if ATTACKS.fact(attack, "minimum_norm") and not surrogate:
+            return {}
+
+        def attempt(number: int, verdict: np.ndarray) -> Arrays:
+            self.verdict = verdict
+            return self.attack(epsilons[number])
+
+        stops = bool(ATTACKS.fact(attack, "stops")) and not surrogate
+        found = bisection.sweep(attempt, len(epsilons), natural, stops)
+        self.verdict = natural
+        return dict(zip(epsilons, found, strict=True))
 
     def _attack_stages(self, attack: Any, epsilon: float) -> Arrays:
         """Attacks the survivors, stage by stage if the attack is an ensemble.

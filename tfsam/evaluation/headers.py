@@ -132,7 +132,8 @@ def grown(
 
     Raises:
         tfsam.support.files.Unusable: If epsilons would be added to a record
-            with a warm start, whose verdicts depend on all smaller epsilons.
+            with a warm start, whose verdicts depend on all smaller epsilons,
+            or of a sweep by bisection.
     """
     surrogates, places = list(held["surrogates"]), []
     for surrogate in added["surrogates"]:
@@ -160,8 +161,9 @@ def grown(
             attacks.append(attack)
         else:
             other = attacks[numbers[-1]]
-            if held.get("warm_start"):
-                _check_same_epsilons(attack, other)
+            for reason in ("warm_start", "sweep"):
+                if held.get(reason):
+                    _check_same_epsilons(attack, other, reason)
             attacks[numbers[-1]] = _extended(other, attack)
     found = held | {"attacks": attacks, "surrogates": surrogates}
     return Grown(found, numbers, places)
@@ -215,12 +217,13 @@ def _extended(held: Header, attack: Header) -> Header:
     return extended
 
 
-def _check_same_epsilons(attack: Header, held: Header) -> None:
+def _check_same_epsilons(attack: Header, held: Header, reason: str) -> None:
+    which = "smaller" if reason == "warm_start" else "other"
     for norm, epsilons in attack["budgets"].items():
         old = held["budgets"].get(norm)
         if old is not None and set(old) != set(epsilons):
             raise files.Unusable(
-                "with warm_start, verdicts depend on the smaller epsilons, so "
+                f"with {reason}, verdicts depend on the {which} epsilons, so "
                 "that a folder takes no others; choose another folder. "
                 f"Received: {norm} epsilons={epsilons} (it has {old})"
             )

@@ -58,6 +58,7 @@ from tfsam.evaluation.workers import make_worker
 from tfsam.evaluation.workers import on_surrogate
 from tfsam.evaluation.workers import spread
 from tfsam.models.functions import count_classes
+from tfsam.registries import ATTACKS
 from tfsam.support import files
 from tfsam.support import validators
 from tfsam.support.labels import class_labels
@@ -85,6 +86,7 @@ class _What:
     steps: int | None
     surrogate: Any
     warm_start: bool
+    sweep: str
     pixels: str | None
 
 
@@ -146,6 +148,7 @@ def evaluate(
     surrogate: Any = None,
     transfer_attacks: Any = (),
     warm_start: bool = False,
+    sweep: str = "full",
     name: str | None = None,
     surrogate_name: str | None = None,
     steps: int | None = None,
@@ -216,6 +219,15 @@ def evaluate(
         warm_start: Whether attacks that can (`pgd`) start from the image of the
             smaller epsilon. A warning names the other attacks. Results of
             attacks with different starts are not comparable.
+        sweep: "full" attacks every survivor at every epsilon. "bisect" takes an
+            example that stands at an epsilon to stand at all smaller ones, so
+            that a few attacks on an example decide the whole curve. It begins
+            with the largest epsilon if the attack `stops` at its first success,
+            and halves the epsilons otherwise. An attack may fail at a larger
+            epsilon and succeed at a smaller one; accuracies are then higher
+            than those of a full sweep, and the rows have `sweep`, "bisect".
+            Minimum-norm attacks ignore it. It is refused with `warm_start` and
+            with standard AutoAttack.
         name: Name by which `workdir` recognises the model, instead of its
             configuration, code and weights. It is needed if the model cannot be
             described, for example because it holds a lock or a handle of a C
@@ -312,6 +324,7 @@ def evaluate(
         steps=steps,
         surrogate=surrogate,
         warm_start=warm_start,
+        sweep=sweep,
         pixels=pixels,
     )
     how = _How(
@@ -346,6 +359,7 @@ def _plan(what: _What, how: _How, where: _Where) -> Plan:
             "save_adversarial needs a workdir to save to. Received: none"
         )
     entries = _entries(what)
+    _check_sweep(what, entries, given, bounds)
     if what.warm_start and any(given.values()):
         norms = [norm for norm, epsilons in given.items() if epsilons]
         cold = _cold(entries, norms, given[norms[0]][0], bounds)
@@ -367,9 +381,41 @@ def _plan(what: _What, how: _How, where: _Where) -> Plan:
         seed=seed,
         size=size,
         warm_start=what.warm_start,
+        bisect=what.sweep == "bisect",
         keep_images=where.save_adversarial,
         diagnose=how.diagnose,
     )
+
+
+def _check_sweep(
+    what: _What, entries: Iterable[Entry], given: Budgets, bounds: Bounds
+) -> None:
+    """Checks that sweeps may be made as asked."""
+    validators.check_choice("sweep", what.sweep, ["full", "bisect"])
+    if what.sweep == "full":
+        return
+    if what.warm_start:
+        raise ValueError(
+            "sweep='bisect' does not attack in the order of the epsilons, as "
+            "warm_start needs. Received: sweep=bisect, warm_start=True"
+        )
+    budgets = ((norm, e) for norm, found in given.items() for e in found)
+    norm, epsilon = next(budgets, (what.norm, 0.0))
+
+    def version(entry: Entry) -> Any:
+        try:
+            attack = entry.make(epsilon=epsilon, norm=norm, bounds=bounds)
+        except Exception:
+            # A factory may raise anything; the attack's own row reports it.
+            return None
+        return ATTACKS.fact(attack, "version")
+
+    standard = [e.name for e in entries if version(e) == "standard"]
+    if standard:
+        raise ValueError(
+            "standard AutoAttack attacks at every epsilon; use sweep='full', "
+            f"or other attacks. Received: sweep=bisect, attack={standard[0]}"
+        )
 
 
 def _budgets(what: _What, bounds: Bounds) -> Budgets:
@@ -469,6 +515,8 @@ def _record(
     origin = models.judge.origin or {}
     if origin.get("logits") == LOGARITHMS:
         header["logits"] = LOGARITHMS
+    if plan.bisect:
+        header["sweep"] = what.sweep
     if where.workdir is None:
         return verdicts.Record(header)
     named = {"model": cache_key.Model(what.model, models.judge, where.name)}

@@ -68,6 +68,7 @@ class Plan(NamedTuple):
         warm_start: Whether attacks start from the image of the smaller epsilon.
         keep_images: Whether the record holds the adversarial images.
         diagnose: Whether the paths of attacks are recorded.
+        bisect: Whether sweeps over epsilons are made by bisection.
     """
 
     data: Data
@@ -79,6 +80,7 @@ class Plan(NamedTuple):
     warm_start: bool
     keep_images: bool
     diagnose: bool = False
+    bisect: bool = False
 
     def epsilons(self, norm: str) -> list[float]:
         """Returns the epsilons of a norm, ascending, without duplicates."""
