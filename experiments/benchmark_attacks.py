@@ -327,7 +327,7 @@ def autoattack():
             for k in arrays.files
             if k.startswith((f"{name}/conv", f"{name}/dense"))
         }
-        model = _digits_cnn(weights)
+        model = digits_cnn(arrays, name)
         for norm, epsilon in (("linf", 0.1), ("l2", 0.5)):
             found = {}
 
@@ -376,7 +376,13 @@ def _traced_autoattack(model, x, y, norm, epsilon, found):
     return ensemble
 
 
-def _digits_cnn(weights):
+def digits_cnn(arrays, name):
+    """Returns the reference's CNN of the digits with stored weights.
+
+    Args:
+        arrays: the arrays of tests/digits_reference.npz.
+        name: "standard" or "adversarial".
+    """
     layers = [
         keras.layers.Conv2D(16, 3, padding="same", activation="relu"),
         keras.layers.ZeroPadding2D(1),
@@ -387,7 +393,7 @@ def _digits_cnn(weights):
     model = keras.Sequential([keras.Input((8, 8, 1)), *layers])
     model.set_weights(
         [
-            weights[f"{layer}/{part}"]
+            arrays[f"{name}/{layer}/{part}"]
             for layer in ("conv1", "conv2", "dense")
             for part in ("kernel", "bias")
         ]

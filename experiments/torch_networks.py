@@ -179,6 +179,64 @@ def digits_cnn(weights):
     return model.eval()
 
 
+def sequential(model):
+    """Returns the PyTorch copy of a Keras model of a chain of layers.
+
+    Args:
+        model: a keras.Sequential of Conv2D, ZeroPadding2D, Flatten, Dense and
+            ReLU layers. A convolution may pad with zeros, at stride 1, and
+            convolutions and dense layers may end in ReLU.
+
+    Raises:
+        ValueError: if the model has another layer.
+    """
+    layers = []
+    for layer in model.layers:
+        kind = type(layer).__name__
+        if kind == "Conv2D":
+            layers += _convolution(layer)
+        elif kind == "Dense":
+            layers.append(nn.Linear(*layer.kernel.shape))
+            _load(layers[-1], layer, (1, 0))
+        elif kind == "ZeroPadding2D":
+            (top, bottom), (left, right) = layer.padding
+            layers.append(nn.ZeroPad2d((left, right, top, bottom)))
+        elif kind == "Flatten":
+            layers.append(_Flatten())
+        elif kind != "ReLU":
+            raise ValueError(
+                f"the layers must be convolutions and dense ones. Received: "
+                f"layer={layer.name}, a {kind}"
+            )
+        activation = getattr(layer, "activation", None)
+        if kind == "ReLU" or getattr(activation, "__name__", "") == "relu":
+            layers.append(nn.ReLU())
+    return nn.Sequential(*layers).eval()
+
+
+def _convolution(layer):
+    """Returns a convolution with its padding as PyTorch layers."""
+    height, width, before, after = layer.kernel.shape
+    if layer.padding == "same" and layer.strides != (1, 1):
+        raise ValueError(
+            "a convolution of stride 2 must have its padding in a layer. "
+            f"Received: layer={layer.name}"
+        )
+    found = nn.Conv2d(
+        before, after, (height, width), layer.strides, layer.padding
+    )
+    _load(found, layer, (3, 2, 0, 1))
+    return [found]
+
+
+def _load(found, layer, axes):
+    """Copies the kernel, its axes in PyTorch's order, and the bias."""
+    with torch.no_grad():
+        kernel = layer.kernel.numpy().transpose(axes)
+        found.weight.copy_(torch.tensor(kernel.copy()))
+        found.bias.copy_(torch.tensor(layer.bias.numpy()))
+
+
 class _Flatten(nn.Module):
     """Height, width, channels, in this order."""
 

@@ -547,9 +547,9 @@ def _project_l1(
     # Rounding may have taken x a little beyond its bounds.
     room = tf.maximum(room, 0)
     threshold = _threshold(sizes, room, radius)
-    lengths = tf.clip_by_value(sizes - threshold, 0, room)
+    lengths = tf.nn.relu(sizes - threshold)  # Clipped to the room below.
     points = tf.cast(centres + tf.sign(offsets) * lengths, x.dtype)
-    points = tf.where((threshold == 0) & (sizes <= room), moved, points)
+    points = tf.where(threshold == 0, moved, points)
     return points if bounds is None else tf.clip_by_value(points, *bounds)
 
 

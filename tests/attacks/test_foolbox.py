@@ -21,7 +21,7 @@ pytestmark = pytest.mark.needs("foolbox")
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(48, 2)).astype("float32")
 X = RNG.uniform(0.3, 0.7, size=(50, 4, 4, 3)).astype("float32")
-EPSILON = {"linf": 0.02, "l2": 0.12}
+EPSILON = {"linf": 0.02, "l2": 0.12, "l1": 0.6}
 
 # Name, norm, options.
 EVERY = [
@@ -43,6 +43,7 @@ EVERY = [
     # An attack that takes a distance, in both norms.
     ("LinearSearchBlendedUniformNoiseAttack", "linf", {"steps": 20}),
     ("LinearSearchBlendedUniformNoiseAttack", "l2", {"steps": 20}),
+    ("SparseL1DescentAttack", "l1", {"steps": 20}),
 ]
 # These are exact on a binary linear model.
 GRADIENT_ATTACKS = EVERY[:7]
@@ -63,7 +64,7 @@ def exact(epsilon, norm):
 
 
 def norms(delta, norm):
-    order = np.inf if norm == "linf" else 2
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
     flat = np.reshape(delta, (len(delta), -1)).astype("float64")
     return np.linalg.norm(flat, order, axis=1)
 

@@ -71,8 +71,8 @@ def traced(attack, logits_fn=binary, x=X, y=Y):
     ("name", "options", "tolerance"),
     [
         ("apgd_ce", {}, 0.01),
-        ("fab_t", {"steps": 20}, 0.001),
-        ("fmn", {}, 0.01),
+        slow("fab_t", {"steps": 20}, 0.001),
+        slow("fmn", {}, 0.01),
         ("pgd", {"steps": 100, "step_size": 0.02}, 0.02),
         slow("apgd_t", {}, 0.01),
     ],
