@@ -198,7 +198,7 @@ def test_the_image_range_is_checked():
     ("attack", "message"),
     [
         ("no_such", "attack must be one of .*Received: attack=no_such"),
-        ("autoatack", r"did you mean autoattack\?"),
+        ("autoatack", r"did you mean autoattack\b"),
         (("pgd", {"stepsize": 1}), r"mean step_size.*Received: stepsize=1"),
         ("pgd:stepsize=1", r"did you mean step_size.*Received: stepsize=1"),
         ((tfsam.PGD, {"stepsize": 1}), "options of PGD.*Received: stepsize=1"),

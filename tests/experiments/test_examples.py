@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import tfsam
 from experiments.examples import attack_a_defended_model
+from experiments.examples import attack_a_random_model
 from experiments.examples import attack_model
 from experiments.examples import fit_folder
 from tfsam import run
@@ -181,6 +182,7 @@ def test_a_file_that_is_not_mended(reader, images, old, monkeypatch, capsys):
         (attack_model, "nowhere.keras", "nowhere.npz"),
         (attack_model, "nowhere.keras", "data.npz"),
         (attack_a_defended_model, "model.keras"),
+        (attack_a_random_model, "model.keras"),
     ],
 )
 def test_a_wrong_call_is_one_line(arguments, reader, capsys):
@@ -216,6 +218,17 @@ def test_attack_a_defended_model(reader):
     assert "32/255" not in found["JPEG, with its own gradient"]
     through = found["JPEG, with tfsam.bpda"]
     assert through["32/255"] < through[""] - 40
+
+
+def test_attack_a_random_model(reader):
+    output = python(reader, "attack_a_random_model.py")
+    assert len(re.findall(r"20 draws, spread [1-9]", output)) == 3
+    found = re.findall(r"^(pgd.*): ([\d.]+) %(.*)$", output, re.M)
+    (one, single, nothing), (mean, averaged, something) = found
+    assert (one, nothing) == ("pgd:steps=20", ", which means nothing")
+    assert (mean, something) == ("pgd:steps=20:eot=20", "")
+    assert float(averaged) <= float(single) + 3
+    assert "warning, single_draws" in output
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,7 @@ OVERRIDES = {
     "attack_steps": ("20", 20),
     "attack_batch_size": ("64", 64),
     "save_adversarial": ("true", True),
+    "draws": ("7", 7),
     "warm_start": ("true", True),
     "surrogate": ("other.keras", "other.keras"),
     "trust": ("double,triple", ["double", "triple"]),

@@ -18,6 +18,7 @@ from tfsam.evaluation.budgets import ascending
 from tfsam.evaluation.budgets import epsilon_text
 from tfsam.evaluation.budgets import flat
 from tfsam.evaluation.budgets import together
+from tfsam.evaluation.draws import spread
 from tfsam.evaluation.headers import Header
 from tfsam.evaluation.intervals import accuracy_of
 from tfsam.evaluation.verdicts import NATURAL
@@ -91,7 +92,8 @@ def result(
     breaks = [attack.breaks for attack in attacks]
     union = worst_case.union(correct, breaks, asked.budgets)
     return {
-        "natural": accuracy_of(correct),
+        "natural": accuracy_of(correct)
+        | _of_draws(header, _wrong(natural), ~correct),
         "robust": robust,
         "worst_case": worst_case.rows(correct, breaks, asked.budgets),
         **({} if union is None else {"union": union}),
@@ -130,7 +132,7 @@ def _attack(
     )
     found = _Measured({}, {}, {}, breaks)
     for norm in attack["budgets"]:
-        before = ~correct
+        before, wrong = ~correct, _wrong(natural)
         for budget, held, verdict in record.verdicts(number, norm, chunks):
             if budget in failed:
                 continue
@@ -141,6 +143,10 @@ def _attack(
                 attack, held, verdict, budget.epsilon, probes
             )
             diagnosed = {} if failures is None else {"diagnosis": failures}
+            new = _wrong(held)
+            if wrong is not None and new is not None:
+                wrong = np.where(before, wrong, new)
+                row |= _of_draws(record.header, wrong, verdict != STANDS)
             found.rows[budget] = _labels(attack, budget) | row | diagnosed
             before = verdict != STANDS
     for budget in failed:
@@ -200,6 +206,34 @@ def _probes(
     ]
 
 
+def _wrong(held: Sequence[Arrays]) -> np.ndarray | None:
+    """Returns the fraction of each example's draws that are wrong.
+
+    None for a model that is not random.
+
+    Args:
+        held: The arrays, chunk by chunk.
+    """
+    if not all("wrong" in arrays for arrays in held):
+        return None
+    return np.concatenate([arrays["wrong"] for arrays in held])
+
+
+def _of_draws(
+    header: Header, wrong: np.ndarray | None, broken: np.ndarray
+) -> Row:
+    """Returns the entries of a row of a random model; an empty dict of others.
+
+    Args:
+        header: The record's header.
+        wrong: Float array (n,), the fraction of the draws that are wrong.
+        broken: Bool array (n,), the verdicts.
+    """
+    if wrong is None:
+        return {}
+    return {"draws": header["draws"], "spread": spread(wrong, broken)}
+
+
 def _labels(attack: Header, budget: Budget) -> Row:
     """Returns the entries of a row that say what it is."""
     return {
@@ -232,7 +266,9 @@ def _warnings(
     for attack in attacks:
         for norm in asked.budgets:
             rows = [attack.rows[b] for b in budgets if b in attack.rows]
-            found += red_flags.of_rows([r for r in rows if r["norm"] == norm])
+            rows = [row for row in rows if row["norm"] == norm]
+            found += red_flags.of_rows(rows)
+            found += red_flags.of_single_draws(rows)
     stages = [s for a in attacks for norm in a.stages for s in a.stages[norm]]
     targets = [facts.targets for _, facts in stages]
     found += red_flags.of_classes(header["classes"], max(targets, default=0))
@@ -348,8 +384,15 @@ def _row(
             )
             for number, name in enumerate(names, 1)
         }
-        if names == list(STAGES):  # Standard AutoAttack.
+        # Records of tfsam 0.1.0 have no versions.
+        standard = "standard" if names == list(STAGES) else ""
+        version = str(held[0].get("version", standard))
+        if version:
+            row["version"] = version
+        if version == "standard":
             row["standard"] = header["classes"] >= 4
+    if any(h.get("meaningless") for h in held):
+        row["meaningless"] = True
     if "distances" in held[0]:
         median = float(
             np.median(np.concatenate([h["distances"] for h in held]))

@@ -15,6 +15,7 @@ from tfsam.attacks.check import contract
 from tfsam.attacks.logits import traced
 from tfsam.attacks.recorder import Path
 from tfsam.attacks.recorder import Recorder
+from tfsam.evaluation import draws
 from tfsam.evaluation import red_flags
 from tfsam.evaluation.budgets import Budget
 from tfsam.evaluation.plans import Plan
@@ -32,7 +33,10 @@ class Found(NamedTuple):
 
     Attributes:
         images: Float array (count, ...), the adversarial images.
-        outputs: Float array (count, classes), their logits.
+        outputs: Float array (count, classes), their logits, or the means over
+            the draws of a random model.
+        wrong: Float array (count,), the fraction of the draws that are wrong.
+        broken: Bool array (count,), the verdicts.
         largest: Norm of the largest perturbation.
         passes: Int array (2,), forward and gradient passes of the network.
         nonfinite: Number of gradients that were NaN or infinite.
@@ -44,6 +48,8 @@ class Found(NamedTuple):
 
     images: np.ndarray
     outputs: np.ndarray
+    wrong: np.ndarray
+    broken: np.ndarray
     largest: float
     passes: np.ndarray
     nonfinite: int
@@ -121,33 +127,33 @@ def attack_batch(
         )
         run = _traced_once(worker, attack, epsilon, key, depends_on, run)
     worker.source.count_passes()
-    x_adv = run(
-        tf.constant(batch.x),
-        tf.constant(batch.y),
-        tf.constant(batch.seeds),
-        batch.active,
-        tf.constant(epsilon or 0.0, batch.x.dtype),
-        *_starts(start, batch),
-    )
+    with draws.alone(plan):
+        x_adv = run(
+            tf.constant(batch.x),
+            tf.constant(batch.y),
+            tf.constant(batch.seeds),
+            batch.active,
+            tf.constant(epsilon or 0.0, batch.x.dtype),
+            *_starts(start, batch),
+        )
     path = None if recorder is None else recorder.path()
     counts, facts = _measured(worker, attack, batch, in_graph)
     budget = Budget(norm, np.inf if epsilon is None else epsilon)
     largest = _checked(plan, batch, x_adv, budget, counts.nonfinite)
-    outputs = as_numpy(worker.predict(x_adv, batch.active))
-    if not np.isfinite(outputs).all():
+    judged = draws.judge(plan, worker, x_adv, indices)
+    if not np.isfinite(judged.outputs).all():
         raise ValueError(
             "the model must return finite logits under attack. "
             "Received: NaN or infinity"
         )
-    count = len(indices)
     return Found(
-        as_numpy(x_adv)[:count],
-        outputs[:count],
+        as_numpy(x_adv)[: len(indices)],
+        *judged,
         largest,
         counts.passes,
         counts.nonfinite,
         facts,
-        path and Path(*(values[:count] for values in path)),
+        path and Path(*(values[: len(indices)] for values in path)),
         _fools(plan, worker, x_adv, batch, indices),
     )
 

@@ -133,8 +133,7 @@ def unbroken_without_budget(
                 break
             key = (*part, number, kind_of(stage, epsilon))
             found = attack_batch(plan, worker, stage, key, left, norm, epsilon)
-            right = found.outputs.argmax(axis=1) == plan.data.labels[left]
-            left = left[right]
+            left = left[~found.broken]
     except Exception:
         # An attack of others may not take such a budget; it is not judged.
         return np.zeros(2, np.int64)

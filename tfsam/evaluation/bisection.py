@@ -73,7 +73,7 @@ def sweep(
         attack: Function (number, verdict) -> arrays, which attacks the examples
             that stand by `verdict`, int8 (n,), at the epsilon of the number.
             The arrays are those that a record holds, by name; `verdict`,
-            `lengths` and `adversarial` have a row for each example.
+            `lengths`, `adversarial` and `wrong` have a row for each example.
         epsilons: Number of epsilons, in ascending order.
         natural: Int8 array (n,), the verdicts without an attack.
         downwards: See `first_broken`.
@@ -102,8 +102,8 @@ def sweep(
             "verdict": natural.copy(),
             "lengths": np.full_like(new["lengths"], np.inf),
         }
-        if "adversarial" in new:
-            rows["adversarial"] = new["adversarial"].copy()
+        for name in {"adversarial", "wrong"} & new.keys():
+            rows[name] = new[name].copy()
         for smaller in range(number + 1):
             here = first == smaller
             for name, values in rows.items():

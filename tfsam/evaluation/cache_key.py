@@ -39,10 +39,12 @@ _DECISIVE = (
     "attacks/**/*.py",
     "evaluation/attack_batch.py",
     "evaluation/chunks.py",
+    "evaluation/draws.py",
     "evaluation/natural.py",
     "evaluation/workers.py",
     "models/*.py",
     "geometry.py",
+    "support/random_states.py",
 )
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from tfsam.evaluation import bisection
 from tfsam.evaluation import diagnosis
+from tfsam.evaluation import draws
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.attack_batch import Found
@@ -78,6 +80,8 @@ class _Reach(NamedTuple):
             if the attack found no adversarial image.
         lengths: Float array (n, 3), the `lengths` of the nearest adversarial
             images.
+        wrong: Float array (n,), the fraction of the draws of a random model
+            that are wrong there.
         images: Float array (n, ...), these images, or None if they are not
             kept.
         attacked: Number of examples that were attacked.
@@ -90,6 +94,7 @@ class _Reach(NamedTuple):
 
     distances: np.ndarray
     lengths: np.ndarray
+    wrong: np.ndarray
     images: np.ndarray | None
     attacked: int
     passes: np.ndarray
@@ -186,15 +191,17 @@ class _Chunk:
 
     Attributes:
         verdict: Int8 array (n,), the verdicts at the last epsilon.
+        wrong: Float array (n,), the fraction of the draws that are wrong there.
     """
 
     def __init__(self, turn: Turn, worker: Worker, chunk: int) -> None:
         self._turn, self._worker = turn, worker
         self._indices = verdicts.chunk_indices(turn.record.header, chunk)
         self._x = turn.plan.data.x[self._indices]
-        self._labels = turn.plan.data.labels[self._indices]
-        correct = turn.record.load(NATURAL, chunk)["correct"]
+        saved = turn.record.load(NATURAL, chunk)
+        correct = saved["correct"]
         natural = np.where(correct, STANDS, MISCLASSIFIED).astype(np.int8)
+        self._wrong = saved.get("wrong", (~correct).astype(np.float64))
         self._natural = self.verdict = natural
         self._lengths = np.full((len(natural), len(LENGTHS)), np.inf)
         self._images: np.ndarray | None = None  # Of the last epsilon.
@@ -211,6 +218,8 @@ class _Chunk:
         self.verdict = verdicts.inherited(saved["verdict"], self.verdict)
         if "lengths" in saved:
             self._lengths[survives] = saved["lengths"][survives]
+        if "wrong" in saved:
+            self._wrong = np.where(survives, saved["wrong"], self._wrong)
         if str(saved.get("kind", "")) and not self._turn.plan.keep_images:
             self._reaches.setdefault(str(saved["kind"]), _reach_of(saved))
 
@@ -234,7 +243,7 @@ class _Chunk:
         reach = self._reaches.get(kind) or self._reach(attack, kind)
         # By a number, an attack is recognised at no other epsilon.
         shared = np.array(kind if isinstance(kind, str) else "")
-        new = {**self._within(epsilon, reach), "kind": shared}
+        new = {**self._within(attack, epsilon, reach), "kind": shared}
         # The first epsilon is charged with the cost of the run.
         self._reaches[kind] = reach._replace(
             attacked=0, passes=0 * reach.passes, seconds=0.0
@@ -279,6 +288,7 @@ class _Chunk:
         warm = plan.warm_start and can_start(attack)
         start = self._images if warm else None
         images, reached = self._x.copy(), self._lengths.copy()
+        wrong = self._wrong.copy()
         largest, passes, nonfinite = 0.0, np.zeros(2, np.int64), 0
         facts = [red_flags.facts_of(stage) for _, stage in stages]
         diagnosed = self._counters(len(stages))
@@ -288,7 +298,7 @@ class _Chunk:
                 break
             key = (number, kind_of(stage, epsilon))
             found = self._run(stage, key, survivors, epsilon, start)
-            broken = self._misclassified(found, survivors)
+            broken, wrong[survivors] = found.broken, found.wrong
             verdict[survivors[broken]] = number
             images[survivors] = found.images
             reached[survivors[broken]] = self._moved(found, survivors)[broken]
@@ -308,7 +318,9 @@ class _Chunk:
             "passes": passes,
             "nan_gradients": np.array(nonfinite),
             "stages": np.array([name for name, _ in stages]),
+            "version": np.array(ATTACKS.fact(attack, "version") or ""),
             **_columns(facts),
+            **self._of_draws(attack, facts, wrong),
             "seconds": np.array(time.perf_counter() - started),
             **diagnosed,
             **self._without_budget(verdict),
@@ -365,8 +377,16 @@ class _Chunk:
             None if start is None else start[chosen],
         )
 
-    def _misclassified(self, found: Found, chosen: np.ndarray) -> np.ndarray:
-        return found.outputs.argmax(axis=1) != self._labels[chosen]
+    def _of_draws(
+        self, attack: Any, facts: Sequence[red_flags.Facts], wrong: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns the arrays that are saved for random models."""
+        saved = {}
+        if self._turn.plan.draws is not None:
+            saved["wrong"] = wrong
+        if draws.follows_one(attack, facts, self._worker.source):
+            saved["meaningless"] = np.array(True)
+        return saved
 
     def _moved(self, found: Found, chosen: np.ndarray) -> np.ndarray:
         """Returns the `lengths` of the perturbations of the chosen examples."""
@@ -378,14 +398,15 @@ class _Chunk:
         started, norm = time.perf_counter(), self._turn.norm
         distances = np.where(self._natural == STANDS, np.inf, 0.0)
         reached = np.full((len(distances), len(LENGTHS)), np.inf)
-        images = self._x.copy()
+        images, wrong = self._x.copy(), self._wrong.copy()
         correct = np.flatnonzero(self._natural == STANDS)
         passes, nonfinite = np.zeros(2, np.int64), 0
         facts = red_flags.facts_of(attack)
         diagnosed = self._counters(1)
         if len(correct):
             found = self._run(attack, (1, kind), correct)
-            broken = self._misclassified(found, correct)
+            broken = found.broken
+            wrong[correct] = found.wrong
             reached[correct[broken]] = self._moved(found, correct)[broken]
             distances[correct] = reached[correct, LENGTHS.index(norm)]
             images[correct] = found.images
@@ -400,6 +421,7 @@ class _Chunk:
         return _Reach(
             distances=distances,
             lengths=reached,
+            wrong=wrong,
             images=images if self._turn.plan.keep_images else None,
             attacked=len(correct),
             passes=passes,
@@ -409,7 +431,7 @@ class _Chunk:
             diagnosed=diagnosed,
         )
 
-    def _within(self, epsilon: float, reach: _Reach) -> Arrays:
+    def _within(self, attack: Any, epsilon: float, reach: _Reach) -> Arrays:
         """Derives the verdicts at an epsilon from a minimum-norm attack's run.
 
         Returns:
@@ -418,6 +440,7 @@ class _Chunk:
         reached = within(reach.distances, epsilon)
         survivors = self.verdict == STANDS
         verdict = np.where(survivors & reached, 1, self.verdict)
+        wrong = np.where(survivors & reached, reach.wrong, self._wrong)
         saved = {
             "verdict": verdict.astype(np.int8),
             "lengths": reach.lengths,
@@ -428,10 +451,13 @@ class _Chunk:
             "nan_gradients": np.array(reach.nonfinite),
             "stages": np.array([""]),
             **_columns([reach.facts]),
+            **self._of_draws(attack, [reach.facts], wrong),
             "seconds": np.array(reach.seconds),
             "distances": reach.distances,
             **reach.diagnosed,
         }
+        if self._turn.plan.draws:
+            saved["wrong_nearest"] = reach.wrong
         if reach.images is not None:
             images = self._x.copy()
             images[reached] = reach.images[reached]
@@ -448,6 +474,7 @@ def _reach_of(saved: Arrays) -> _Reach:
     return _Reach(
         distances=saved["distances"],
         lengths=saved["lengths"],
+        wrong=saved.get("wrong_nearest", np.zeros(len(saved["lengths"]))),
         images=None,
         attacked=0,
         passes=0 * saved["passes"],

@@ -41,6 +41,8 @@ from tfsam.evaluation.budgets import flat
 from tfsam.evaluation.budgets import together
 from tfsam.evaluation.chunks import Turn
 from tfsam.evaluation.chunks import attack_chunk
+from tfsam.evaluation.draws import Draws
+from tfsam.evaluation.draws import planned
 from tfsam.evaluation.natural import measure_gradients
 from tfsam.evaluation.natural import measure_natural
 from tfsam.evaluation.opening import open_logits
@@ -83,6 +85,7 @@ class _What:
     budgets: Any
     bounds: Any
     seed: Any
+    draws: Any
     steps: int | None
     surrogate: Any
     warm_start: bool
@@ -153,13 +156,14 @@ def evaluate(
     surrogate_name: str | None = None,
     steps: int | None = None,
     pixels: str | None = None,
+    draws: int | None = None,
     diagnose: bool = True,
 ) -> dict[str, Any]:
     """Measures natural accuracy, and accuracy under each and under all attacks.
 
-    The arguments `model` to `epsilons`, `budgets`, `bounds`, `seed`, `steps`,
-    `pixels`, `surrogate`, `transfer_attacks` and `warm_start` say what is
-    measured; `batch_size`, `strict`, `jit_compile`, `progress`, `devices`,
+    The arguments `model` to `epsilons`, `budgets`, `bounds`, `seed`, `draws`,
+    `steps`, `pixels`, `surrogate`, `transfer_attacks` and `warm_start` say what
+    is measured; `batch_size`, `strict`, `jit_compile`, `progress`, `devices`,
     `shard` and `diagnose` how it is computed; and `workdir`,
     `save_adversarial`, `name` and `surrogate_name` where verdicts are kept.
 
@@ -239,6 +243,11 @@ def evaluate(
             `tfsam.models.load`. None takes the one that its layers tell, or
             under which it is the most accurate. Inputs that are not in [0, 1]
             by `bounds` are given to it as they are.
+        draws: Number of draws of a random model by which each verdict is made;
+            an example is broken if at least half of them are wrong, also
+            without an attack. None means 20 for a model that is random, and a
+            single call of another. See `tfsam.evaluation.draws` for what is
+            repeatable.
         diagnose: Whether the attacks are examined for signs that they failed to
             attack. No verdict depends on it.
 
@@ -261,11 +270,18 @@ def evaluate(
         `nan_gradients` counts gradients that were NaN or infinite; if there
         are any, the accuracy is not reliable. An ensemble's row also has
         `broken_by`, the number of examples that each stage broke, and the row
-        of AutoAttack `standard`, which is false for fewer than four classes.
+        of AutoAttack has its `version`, "standard", "rand" or "plus". That of
+        the standard version has `standard`, which is false for fewer than four
+        classes.
         The row of a minimum-norm attack has `median_distance` over all
         examples: 0 for misclassified ones, None if at least half survive. If
         an attack failed, its row has `error`, and `accuracy` is None. It is
         tried again when the evaluation is resumed.
+
+        The rows and `natural` of a random model have `draws`, the number of
+        draws, and `spread`, the mean fraction of an example's draws that
+        disagree with its verdict. The row of an attack that follows gradients
+        of single draws has `meaningless`, true.
 
         `worst_case` is a list, norm by norm and epsilon by epsilon, of
         {`norm`, `epsilon`, `epsilon_text`, `accuracy`, `n`, `interval`,
@@ -321,6 +337,7 @@ def evaluate(
         budgets=budgets,
         bounds=bounds,
         seed=seed,
+        draws=draws,
         steps=steps,
         surrogate=surrogate,
         warm_start=warm_start,
@@ -344,6 +361,7 @@ def evaluate(
     )
     plan = _plan(what, how, where)
     models = _models(what, how, plan.data)
+    plan = plan._replace(draws=_draws(what, models, plan.data))
     record = _record(plan, models, what, how, where)
     return _measured(plan, models, record, how)
 
@@ -456,6 +474,13 @@ def _models(what: _What, how: _How, data: Data) -> _Models:
     return _Models(judge, surrogate, classes)
 
 
+def _draws(what: _What, models: _Models, data: Data) -> Draws | None:
+    """Chooses the draws of a random model, and looks at the surrogate."""
+    if models.surrogate is not None:
+        planned(None, models.surrogate, data.x)
+    return planned(what.draws, models.judge, data.x)
+
+
 def _load(
     what: _What, model: Any, pixels: str | None, how: _How, data: Data
 ) -> Logits:
@@ -517,6 +542,8 @@ def _record(
         header["logits"] = LOGARITHMS
     if plan.bisect:
         header["sweep"] = what.sweep
+    if plan.draws is not None:
+        header["draws"] = plan.draws.number
     if where.workdir is None:
         return verdicts.Record(header)
     named = {"model": cache_key.Model(what.model, models.judge, where.name)}

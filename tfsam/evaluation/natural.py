@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfsam.evaluation import draws
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.attack_probes import changes_of_loss
@@ -18,7 +19,6 @@ from tfsam.evaluation.budgets import flat
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.workers import Worker
-from tfsam.evaluation.workers import as_numpy
 from tfsam.evaluation.workers import spread
 from tfsam.support.labels import check_classes
 from tfsam.support.logit_checks import check_logits
@@ -58,18 +58,18 @@ def _measure_chunk(
         return
     indices = verdicts.chunk_indices(record.header, chunk)
     x = plan.data.x[np.resize(indices, plan.size)]
-    active = np.arange(plan.size) < len(indices)
-    outputs = as_numpy(worker.predict(tf.constant(x), tf.constant(active)))
-    outputs = outputs[: len(indices)]
-    if not np.isfinite(outputs).all():
+    judged = draws.judge(plan, worker, x, indices)
+    if not np.isfinite(judged.outputs).all():
         raise ValueError(
             "model must return finite logits. Received: NaN or infinity"
         )
-    correct = outputs.argmax(axis=1) == plan.data.labels[indices]
-    found = {"correct": correct, "logits": outputs}
+    found = {"correct": ~judged.broken, "logits": judged.outputs}
+    if plan.draws is not None:
+        found["wrong"] = judged.wrong
     if chunk == 0:  # Always the same chunk, whichever process measures it.
         judge = worker.judge.function
         found |= red_flags.probe_outputs(judge, x)
+        found |= draws.facts(plan)
         found["seen_range"] = np.array(
             red_flags.seen_range(judge, plan.data.ends)
         )

@@ -67,6 +67,8 @@ class Plan(NamedTuple):
         size: Number of examples in a chunk, which are attacked together.
         warm_start: Whether attacks start from the image of the smaller epsilon.
         keep_images: Whether the record holds the adversarial images.
+        draws: The `Draws` by which a random model is judged, None for a single
+            call of another model.
         diagnose: Whether the paths of attacks are recorded.
         bisect: Whether sweeps over epsilons are made by bisection.
     """
@@ -79,6 +81,7 @@ class Plan(NamedTuple):
     size: int
     warm_start: bool
     keep_images: bool
+    draws: Any = None
     diagnose: bool = False
     bisect: bool = False
 

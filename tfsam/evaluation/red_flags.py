@@ -71,10 +71,7 @@ def probe_outputs(function: Any, x: np.ndarray) -> dict[str, np.ndarray]:
         examples in the batch make; and `tolerance`, the largest difference that
         rounding can explain.
     """
-    first, second = (
-        tf.convert_to_tensor(outputs).numpy()
-        for outputs in function.in_turn([tf.constant(x)] * 2)
-    )
+    first, second = _twice(function, x)
     dependence = 0.0
     for examples, places, batch in _with_other_neighbours(x):
         try:
@@ -83,13 +80,36 @@ def probe_outputs(function: Any, x: np.ndarray) -> dict[str, np.ndarray]:
             if len(batch) == len(x):
                 raise
             continue  # The model takes only one example at a time.
-        found = _difference(outputs.numpy()[places], first[examples])
+        found = difference(outputs.numpy()[places], first[examples])
         dependence = max(dependence, found)
     return {
-        "randomness": np.array(_difference(first, second)),
+        "randomness": np.array(difference(first, second)),
         "batch_dependence": np.array(dependence),
         "tolerance": np.array(_tolerance(first, _unit(function, first))),
     }
+
+
+def randomness(function: Any, x: np.ndarray) -> tuple[float, float]:
+    """Calls a model twice on the same batch.
+
+    Args:
+        function: As in `probe_outputs`.
+        x: Float array (batch, ...), images.
+
+    Returns:
+        (difference, tolerance), the largest difference of the logits, and the
+        largest one that rounding can explain.
+    """
+    first, second = _twice(function, x)
+    unit = _unit(function, first)
+    return difference(first, second), _tolerance(first, unit)
+
+
+def _twice(function: Any, x: np.ndarray) -> list[np.ndarray]:
+    return [
+        tf.convert_to_tensor(outputs).numpy()
+        for outputs in function.in_turn([tf.constant(x)] * 2)
+    ]
 
 
 def _with_other_neighbours(
@@ -121,10 +141,19 @@ def _with_other_neighbours(
         yield [place], [place], np.repeat(x[place : place + 1], len(x), axis=0)
 
 
-def _difference(outputs: np.ndarray, other: np.ndarray) -> float:
-    """Returns the largest difference, infinity if there is a NaN."""
-    difference = np.abs(outputs.astype(np.float64) - other.astype(np.float64))
-    return float(np.nan_to_num(difference, nan=np.inf).max())
+def difference(outputs: np.ndarray, other: np.ndarray) -> float:
+    """Returns the largest difference, infinity if there is a NaN.
+
+    Args:
+        outputs: Float array of any shape.
+        other: Float array of the same shape.
+
+    Example:
+        >>> difference(np.array([1.0, 2.0]), np.array([1.5, 2.0]))
+        0.5
+    """
+    found = np.abs(outputs.astype(np.float64) - other.astype(np.float64))
+    return float(np.nan_to_num(found, nan=np.inf).max())
 
 
 def _tolerance(outputs: np.ndarray, unit: float) -> float:
@@ -404,10 +433,24 @@ def _of_outputs(found: Sequence[Arrays]) -> list[Flag]:
                     "random_outputs",
                     "The model returns different logits when it is called "
                     "again. Likely cause: noise, dropout or another random "
-                    "layer that is active in inference. Attacks follow a "
-                    "single draw of the noise, so the accuracy under attack "
-                    "is too high. Average the logits over several draws, or "
-                    "remove the randomness.",
+                    "layer that is active in inference. Attack it with "
+                    "attacks that average over draws, "
+                    "--attacks=autoattack_rand or pgd:eot=20, and judge it by "
+                    "several draws, --draws=20 (draws=20 in Python), or remove "
+                    "the randomness. An attack without them follows a single "
+                    "draw, so that its accuracy is too high.",
+                )
+            )
+        if not f.get("repeatable", True):
+            warnings.append(
+                _warning(
+                    "draws_not_repeatable",
+                    "The random numbers of the model cannot be set, so another "
+                    "run draws others and may give other verdicts. Likely "
+                    "cause: a SavedModel, or a function that TensorFlow "
+                    "compiled before. Draw them by keras.random with a "
+                    "SeedGenerator, or by tf.random in a function that is not "
+                    "compiled.",
                 )
             )
         # Noise alone also makes a difference with other neighbours.
@@ -532,6 +575,28 @@ def of_rows(rows: Iterable[Mapping[str, Any]]) -> list[Flag]:
             "the attack's input gradients were NaN or infinite and were "
             "replaced by zero, so the accuracy under attack means nothing. "
             f"{NAN_CAUSE}",
+        )
+    ]
+
+
+def of_single_draws(rows: Iterable[Mapping[str, Any]]) -> list[Flag]:
+    """Returns the warnings about gradients of single draws of a random model.
+
+    Args:
+        rows: The `robust` rows of an attack in a norm.
+    """
+    met = [row for row in rows if row.get("meaningless")]
+    if not met:
+        return []
+    texts = ", ".join(row["epsilon_text"] for row in met)
+    return [
+        _warning(
+            "single_draws",
+            f"{met[0]['attack']}, {met[0]['norm']} {texts}: the attack follows "
+            "the gradient of single draws of a random model, so the accuracy "
+            "under attack means nothing. Attack the model with "
+            "--attacks=autoattack_rand, or with a mean over draws, such as "
+            "pgd:eot=20.",
         )
     ]
 

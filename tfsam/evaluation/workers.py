@@ -151,7 +151,9 @@ def _attacked(
     """Returns the model as attacks see it, which counts passes."""
     if not attackable:  # Blocks would be traced.
         surrogate = source.surrogate
+        blocks = source
         source = Logits(source.function, classes=classes)
+        source.together, source.random = blocks.together, blocks.random
         source = source.as_surrogate() if surrogate else source
     source.most = most
     source.count_passes()

@@ -430,6 +430,15 @@ FLAGS: dict[str, Flag] = {
         "separated by commas.",
         words,
     ),
+    "draws": Flag(
+        EVALUATION,
+        "Draws of a random model, such as one with noise, by which each "
+        "verdict is made. The default is 20 for a model that is random, and a "
+        "single call of another; attack a random one by autoattack_rand or "
+        "pgd:eot=20.",
+        integer,
+        least=1,
+    ),
     "warm_start": Flag(
         EVALUATION,
         "Start at each epsilon from the image found at the smaller one, for "

@@ -48,6 +48,7 @@ OLDER: dict[str, Any] = {
     "l1_epsilons": [],
     "transfer_attacks": [],
     "diagnose": True,
+    "draws": None,
 }
 
 # Settings that are not called as their flags, because of Python's keywords.
@@ -95,6 +96,7 @@ class Settings:
     trust: tuple[str, ...] | None
     surrogate: str | None
     transfer_attacks: tuple[str, ...]
+    draws: int | None
     warm_start: bool
     diagnose: bool
     save_adversarial: bool

@@ -215,6 +215,7 @@ def attack(
         transfer_attacks=transfers if norms else [],
         warm_start=settings.warm_start,
         diagnose=settings.diagnose,
+        draws=settings.draws,
     )
 
 
