@@ -74,6 +74,8 @@ def test_the_page_says_whether_the_attack_is_to_be_trusted(tmp_path):
     (section,) = reader.all("section", id="trust")
     assert "apgdl\N{INFINITY}0.1 (2), 0.2 (6)incomplete" in section["text"]
     assert f"bpgdl\N{INFINITY}0.1 (1){EVIL}: {EVIL}" in section["text"]
+    commands = [code["text"] for code in reader.all("code")]
+    assert commands == ["--attacks=pgd:steps=100"] * 2
     assert "No sign of failure: fmn (a)." in section["text"]
     assert "Not recorded: art (a)." in section["text"]
     assert len(reader.all("script")) == 2

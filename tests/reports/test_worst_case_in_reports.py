@@ -93,6 +93,9 @@ def test_transfers_and_sweeps_are_said_in_the_name():
     row = {"attack": "fgsm", "surrogate": False, "sweep": "bisect"}
     assert reports.attack_name(row) == "fgsm (sweep by bisection)"
     assert reports.attack_name({"attack": "fgsm", "sweep": "full"}) == "fgsm"
+    row = {"attack": "autoattack", "meaningless": True}
+    found = reports.attack_name(row)
+    assert found == "autoattack (means nothing: a random model)"
 
 
 def drawn(results, tmp_path):

@@ -178,6 +178,7 @@ def attack_name(row: Mapping[str, Any]) -> str:
         "not standard": row.get("standard") is False,
         "transfer": row.get("surrogate"),
         "sweep by bisection": row.get("sweep") == "bisect",
+        "means nothing: a random model": row.get("meaningless"),
     }
     return name + "".join(f" ({note})" for note in notes if notes[note])
 

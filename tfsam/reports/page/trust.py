@@ -1,5 +1,6 @@
 """The section on attacks: signs that one failed, and the way to a stronger."""
 
+import re
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -58,8 +59,17 @@ def _lines(run: runs.Run) -> Iterator[Sequence[Any]]:
             table.NORMS.get(one.norm, one.norm),
             one.where,
             [node("strong", one.indicator), f": {one.message}"],
-            one.remedy,
+            _commands(one.remedy),
         )
+
+
+def _commands(text: str) -> list[Any]:
+    """Marks the flags of a text, which are not divided between lines."""
+    parts = re.split(r"(--\w[^\s;]*[^\s.,;])", text)
+    return [
+        node("code", part) if number % 2 else part
+        for number, part in enumerate(parts)
+    ]
 
 
 def _names(
