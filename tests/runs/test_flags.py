@@ -57,6 +57,7 @@ OVERRIDES = {
     "l2_epsilons": ("", []),
     "l1_epsilons": ("2,12", [2.0, 12.0]),
     "transfer_attacks": ("fgsm,pgd:steps=3", ["fgsm", "pgd:steps=3"]),
+    "sweep": ("bisect", "bisect"),
     "diagnose": ("false", False),
     "attack_steps": ("20", 20),
     "attack_batch_size": ("64", 64),

@@ -122,13 +122,13 @@ def numbers_below_zero(flag):
 
 INTEGERS = (
     *("epochs", "batch_size", "limit_train", "limit_test", "seed"),
-    *("steps", "attack_steps", "checkpoint_steps", "average_start"),
+    *("steps", "attack_steps", "checkpoint_steps", "average_start", "draws"),
 )
 NUMBERS = ("rho", "learning_rate", "momentum", "weight_decay", "epsilon")
 CHOICES = (
     *("method", "preset", "network", "attacks", "select", "jit_compile"),
     *("sharpness", "devices", "dataset", "norm", "precision", "strategy"),
-    *("shard", "transfer_attacks"),
+    *("shard", "transfer_attacks", "sweep"),
 )
 VALUES = ("auto", "true", "false", "last", "clean", "robust", "global", "cpu")
 

@@ -190,3 +190,26 @@ def test_transfers_come_in_addition_to_attacks_on_the_model(model, tmp_path):
     assert worst["accuracy"] <= rows[0]["accuracy"]
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "by fgsm, fgsm on the surrogate, pgd:steps=2 on the surr" in log
+
+
+def test_sweeps_by_bisection(model, tmp_path, capsys):
+    arguments = (
+        *(f"--evaluate={model}", "--attacks=pgd", "--attack_steps=2"),
+        *("--linf_epsilons=0.02,0.05,0.1", "--limit_test=20"),
+    )
+    found = {}
+    for sweep in ("full", "bisect"):
+        folder = tmp_path / sweep
+        flags = (f"--sweep={sweep}", f"--workdir={folder}")
+        assert main(*arguments, *flags) == 0
+        found[sweep] = results(folder)["robust"]
+    assert [row.get("sweep") for row in found["bisect"]] == ["bisect"] * 3
+    assert not any("sweep" in row for row in found["full"])
+    attacked = [sum(r["attacked"] for r in rows) for rows in found.values()]
+    assert attacked[0] > attacked[1] > 0
+    assert "| pgd (steps=2) (sweep by bisection) |" in capsys.readouterr().out
+    folder = tmp_path / "standard"
+    flags = ("--sweep=bisect", f"--workdir={folder}")
+    assert main(arguments[0], "--attacks=autoattack", *flags) == 2
+    assert "Received: sweep=bisect, attack=auto" in capsys.readouterr().err
+    assert not folder.exists()

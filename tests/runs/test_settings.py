@@ -51,7 +51,7 @@ def test_config_json_of_an_older_tfsam_is_filled_in(tmp_path):
     made = settings_of(f"--workdir={tmp_path}")
     later = (
         *("precision", "strategy", "shard", *settings.UNBOUND),
-        *("l1_epsilons", "transfer_attacks", "diagnose"),
+        *("l1_epsilons", "transfer_attacks", "draws", "sweep", "diagnose"),
     )
     older = {k: v for k, v in made.config().items() if k not in later}
     assert settings.from_config(older, tmp_path) == made
@@ -221,6 +221,9 @@ def test_transfer_attacks_need_a_surrogate(capsys):
     ("flag", "part"),
     [
         ("--transfer_attacks=bogus", "bogus"),
+        ("--sweep=half", "sweep"),
+        ("--draws=0", "draws"),
+        ("--draws=1000001", "draws"),
         ("--l1_epsilons=-1", "l1_epsilons"),
         ("--diagnose=maybe", "maybe"),
     ],

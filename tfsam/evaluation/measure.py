@@ -377,7 +377,7 @@ def _plan(what: _What, how: _How, where: _Where) -> Plan:
             "save_adversarial needs a workdir to save to. Received: none"
         )
     entries = _entries(what)
-    _check_sweep(what, entries, given, bounds)
+    _check_sweep(what.sweep, entries, given, bounds, what.warm_start)
     if what.warm_start and any(given.values()):
         norms = [norm for norm, epsilons in given.items() if epsilons]
         cold = _cold(entries, norms, given[norms[0]][0], bounds)
@@ -405,20 +405,47 @@ def _plan(what: _What, how: _How, where: _Where) -> Plan:
     )
 
 
-def _check_sweep(
-    what: _What, entries: Iterable[Entry], given: Budgets, bounds: Bounds
+def check_sweep(
+    sweep: str,
+    attacks: Any,
+    budgets: Mapping[str, Sequence[float]],
+    bounds: Bounds,
+    warm_start: bool = False,
 ) -> None:
-    """Checks that sweeps may be made as asked."""
-    validators.check_choice("sweep", what.sweep, ["full", "bisect"])
-    if what.sweep == "full":
+    """Checks that all attacks may be swept over epsilons in a way.
+
+    Args:
+        sweep: "full" or "bisect".
+        attacks: Attacks as in `evaluate`.
+        budgets: The epsilons of each norm.
+        bounds: (lowest, highest) value of a pixel, or None.
+        warm_start: As in `evaluate`.
+
+    Raises:
+        ValueError: If the way is unknown, or an attack or `warm_start` needs a
+            full sweep.
+    """
+    _check_sweep(sweep, entries_of(attacks), budgets, bounds, warm_start)
+
+
+def _check_sweep(
+    sweep: str,
+    entries: Iterable[Entry],
+    given: Mapping[str, Sequence[float]],
+    bounds: Bounds,
+    warm_start: bool,
+) -> None:
+    """Checks sweeps; see `check_sweep`."""
+    validators.check_choice("sweep", sweep, ["full", "bisect"])
+    if sweep == "full":
         return
-    if what.warm_start:
+    if warm_start:
         raise ValueError(
             "sweep='bisect' does not attack in the order of the epsilons, as "
             "warm_start needs. Received: sweep=bisect, warm_start=True"
         )
     budgets = ((norm, e) for norm, found in given.items() for e in found)
-    norm, epsilon = next(budgets, (what.norm, 0.0))
+    norm, epsilon = next(budgets, ("linf", 0.0))
 
     def version(entry: Entry) -> Any:
         try:

@@ -400,6 +400,13 @@ FLAGS: dict[str, Flag] = {
         "surrogate.",
         words,
     ),
+    "sweep": Flag(
+        EVALUATION,
+        "How several values of epsilon are attacked. With bisect an image "
+        "that stands at an epsilon is taken to stand at all smaller ones, "
+        "which costs less and may miss some; autoattack needs full",
+        choices=one_of("full", "bisect"),
+    ),
     "inspect": Flag(
         EVALUATION,
         "Model to look at, as for --evaluate: prints its format, input, "
@@ -438,6 +445,7 @@ FLAGS: dict[str, Flag] = {
         "pgd:eot=20.",
         integer,
         least=1,
+        most=_MOST_REPETITIONS,
     ),
     "warm_start": Flag(
         EVALUATION,

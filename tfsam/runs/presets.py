@@ -20,6 +20,7 @@ _PAPER: dict[str, Any] = {
     "save_adversarial": False,
     "warm_start": False,
     "transfer_attacks": [],
+    "sweep": "full",
     "diagnose": True,
     "linf_epsilons": [1 / 255, 2 / 255],
     "l2_epsilons": [16 / 255, 32 / 255],

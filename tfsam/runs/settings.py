@@ -47,6 +47,7 @@ OLDER: dict[str, Any] = {
     "severities": None,
     "l1_epsilons": [],
     "transfer_attacks": [],
+    "sweep": "full",
     "diagnose": True,
     "draws": None,
 }
@@ -98,6 +99,7 @@ class Settings:
     transfer_attacks: tuple[str, ...]
     draws: int | None
     warm_start: bool
+    sweep: str
     diagnose: bool
     save_adversarial: bool
     shard: tuple[int, int] | None

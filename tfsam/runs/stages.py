@@ -86,6 +86,11 @@ def prepare(settings: Settings) -> Inputs:
             f"Received: evaluate={settings.evaluate}"
         )
     _check_warm_start(settings)
+    entries, transfers = _entries(settings)
+    measure.check_sweep(
+        *(settings.sweep, [*entries, *transfers], settings.budgets, BOUNDS),
+        warm_start=settings.warm_start,
+    )
     strategy = devices.make_strategy(settings.devices, settings.strategy)
     models = attacked.opened(settings)
     images = load_images(settings, models)
@@ -216,6 +221,7 @@ def attack(
         warm_start=settings.warm_start,
         diagnose=settings.diagnose,
         draws=settings.draws,
+        sweep=settings.sweep,
     )
 
 
