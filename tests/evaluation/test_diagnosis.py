@@ -12,6 +12,7 @@ from tfsam.attacks import Attack
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.recorder import Recorder
+from tfsam.evaluation import diagnosis
 from tfsam.evaluation import verdicts
 
 # Of two pixels, the brighter one is the class; all differ by 0.4.
@@ -185,13 +186,13 @@ def test_images_that_fool_the_surrogate_alone_are_a_transfer_failure():
 PATH = np.array([[0.7, 0.3], [0.6, 0.4], [0.45, 0.55], [0.5, 0.5]], "float32")
 
 
-def recorded(points, batch=1, attempts=1, **options):
+def recorded(*attempts, batch=1, **options):
     """Records gradients of `brighter` at points (steps, rows, 2)."""
     x = np.repeat(X[:1], batch, 0)
     recorder = Recorder(x.shape, x.dtype, "linf", (0.0, 1.0))
     recorder.start(x, np.zeros(batch, int))
     logits = Logits(brighter).recorded(recorder)
-    for _ in range(attempts):
+    for points in attempts:
         gradient = input_gradient(logits)
         for point in points:
             gradient(tf.constant(point), np.zeros(len(point), int), **options)
@@ -222,9 +223,10 @@ def test_the_window_is_a_quarter_of_a_path_and_ten_at_most(steps, window):
 
 
 def test_the_attempt_that_came_nearest_counts():
-    # The second is the same, and comes no nearer.
-    assert recorded(PATH[:3, None], attempts=2).rise == pytest.approx([0.6])
-    assert recorded(PATH[:3, None], attempts=2).gradients.tolist() == [6]
+    # The second ends at once, and comes no nearer.
+    path = recorded(PATH[:3, None], PATH[:1, None])
+    assert path.rise == pytest.approx([0.6])
+    assert path.gradients.tolist() == [4]
 
 
 def test_copies_of_the_batch_are_one_example():
@@ -245,6 +247,58 @@ def test_inactive_examples_count_nothing():
 def test_gradients_of_other_images_are_not_recorded():
     assert recorded(PATH[:, None], batch=2) is None
     assert recorded(PATH[:0, None]) is None
+
+
+def of_counters(stages, natural=(), **counters):
+    """Returns the indicators of ten survivors with these counters."""
+    held = diagnosis.counters(stages, 10) | {
+        "path_gradients": np.full((stages, 10), 8.0),
+        "path_rise": np.zeros((stages, 10)),
+        "gradient_free": np.zeros(stages, bool),
+        "nan_gradients": np.array(0),
+        "unconstrained": np.zeros(2, int),
+    }
+    for name, values in counters.items():
+        held[f"path_{name}"][:] = values
+    attack = {"name": "pgd", "options": {}}
+    survives = np.full(10, -1)
+    found = diagnosis.of_row(attack, [held], survives, 0.1, natural)
+    return {item["indicator"]: item["count"] for item in found}
+
+
+TWO = [[1.0], [0.0]]
+RARE = [1.0] + 9 * [0.0]
+NOISY = {"randomness": np.array(1.0), "tolerance": np.array(0.1)}
+
+
+@pytest.mark.parametrize(
+    ("found", "arguments"),
+    [
+        ({}, {"stages": 1}),
+        ({"unavailable_gradients": 10}, {"stages": 1, "zeros": 4}),
+        ({}, {"stages": 1, "zeros": 3}),
+        # One of two stages that had gradients, or came to its end, is enough.
+        ({}, {"stages": 2, "zeros": 8 * np.array(TWO)}),
+        ({"unavailable_gradients": 10}, {"stages": 2, "zeros": 8}),
+        ({"incomplete_optimization": 10}, {"stages": 1, "rise": 0.06}),
+        ({}, {"stages": 1, "rise": 0.04}),
+        ({}, {"stages": 2, "rise": TWO}),
+        ({"incomplete_optimization": 10}, {"stages": 2, "rise": 1.0}),
+        # A stage that searches along the boundary has no rise.
+        ({}, {"stages": 1, "rise": np.nan}),
+        ({"incomplete_optimization": 1}, {"stages": 1, "rise": RARE}),
+        (
+            {"silent_success": 1},
+            {"stages": 1, "nearest": 1 - 0.9 * np.eye(10)[0]},
+        ),
+        ({"silent_success": 10}, {"stages": 2, "nearest": np.array(TWO)}),
+        ({}, {"stages": 1, "nearest": 0.11}),
+        # Another draw of a random model would not be broken.
+        ({}, {"stages": 1, "nearest": 0.0, "natural": [NOISY]}),
+    ],
+)
+def test_thresholds_are_those_of_the_constants(found, arguments):
+    assert of_counters(**arguments) == found
 
 
 @pytest.mark.parametrize("how", [{"rows": 4}, slow({"jit_loops": True})])

@@ -242,10 +242,11 @@ def probe_gradients(
         zeros = max(zeros, 0)
         if zeros and zeros == right.sum():
             lost = gradient_flow.zero_gradient
-        elif counts[1]:
+        elif any(counts):
             lost = gradient_flow.nan_gradient
+    examined = pushed if counts[0] and not counts[1] else x
     return {
-        "culprit": np.array(_culprit(logits.function, x[right], lost)),
+        "culprit": np.array(_culprit(logits.function, examined[right], lost)),
         "zero_gradients": np.array(zeros),
         "nan_gradients": np.array(counts[1]),
         "nan_gradients_at_bounds": np.array(counts[0]),
