@@ -283,6 +283,16 @@ def test_an_epsilon_that_is_a_tensor_and_parts_of_the_batch():
     np.testing.assert_allclose(part, whole[rows], atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["apgd_ce", "fab_t", "fmn", "pgd", "square"])
+def test_a_loop_inside_xla_agrees(name):
+    options = {"queries": 20} if name == "square" else {"steps": 5}
+    attack = get(name, epsilon=0.1, norm="l1", **options)
+    compiled = attacks.Logits(curved, jit_compile=True, jit_loops=True)
+    plain = traced(attack, attacks.Logits(curved))
+    np.testing.assert_allclose(traced(attack, compiled), plain, atol=1e-5)
+
+
 def test_the_ensemble_in_l1():
     """Croce and Hein, 2021, section 5, and their code."""
     stages = dict(get("autoattack", epsilon=12.0, norm="l1").stages)

@@ -40,7 +40,7 @@ def traced(attack, logits_fn, x=X, y=Y, seed=0):
 
 
 def norms(delta, norm):
-    order = np.inf if norm == "linf" else 2
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
     delta = np.reshape(delta, (len(delta), -1)).astype("float64")
     return np.linalg.norm(delta, order, axis=1)
 
@@ -224,7 +224,7 @@ def test_mass_moves_as_in_algorithm_3():
 @hypothesis.settings(max_examples=examples(2))
 @hypothesis.given(
     epsilon=st.sampled_from([0.0, 1e-3, 0.05, 0.3, 2.0]),
-    norm=st.sampled_from(["linf", "l2"]),
+    norm=st.sampled_from(["linf", "l2", "l1"]),
     queries=st.integers(1, 12),
     p_init=st.floats(1e-3, 1),
     seed=st.integers(0, 9),
@@ -236,7 +236,7 @@ def test_budget_and_bounds_hold(
     epsilon, norm, queries, p_init, seed, bounds, dtype, shape
 ):
     # In l-inf, a ball that is wider than the bounds is rejected.
-    hypothesis.assume(norm == "l2" or bounds is None or epsilon <= 1)
+    hypothesis.assume(norm != "linf" or bounds is None or epsilon <= 1)
     x = X.reshape(12, *shape).astype(dtype)
     attack = Square(epsilon, norm, queries, p_init, bounds)
     found = attack(quadratic, x, Y, seed).numpy()
@@ -271,7 +271,7 @@ def test_the_margin_never_goes_up(norm):
     assert 60 * (~broken).sum() < asked[0] < 60 * 12 * 4 / 2 and asked[1] == 0
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", slow("l1")])
 def test_asking_ahead_changes_nothing(norm, monkeypatch):
     attack = Square(0.02, norm, 50)
     logits = Logits(quadratic, rows=8)
@@ -281,9 +281,9 @@ def test_asking_ahead_changes_nothing(norm, monkeypatch):
     np.testing.assert_array_equal(several, one_by_one)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", slow("l1")])
 def test_an_example_s_search_is_its_own(norm):
-    attack = Square(0.02 if norm == "linf" else 0.1, norm, 40)
+    attack = Square({"linf": 0.02, "l2": 0.1, "l1": 0.5}[norm], norm, 40)
     logits = Logits(quadratic, rows=8)
     run = tf.function(
         lambda x, y, seeds, active: attack(logits.only(active), x, y, seeds),
@@ -305,7 +305,7 @@ def test_an_example_s_search_is_its_own(norm):
     np.testing.assert_array_equal(none, X)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", slow("l1")])
 def test_epsilon_may_be_a_tensor_and_the_batch_of_any_size(norm):
     attack = Square(1.0, norm, 30)
     logits = Logits(quadratic, rows=8)
