@@ -140,9 +140,9 @@ def start(attack: Attack, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
 
     Example:
         >>> import tensorflow as tf
-        >>> from tfsam.attacks import APGD
+        >>> from tfsam.attacks import apgd_ce
         >>> x = tf.fill([1, 100], 0.5)
-        >>> found = start(APGD(1.0, "l1"), x, tf.constant([[0, 1]]))
+        >>> found = start(apgd_ce(1.0, "l1"), x, tf.constant([[0, 1]]))
         >>> print(tf.reduce_sum(tf.abs(found - x)).numpy().round(3))
         3.0
     """
