@@ -62,7 +62,7 @@ def assert_like_eager(attack, logits_fn, **given):
         ("cleverhans_pgd", {"steps": 2}),
     ],
 )
-def test_the_second_call_traces_nothing(name, options, model):
+def test_the_second_call_traces_nothing(name, options, model, monkeypatch):
     attack = attacks.get(name, epsilon=EPSILON, **options)
     with counted_graphs() as graphs:
         first = attack(lambda x: model(x), X, Y, 0).numpy()
@@ -71,15 +71,24 @@ def test_the_second_call_traces_nothing(name, options, model):
             first, eager(attack, lambda x: model(x)), atol=1e-6
         )
 
+    calls = []
+    call = keras.layers.Dense.call
+
+    def counting(self, *arguments, **options):
+        calls.append(1)
+        return call(self, *arguments, **options)
+
     def again():
         # A new function of the same code, and a new attack of the same kind.
         made = attacks.get(name, epsilon=EPSILON, **options)
         return made(lambda x: model(x), X, Y, 0).numpy()
 
     again()
+    monkeypatch.setattr(keras.layers.Dense, "call", counting)
     with counted_graphs() as graphs:
         np.testing.assert_array_equal(again(), first)
         assert not graphs
+    assert not calls  # No layer is called in Python.
 
 
 def test_one_trace_serves_all_epsilons_seeds_and_weights():
@@ -119,6 +128,7 @@ def test_a_trace_dies_with_its_network():
     logits_fn = functools.partial(model, training=False)
     tfsam.PGD(EPSILON, steps=2)(logits_fn, X, Y, 0)
     assert len(tracing._traces) == before + 1
+    assert next(reversed(tracing._traces._traces.values()))[0] is not None
     references = weakref.ref(model), weakref.ref(logits_fn)
     del model, logits_fn
     gc.collect()

@@ -131,14 +131,11 @@ def _function(
     extra = {"epsilon": tf.cast(epsilon, inputs["x"].dtype)}
     if active is not None:
         extra["active"] = active
-    key = (
-        method,
-        *(state.key for state in states),
-        *_surroundings(inputs | extra),
-    )
+    whole = inputs | extra
+    key = (method, *(state.key for state in states), *_surroundings(whole))
     known, function = _traces.get(key)
     if not known:
-        function = _traced(method, attack, logits_fn, inputs)
+        function = _traced(method, attack, logits_fn, whole)
         owners = [owner for state in states for owner in state.owners]
         _traces.put(key, function, owners)
     if function is None:
