@@ -77,7 +77,8 @@ def test_the_noise_of_keras_is_keyed(shared, together):
 
 
 @pytest.mark.parametrize(
-    "name", ["tf.random", "shared", "numpy", slow("generator"), slow("python")]
+    "name",
+    ["tf.random", "shared", *map(slow, ["numpy", "generator", "python"])],
 )
 def test_noise_of_other_generators_is_keyed_and_they_are_restored(name):
     model, together = CALLABLES[name]
@@ -203,6 +204,7 @@ def test_a_row_has_its_draws_and_the_spread(whole):
     assert rows[1]["accuracy"] < rows[0]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_minimum_norm_attack_is_judged_by_draws(tmp_path):
     """Its image counts where it is within epsilon, and x elsewhere."""
     found = measured(
@@ -229,12 +231,13 @@ def test_verdicts_by_shared_noise_do_not_depend_on_batches():
     assert one["natural"]["spread"] > 0
 
 
-@pytest.mark.parametrize("size", [3, slow(7)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [3, 7])
 def test_verdicts_do_not_depend_on_batches(whole, size):
     assert measured(noisy(), batch_size=size) == whole
 
 
-def test_verdicts_do_not_depend_on_devices(whole):
+def test_verdicts_depend_neither_on_devices_nor_on_batches(whole):
     devices = ["CPU:0", "CPU:1"]
     assert measured(noisy(), batch_size=7, devices=devices) == whole
 
@@ -257,7 +260,8 @@ def test_a_killed_evaluation_is_resumed(whole, tmp_path):
         measured(noisy(), **options | {"draws": 6})
 
 
-@pytest.mark.parametrize("name", ["tf.random", slow("shared")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tf.random", "shared"])
 def test_natural_verdicts_of_a_callable_do_not_depend_on_batches(name):
     model, _ = CALLABLES[name]
     one, two = (
