@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.attacks.logits import Logits
+from tfsam.attacks.logits import traced
 from tfsam.support import files
 from tfsam.support import identity
 from tfsam.support.rescaling import flattened
@@ -186,7 +187,7 @@ def _slopes(
 
     # A graph leaves out the gradients of the weights, which may be unsafe (see
     # `support.onednn`). Some functions cannot be traced.
-    for way in (tf.function(compute, autograph=False), compute):
+    for way in (traced(compute), compute):
         # A user's model may raise anything, also where no gradient flows.
         with contextlib.suppress(Exception):
             return way(pixels)
