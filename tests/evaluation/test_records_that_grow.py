@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import tfsam
+from tfsam import geometry
 from tfsam.evaluation import verdicts
 from tfsam.support import files
 
@@ -61,10 +62,9 @@ class Signs:
         return self.moved(x, np.array(noise) - 3 * self.away * slopes(y))
 
     def moved(self, x, steps):
-        if self.norm == "linf":
-            steps = np.sign(steps)
-        else:
-            steps = steps / np.linalg.norm(steps, axis=1, keepdims=True)
+        order = geometry.FACTS[self.norm].order
+        steps = np.sign(steps) if self.norm == "linf" else steps
+        steps = steps / np.linalg.norm(steps, order, axis=1, keepdims=True)
         return x + np.asarray(0.999 * self.epsilon * steps, "float32")
 
 
@@ -337,6 +337,43 @@ def test_a_run_of_0_1_0_has_a_folder_for_each_norm(tmp_path):
     assert found["union"]["budgets"] == {"linf": 0.08, "l2": 0.08}
     keys = verdicts.load(tmp_path / "two").keys()
     assert ("Both", "l2", 0.02) in keys and len(keys) == 8
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attacks": None},
+        {"attacks": [{"name": "Signs"}]},
+        {"surrogates": [None]},
+        {"surrogate": 3},
+        {"budgets": {"../l2": [0.1]}},
+        {"budgets": {"l2": [1]}},
+        {"identity": [{"norm": "linf", "epsilons": [0.1]}]},
+    ],
+    ids=str,
+)
+def test_a_damaged_header_is_no_header(change, tmp_path):
+    evaluate(tmp_path, [], {})
+    path = tmp_path / "record.json"
+    header = json.loads(path.read_text())
+    attack = {"name": "Signs", "options": {}, "surrogate": None}
+    attack |= {"budgets": {"linf": [0.1]}, "identity": []}
+    assert tfsam.merge([tmp_path])["robust"] == []
+    if change.keys() <= attack.keys():
+        change = {"attacks": [attack | change]}
+    path.write_text(json.dumps(header | change))
+    with pytest.raises(ValueError, match="must be the folder of a record"):
+        tfsam.merge([tmp_path])
+    with pytest.raises(files.Unusable, match="missing or damaged"):
+        evaluate(tmp_path, [Signs], {})
+
+
+def test_epsilons_are_numbers_of_any_kind(tmp_path):
+    budgets = {"linf": 0, "l2": np.array([1, 0.5], "float32"), "l1": [2]}
+    rows = evaluate(tmp_path, [Signs], budgets, bounds=None)["robust"]
+    found = [(row["norm"], row["epsilon"]) for row in rows]
+    assert found == [("linf", 0), ("l2", 1), ("l2", 0.5), ("l1", 2)]
+    assert tfsam.merge([tmp_path])["robust"] == rows
 
 
 def test_a_file_of_no_attack_is_left_out(tmp_path):

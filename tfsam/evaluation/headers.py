@@ -63,7 +63,12 @@ def is_header(header: Mapping[str, Any]) -> bool:
         all(type(count) is int for count in counts)
         and min(header["n"], header["batch_size"]) > 0
         and all(type(entry) is list for entry in lists)
-        and all(map(_is_attack, header["attacks"]))
+        and all(type(entry) is dict for entry in header["surrogates"])
+        and all(
+            _is_attack(attack)
+            and attack["surrogate"] in (None, *range(len(header["surrogates"])))
+            for attack in header["attacks"]
+        )
     )
 
 
@@ -73,14 +78,23 @@ def _is_attack(attack: Any) -> bool:
         and type(attack.get("name")) is str
         and type(attack.get("options")) is dict
         and type(attack.get("surrogate")) in (int, type(None))
-        and type(attack.get("identity", [])) is list
         and type(attack.get("budgets")) is dict
+        and all(_are_budgets(*item) for item in attack["budgets"].items())
+        and type(attack.get("identity", [])) is list
         and all(
-            norm in geometry.NORMS
-            and type(epsilons) is list
-            and all(type(epsilon) is float for epsilon in epsilons)
-            for norm, epsilons in attack["budgets"].items()
+            type(group) is dict
+            and _are_budgets(group.get("norm"), group.get("epsilons"))
+            and type(group.get("parts", 0)) in (dict, type(None))
+            for group in attack.get("identity", [])
         )
+    )
+
+
+def _are_budgets(norm: Any, epsilons: Any) -> bool:
+    return (
+        norm in geometry.NORMS
+        and type(epsilons) is list
+        and all(type(epsilon) is float for epsilon in epsilons)
     )
 
 

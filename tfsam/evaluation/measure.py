@@ -183,7 +183,7 @@ def evaluate(
             may have options ("pgd:steps=50"), a factory, or either with
             options, (name, options) or (factory, options). To name a factory,
             pass (name, factory) or (name, factory, options).
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         epsilons: The budgets, in the units of x, >= 0.
         budgets: Epsilons in several norms, {"linf": [...], "l2": [...]}, in
             place of `norm` and `epsilons`.
@@ -286,7 +286,8 @@ def evaluate(
         `worst_case` is a list, norm by norm and epsilon by epsilon, of
         {`norm`, `epsilon`, `epsilon_text`, `accuracy`, `n`, `interval`,
         `attacks`, `missing`, `upper_bound`}, where an example counts as robust
-        only if all attacks failed; see `tfsam.evaluation.worst_case.rows`. With
+        only if all attacks failed; see `tfsam.evaluation.worst_case.rows`.
+        What `workdir` holds of these attacks from before counts, too. With
         several norms, `union` is {`accuracy`, `n`, `interval`, `budgets`,
         `missing`, `upper_bound`}, where all attacks failed at the largest
         epsilon of every norm.
@@ -768,7 +769,8 @@ def _unmeasured(
     for number, attack in enumerate(record.header["attacks"]):
         for budget in flat(attack["budgets"]):
             part = verdicts.part_at(record.part(number), budget)
-            failed = [c for c in chunks if not record.load(part, c)]
+            loaded = {c: record.load(part, c) for c in chunks}
+            failed = [c for c in chunks if "verdict" not in loaded[c]]
             if failed:
                 message = f"failed or not run in chunk {failed[0]}"
                 errors[number, budget] = message

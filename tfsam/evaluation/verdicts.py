@@ -95,16 +95,17 @@ class Record:
         """Adds the header to the folder's, or writes the first one."""
         path = folder / "record.json"
         held = files.read_json(path)
-        if held is None:
-            if _holds_verdicts(folder):
-                raise files.Unusable(
-                    "the folder's record.json is missing or damaged, so it is "
-                    "unknown which evaluation its verdicts belong to. "
-                    f"Received: {folder}"
-                )
+        if held is None and not _holds_verdicts(folder):
             files.write_json(path, self.header)
             return
-        headers.check_same(held, self.header, folder)
+        if held is not None:
+            headers.check_same(held, self.header, folder)
+        if held is None or not headers.is_header(held):
+            raise files.Unusable(
+                "the folder's record.json is missing or damaged, so it is "
+                "unknown which evaluation its verdicts belong to; choose "
+                f"another folder. Received: {folder}"
+            )
         found = headers.grown(held, self.header, identify)
         if found.header != held:
             files.write_json(path, found.header)
@@ -352,7 +353,8 @@ def load(folder: files.Path) -> dict[Any, np.ndarray]:
         True
     """
     path, only = pathlib.Path(folder), None
-    if path.name in geometry.NORMS and not path.exists():
+    whole = path.parent / "record.json"
+    if path.name in geometry.NORMS and not path.exists() and whole.exists():
         path, only = path.parent, path.name
     record, _ = merged([path])
     names = [attack["name"] for attack in record.header["attacks"]]
