@@ -282,7 +282,10 @@ def _same(one, other):
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
+        floats = one.dtype.kind == "f"  # NaN is what was not measured.
+        return one.dtype == other.dtype and np.array_equal(
+            one, other, equal_nan=floats
+        )
     return one == other
 
 
