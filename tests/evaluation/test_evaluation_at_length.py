@@ -217,21 +217,23 @@ class Dies:
 
 def test_a_resumed_evaluation_gives_the_same(cnn, data, tmp_path):
     Dies.left = -1
-    whole = evaluate(cnn, data, [Dies])
+    # A diagnosis would call the attack once more.
+    options = {"diagnose": False, "workdir": tmp_path}
+    whole = evaluate(cnn, data, [Dies], diagnose=False)
     Dies.left = 6
     # It counts its calls, so that it is not the same attack to look at: the
     # name says that it is.
     named = [("Dies", Dies)]
     with pytest.raises(KeyboardInterrupt):
-        evaluate(cnn, data, named, workdir=tmp_path)
+        evaluate(cnn, data, named, **options)
     # Two chunks of three epsilons, less the one that was cut off.
     held = [p.parent.name for p in tmp_path.glob("00-*/*/*.npz")]
     counts = [held.count(f"linf-{epsilon}") for epsilon in EPSILONS]
     assert counts == [2, 2, 1]
     Dies.left = -1
-    same(evaluate(cnn, data, named, workdir=tmp_path), whole)
+    same(evaluate(cnn, data, named, **options), whole)
     assert Dies.left == -1 - 7  # What was measured is not measured again.
-    same(evaluate(cnn, data, named, workdir=tmp_path), whole)
+    same(evaluate(cnn, data, named, **options), whole)
     assert Dies.left == -1 - 7
 
 

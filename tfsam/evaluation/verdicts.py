@@ -465,7 +465,8 @@ def _path(folder: pathlib.Path, part: str, chunk: int) -> pathlib.Path:
 
 def _read_arrays(path: pathlib.Path) -> Arrays:
     try:
-        with np.load(path) as held:
+        # np.load would leave a damaged file open.
+        with open(path, "rb") as file, np.load(file) as held:
             return {k: held[k] for k in held.files if not is_image(k)}
     except FileNotFoundError:
         return {}
