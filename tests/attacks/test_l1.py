@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import TESTS
+from helpers import network
 from helpers import slow
 
 import tfsam
@@ -18,6 +20,9 @@ RNG = np.random.default_rng(0)
 WEIGHTS = RNG.uniform(0.5, 1.5, 36) * np.where(RNG.random(36) < 0.5, -1, 1)
 WEIGHTS = WEIGHTS.astype("float32")
 X = np.clip(RNG.uniform(-0.2, 1.2, (16, 6, 6, 1)), 0, 1).astype("float32")
+# Verdicts of pyautoattack 0.2.0 with seed 0 on 200 digits, which
+# `python -m experiments.compare_l1 --save=FILE` stores.
+REFERENCE = np.load(TESTS / "l1_reference.npz")
 NATIVE = (
     *("apgd_ce", "apgd_t", "fab_t", "fgsm", "fmn", "noise_l1", "noise_l2"),
     *("noise_linf", "pgd", "square"),
@@ -368,3 +373,25 @@ def test_every_attack_is_evaluated():
         assert row["max_perturbation"] <= row["epsilon"] * (1 + 1e-6)
         assert row["accuracy"] >= exact
     assert [row["accuracy"] for row in rows[2:4]] == robust  # FMN.
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("cell", REFERENCE.files)
+def test_the_verdicts_of_the_reference(cell, digits):
+    name, epsilon, attack = cell.split("/")
+    x, y = digits[0][1200:1400], digits[1][1200:1400]
+    model = network(name)
+    right = np.argmax(model(x), axis=1) == y
+    logits = attacks.Logits(lambda x: model(x, training=False), rows=128)
+    found = traced(
+        get(attack, epsilon=float(epsilon), norm="l1"),
+        logits.only(tf.constant(right)),
+        *(x, y),
+    )
+    stands = right & (np.argmax(model(found), axis=1) == y)
+    expected = REFERENCE[cell]
+    assert (stands & ~expected).sum() <= 2
+    assert (stands != expected).sum() <= 4
+    moved = found.astype("float64") - x
+    assert (l1(moved) <= float(epsilon) * (1 + 4e-7)).all()
