@@ -267,7 +267,8 @@ def of_counters(stages, natural=(), **counters):
 
 
 TWO = [[1.0], [0.0]]
-RARE = [1.0] + 9 * [0.0]
+RARE = np.array([1.0] + 9 * [0.0])
+THIRD = np.array(3 * [1.0] + 7 * [0.0])
 NOISY = {"randomness": np.array(1.0), "tolerance": np.array(0.1)}
 
 
@@ -286,7 +287,9 @@ NOISY = {"randomness": np.array(1.0), "tolerance": np.array(0.1)}
         ({"incomplete_optimization": 10}, {"stages": 2, "rise": 1.0}),
         # A stage that searches along the boundary has no rise.
         ({}, {"stages": 1, "rise": np.nan}),
-        ({"incomplete_optimization": 1}, {"stages": 1, "rise": RARE}),
+        ({}, {"stages": 1, "rise": RARE}),
+        ({"incomplete_optimization": 3}, {"stages": 1, "rise": THIRD}),
+        ({"unavailable_gradients": 1}, {"stages": 1, "zeros": 8 * RARE}),
         (
             {"silent_success": 1},
             {"stages": 1, "nearest": 1 - 0.9 * np.eye(10)[0]},
