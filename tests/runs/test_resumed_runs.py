@@ -94,6 +94,46 @@ def test_an_average_alone_is_resumed(
     assert np.abs(whole - plain).max() > 1e-4
 
 
+def test_a_finished_run_takes_more_attacks_and_epsilons(tmp_path, tiny_network):
+    """The network is not trained again, and verdicts are not measured again."""
+    arguments = (*SMALL, "--method=st", "--epochs=1", f"--workdir={tmp_path}")
+    assert main(*arguments)[0] == 0
+    network = (tmp_path / "history.csv").read_bytes()
+    verdicts = tmp_path.glob("evaluation/[n0]*/**/*.npz")  # natural and 00-pgd.
+    held = {path: path.stat().st_mtime_ns for path in verdicts}
+    first = read_json(tmp_path / "results.json")["robust"]
+    more = (
+        "--attacks=fgsm,pgd",
+        "--l2_epsilons=0.5",
+        "--linf_epsilons=0.2,0.1",
+    )
+    assert main(*arguments, *more)[0] == 0
+    rows = read_json(tmp_path / "results.json")["robust"]
+    assert [(r["attack"], r["norm"], r["epsilon"]) for r in rows] == [
+        (attack, *budget)
+        for attack in ("fgsm", "pgd")
+        for budget in (("linf", 0.2), ("linf", 0.1), ("l2", 0.5))
+    ]
+    assert rows[4] == first[0]
+    assert (tmp_path / "history.csv").read_bytes() == network
+    assert held == {path: path.stat().st_mtime_ns for path in held} != {}
+    code, output = main(*arguments, *more)
+    assert code == 0
+    assert "finished" in output
+
+
+def test_a_network_selected_under_the_budget_is_not_that_of_another(
+    tmp_path, tiny_network, capsys
+):
+    arguments = (
+        *(*SMALL, "--method=st", "--epochs=1", f"--workdir={tmp_path}"),
+        *("--select=robust", "--validation_images=20"),
+    )
+    assert main(*arguments)[0] == 0
+    assert main(*arguments, "--linf_epsilons=0.2")[0] == 2
+    assert "linf_epsilons is 0.2, was 0.1" in capsys.readouterr().err
+
+
 LONG = (
     *SMALL,
     "--method=at_sam",

@@ -31,6 +31,14 @@ from tfsam.support.validators import check_number
 # Settings that may change when a run is resumed: the results are the same.
 UNBOUND = ("cache_dir", "checkpoint_steps")
 
+# Settings of an evaluation that may be others the next time: the record of the
+# run grows, and only what is new is measured.
+GROWING = (
+    *("attacks", "attack_steps", "transfer_attacks"),
+    *("corruptions", "severities"),
+    *("linf_epsilons", "l2_epsilons", "l1_epsilons"),
+)
+
 # Settings that the config.json of an older tfsam may lack.
 OLDER: dict[str, Any] = {
     "precision": "float32",
@@ -120,6 +128,16 @@ class Settings:
             key: list(value) if isinstance(value, tuple) else value
             for key, value in sorted(values.items())
         }
+
+    @property
+    def grows(self) -> bool:
+        """Whether the settings in `GROWING` may be others the next time.
+
+        Not if a result depends on all of them: images that are chosen by a
+        sweep, or training that selects a network under the evaluation's budget.
+        """
+        selects = self.training is not None and self.training.holds_out
+        return self.sweep == "full" and not self.warm_start and not selects
 
     @property
     def recipe(self) -> Training:

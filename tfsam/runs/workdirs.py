@@ -25,6 +25,7 @@ from tfsam import registries
 from tfsam import reports
 from tfsam.runs import flag_types
 from tfsam.runs.artifacts import ARTIFACTS
+from tfsam.runs.settings import GROWING
 from tfsam.runs.settings import OLDER
 from tfsam.runs.settings import UNBOUND
 from tfsam.runs.settings import Settings
@@ -55,7 +56,13 @@ def finished(settings: Settings) -> dict[str, Any] | None:
         _check_same_run(settings, held)
         results = reports.read(workdir / "results.json")
         # An attack that failed is tried again; other results are kept.
-        return None if results is None or failed(results) else results
+        if (
+            results is None
+            or failed(results)
+            or _asks_for_more(settings, results)
+        ):
+            return None
+        return results
     if workdir.exists() and not (
         workdir.is_dir()
         and set(workdir.iterdir())
@@ -66,6 +73,16 @@ def finished(settings: Settings) -> dict[str, Any] | None:
             f"Received: workdir={workdir}"
         )
     return None
+
+
+def _asks_for_more(settings: Settings, results: Mapping[str, Any]) -> bool:
+    """Returns whether results are of other attacks or epsilons than wanted."""
+    measured = OLDER | (results.get("config") or {})
+    return settings.grows and any(
+        measured.get(key) != value
+        for key, value in settings.config().items()
+        if key in GROWING and key in measured
+    )
 
 
 def _check_same_run(settings: Settings, held: Mapping[str, Any]) -> None:
@@ -81,10 +98,11 @@ def _check_same_run(settings: Settings, held: Mapping[str, Any]) -> None:
     # Not a setting that a run by --evaluate does not use.
     older = {k: v for k, v in OLDER.items() if wanted.get(k) is not None}
     held = older | dict(held)
+    free = (*UNBOUND, *(GROWING if settings.grows else ()))
     settings_of = {
         key: value
         for key, value in wanted.items()
-        if key not in (*UNBOUND, "inputs", "files")
+        if key not in (*free, "inputs", "files")
     }
     changed = {k: v for k, v in settings_of.items() if held.get(k) != v}
     words = [
