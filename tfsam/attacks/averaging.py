@@ -23,12 +23,12 @@ from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import Untraced
-from tfsam.attacks.logits import finite_part
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import is_surrogate
-from tfsam.attacks.logits import plain_gradient
 from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import setting
+from tfsam.attacks.pixel_gradients import finite_part
+from tfsam.attacks.pixel_gradients import plain_gradient
 
 # Turns of calls that are not those of steps, which count from 0.
 AT_X, AT_END = -1, -2

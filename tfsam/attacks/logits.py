@@ -16,11 +16,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.attacks import losses
+from tfsam.attacks.blocks import in_blocks
+from tfsam.attacks.blocks import in_parts
+from tfsam.attacks.blocks import one_by_one
+from tfsam.attacks.pixel_gradients import finite_part
+from tfsam.attacks.pixel_gradients import plain_gradient
 from tfsam.support.trace_state import Unreadable
-
-# Number of blocks that go through the network in parallel. On two cores, two
-# blocks were as fast as four and used half the memory.
-_PARALLEL_BLOCKS = 2
 
 # Tolerance for rounding errors, relative to the largest logit. The order of
 # float32 sums changed logits by 1e-6.
@@ -370,8 +371,8 @@ class Logits:
         if self.rows or self.jit_compile or tf.inside_function():
             if key not in self._traced:
                 self._traced[key] = traced(function, self.jit_compile)
-            return _in_blocks(self._traced[key], 1, active, *tensors)
-        return _one_by_one(function, active, *tensors)
+            return in_blocks(self._traced[key], 1, active, *tensors)
+        return one_by_one(function, active, *tensors)
 
     def finite(self, slopes: tf.Tensor, active: tf.Tensor | None) -> tf.Tensor:
         """Replaces NaN and infinity by zeros, and counts the examples.
@@ -436,14 +437,14 @@ class Logits:
             function = self._traced[key]
         batch = tensors[0].shape[0]
         if self.rows and (batch is None or batch > self.rows):
-            plain = functools.partial(_in_blocks, function, self.rows)
+            plain = functools.partial(in_blocks, function, self.rows)
             if not tf.inside_function():
                 return plain(active, *tensors)
             # An attack makes the same calls in and before its loops.
             blocks = self.once(("blocks", key), lambda: traced(plain))
             return blocks(active, *tensors)
         if self.parts > 1:
-            return _in_parts(function, self.parts, *tensors)
+            return in_parts(function, self.parts, *tensors)
         return function(*tensors)
 
 
@@ -790,207 +791,3 @@ def compiled(
     if not setting(logits_fn, "jit_loops"):
         return function
     return tf.function(function, jit_compile=True, autograph=False)
-
-
-def _in_blocks(
-    function: Any, rows: int, active: tf.Tensor | None, *tensors: Any
-) -> tuple[tf.Tensor, ...]:
-    """Calls a traced function on blocks of `rows` active examples.
-
-    The last block is padded with copies of its last example. Returns tensors of
-    the whole batch, with zeros for examples that are not active.
-    """
-    batch = tf.shape(tensors[0])[0]
-    chosen = tf.range(batch)
-    if active is not None:
-        chosen = tf.cast(tf.where(active)[:, 0], tf.int32)
-    count = tf.size(chosen)
-    blocks = (count + rows - 1) // rows
-    filled = tf.gather(chosen, tf.minimum(tf.range(blocks * rows), count - 1))
-    filled = tf.reshape(filled, [blocks, rows])
-
-    def take(indices: tf.Tensor) -> list[Any]:
-        return [
-            tf.nest.map_structure(lambda t: tf.gather(t, indices), tensor)
-            for tensor in tensors
-        ]
-
-    specs = tf.nest.map_structure(
-        lambda t: tf.TensorSpec([rows, *t.shape[1:]], t.dtype), list(tensors)
-    )
-    outputs = tuple(
-        tf.TensorSpec(output.shape, output.dtype)
-        for output in function.get_concrete_function(*specs).structured_outputs
-    )
-    found = tf.map_fn(
-        lambda indices: function(*take(tf.ensure_shape(indices, [rows]))),
-        filled,
-        parallel_iterations=_PARALLEL_BLOCKS if tf.inside_function() else 1,
-        fn_output_signature=outputs,
-    )
-
-    def place(values: tf.Tensor) -> tf.Tensor:
-        shape = tf.concat([[blocks * rows], tf.shape(values)[2:]], 0)
-        values = tf.reshape(values, shape)[:count]
-        whole = tf.concat([[batch], tf.shape(values)[1:]], 0)
-        return tf.scatter_nd(chosen[:, None], values, whole)
-
-    return tuple(
-        tf.ensure_shape(place(f), [tensors[0].shape[0], *spec.shape[1:]])
-        for f, spec in zip(found, outputs, strict=True)
-    )
-
-
-def _one_by_one(
-    function: Any, active: tf.Tensor | None, *tensors: Any
-) -> tuple[tf.Tensor, ...]:
-    """Calls a function on one active example after the other, eagerly.
-
-    Returns tensors of the whole batch, with zeros for examples that are not
-    active.
-    """
-    batch = tensors[0].shape[0]
-    wanted = np.ones(batch, bool) if active is None else np.array(active)
-    found: list[Any] = [None] * batch
-    for index in np.flatnonzero(wanted):
-        found[index] = function(
-            *tf.nest.map_structure(
-                lambda t, i=index: t[i : i + 1], list(tensors)
-            )
-        )
-    some = next((f for f in found if f is not None), None)
-    if some is None:  # Only the shapes are needed.
-        first = tf.nest.map_structure(lambda t: t[:1], list(tensors))
-        some = function(*first)
-    nothing = tuple(map(tf.zeros_like, some))
-    rows = zip(*(nothing if f is None else f for f in found), strict=True)
-    return tuple(tf.concat(row, 0) for row in rows)
-
-
-def _in_parts(
-    function: Any, parts: int, *tensors: Any
-) -> tuple[tf.Tensor, ...]:
-    """Calls a function on equal parts of a batch, one after the other."""
-
-    def apart(tensor: tf.Tensor) -> tf.Tensor:
-        size = tensor.shape[0] // parts
-        return tf.reshape(tensor, [parts, size, *tensor.shape[1:]])
-
-    pieces = tf.nest.map_structure(apart, tensors)
-
-    def call(part: Any) -> Any:
-        return function(*tf.nest.map_structure(lambda t: t[part], pieces))
-
-    if not tf.inside_function():
-        found = zip(*map(call, range(parts)), strict=True)
-        return tuple(tf.concat(results, 0) for results in found)
-    specs = tf.nest.map_structure(
-        lambda t: tf.TensorSpec(t.shape[1:], t.dtype), pieces
-    )
-    outputs = function.get_concrete_function(*specs).structured_outputs
-    found = tf.map_fn(
-        call,
-        tf.range(parts),
-        parallel_iterations=1,
-        fn_output_signature=tf.nest.map_structure(
-            lambda t: tf.TensorSpec(t.shape, t.dtype), tuple(outputs)
-        ),
-    )
-    return tuple(tf.reshape(f, [-1, *f.shape[2:]]) for f in found)
-
-
-def finite_part(slopes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Replaces NaN and infinity by zeros; also returns which entries are kept.
-
-    Zero is a subgradient for the usual causes, a norm or a square root at 0,
-    and the other pixels of the example can still be attacked.
-
-    Args:
-        slopes: Float tensor, gradients.
-
-    Returns:
-        (finite, kept), a float and a bool tensor of the shape of `slopes`.
-
-    Example:
-        >>> import tensorflow as tf
-        >>> finite_part(tf.constant([1.0, float("nan")]))[0].numpy().tolist()
-        [1.0, 0.0]
-    """
-    kept = tf.math.is_finite(slopes)
-    return tf.where(kept, slopes, tf.zeros([], slopes.dtype)), kept
-
-
-def plain_gradient(
-    logits_fn: LogitsFn, loss: LossFn, independent: bool = True
-) -> Callable[..., Any]:
-    """Returns a gradient with respect to the pixels, as it is.
-
-    Args:
-        logits_fn: Function from pixels to logits.
-        loss: Function from (logits, labels) to a float tensor (batch,).
-        independent: Whether the logits of an example depend only on its own
-            pixels.
-
-    Returns:
-        Function (x, labels) -> (gradient, logits), not traced. The gradient may
-        have NaN and infinity.
-
-    Example:
-        >>> import tensorflow as tf
-        >>> gradient = plain_gradient(lambda x: x, losses.margin)
-        >>> slopes, _ = gradient(tf.constant([[1.0, 0.0]]), tf.constant([0]))
-        >>> slopes.numpy().tolist()
-        [[-1.0, 1.0]]
-    """
-
-    def gradient(x: tf.Tensor, labels: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(x)
-            logits = tf.convert_to_tensor(logits_fn(x))
-        with tf.GradientTape(watch_accessed_variables=False) as loss_tape:
-            loss_tape.watch(logits)
-            total = tf.reduce_sum(loss(logits, labels))
-        slopes = loss_tape.gradient(total, logits)
-        result = None
-        if slopes is not None:
-            # In a float16 network the gradients of a confident example would
-            # vanish; each example has its own loss scale.
-            axis = list(range(1, logits.shape.rank)) if independent else None
-            largest = tf.reduce_max(tf.abs(slopes), axis, keepdims=True)
-            scale = _power_of_two(largest)
-            result = tape.gradient(logits, x, slopes / scale)
-        if result is None:
-            raise ValueError(
-                "A gradient attack needs logits that depend on the pixels by "
-                "differentiable operations: no gradient flows through this "
-                "function. Replace the gradient by tfsam.bpda, or use a "
-                "gradient-free attack, such as square. "
-                f"Received: logits_fn={_name(logits_fn)}"
-            )
-        each = [-1] + [1] * (x.shape.rank - 1)
-        result *= tf.cast(tf.reshape(scale, each), result.dtype)
-        return tf.ensure_shape(result, x.shape), logits
-
-    return gradient
-
-
-def _name(function: Any) -> str:
-    """Returns the name of a function or a model, without its address."""
-    function = getattr(function, "__self__", function)  # Of a method.
-    for part in ("logits", "function", "model", "func"):
-        function = getattr(function, part, function)
-    for part in ("name", "__qualname__"):
-        if isinstance(getattr(function, part, None), str):
-            return str(getattr(function, part))
-    return type(function).__qualname__
-
-
-def _power_of_two(values: tf.Tensor) -> tf.Tensor:
-    """Returns the largest power of two up to each value; 1 for 0 and infinity.
-
-    Multiplying and dividing by a power of two is exact.
-    """
-    exponents = tf.bitcast(tf.cast(values, tf.float32), tf.int32) & 0x7F800000
-    powers = tf.bitcast(exponents, tf.float32)
-    usual = (powers > 0) & tf.math.is_finite(powers)
-    return tf.cast(tf.where(usual, powers, 1.0), values.dtype)
