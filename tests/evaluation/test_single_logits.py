@@ -14,6 +14,20 @@ X = RNG.random((24, 4, 4, 1), dtype="float32")
 Y = (X.sum((1, 2, 3)) > np.median(X.sum((1, 2, 3)))).astype("int64")
 
 
+class Noise(keras.layers.Layer):
+    """Noise that is active in inference."""
+
+    def __init__(self):
+        super().__init__()
+        self.seed_generator = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        noise = keras.random.normal(
+            keras.ops.shape(x), 0.0, 0.02, seed=self.seed_generator
+        )
+        return x + noise
+
+
 def single(seed=0):
     keras.utils.set_random_seed(seed)
     return keras.Sequential(
@@ -66,6 +80,13 @@ def test_a_callable_may_return_a_single_logit():
     x[1] -= 0.03
     result = tfsam.evaluate(logit, (x, [1, 0]), ["fgsm"], epsilons=[0.02, 0.04])
     assert [row["accuracy"] for row in result["robust"]] == [0.5, 0.0]
+
+
+def test_a_random_network_may_return_a_single_logit(network):
+    noisy = keras.Sequential([keras.Input((4, 4, 1)), Noise(), *network.layers])
+    result = tfsam.evaluate(noisy, (X, Y), ["pgd:steps=2"], epsilons=[0.02])
+    assert result["natural"]["draws"] == 20
+    assert result["natural"]["accuracy"] > 0.6
 
 
 def test_labels_may_be_floats_of_0_and_1(network):

@@ -60,6 +60,15 @@ class StatelessFunction:
         with keras.StatelessScope(self._mapping()):
             return [_of_classes(self._call(x)) for x in batches]
 
+    def outputs(self, x: tf.Tensor) -> Any:
+        """Returns the function's own outputs for a batch, as they are.
+
+        Args:
+            x: Float tensor (batch, ...).
+        """
+        with keras.StatelessScope(self._mapping()):
+            return self._call(x)
+
     def draw(self, x: tf.Tensor, key: tf.Tensor) -> Any:
         """Calls the function with random numbers that depend on a key alone.
 
@@ -75,7 +84,7 @@ class StatelessFunction:
             The function's result.
         """
         with KeyedScope(self._mapping(), key):
-            return self._call(x)
+            return _of_classes(self._call(x))
 
     def __identity__(self) -> Any:
         """Returns the object that `identity.describe` describes instead."""

@@ -140,7 +140,7 @@ def called(function: Callable[..., Any], x: Any) -> Any:
     """
     x = tf.convert_to_tensor(x)
     if isinstance(function, keras.Model):
-        return NetworkFunction(function)(x)
+        return NetworkFunction(function).outputs(x)
     return function(x)
 
 
