@@ -36,7 +36,7 @@ from tfsam.evaluation import verdicts
 from tfsam.evaluation.corrupted import evaluate_corruptions
 from tfsam.evaluation.landscape import Landscape
 from tfsam.evaluation.measure import evaluate
-from tfsam.evaluation.measure import merge
+from tfsam.evaluation.merging import merge
 from tfsam.reports import page
 from tfsam.training.averages import EMA
 from tfsam.training.averages import SWA

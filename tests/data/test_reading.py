@@ -12,7 +12,7 @@ from helpers import slow
 import tfsam
 from tfsam.data import examples
 from tfsam.data import rows as kinds_of_rows
-from tfsam.evaluation import measure
+from tfsam.evaluation import plans
 from tfsam.training.recalibration import recalibrate
 
 RNG = np.random.default_rng(0)
@@ -178,11 +178,11 @@ def test_rounding_is_judged_in_the_type_of_the_data():
             keras.layers.Dense(3),
         ]
     )
-    data = measure.load_data((white, Y), (0.0, 1.0), network=network)
+    data = plans.load_data((white, Y), (0.0, 1.0), network=network)
     assert data.x.dtype == np.float32 and data.x.flat[0] == 1.0
     np.testing.assert_allclose(data.x.flat[1:], X.flat[1:], atol=4e-3)
     with pytest.raises(ValueError, match=r"Received: x in .*1\.0078"):
-        measure.load_data((white.astype("float32"), Y), (0.0, 1.0))
+        plans.load_data((white.astype("float32"), Y), (0.0, 1.0))
     tfsam.Landscape(network, (white, Y)).loss()
 
 
@@ -338,9 +338,9 @@ EVERY = ["single", "PyDataset", *SLOW]
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_pixels_are_read_for_evaluation_and_callbacks(kind):
-    expected = measure.load_data((X, Y), (0, 1))
+    expected = plans.load_data((X, Y), (0, 1))
     make = CONTAINERS[kind]
-    found = measure.load_data(make(Y), (0, 1))
+    found = plans.load_data(make(Y), (0, 1))
     validation = tfsam.RobustValidation(make(Y), tfsam.PGD(0.1))
     stop = tfsam.StopAtCollapse(make(Y), tfsam.PGD(0.1))
     for data in (found, validation.data, stop.data):

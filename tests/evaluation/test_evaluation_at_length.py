@@ -19,8 +19,8 @@ from helpers import slow
 
 import tfsam
 from tfsam.attacks import Logits
+from tfsam.evaluation import arguments
 from tfsam.evaluation import attack_batch
-from tfsam.evaluation import measure
 from tfsam.evaluation import verdicts
 from tfsam.evaluation import workers
 from tfsam.evaluation.verdicts import STANDS
@@ -417,7 +417,7 @@ def test_images_of_a_minimum_norm_attack_are_inside_their_ball(
 def test_bad_shards():
     for shard in ((1, 1), (-1, 2), (0, 0), (3, 4)):
         with pytest.raises(ValueError, match="Received: shard="):
-            measure.check_shard(shard, 96, 32)
+            arguments.check_shard(shard, 96, 32)
     with pytest.raises(ValueError, match="Received: shard=1/2"):
         evaluate(
             lambda x: x,

@@ -25,9 +25,9 @@ from tfsam.evaluation import red_flags
 from tfsam.evaluation.corrupted_verdicts import Verdicts
 from tfsam.evaluation.intervals import accuracy_of
 from tfsam.evaluation.intervals import wilson
-from tfsam.evaluation.measure import load_data
 from tfsam.evaluation.opening import open_logits
 from tfsam.evaluation.plans import Data
+from tfsam.evaluation.plans import load_data
 from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import as_numpy
 from tfsam.evaluation.workers import known_devices

@@ -11,12 +11,8 @@ not depend on other chunks. Processes, devices and resumed runs can therefore
 share the work, and the result is the same to the bit.
 """
 
-import dataclasses
 import functools
-import numbers
-import warnings
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -26,18 +22,18 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.attacks.logits import Logits
-from tfsam.data import examples
-from tfsam.data import rows
 from tfsam.evaluation import accuracies
-from tfsam.evaluation import budgets as balls
 from tfsam.evaluation import cache_key
 from tfsam.evaluation import diagnosis
 from tfsam.evaluation import headers
 from tfsam.evaluation import kept_workers
 from tfsam.evaluation import verdicts
+from tfsam.evaluation.arguments import EPSILONS
+from tfsam.evaluation.arguments import How
+from tfsam.evaluation.arguments import What
+from tfsam.evaluation.arguments import Where
+from tfsam.evaluation.arguments import made_plan
 from tfsam.evaluation.budgets import Budget
-from tfsam.evaluation.budgets import Budgets
-from tfsam.evaluation.budgets import flat
 from tfsam.evaluation.budgets import together
 from tfsam.evaluation.chunks import Turn
 from tfsam.evaluation.chunks import attack_chunk
@@ -47,73 +43,19 @@ from tfsam.evaluation.natural import measure_gradients
 from tfsam.evaluation.natural import measure_natural
 from tfsam.evaluation.opening import open_logits
 from tfsam.evaluation.plans import Data
-from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
-from tfsam.evaluation.plans import cold_entries
-from tfsam.evaluation.plans import entries_of
 from tfsam.evaluation.progress import teller
 from tfsam.evaluation.red_flags import LOGARITHMS
-from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import known_devices
 from tfsam.evaluation.workers import make_worker
 from tfsam.evaluation.workers import on_surrogate
 from tfsam.evaluation.workers import spread
 from tfsam.models.functions import count_classes
-from tfsam.registries import ATTACKS
 from tfsam.support import files
-from tfsam.support import validators
-from tfsam.support.labels import class_labels
 from tfsam.support.logit_checks import check_logits
-from tfsam.support.pixels import inside_bounds
 
 Bounds = tuple[float, float] | None
-
-_EPSILONS = (1 / 255, 2 / 255)
-
-
-@dataclasses.dataclass(frozen=True)
-class _What:
-    """The arguments of `evaluate` that say what is measured."""
-
-    model: Any
-    data: Any
-    attacks: Any
-    transfer_attacks: Any
-    norm: str
-    epsilons: Any
-    budgets: Any
-    bounds: Any
-    seed: Any
-    draws: Any
-    steps: int | None
-    surrogate: Any
-    warm_start: bool
-    sweep: str
-    pixels: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _How:
-    """The arguments of `evaluate` that say how the work is done."""
-
-    batch_size: Any
-    strict: bool
-    jit_compile: Any
-    progress: Callable[[str], Any] | None
-    devices: Any
-    shard: Any
-    diagnose: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _Where:
-    """The arguments of `evaluate` that say where verdicts are kept."""
-
-    workdir: files.Path | None
-    save_adversarial: bool
-    name: str | None
-    surrogate_name: str | None
 
 
 class _Models(NamedTuple):
@@ -135,7 +77,7 @@ def evaluate(
     data: Any,
     attacks: Any,
     norm: str = "linf",
-    epsilons: float | Sequence[float] | np.ndarray = _EPSILONS,
+    epsilons: float | Sequence[float] | np.ndarray = EPSILONS,
     *,
     budgets: Mapping[str, Any] | None = None,
     bounds: tuple[float, float] | None = (0.0, 1.0),
@@ -328,7 +270,7 @@ def evaluate(
         >>> last["accuracy"] <= first["accuracy"]
         True
     """
-    what = _What(
+    what = What(
         model=model,
         data=data,
         attacks=attacks,
@@ -345,7 +287,7 @@ def evaluate(
         sweep=sweep,
         pixels=pixels,
     )
-    how = _How(
+    how = How(
         batch_size=batch_size,
         strict=strict,
         jit_compile=jit_compile,
@@ -354,145 +296,20 @@ def evaluate(
         shard=shard,
         diagnose=diagnose,
     )
-    where = _Where(
+    where = Where(
         workdir=workdir,
         save_adversarial=save_adversarial,
         name=name,
         surrogate_name=surrogate_name,
     )
-    plan = _plan(what, how, where)
+    plan = made_plan(what, how, where)
     models = _models(what, how, plan.data)
     plan = plan._replace(draws=_draws(what, models, plan.data))
     record = _record(plan, models, what, how, where)
     return _measured(plan, models, record, how)
 
 
-def _plan(what: _What, how: _How, where: _Where) -> Plan:
-    """Checks the arguments and reads the data."""
-    batch_size = validators.check_count("batch_size", how.batch_size, 1)
-    seed = validators.check_count("seed", what.seed)
-    bounds = validators.check_interval("bounds", what.bounds)
-    given = _budgets(what, bounds)
-    if where.save_adversarial and where.workdir is None:
-        raise ValueError(
-            "save_adversarial needs a workdir to save to. Received: none"
-        )
-    entries = _entries(what)
-    _check_sweep(what.sweep, entries, given, bounds, what.warm_start)
-    if what.warm_start and any(given.values()):
-        norms = [norm for norm, epsilons in given.items() if epsilons]
-        cold = _cold(entries, norms, given[norms[0]][0], bounds)
-        if cold:
-            warnings.warn(
-                f"{', '.join(cold)} cannot start from an image: warm_start "
-                "applies to the other attacks only.",
-                stacklevel=3,
-            )
-    data = load_data(what.data, bounds, what.steps, what.model)
-    size = min(batch_size, len(data.x))
-    check_shard(how.shard, len(data.x), size)
-    known_devices(how.devices)
-    return Plan(
-        data=data,
-        entries=entries,
-        budgets=given,
-        bounds=bounds,
-        seed=seed,
-        size=size,
-        warm_start=what.warm_start,
-        bisect=what.sweep == "bisect",
-        keep_images=where.save_adversarial,
-        diagnose=how.diagnose,
-    )
-
-
-def check_sweep(
-    sweep: str,
-    attacks: Any,
-    budgets: Mapping[str, Sequence[float]],
-    bounds: Bounds,
-    warm_start: bool = False,
-) -> None:
-    """Checks that all attacks may be swept over epsilons in a way.
-
-    Args:
-        sweep: "full" or "bisect".
-        attacks: Attacks as in `evaluate`.
-        budgets: The epsilons of each norm.
-        bounds: (lowest, highest) value of a pixel, or None.
-        warm_start: As in `evaluate`.
-
-    Raises:
-        ValueError: If the way is unknown, or an attack or `warm_start` needs a
-            full sweep.
-    """
-    _check_sweep(sweep, entries_of(attacks), budgets, bounds, warm_start)
-
-
-def _check_sweep(
-    sweep: str,
-    entries: Iterable[Entry],
-    given: Mapping[str, Sequence[float]],
-    bounds: Bounds,
-    warm_start: bool,
-) -> None:
-    """Checks sweeps; see `check_sweep`."""
-    validators.check_choice("sweep", sweep, ["full", "bisect"])
-    if sweep == "full":
-        return
-    if warm_start:
-        raise ValueError(
-            "sweep='bisect' does not attack in the order of the epsilons, as "
-            "warm_start needs. Received: sweep=bisect, warm_start=True"
-        )
-    budgets = ((norm, e) for norm, found in given.items() for e in found)
-    norm, epsilon = next(budgets, ("linf", 0.0))
-
-    def version(entry: Entry) -> Any:
-        try:
-            attack = entry.make(epsilon=epsilon, norm=norm, bounds=bounds)
-        except Exception:
-            # A factory may raise anything; the attack's own row reports it.
-            return None
-        return ATTACKS.fact(attack, "version")
-
-    standard = [e.name for e in entries if version(e) == "standard"]
-    if standard:
-        raise ValueError(
-            "standard AutoAttack attacks at every epsilon; use sweep='full', "
-            f"or other attacks. Received: sweep=bisect, attack={standard[0]}"
-        )
-
-
-def _budgets(what: _What, bounds: Bounds) -> Budgets:
-    """Returns the epsilons of each norm."""
-    if what.budgets is None:
-        return balls.parse({what.norm: what.epsilons}, bounds)
-    if what.norm != "linf" or what.epsilons is not _EPSILONS:
-        raise ValueError(
-            "budgets takes the place of norm and epsilons: leave them out. "
-            f"Received: norm={what.norm}, epsilons={what.epsilons}, "
-            f"budgets={what.budgets}"
-        )
-    return balls.parse(what.budgets, bounds)
-
-
-def _entries(what: _What) -> list[Entry]:
-    """Returns the attacks on the model, and those on the surrogate."""
-    entries = entries_of(what.attacks)
-    transfers = entries_of(what.transfer_attacks)
-    if what.surrogate is None and transfers:
-        raise ValueError(
-            "transfer_attacks are attacks on a surrogate: pass one as "
-            f"surrogate. Received: transfer_attacks={what.transfer_attacks}, "
-            "surrogate=None"
-        )
-    if what.surrogate is not None and not transfers:
-        entries, transfers = [], entries
-    return [*entries, *(entry._replace(transfer=True) for entry in transfers)]
-
-
-def _models(what: _What, how: _How, data: Data) -> _Models:
+def _models(what: What, how: How, data: Data) -> _Models:
     """Loads the model and the surrogate."""
     judge = _load(what, what.model, what.pixels, how, data)
     classes = count_classes(judge, data.x[:1])
@@ -502,7 +319,7 @@ def _models(what: _What, how: _How, data: Data) -> _Models:
     return _Models(judge, surrogate, classes)
 
 
-def _draws(what: _What, models: _Models, data: Data) -> Draws | None:
+def _draws(what: What, models: _Models, data: Data) -> Draws | None:
     """Chooses the draws of a random model, and looks at the surrogate."""
     if models.surrogate is not None:
         planned(None, models.surrogate, data.x)
@@ -510,13 +327,13 @@ def _draws(what: _What, models: _Models, data: Data) -> Draws | None:
 
 
 def _load(
-    what: _What, model: Any, pixels: str | None, how: _How, data: Data
+    what: What, model: Any, pixels: str | None, how: How, data: Data
 ) -> Logits:
     """Loads a model; one from a file is tried on the data."""
     return open_logits(model, data, what.bounds, pixels, how.jit_compile)
 
 
-def _load_surrogate(what: _What, how: _How, classes: int, data: Data) -> Logits:
+def _load_surrogate(what: What, how: How, classes: int, data: Data) -> Logits:
     """Loads a surrogate, and checks that it has the model's outputs.
 
     Raises:
@@ -541,7 +358,7 @@ def _load_surrogate(what: _What, how: _How, classes: int, data: Data) -> Logits:
 
 
 def _record(
-    plan: Plan, models: _Models, what: _What, how: _How, where: _Where
+    plan: Plan, models: _Models, what: What, how: How, where: Where
 ) -> verdicts.Record:
     """Opens the record of the evaluation, or makes a new one."""
     header: headers.Header = {
@@ -586,7 +403,7 @@ def _record(
 
 
 def _measured(
-    plan: Plan, models: _Models, record: verdicts.Record, how: _How
+    plan: Plan, models: _Models, record: verdicts.Record, how: How
 ) -> dict[str, Any]:
     """Measures the shard's chunks, and returns the result."""
     first, count = how.shard
@@ -625,9 +442,7 @@ def _measured(
     return result
 
 
-def _workers(
-    plan: Plan, models: _Models, how: _How
-) -> dict[bool, list[Worker]]:
+def _workers(plan: Plan, models: _Models, how: How) -> dict[bool, list[Worker]]:
     """Returns the workers that attack the model, and those of the surrogate.
 
     Those of the model may be those of an earlier evaluation; a worker that
@@ -663,173 +478,3 @@ def _examine(
     for transfer in sorted(sources or {True in workers}):
         place = record.surrogates[0] if transfer else None
         measure_gradients(plan, workers[transfer][0], record, place)
-
-
-def check_warm_start(
-    attacks: Any, norms: Iterable[str], epsilon: float, bounds: Bounds
-) -> None:
-    """Checks that at least one attack can start from a given image.
-
-    Args:
-        attacks: Attacks as in `evaluate`.
-        norms: "linf", "l2" or both.
-        epsilon: Budget to make the attacks with.
-        bounds: (lowest, highest) value of a pixel, or None.
-
-    Raises:
-        ValueError: If none of the attacks can.
-    """
-    _cold(entries_of(attacks), norms, epsilon, bounds)
-
-
-def _cold(
-    entries: Sequence[Entry],
-    norms: Iterable[str],
-    epsilon: float,
-    bounds: Bounds,
-) -> list[str]:
-    """Returns the names of the attacks to which a warm start does not apply."""
-    cold = cold_entries(entries, norms, epsilon, bounds)
-    if cold and len(cold) == len({entry.name for entry in entries}):
-        raise ValueError(
-            "warm_start needs an attack that can start from an image, such as "
-            f"pgd. Received: warm_start=True, attacks={', '.join(cold)}"
-        )
-    return cold
-
-
-def merge(folders: Iterable[files.Path]) -> dict[str, Any]:
-    """Combines the shards of an evaluation into its result.
-
-    Folders of the same model and data may also hold different attacks, epsilons
-    or norms.
-
-    Args:
-        folders: The `workdir` of each shard.
-
-    Returns:
-        The result that `evaluate` returns for the whole evaluation, with all
-        attacks and budgets that the folders hold. It has the
-        warning `mixed_shards` if shards were measured on other kinds of
-        devices, with other versions of TensorFlow, Keras or Python, or with
-        another `jit_compile`. If an attack failed in a shard, its rows have
-        `error`.
-
-    Raises:
-        ValueError: If a folder holds the record of another evaluation or of
-            another version of tfsam, or if no shard measured some chunk.
-
-    Example:
-        >>> import tempfile
-        >>> import numpy as np
-        >>> x = np.random.default_rng(0).random((6, 4), dtype="float32")
-        >>> data, weights = (x, np.arange(6) % 3), 9 * np.eye(4, 3)
-        >>> folders = [tempfile.mkdtemp() for _ in range(2)]
-        >>> for i, folder in enumerate(folders):
-        ...     shard = evaluate(
-        ...         lambda x: x @ weights.astype("float32"),
-        ...         data,
-        ...         ["fgsm"],
-        ...         batch_size=2,
-        ...         shard=(i, 2),
-        ...         workdir=folder,
-        ...     )
-        >>> merge(folders)["natural"]["n"]
-        6
-    """
-    record, mixed = verdicts.merged(folders)
-    header = record.header
-    whole = range(verdicts.chunk_count(header))
-    missing = [c for c in whole if not record.load(NATURAL, c)]
-    if missing:
-        raise ValueError(
-            "the shards together must have measured every chunk of "
-            f"{header['batch_size']} examples; run the missing shard. "
-            f"Received: no shard with chunk {missing[0]}"
-        )
-    result = accuracies.result(record, whole, _unmeasured(record, whole))
-    if mixed:
-        message = (
-            f"The shards were measured with different {', '.join(mixed)}. An "
-            "example near the decision boundary may get another verdict than "
-            "in a single evaluation. To avoid this, measure all shards with "
-            "the same software on the same kind of device."
-        )
-        result["warnings"].append(
-            {"warning": "mixed_shards", "message": message}
-        )
-    return result
-
-
-def _unmeasured(
-    record: verdicts.Record, chunks: Sequence[int]
-) -> dict[tuple[int, Budget], str]:
-    """Returns a message for each attack and budget without all verdicts."""
-    errors = {}
-    for number, attack in enumerate(record.header["attacks"]):
-        for budget in flat(attack["budgets"]):
-            part = verdicts.part_at(record.part(number), budget)
-            loaded = {c: record.load(part, c) for c in chunks}
-            failed = [c for c in chunks if "verdict" not in loaded[c]]
-            if failed:
-                message = f"failed or not run in chunk {failed[0]}"
-                errors[number, budget] = message
-    return errors
-
-
-def load_data(
-    data: Any, bounds: Bounds, steps: int | None = None, network: Any = None
-) -> Data:
-    """Reads images and their labels, and checks them.
-
-    Args:
-        data: Images and labels; see `tfsam.data.examples`.
-        bounds: (lowest, highest) value of x, or None.
-        steps: Number of elements to read; see `examples.load`.
-        network: The model that will process the images; see `examples.load`.
-
-    Raises:
-        ValueError: If the data are not images with labels, or a value of x is
-            outside the bounds, NaN or infinite.
-    """
-    x, y = examples.load(data, steps=steps, network=network)
-    if not tf.as_dtype(x.dtype).is_floating:
-        advice = "convert it to floats on that scale"
-        if bounds == (0, 1):
-            advice = "divide images of 0 to 255 by 255"
-        raise ValueError(
-            f"x must be float with values in {bounds}; {advice}. Received: "
-            f"x.dtype={x.dtype}"
-        )
-    ends = rows.extremes(x)
-    if not np.isfinite(ends).all():
-        raise ValueError("x must be finite. Received: x with NaN or infinity")
-    clipped = inside_bounds(ends, bounds)
-    if (clipped != ends).any():
-        x = rows.changed(x, functools.partial(inside_bounds, bounds=bounds))
-    if x.dtype.itemsize < 4:
-        # Rounded to float16, an adversarial image could leave its ball.
-        x = rows.changed(x, lambda part: part.astype(np.float32), np.float32)
-    return Data(x, *class_labels(y), clipped.astype(x.dtype))
-
-
-def check_shard(shard: Any, examples: int, batch_size: int) -> None:
-    """Checks that a shard is valid and has at least one chunk.
-
-    Args:
-        shard: (i, n), the number of the shard and the number of shards.
-        examples: Number of examples.
-        batch_size: Number of examples in a chunk.
-
-    Raises:
-        ValueError: If the shard is invalid or empty.
-    """
-    count = -(-examples // batch_size)
-    pair = isinstance(shard, (tuple, list)) and len(shard) == 2
-    numbered = pair and all(isinstance(n, numbers.Integral) for n in shard)
-    if not numbered or not 0 <= shard[0] < min(shard[1], count):
-        given = "/".join(map(str, shard)) if pair else shard
-        raise ValueError(
-            f"shard must be (i, n) with 0 <= i < n, and i below {count}, the "
-            f"number of chunks. Received: shard={given}"
-        )

@@ -1,5 +1,6 @@
 """Plans of evaluations: the examples, the attacks, and their settings."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -8,14 +9,19 @@ from typing import Any
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from tfsam import attacks as registry
+from tfsam.data import examples
+from tfsam.data import rows
 from tfsam.data.rows import Pixels
 from tfsam.evaluation.budgets import Budget
 from tfsam.evaluation.budgets import Budgets
 from tfsam.evaluation.budgets import ascending
 from tfsam.registries import ATTACKS
 from tfsam.support.factories import check_options
+from tfsam.support.labels import class_labels
+from tfsam.support.pixels import inside_bounds
 
 
 class Data(NamedTuple):
@@ -268,3 +274,42 @@ def has_epsilon(attack: Any, epsilon: float) -> bool:
     """
     own = getattr(attack, "epsilon", None)
     return own is None or bool(own == epsilon)
+
+
+def load_data(
+    data: Any,
+    bounds: tuple[float, float] | None,
+    steps: int | None = None,
+    network: Any = None,
+) -> Data:
+    """Reads images and their labels, and checks them.
+
+    Args:
+        data: Images and labels; see `tfsam.data.examples`.
+        bounds: (lowest, highest) value of x, or None.
+        steps: Number of elements to read; see `examples.load`.
+        network: The model that will process the images; see `examples.load`.
+
+    Raises:
+        ValueError: If the data are not images with labels, or a value of x is
+            outside the bounds, NaN or infinite.
+    """
+    x, y = examples.load(data, steps=steps, network=network)
+    if not tf.as_dtype(x.dtype).is_floating:
+        advice = "convert it to floats on that scale"
+        if bounds == (0, 1):
+            advice = "divide images of 0 to 255 by 255"
+        raise ValueError(
+            f"x must be float with values in {bounds}; {advice}. Received: "
+            f"x.dtype={x.dtype}"
+        )
+    ends = rows.extremes(x)
+    if not np.isfinite(ends).all():
+        raise ValueError("x must be finite. Received: x with NaN or infinity")
+    clipped = inside_bounds(ends, bounds)
+    if (clipped != ends).any():
+        x = rows.changed(x, functools.partial(inside_bounds, bounds=bounds))
+    if x.dtype.itemsize < 4:
+        # Rounded to float16, an adversarial image could leave its ball.
+        x = rows.changed(x, lambda part: part.astype(np.float32), np.float32)
+    return Data(x, *class_labels(y), clipped.astype(x.dtype))

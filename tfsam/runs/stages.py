@@ -22,7 +22,9 @@ from tfsam import registries
 from tfsam import reports
 from tfsam.data import cache
 from tfsam.data import class_orders
+from tfsam.evaluation import arguments
 from tfsam.evaluation import measure
+from tfsam.evaluation import merging
 from tfsam.models.fingerprints import from_file
 from tfsam.models.loading import load_logits
 from tfsam.models.networks import fine_tuning
@@ -87,7 +89,7 @@ def prepare(settings: Settings) -> Inputs:
         )
     _check_warm_start(settings)
     entries, transfers = _entries(settings)
-    measure.check_sweep(
+    arguments.check_sweep(
         *(settings.sweep, [*entries, *transfers], settings.budgets, BOUNDS),
         warm_start=settings.warm_start,
     )
@@ -105,7 +107,7 @@ def prepare(settings: Settings) -> Inputs:
     if models.surrogate is not None:
         surrogate = attacked.classifier(settings, models.surrogate, images)
     if models.model is not None:
-        measure.check_shard(
+        arguments.check_shard(
             settings.shard or (0, 1),
             len(images.x_test),
             settings.attack_batch_size,
@@ -168,7 +170,7 @@ def _check_warm_start(settings: Settings) -> None:
     if settings.warm_start and settings.budgets:
         (epsilon, *_), *_ = settings.budgets.values()
         entries, transfers = _entries(settings)
-        measure.check_warm_start(
+        arguments.check_warm_start(
             [*entries, *transfers], list(settings.budgets), epsilon, BOUNDS
         )
 
@@ -246,7 +248,7 @@ def merge(
         raise ValueError(
             f"workdir must be an empty folder. Received: workdir={workdir}"
         )
-    measured = measure.merge([path / "evaluation" for path in folders])
+    measured = merging.merge([path / "evaluation" for path in folders])
     workdir.mkdir(parents=True, exist_ok=True)
     results = {
         **first,

@@ -31,7 +31,7 @@ from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.check import contract
 from tfsam.attacks.logits import traced
-from tfsam.evaluation import measure
+from tfsam.evaluation import plans
 from tfsam.evaluation import red_flags
 from tfsam.models.functions import count_classes
 from tfsam.models.functions import for_evaluation
@@ -60,7 +60,7 @@ class _Accuracies:
 
     Args:
         network: a `keras.Model`.
-        data: labelled examples of `measure.load_data`.
+        data: labelled examples of `plans.load_data`.
         attack: see `RobustValidation`.
         batch_size: examples attacked at once.
         seed: of the attack.
@@ -187,7 +187,7 @@ class _Measuring(keras.callbacks.Callback):
             )
         self.attack = attack
         self.average = average
-        self.data = measure.load_data(
+        self.data = plans.load_data(
             data, getattr(attack, "bounds", None), steps
         )
         self.batch_size = check_count("batch_size", batch_size, 1)

@@ -1,0 +1,260 @@
+"""The arguments of `evaluate`, and the plan that is made of them."""
+
+import dataclasses
+import numbers
+import warnings
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from tfsam.evaluation import budgets as balls
+from tfsam.evaluation.budgets import Budgets
+from tfsam.evaluation.plans import Entry
+from tfsam.evaluation.plans import Plan
+from tfsam.evaluation.plans import cold_entries
+from tfsam.evaluation.plans import entries_of
+from tfsam.evaluation.plans import load_data
+from tfsam.evaluation.workers import known_devices
+from tfsam.registries import ATTACKS
+from tfsam.support import files
+from tfsam.support import validators
+
+Bounds = tuple[float, float] | None
+
+# The default of `epsilons`.
+EPSILONS = (1 / 255, 2 / 255)
+
+
+@dataclasses.dataclass(frozen=True)
+class What:
+    """The arguments of `evaluate` that say what is measured."""
+
+    model: Any
+    data: Any
+    attacks: Any
+    transfer_attacks: Any
+    norm: str
+    epsilons: Any
+    budgets: Any
+    bounds: Any
+    seed: Any
+    draws: Any
+    steps: int | None
+    surrogate: Any
+    warm_start: bool
+    sweep: str
+    pixels: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """The arguments of `evaluate` that say how the work is done."""
+
+    batch_size: Any
+    strict: bool
+    jit_compile: Any
+    progress: Callable[[str], Any] | None
+    devices: Any
+    shard: Any
+    diagnose: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """The arguments of `evaluate` that say where verdicts are kept."""
+
+    workdir: files.Path | None
+    save_adversarial: bool
+    name: str | None
+    surrogate_name: str | None
+
+
+def made_plan(what: What, how: How, where: Where) -> Plan:
+    """Checks the arguments and reads the data.
+
+    Args:
+        what: The arguments that say what is measured.
+        how: The arguments that say how the work is done.
+        where: The arguments that say where verdicts are kept.
+
+    Raises:
+        ValueError: If an argument or the data is invalid; see `evaluate`.
+    """
+    batch_size = validators.check_count("batch_size", how.batch_size, 1)
+    seed = validators.check_count("seed", what.seed)
+    bounds = validators.check_interval("bounds", what.bounds)
+    given = _budgets(what, bounds)
+    if where.save_adversarial and where.workdir is None:
+        raise ValueError(
+            "save_adversarial needs a workdir to save to. Received: none"
+        )
+    entries = _entries(what)
+    _check_sweep(what.sweep, entries, given, bounds, what.warm_start)
+    if what.warm_start and any(given.values()):
+        norms = [norm for norm, epsilons in given.items() if epsilons]
+        cold = _cold(entries, norms, given[norms[0]][0], bounds)
+        if cold:
+            warnings.warn(
+                f"{', '.join(cold)} cannot start from an image: warm_start "
+                "applies to the other attacks only.",
+                stacklevel=3,
+            )
+    data = load_data(what.data, bounds, what.steps, what.model)
+    size = min(batch_size, len(data.x))
+    check_shard(how.shard, len(data.x), size)
+    known_devices(how.devices)
+    return Plan(
+        data=data,
+        entries=entries,
+        budgets=given,
+        bounds=bounds,
+        seed=seed,
+        size=size,
+        warm_start=what.warm_start,
+        bisect=what.sweep == "bisect",
+        keep_images=where.save_adversarial,
+        diagnose=how.diagnose,
+    )
+
+
+def check_sweep(
+    sweep: str,
+    attacks: Any,
+    budgets: Mapping[str, Sequence[float]],
+    bounds: Bounds,
+    warm_start: bool = False,
+) -> None:
+    """Checks that all attacks may be swept over epsilons in a way.
+
+    Args:
+        sweep: "full" or "bisect".
+        attacks: Attacks as in `evaluate`.
+        budgets: The epsilons of each norm.
+        bounds: (lowest, highest) value of a pixel, or None.
+        warm_start: As in `evaluate`.
+
+    Raises:
+        ValueError: If the way is unknown, or an attack or `warm_start` needs a
+            full sweep.
+    """
+    _check_sweep(sweep, entries_of(attacks), budgets, bounds, warm_start)
+
+
+def _check_sweep(
+    sweep: str,
+    entries: Iterable[Entry],
+    given: Mapping[str, Sequence[float]],
+    bounds: Bounds,
+    warm_start: bool,
+) -> None:
+    """Checks sweeps; see `check_sweep`."""
+    validators.check_choice("sweep", sweep, ["full", "bisect"])
+    if sweep == "full":
+        return
+    if warm_start:
+        raise ValueError(
+            "sweep='bisect' does not attack in the order of the epsilons, as "
+            "warm_start needs. Received: sweep=bisect, warm_start=True"
+        )
+    budgets = ((norm, e) for norm, found in given.items() for e in found)
+    norm, epsilon = next(budgets, ("linf", 0.0))
+
+    def version(entry: Entry) -> Any:
+        try:
+            attack = entry.make(epsilon=epsilon, norm=norm, bounds=bounds)
+        except Exception:
+            # A factory may raise anything; the attack's own row reports it.
+            return None
+        return ATTACKS.fact(attack, "version")
+
+    standard = [e.name for e in entries if version(e) == "standard"]
+    if standard:
+        raise ValueError(
+            "standard AutoAttack attacks at every epsilon; use sweep='full', "
+            f"or other attacks. Received: sweep=bisect, attack={standard[0]}"
+        )
+
+
+def _budgets(what: What, bounds: Bounds) -> Budgets:
+    """Returns the epsilons of each norm."""
+    if what.budgets is None:
+        return balls.parse({what.norm: what.epsilons}, bounds)
+    if what.norm != "linf" or what.epsilons is not EPSILONS:
+        raise ValueError(
+            "budgets takes the place of norm and epsilons: leave them out. "
+            f"Received: norm={what.norm}, epsilons={what.epsilons}, "
+            f"budgets={what.budgets}"
+        )
+    return balls.parse(what.budgets, bounds)
+
+
+def _entries(what: What) -> list[Entry]:
+    """Returns the attacks on the model, and those on the surrogate."""
+    entries = entries_of(what.attacks)
+    transfers = entries_of(what.transfer_attacks)
+    if what.surrogate is None and transfers:
+        raise ValueError(
+            "transfer_attacks are attacks on a surrogate: pass one as "
+            f"surrogate. Received: transfer_attacks={what.transfer_attacks}, "
+            "surrogate=None"
+        )
+    if what.surrogate is not None and not transfers:
+        entries, transfers = [], entries
+    return [*entries, *(entry._replace(transfer=True) for entry in transfers)]
+
+
+def check_warm_start(
+    attacks: Any, norms: Iterable[str], epsilon: float, bounds: Bounds
+) -> None:
+    """Checks that at least one attack can start from a given image.
+
+    Args:
+        attacks: Attacks as in `evaluate`.
+        norms: "linf", "l2" or both.
+        epsilon: Budget to make the attacks with.
+        bounds: (lowest, highest) value of a pixel, or None.
+
+    Raises:
+        ValueError: If none of the attacks can.
+    """
+    _cold(entries_of(attacks), norms, epsilon, bounds)
+
+
+def _cold(
+    entries: Sequence[Entry],
+    norms: Iterable[str],
+    epsilon: float,
+    bounds: Bounds,
+) -> list[str]:
+    """Returns the names of the attacks to which a warm start does not apply."""
+    cold = cold_entries(entries, norms, epsilon, bounds)
+    if cold and len(cold) == len({entry.name for entry in entries}):
+        raise ValueError(
+            "warm_start needs an attack that can start from an image, such as "
+            f"pgd. Received: warm_start=True, attacks={', '.join(cold)}"
+        )
+    return cold
+
+
+def check_shard(shard: Any, examples: int, batch_size: int) -> None:
+    """Checks that a shard is valid and has at least one chunk.
+
+    Args:
+        shard: (i, n), the number of the shard and the number of shards.
+        examples: Number of examples.
+        batch_size: Number of examples in a chunk.
+
+    Raises:
+        ValueError: If the shard is invalid or empty.
+    """
+    count = -(-examples // batch_size)
+    pair = isinstance(shard, (tuple, list)) and len(shard) == 2
+    numbered = pair and all(isinstance(n, numbers.Integral) for n in shard)
+    if not numbered or not 0 <= shard[0] < min(shard[1], count):
+        given = "/".join(map(str, shard)) if pair else shard
+        raise ValueError(
+            f"shard must be (i, n) with 0 <= i < n, and i below {count}, the "
+            f"number of chunks. Received: shard={given}"
+        )
