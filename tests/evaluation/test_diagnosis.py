@@ -175,6 +175,12 @@ def test_a_gradient_that_leads_nowhere_fails_without_a_budget():
     assert "--attacks=pgd:steps=100" in item["remedy"]
 
 
+def test_the_remedy_of_a_transfer_sets_the_flag_of_transfers():
+    attack = {"name": "pgd:steps=2", "options": {"steps": 2}, "surrogate": 0}
+    flag = diagnosis._command(attack, "steps", 100)
+    assert flag == "--transfer_attacks=pgd:steps=100"
+
+
 def test_images_that_fool_the_surrogate_alone_are_a_transfer_failure():
     found = diagnosed(brighter, ["fgsm"], [0.3], surrogate=bounded)
     assert found["transfer_failure"]["count"] == 8

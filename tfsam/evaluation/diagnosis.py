@@ -375,7 +375,7 @@ def _command(
     """Returns the flag that sets an option of an attack.
 
     Args:
-        attack: The attack, {`name`, `options`}.
+        attack: The attack, {`name`, `options`, `surrogate`}.
         option: Name of the option.
         value: The new value, or a function of the old one.
 
@@ -396,7 +396,9 @@ def _command(
         value = value(old)
     options = options | {option: value}
     text = "".join(f":{key}={value}" for key, value in options.items())
-    return f"--attacks={base}{text}"
+    transferred = attack.get("surrogate") is not None
+    flag = "transfer_attacks" if transferred else "attacks"
+    return f"--{flag}={base}{text}"
 
 
 def _indicator(
