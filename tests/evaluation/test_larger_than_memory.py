@@ -13,6 +13,7 @@ from tfsam import data
 from tfsam.data import examples
 from tfsam.data import rows
 from tfsam.evaluation import cache_key
+from tfsam.evaluation import plans
 from tfsam.support import files
 
 RANDOM = np.random.default_rng(0)
@@ -149,16 +150,16 @@ def test_pixels_are_checked_where_they_are(value, message, is_large):
 def test_rounding_errors_are_clipped_when_they_are_read(is_large):
     near = X.copy()
     near[11, 1, 2, 0] = 1 + 2e-7
-    found = tfsam.evaluation.measure.load_data((as_rows(near), Y), (0.0, 1.0))
+    found = plans.load_data((as_rows(near), Y), (0.0, 1.0))
     assert found.x[:].max() == 1 and found.ends.tolist() == [X.min(), 1]
     half = as_rows(X.astype(np.float16))
-    found = tfsam.evaluation.measure.load_data((half, Y), (0.0, 1.0))
+    found = plans.load_data((half, Y), (0.0, 1.0))
     assert found.x.dtype == found.x[:2].dtype == np.float32
 
 
 def test_the_digest_is_that_of_the_array(is_large):
     plan = [
-        tfsam.evaluation.measure.load_data((x, Y), (0.0, 1.0))
+        plans.load_data((x, Y), (0.0, 1.0))
         for x in (X, as_rows(X), data.as_float(as_rows(PIXELS)))
     ]
     assert len({cache_key.data_digest(each) for each in plan}) == 1
