@@ -443,10 +443,10 @@ def _measured(
 
 
 def _workers(plan: Plan, models: _Models, how: How) -> dict[bool, list[Worker]]:
-    """Returns the workers that attack the model, and those of the surrogate.
+    """Returns the workers for attacks on the model and on the surrogate.
 
-    Those of the model may be those of an earlier evaluation; a worker that
-    attacks a surrogate is made anew.
+    Workers for the model are kept from an earlier evaluation where possible.
+    Workers for a surrogate are always new.
 
     Returns:
         A dict from `Entry.transfer` to workers, one for each device.

@@ -73,8 +73,8 @@ class StatelessFunction:
         """Calls the function with random numbers that depend on a key alone.
 
         These are the random numbers of Keras, in its layers and in
-        `keras.random`. Those of `tf.random` and of other libraries are drawn
-        anew in every call.
+        `keras.random`. Those of `tf.random` and of other libraries differ from
+        call to call.
 
         Args:
             x: Float tensor (batch, ...).
