@@ -17,7 +17,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfsam.attacks import losses
-from tfsam.attacks.base import copies
+from tfsam.attacks.attempts import copies
 from tfsam.attacks.base import next_seeds
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import LogitsFn

@@ -14,14 +14,14 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
+from tfsam.attacks.attempts import repeat
+from tfsam.attacks.attempts import turn
 from tfsam.attacks.averaging import AT_END
 from tfsam.attacks.averaging import Averaged
 from tfsam.attacks.averaging import Means
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import next_seeds
-from tfsam.attacks.base import repeat
-from tfsam.attacks.base import turn
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn

@@ -16,13 +16,13 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
+from tfsam.attacks.attempts import copies
+from tfsam.attacks.attempts import first_copy
+from tfsam.attacks.attempts import side_by_side
+from tfsam.attacks.attempts import turn
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
-from tfsam.attacks.base import copies
-from tfsam.attacks.base import first_copy
 from tfsam.attacks.base import per_example
-from tfsam.attacks.base import side_by_side
-from tfsam.attacks.base import turn
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn

@@ -11,10 +11,10 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
+from tfsam.attacks.attempts import repeat
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import next_seeds
-from tfsam.attacks.base import repeat
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import is_surrogate

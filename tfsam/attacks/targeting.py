@@ -15,12 +15,12 @@ from typing import Any
 import tensorflow as tf
 
 from tfsam.attacks import losses
+from tfsam.attacks.attempts import copies
+from tfsam.attacks.attempts import side_by_side
+from tfsam.attacks.attempts import turn
 from tfsam.attacks.averaging import AT_X
 from tfsam.attacks.averaging import Averaged
 from tfsam.attacks.averaging import Means
-from tfsam.attacks.base import copies
-from tfsam.attacks.base import side_by_side
-from tfsam.attacks.base import turn
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import in_turn

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
+from tfsam.attacks.attempts import strongest
 from tfsam.attacks.autoattack.apgd import apgd_ce
 from tfsam.attacks.autoattack.apgd import apgd_t
 from tfsam.attacks.autoattack.fab import FABT
@@ -24,7 +25,6 @@ from tfsam.attacks.autoattack.square import Square
 from tfsam.attacks.averaging import AT_END
 from tfsam.attacks.averaging import Averaged
 from tfsam.attacks.base import Attack
-from tfsam.attacks.base import strongest
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import LogitsFn

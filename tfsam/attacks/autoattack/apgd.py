@@ -20,19 +20,19 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
+from tfsam.attacks.attempts import any_copy
+from tfsam.attacks.attempts import copies
+from tfsam.attacks.attempts import first_copy
+from tfsam.attacks.attempts import repeat
+from tfsam.attacks.attempts import seeds_of_copies
+from tfsam.attacks.attempts import side_by_side
+from tfsam.attacks.attempts import turns
 from tfsam.attacks.autoattack import apgd_l1
 from tfsam.attacks.averaging import Averaged
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
-from tfsam.attacks.base import any_copy
-from tfsam.attacks.base import copies
-from tfsam.attacks.base import first_copy
 from tfsam.attacks.base import next_seeds
 from tfsam.attacks.base import per_example
-from tfsam.attacks.base import repeat
-from tfsam.attacks.base import seeds_of_copies
-from tfsam.attacks.base import side_by_side
-from tfsam.attacks.base import turns
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn

@@ -21,11 +21,11 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfsam import geometry
+from tfsam.attacks.attempts import any_copy
+from tfsam.attacks.attempts import copies
+from tfsam.attacks.attempts import first_copy
 from tfsam.attacks.averaging import Averaged
 from tfsam.attacks.base import Attack
-from tfsam.attacks.base import any_copy
-from tfsam.attacks.base import copies
-from tfsam.attacks.base import first_copy
 from tfsam.attacks.base import per_example
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn

@@ -24,11 +24,11 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
+from tfsam.attacks.attempts import any_copy
+from tfsam.attacks.attempts import copies
+from tfsam.attacks.attempts import first_copy
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
-from tfsam.attacks.base import any_copy
-from tfsam.attacks.base import copies
-from tfsam.attacks.base import first_copy
 from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import compiled
