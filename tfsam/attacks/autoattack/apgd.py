@@ -20,14 +20,13 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
-from tfsam.attacks.attempts import any_copy
 from tfsam.attacks.attempts import copies
-from tfsam.attacks.attempts import first_copy
 from tfsam.attacks.attempts import repeat
 from tfsam.attacks.attempts import seeds_of_copies
 from tfsam.attacks.attempts import side_by_side
 from tfsam.attacks.attempts import turns
 from tfsam.attacks.autoattack import apgd_l1
+from tfsam.attacks.autoattack.parallel_searches import Searches
 from tfsam.attacks.averaging import Averaged
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
@@ -38,8 +37,6 @@ from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
-from tfsam.attacks.logits import in_turn
-from tfsam.attacks.logits import may_stop
 from tfsam.attacks.targeting import check_order
 from tfsam.attacks.targeting import targets_of
 from tfsam.support.validators import check_choice
@@ -182,18 +179,18 @@ class APGD(Attack):
             if targets is not None:
                 chosen = turns(targets, first, beside)
                 labels = (losses.classes(labels), chosen)
-            return search(
+            searches = Searches(
                 self,
                 logits_fn,
                 x,
                 y,
-                start(self, copies(x, beside), keys),
-                active,
                 loss=loss,
                 labels=labels,
                 beside=beside,
                 seeds=next_seeds(seeds, round * (self.steps + 1)),
             )
+            starts = start(self, copies(x, beside), keys)
+            return search(self, searches, x, starts, active)
 
         best = network.score(y, active)
         return repeat(attempt, runs // beside, x, active, best)
@@ -347,38 +344,20 @@ def _start(attack: APGD, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
 
 def _search(
     attack: APGD,
-    logits_fn: LogitsFn,
+    searches: Searches,
     x: tf.Tensor,
-    y: tf.Tensor,
     starts: tf.Tensor,
     active: tf.Tensor,
-    *,
-    loss: LossFn,
-    labels: Any,
-    beside: int,
-    seeds: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Runs `beside` attempts in parallel, on copies of the batch.
-
-    The search for an example ends when one of its copies is broken. Returns
-    x_adv and whether it is broken, with a row for each example.
-    """
-    network = Averaged(in_turn(logits_fn, beside, x), attack.eot, seeds)
-    gradient = network.gradient(loss)
-    truth = copies(y, beside)
+    """Runs Auto-PGD; returns x_adv and whether it is broken, by example."""
     windows = _windows(attack.steps)
 
     def loop(x: tf.Tensor, starts: tf.Tensor, active: tf.Tensor) -> Any:
-        x, wanted = copies(x, beside), copies(active, beside)
-
-        def survivors(broken: tf.Tensor) -> tf.Tensor:
-            return wanted & ~copies(any_copy(broken, beside), beside)
+        x = copies(x, searches.beside)
 
         def step(index: tf.Tensor, state: _State) -> tuple[tf.Tensor, _State]:
-            left = survivors(state.broken)
-            slope, logits, value = gradient(state.x, labels, left, index)
+            slope, value, broken = searches.look(state, active, index)
             window = tf.constant(windows)[index]
-            broken = left & may_stop(logits_fn, logits, truth)
             state = _judged(state, broken, value, slope)
             state, slope = tf.cond(
                 window > 0,
@@ -391,27 +370,16 @@ def _search(
 
         _, state = tf.while_loop(
             lambda index, state: (
-                (index < attack.steps) & tf.reduce_any(survivors(state.broken))
+                (index < attack.steps)
+                & tf.reduce_any(searches.survivors(active, state.broken))
             ),
             step,
             (0, _initial(attack, starts)),
             parallel_iterations=1,
         )
-        # The point of the last step has not been evaluated yet.
-        left = survivors(state.broken)
-        logits, value = network.values(
-            loss, state.x, labels, left, attack.steps
-        )
-        broken = state.broken | (left & may_stop(logits_fn, logits, truth))
-        last = tf.cast(value, state.best_loss.dtype)
-        better = left & (last > state.best_loss)
-        x_adv = where(broken | better, state.x, state.best)
-        return (
-            first_copy(broken, x_adv, beside),
-            active & any_copy(broken, beside),
-        )
+        return searches.finish(state, active, attack.steps)
 
-    return compiled(logits_fn, loop)(x, starts, active)
+    return compiled(searches.logits_fn, loop)(x, starts, active)
 
 
 def _initial(attack: APGD, start: tf.Tensor) -> _State:

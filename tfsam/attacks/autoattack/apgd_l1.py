@@ -21,18 +21,12 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfsam import geometry
-from tfsam.attacks.attempts import any_copy
 from tfsam.attacks.attempts import copies
-from tfsam.attacks.attempts import first_copy
-from tfsam.attacks.averaging import Averaged
+from tfsam.attacks.autoattack.parallel_searches import Searches
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import per_example
 from tfsam.attacks.base import where
-from tfsam.attacks.logits import LogitsFn
-from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import compiled
-from tfsam.attacks.logits import in_turn
-from tfsam.attacks.logits import may_stop
 
 # Radii of the balls in units of epsilon, and the share of the steps within each
 # ball but the last (section 4.2).
@@ -155,40 +149,26 @@ def start(attack: Attack, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
 
 def search(
     attack: Any,
-    logits_fn: LogitsFn,
+    searches: Searches,
     x: tf.Tensor,
-    y: tf.Tensor,
     starts: tf.Tensor,
     active: tf.Tensor,
-    *,
-    loss: LossFn,
-    labels: Any,
-    beside: int,
-    seeds: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Runs `beside` searches in parallel, on copies of the batch.
+    """Runs l1-APGD on copies of the batch.
 
     The search for an example ends when one of its copies is broken, at a point
     within epsilon.
 
     Args:
         attack: An `APGD`.
-        logits_fn: Function from pixels to logits.
+        searches: The searches to run, one for each copy.
         x: Float tensor (batch, ...).
-        y: Labels.
-        starts: Float tensor (beside * batch, ...), the starting points.
+        starts: Float tensor (copies * batch, ...), the starting points.
         active: Bool tensor (batch,), the examples to attack.
-        loss: The loss to ascend.
-        labels: Labels of the loss, for the copies.
-        beside: Number of searches.
-        seeds: int32 tensor (batch, 2), for the draws of a random network.
 
     Returns:
         x_adv and whether it is broken, with a row for each example.
     """
-    network = Averaged(in_turn(logits_fn, beside, x), attack.eot, seeds)
-    gradient = network.gradient(loss)
-    truth = copies(y, beside)
     turns = schedule(attack.steps)
     # The radius of the next turn is that of a step, also where a ball is left.
     radii = [float(turn.radius) for turn in turns] + [float(_RADII[-1])]
@@ -196,18 +176,13 @@ def search(
     leaves = [turn.leaves for turn in turns]
 
     def loop(x: tf.Tensor, starts: tf.Tensor, active: tf.Tensor) -> Any:
-        x, wanted = copies(x, beside), copies(active, beside)
+        x = copies(x, searches.beside)
         epsilon = tf.cast(attack.epsilon, x.dtype)
 
-        def survivors(broken: tf.Tensor) -> tf.Tensor:
-            return wanted & ~copies(any_copy(broken, beside), beside)
-
         def step(index: tf.Tensor, state: _State) -> tuple[tf.Tensor, _State]:
-            left = survivors(state.broken)
-            slope, logits, value = gradient(state.x, labels, left, index)
+            slope, value, broken = searches.look(state, active, index)
             radius = tf.gather(tf.constant(radii, x.dtype), index)
-            broken = left & may_stop(logits_fn, logits, truth) & (radius == 1)
-            state = _judged(state, broken, value, slope)
+            state = _judged(state, broken & (radius == 1), value, slope)
             state, slope = tf.cond(
                 tf.gather(tf.constant(adapts), index),
                 lambda: _adapted(x, state, slope, radius * epsilon),
@@ -223,25 +198,16 @@ def search(
 
         _, state = tf.while_loop(
             lambda index, state: (
-                (index < len(turns)) & tf.reduce_any(survivors(state.broken))
+                (index < len(turns))
+                & tf.reduce_any(searches.survivors(active, state.broken))
             ),
             step,
             (0, _initial(starts, radii[0] * epsilon)),
             parallel_iterations=1,
         )
-        # The point of the last step has not been evaluated yet.
-        left = survivors(state.broken)
-        logits, value = network.values(loss, state.x, labels, left, len(turns))
-        broken = state.broken | (left & may_stop(logits_fn, logits, truth))
-        last = tf.cast(value, state.best_loss.dtype)
-        better = left & (last > state.best_loss)
-        x_adv = where(broken | better, state.x, state.best)
-        return (
-            first_copy(broken, x_adv, beside),
-            active & any_copy(broken, beside),
-        )
+        return searches.finish(state, active, len(turns))
 
-    return compiled(logits_fn, loop)(x, starts, active)
+    return compiled(searches.logits_fn, loop)(x, starts, active)
 
 
 def _initial(starts: tf.Tensor, radius: tf.Tensor) -> _State:
