@@ -8,6 +8,7 @@ example, independent of the budget.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -126,7 +127,7 @@ class FABT(Attack):
         nearest misclassified point.
         """
         enough = 0.0 if is_surrogate(logits_fn) else self.epsilon
-        nearest, distance = self._search(logits_fn, x, y, enough)
+        nearest, distance = self._search(logits_fn, x, y, seeds, enough)
         return reached(self, logits_fn, x, nearest, distance)
 
     def closest(
@@ -138,16 +139,21 @@ class FABT(Attack):
             logits_fn: Function from pixels to logits.
             x: Float tensor (batch, ...).
             y: Class numbers, or one-hot or smoothed labels.
-            seeds: int32 tensor (batch, 2), not used.
+            seeds: int32 tensor (batch, 2), which only `FAB` uses.
 
         Returns:
             Tensor of x's shape; x itself where it is misclassified or where no
             misclassified point was found.
         """
-        return self._search(logits_fn, x, y, 0.0)[0]
+        return self._search(logits_fn, x, y, seeds, 0.0)[0]
 
     def _search(
-        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, enough: Any
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        seeds: tf.Tensor,
+        enough: Any,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the nearest points and their distances (batch,) from x.
 
@@ -158,8 +164,8 @@ class FABT(Attack):
         survivors = active & ~crossed(logits_fn, logits, y)
         targets = targets_of(self, logits_fn, x, y, logits, survivors)
         beside = side_by_side(targets.shape[1], x, logits_fn)
-        asked = in_turn(logits_fn, beside, x)
-        gradient = input_gradient(asked, losses.difference)
+        network = in_turn(logits_fn, beside, x)
+        gradient = input_gradient(network, losses.difference)
         enough = tf.cast(enough, x.dtype)
         classes = losses.classes(copies(y, beside))
 
@@ -173,41 +179,23 @@ class FABT(Attack):
             def running(distance: tf.Tensor) -> tf.Tensor:
                 return ~copies(any_copy(distance <= enough, beside), beside)
 
-            def step(
-                index: tf.Tensor,
-                point: tf.Tensor,
-                nearest: tf.Tensor,
-                distance: tf.Tensor,
-            ) -> tuple[tf.Tensor, ...]:
-                left = running(distance)
-                point = tf.where(index % self.steps == 0, x, point)
-                first = index // self.steps * beside
-                labels = classes, turns(targets, first, beside)
+            def boundary(
+                run: tf.Tensor, point: tf.Tensor, left: tf.Tensor
+            ) -> tuple[tf.Tensor, tf.Tensor]:
+                labels = classes, turns(targets, run * beside, beside)
                 slope, logits = gradient(point, labels, left)
-                value = tf.cast(losses.difference(logits, labels), x.dtype)
-                point = self._advance(x, point, slope, value)
-                logits = predict(asked, point, left)
-                # Iterates within rounding errors of the boundary are moved
-                # back, too: steps would only become smaller there.
-                broken = left & losses.misclassified(logits, classes)
-                length = example_norms(point - x, self.norm, keepdims=False)
-                found = broken & crossed(logits_fn, logits, classes)
-                nearer = found & (length < distance)
-                return (
-                    index + 1,
-                    where(broken, x + self.beta * (point - x), point),
-                    where(nearer, point, nearest),
-                    tf.where(nearer, length, distance),
-                )
+                value = losses.difference(logits, labels)
+                return slope, tf.cast(value, x.dtype)
 
-            _, _, nearest, distance = tf.while_loop(
-                lambda index, _point, _nearest, distance: (
-                    (index < self.steps * targets.shape[1] // beside)
-                    & tf.reduce_any(running(distance))
-                ),
-                step,
-                (0, x, x, copies(far, beside)),
-                parallel_iterations=1,
+            nearest, distance = self._runs(
+                network,
+                x,
+                classes,
+                copies(far, beside),
+                targets.shape[1] // beside,
+                running=running,
+                start=lambda run, distance: x,
+                boundary=boundary,
             )
             best = tf.reduce_min(tf.reshape(distance, [beside, -1]), axis=0)
             chosen = distance <= copies(best, beside)
@@ -215,6 +203,73 @@ class FABT(Attack):
 
         far = tf.where(survivors, tf.constant(math.inf, x.dtype), 0)
         return compiled(logits_fn, loop)(x, targets, far)
+
+    def _runs(
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        classes: tf.Tensor,
+        far: tf.Tensor,
+        count: int,
+        *,
+        running: Callable[[tf.Tensor], tf.Tensor],
+        start: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+        boundary: Callable[..., tuple[tf.Tensor, tf.Tensor]],
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Makes runs of `steps` iterations each, one after the other.
+
+        Args:
+            logits_fn: Function from pixels to logits.
+            x: Float tensor (batch, ...), the images.
+            classes: int64 tensor (batch,), their class numbers.
+            far: Float tensor (batch,), distances from x that a point must
+                undercut.
+            count: Number of runs.
+            running: Function from the distances so far to a bool tensor
+                (batch,), the examples whose search goes on.
+            start: Function (run, distances so far) -> the first points of a
+                run.
+            boundary: Function (run, points, examples) -> (slope, value), the
+                gradient and the value of the linearised decision boundary.
+
+        Returns:
+            The nearest misclassified points, x where there are none, and their
+            distances, `far` where there are none.
+        """
+
+        def step(
+            index: tf.Tensor,
+            point: tf.Tensor,
+            nearest: tf.Tensor,
+            distance: tf.Tensor,
+        ) -> tuple[tf.Tensor, ...]:
+            left, run = running(distance), index // self.steps
+            first = start(run, distance)
+            point = tf.where(index % self.steps == 0, first, point)
+            point = self._advance(x, point, *boundary(run, point, left))
+            logits = predict(logits_fn, point, left)
+            # Iterates within rounding errors of the boundary are moved back,
+            # too: steps would only become smaller there.
+            broken = left & losses.misclassified(logits, classes)
+            length = example_norms(point - x, self.norm, keepdims=False)
+            found = broken & crossed(logits_fn, logits, classes)
+            nearer = found & (length < distance)
+            return (
+                index + 1,
+                where(broken, x + self.beta * (point - x), point),
+                where(nearer, point, nearest),
+                tf.where(nearer, length, distance),
+            )
+
+        _, _, nearest, distance = tf.while_loop(
+            lambda index, _point, _nearest, distance: (
+                (index < self.steps * count) & tf.reduce_any(running(distance))
+            ),
+            step,
+            (0, x, x, far),
+            parallel_iterations=1,
+        )
+        return nearest, distance
 
     def _advance(
         self,

@@ -24,11 +24,8 @@ from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import crossed
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
-from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import predict
-from tfsam.attacks.minimum_norm import reached
 from tfsam.geometry import dual_norms
-from tfsam.geometry import example_norms
 from tfsam.support.validators import check_count
 
 
@@ -96,36 +93,7 @@ class FAB(FABT):
         """Number of gradients for a batch and each of the other classes."""
         return self.steps * self.restarts
 
-    def perturb(
-        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
-    ) -> tf.Tensor:
-        """Returns a misclassified point within epsilon, or x.
-
-        On a surrogate, returns the point at epsilon in the direction of the
-        nearest misclassified point.
-        """
-        enough = 0.0 if is_surrogate(logits_fn) else self.epsilon
-        nearest, distance = self._runs(logits_fn, x, y, seeds, enough)
-        return reached(self, logits_fn, x, nearest, distance)
-
-    def closest(
-        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
-    ) -> tf.Tensor:
-        """Finds the nearest misclassified point, regardless of epsilon.
-
-        Args:
-            logits_fn: Function from pixels to logits.
-            x: Float tensor (batch, ...).
-            y: Class numbers, or one-hot or smoothed labels.
-            seeds: int32 tensor (batch, 2).
-
-        Returns:
-            Tensor of x's shape; x itself where it is misclassified or where no
-            misclassified point was found.
-        """
-        return self._runs(logits_fn, x, y, seeds, 0.0)[0]
-
-    def _runs(
+    def _search(
         self,
         logits_fn: LogitsFn,
         x: tf.Tensor,
@@ -134,10 +102,12 @@ class FAB(FABT):
         enough: Any,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the nearest points and their distances (batch,) from x."""
-        logits = predict(logits_fn, x, examples(logits_fn, x))
-        survivors = examples(logits_fn, x) & ~crossed(logits_fn, logits, y)
+        active = examples(logits_fn, x)
+        logits = predict(logits_fn, x, active)
+        survivors = active & ~crossed(logits_fn, logits, y)
+        classes = losses.classes(y)
         nearest_boundary = _nearest_boundary(
-            logits_fn, losses.classes(y), logits.shape[-1], self.norm
+            logits_fn, classes, logits.shape[-1], self.norm
         )
         enough = tf.cast(enough, x.dtype)
         units = self._directions(x, seeds)
@@ -145,39 +115,18 @@ class FAB(FABT):
         def loop(
             x: tf.Tensor, far: tf.Tensor, units: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor]:
-            def step(
-                index: tf.Tensor,
-                point: tf.Tensor,
-                nearest: tf.Tensor,
-                distance: tf.Tensor,
-            ) -> tuple[tf.Tensor, ...]:
-                left = distance > enough
-                start = self._start(x, distance, units[index // self.steps])
-                point = tf.where(index % self.steps == 0, start, point)
-                slope, value = nearest_boundary(point, left)
-                point = self._advance(x, point, slope, value)
-                logits = predict(logits_fn, point, left)
-                broken = left & losses.misclassified(logits, y)
-                length = example_norms(point - x, self.norm, keepdims=False)
-                found = broken & crossed(logits_fn, logits, y)
-                nearer = found & (length < distance)
-                return (
-                    index + 1,
-                    where(broken, x + self.beta * (point - x), point),
-                    where(nearer, point, nearest),
-                    tf.where(nearer, length, distance),
-                )
-
-            _, _, nearest, distance = tf.while_loop(
-                lambda index, _point, _nearest, distance: (
-                    (index < self.steps * self.restarts)
-                    & tf.reduce_any(distance > enough)
+            return self._runs(
+                logits_fn,
+                x,
+                classes,
+                far,
+                self.restarts,
+                running=lambda distance: distance > enough,
+                start=lambda run, distance: self._start(
+                    x, distance, units[run]
                 ),
-                step,
-                (0, x, x, far),
-                parallel_iterations=1,
+                boundary=lambda run, point, left: nearest_boundary(point, left),
             )
-            return nearest, distance
 
         far = tf.where(survivors, tf.constant(math.inf, x.dtype), 0)
         return compiled(logits_fn, loop)(x, far, units)
