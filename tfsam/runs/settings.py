@@ -11,22 +11,20 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from tfsam import registries
 from tfsam.corruptions import selection
-from tfsam.corruptions.base import check_severity
-from tfsam.runs import attack_entries
 from tfsam.runs import command_line
 from tfsam.runs import flags
 from tfsam.runs import methods
 from tfsam.runs import names
 from tfsam.runs import presets
-from tfsam.runs.attack_entries import BOUNDS
+from tfsam.runs.evaluation_settings import Evaluation
+from tfsam.runs.evaluation_settings import check_evaluation
+from tfsam.runs.evaluation_settings import robustbench_file
 from tfsam.runs.training_settings import Training
 from tfsam.runs.training_settings import check_parts
+from tfsam.runs.training_settings import fill_parts
 from tfsam.support import files
-from tfsam.support.validators import check_budget
 from tfsam.support.validators import check_choice
-from tfsam.support.validators import check_number
 
 # Settings that may change when a run is resumed: the results are the same.
 UNBOUND = ("cache_dir", "checkpoint_steps")
@@ -65,7 +63,7 @@ FIELDS = {"import": "imports"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Evaluation):
     """The settings of a run, checked.
 
     Each attribute but `training` is the flag of the same name; `tfsam --help`
@@ -74,9 +72,6 @@ class Settings:
     Attributes:
         training: the settings of training; None where `evaluate` names an
             existing model.
-        network: the network of the weights that `evaluate` names; None where
-            that is a model, and where a network is trained.
-        shard: (index, number of shards), or None.
     """
 
     preset: str
@@ -89,35 +84,12 @@ class Settings:
     bad_images: str
     class_order: str
     cache_dir: str | None
-    attacks: tuple[str, ...]
-    linf_epsilons: tuple[float, ...]
-    l2_epsilons: tuple[float, ...]
-    l1_epsilons: tuple[float, ...]
-    attack_steps: int | None
-    attack_batch_size: int
-    corruptions: tuple[str, ...] | None
-    severities: tuple[int, ...] | None
-    evaluate: str | None
-    network: str | None
-    pixels: str
-    output: str | None
-    imports: tuple[str, ...] | None
-    trust: tuple[str, ...] | None
-    surrogate: str | None
-    transfer_attacks: tuple[str, ...]
-    draws: int | None
-    warm_start: bool
-    sweep: str
-    diagnose: bool
-    save_adversarial: bool
-    shard: tuple[int, int] | None
     seed: int
     devices: str
     strategy: str
     jit_compile: str
     workdir: pathlib.Path
     overwrite: bool = False
-    robustbench: pathlib.Path | None = None
 
     def config(self) -> dict[str, Any]:
         """Returns the content of config.json: every setting but the files."""
@@ -158,16 +130,6 @@ class Settings:
     def compiles(self) -> bool | str:
         """The value of `jit_compile` in Python: "auto", True or False."""
         return {"true": True, "false": False}.get(self.jit_compile, "auto")
-
-    @property
-    def budgets(self) -> dict[str, tuple[float, ...]]:
-        """The values of epsilon of the evaluation, by norm; none is empty."""
-        budgets = {
-            "linf": self.linf_epsilons,
-            "l2": self.l2_epsilons,
-            "l1": self.l1_epsilons,
-        }
-        return {norm: found for norm, found in budgets.items() if found}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +204,7 @@ def _settings(given: command_line.Given) -> Settings:
     values = named(given)
     if values["evaluate"] is None:
         row = methods.method(values["method"])
-        unused = _fill_parts(values, given.values, row)
+        unused = fill_parts(values, given.values, row)
         reason = f"--method={values['method']}"
     else:
         values |= _weights_alone(given.values)
@@ -397,44 +359,6 @@ def _inspection(given: command_line.Given) -> Inspection:
     return Inspection(made, bool({"dataset", "preset"} & {*texts}), texts)
 
 
-def _fill_parts(
-    values: dict[str, Any], given: Mapping[str, Any], row: methods.Method
-) -> list[str]:
-    """Fills in the parts of a method and their options.
-
-    Args:
-        values: the value of each flag; the parts and their options are set.
-        given: the values of the flags that are given.
-        row: the method.
-
-    Returns:
-        The flags that are given and that the parts do not use.
-    """
-    for part in methods.PARTS:
-        spec = values[part] if part in given else getattr(row, part)
-        values[part] = None if spec == "none" else spec
-    chosen = {part: values[part] for part in methods.PARTS}
-    defaults = methods.defaults(chosen, row.settings)
-    in_specs = methods.named(chosen, given)  # looksam:every=5.
-    for flag in methods.SETTINGS:
-        value = in_specs.get(flag, values[flag])
-        if flag not in defaults:
-            values[flag] = None
-        else:
-            values[flag] = defaults[flag] if value is None else value
-    # A step size that the paper gives belongs to the paper's epsilon.
-    free = not {"step_size"} & {*given, *in_specs}
-    if free and values["epsilon"] != row.settings.get("epsilon"):
-        values["step_size"] = None
-    unused = [f for f in methods.SETTINGS if f in given and f not in defaults]
-    holds_out = values["select"] != "last" or values["validate_every"]
-    if not holds_out and "validation_images" in given:
-        unused.append("validation_images")
-    if values["perturb_weights"] is None and "sharpness" in given:
-        unused.append("sharpness")
-    return unused
-
-
 def _checked(values: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
     """Makes settings of the value of each, and checks them."""
     values = {FIELDS.get(name, name): v for name, v in values.items()}
@@ -448,6 +372,11 @@ def _checked(values: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
         training = Training(**{name: values[name] for name in TRAINING})
         check_parts(training)
         values["network"] = None
+    if values["cache_dir"] == "":
+        raise ValueError(
+            "cache_dir must be a folder, or none, which is nowhere. "
+            "Received: cache_dir="
+        )
     own = {f.name for f in dataclasses.fields(Settings)} - {*_NO_CONFIG}
     made = Settings(
         **{name: _frozen(values[name]) for name in own - {"shard"}},
@@ -455,128 +384,12 @@ def _checked(values: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
         training=training,
         workdir=workdir,
         overwrite=bool(values.get("overwrite")),
-        robustbench=_robustbench(values),
+        robustbench=robustbench_file(values),
     )
-    _check_evaluation(made)
+    check_evaluation(made, training)
     return made
-
-
-def _robustbench(values: Mapping[str, Any]) -> pathlib.Path | None:
-    """Returns the file of --robustbench, checked, or None.
-
-    A leaderboard's entry that cannot be made is rejected before the attacks,
-    which take hours.
-    """
-    given = values.get("robustbench")
-    if given is None:
-        return None
-    path = files.expanded(given)
-    if not given or path.is_dir():
-        raise ValueError(
-            f"robustbench must name a file. Received: robustbench={given}"
-        )
-    specs = values["attacks"]
-    factories = map(registries.ATTACKS.factory, specs)
-    if "standard" not in [getattr(f, "version", None) for f in factories]:
-        raise ValueError(
-            "--robustbench needs the standard AutoAttack, "
-            f"--attacks=autoattack. Received: attacks={','.join(specs)}"
-        )
-    if not values["linf_epsilons"] and not values["l2_epsilons"]:
-        raise ValueError(
-            "--robustbench needs --linf_epsilons or --l2_epsilons. Received: "
-            "none"
-        )
-    if values["shard"] is not None:
-        raise ValueError(
-            "--robustbench needs all images: merge the shards, and pass their "
-            "results to tfsam.reports.robustbench. "
-            f"Received: shard={values['shard']}"
-        )
-    return path
 
 
 def _frozen(value: Any) -> Any:
     """Returns a list as a tuple, and everything else as it is."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def _check_evaluation(settings: Settings) -> None:
-    """Checks what the flags' declarations do not say about an evaluation."""
-    attacks = (*settings.attacks, *settings.transfer_attacks)
-    if not attacks and not settings.corruptions:
-        raise ValueError(
-            "attacks must name one at least, or --corruptions be given. "
-            "Received: none"
-        )
-    _check_corruptions(settings)
-    if settings.shard and settings.evaluate is None:
-        index, count = settings.shard
-        raise ValueError(
-            "--shard needs --evaluate: shards attack one and the same "
-            f"model. Received: shard={index}/{count}"
-        )
-    if settings.evaluate is None and settings.output is not None:
-        raise ValueError(
-            f"--output needs --evaluate. Received: output={settings.output}"
-        )
-    _check_pixels(settings)
-    if settings.cache_dir == "":
-        raise ValueError(
-            "cache_dir must be a folder, or none, which is nowhere. "
-            "Received: cache_dir="
-        )
-    for norm, epsilons in settings.budgets.items():
-        for epsilon in epsilons:
-            flag = f"{norm}_epsilons"
-            check_number(flag, epsilon)
-            check_budget(epsilon, norm, BOUNDS, flag)
-    if settings.transfer_attacks and settings.surrogate is None:
-        raise ValueError(
-            "--transfer_attacks needs --surrogate, the model to compute them "
-            "on. Received: "
-            f"transfer_attacks={','.join(settings.transfer_attacks)}"
-        )
-    attack_entries.check(attacks, settings.attack_steps, settings.budgets)
-
-
-def _check_corruptions(settings: Settings) -> None:
-    """Checks the corruptions of a run, their severities, and its shard."""
-    if settings.corruptions is None:
-        if settings.severities is not None:
-            raise ValueError(
-                "--severities needs --corruptions. Received: severities="
-                f"{','.join(map(str, settings.severities))}"
-            )
-        return
-    for spec in selection.chosen(settings.corruptions):
-        registries.CORRUPTIONS.make(spec)
-    if settings.severities == ():
-        raise ValueError(
-            "severities must be some of 1, 2, 3, 4 and 5. Received: none"
-        )
-    for severity in settings.severities or ():
-        check_severity(severity)
-    if settings.shard:
-        index, count = settings.shard
-        raise ValueError(
-            "--corruptions takes all images in one process: leave it to a run "
-            f"without --shard. Received: shard={index}/{count}"
-        )
-
-
-def _check_pixels(settings: Settings) -> None:
-    """Checks the range of the pixels of the model to attack."""
-    if settings.pixels == "auto":
-        return
-    training = settings.training
-    if training and not registries.network_file(training.network):
-        raise ValueError(
-            "--pixels needs --evaluate or the file of a network: networks "
-            "that are built here take pixels in 0..1. "
-            f"Received: pixels={settings.pixels}"
-        )
-    if ":" not in settings.pixels:  # A function is imported later.
-        from tfsam.models import pixel_ranges
-
-        pixel_ranges.parse(settings.pixels)

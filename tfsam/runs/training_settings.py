@@ -1,6 +1,7 @@
 """The settings that training alone uses."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from tfsam import registries
@@ -87,6 +88,44 @@ class Training:
     def passes(self) -> float:
         """Returns the cost of a training step; see `methods.passes`."""
         return methods.passes(vars(self))
+
+
+def fill_parts(
+    values: dict[str, Any], given: Mapping[str, Any], row: methods.Method
+) -> list[str]:
+    """Fills in the parts of a method and their options.
+
+    Args:
+        values: the value of each flag; the parts and their options are set.
+        given: the values of the flags that are given.
+        row: the method.
+
+    Returns:
+        The flags that are given and that the parts do not use.
+    """
+    for part in methods.PARTS:
+        spec = values[part] if part in given else getattr(row, part)
+        values[part] = None if spec == "none" else spec
+    chosen = {part: values[part] for part in methods.PARTS}
+    defaults = methods.defaults(chosen, row.settings)
+    in_specs = methods.named(chosen, given)  # looksam:every=5.
+    for flag in methods.SETTINGS:
+        value = in_specs.get(flag, values[flag])
+        if flag not in defaults:
+            values[flag] = None
+        else:
+            values[flag] = defaults[flag] if value is None else value
+    # A step size that the paper gives belongs to the paper's epsilon.
+    free = not {"step_size"} & {*given, *in_specs}
+    if free and values["epsilon"] != row.settings.get("epsilon"):
+        values["step_size"] = None
+    unused = [f for f in methods.SETTINGS if f in given and f not in defaults]
+    holds_out = values["select"] != "last" or values["validate_every"]
+    if not holds_out and "validation_images" in given:
+        unused.append("validation_images")
+    if values["perturb_weights"] is None and "sharpness" in given:
+        unused.append("sharpness")
+    return unused
 
 
 def check_parts(training: Training) -> None:
