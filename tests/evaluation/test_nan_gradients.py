@@ -8,7 +8,7 @@ from helpers import OwnTape
 from helpers import OwnTapeInGraph
 
 import tfsam
-from tfsam.evaluation import red_flags
+from tfsam.evaluation import model_probes
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(16, 3)).astype("float32")
@@ -136,7 +136,7 @@ def test_pixels_that_an_attack_pushes_to_the_bounds_are_looked_at():
     assert "once pixels are pushed to their bounds" in message
     assert not nan_messages(evaluate(rooted, X, epsilons=[0.01]))
     assert not nan_messages(evaluate(rooted, X, epsilons=[0.2], bounds=None))
-    pushed = red_flags.pushed_to_bounds(X, (0, 1), 0.2)
+    pushed = model_probes.pushed_to_bounds(X, (0, 1), 0.2)
     np.testing.assert_array_equal(pushed[X <= 0.2], 0)
     np.testing.assert_array_equal(pushed[X >= 0.8], 1)
     between = (X > 0.2) & (X < 0.8)

@@ -6,6 +6,7 @@ import pytest
 from helpers import network as trained
 
 import tfsam
+from tfsam.evaluation import model_probes
 from tfsam.evaluation import red_flags
 from tfsam.models.loading import load_logits
 
@@ -69,7 +70,7 @@ def test_guessing_depends_on_the_classes_and_the_number(
 
 
 def seen(model, x):
-    return red_flags.seen_range(load_logits(model).function, x)
+    return model_probes.seen_range(load_logits(model).function, x)
 
 
 def test_a_network_that_scales_pixels_of_0_to_1_is_warned_of(cnn, data):

@@ -7,6 +7,7 @@ import tensorflow as tf
 from helpers import slow
 
 import tfsam
+from tfsam.evaluation import model_probes
 from tfsam.evaluation import red_flags
 from tfsam.models.loading import load_logits
 
@@ -27,7 +28,7 @@ def linear(x):
 
 def warned(model, x):
     """Returns the names of the warnings about a model's outputs."""
-    probed = red_flags.probe_outputs(load_logits(model).function, x)
+    probed = model_probes.probe_outputs(load_logits(model).function, x)
     found = probed | {"zero_gradients": 0, "probed": len(x)}
     return [w["warning"] for w in red_flags.of_model([found], [found])]
 

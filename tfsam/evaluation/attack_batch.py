@@ -16,6 +16,7 @@ from tfsam.attacks.logits import traced
 from tfsam.attacks.recorder import Path
 from tfsam.attacks.recorder import Recorder
 from tfsam.evaluation import draws
+from tfsam.evaluation import model_probes
 from tfsam.evaluation import red_flags
 from tfsam.evaluation.budgets import Budget
 from tfsam.evaluation.plans import Plan
@@ -302,7 +303,7 @@ def _measured(
     if uncounted and not red_flags.facts_of(attack).gradient_free:
         # Gradients by tapes of the attack's own are not counted in a graph.
         steps = np.inf
-        red_flags.look_at_slopes(worker.source, batch.x, batch.y)
+        model_probes.look_at_slopes(worker.source, batch.x, batch.y)
         counts = counts._replace(nonfinite=worker.source.counted().nonfinite)
     return counts, red_flags.facts_of(attack, steps)
 

@@ -21,7 +21,7 @@ from tfsam.corruptions.selection import chosen
 from tfsam.corruptions.selection import left_out
 from tfsam.evaluation import cache_key
 from tfsam.evaluation import corrupted_verdicts
-from tfsam.evaluation import red_flags
+from tfsam.evaluation import model_probes
 from tfsam.evaluation.corrupted_verdicts import Verdicts
 from tfsam.evaluation.intervals import accuracy_of
 from tfsam.evaluation.intervals import wilson
@@ -247,7 +247,7 @@ def _natural(
 
 def _warnings(worker: Worker, x: np.ndarray) -> list[dict[str, str]]:
     """Returns warnings about logits that depend on more than the image."""
-    found = red_flags.probe_outputs(worker.judge.function, x)
+    found = model_probes.probe_outputs(worker.judge.function, x)
     messages = {
         "randomness": "The model is random: each image was classified by a "
         "single call, and another evaluation gives other accuracies.",

@@ -35,6 +35,7 @@ from tfsam.attacks.averaging import draw_logits
 from tfsam.attacks.logits import TOGETHER
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import traced
+from tfsam.evaluation import model_probes
 from tfsam.evaluation import red_flags
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.workers import Worker
@@ -107,7 +108,7 @@ def planned(draws: Any, logits: Logits, x: Any) -> Draws | None:
     if draws is not None:
         draws = check_count("draws", draws, 1)
     some = np.asarray(x[:_EXAMPLES])
-    found, tolerance = red_flags.randomness(logits.function, some)
+    found, tolerance = model_probes.randomness(logits.function, some)
     if found > tolerance:
         source, logits.together = _source(logits, some, tolerance)
         logits.random = True
@@ -140,7 +141,7 @@ def _tried(
     """
 
     def close(one: np.ndarray, other: np.ndarray) -> bool:
-        return red_flags.difference(one, other) <= tolerance
+        return model_probes.difference(one, other) <= tolerance
 
     shared = same = True
     for index in range(min(len(x), 4)):

@@ -1,7 +1,7 @@
 """Natural verdicts: the classification of examples that are not attacked.
 
 The first chunk is also used to examine the model, and the gradients of each
-model that is attacked; see `red_flags.py`.
+model that is attacked; see `model_probes.py`.
 """
 
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.evaluation import draws
-from tfsam.evaluation import red_flags
+from tfsam.evaluation import model_probes
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.attack_probes import changes_of_loss
 from tfsam.evaluation.budgets import flat
@@ -68,10 +68,10 @@ def _measure_chunk(
         found["wrong"] = judged.wrong
     if chunk == 0:  # Always the same chunk, whichever process measures it.
         judge = worker.judge.function
-        found |= red_flags.probe_outputs(judge, x)
+        found |= model_probes.probe_outputs(judge, x)
         found |= draws.facts(plan)
         found["seen_range"] = np.array(
-            red_flags.seen_range(judge, plan.data.ends)
+            model_probes.seen_range(judge, plan.data.ends)
         )
     record.save(NATURAL, chunk, found)
 
@@ -118,12 +118,12 @@ def _gradients(
     x = plan.data.x[batch]
     right = np.zeros(plan.size, bool)
     right[: len(indices)] = correct
-    found = red_flags.probe_gradients(
+    found = model_probes.probe_gradients(
         worker.source,
         x,
         plan.data.y[batch],
         right,
         worker.traceable,
-        red_flags.pushed_to_bounds(x, plan.bounds, reach),
+        model_probes.pushed_to_bounds(x, plan.bounds, reach),
     )
     return found | {"reach": np.array(reach)}

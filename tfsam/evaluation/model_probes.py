@@ -1,0 +1,274 @@
+"""Probes of the model that is evaluated: its outputs and its gradients.
+
+Their results become warnings in `red_flags.py`. They change no number.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfsam.attacks.logits import Logits
+from tfsam.attacks.logits import input_gradient
+from tfsam.attacks.logits import traced
+from tfsam.models import gradient_flow
+from tfsam.support.rescaling import flattened
+from tfsam.support.rescaling import rescaled
+
+# The relative rounding error of a dtype.
+_UNITS = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
+
+
+def probe_outputs(function: Any, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Calls a model twice on the same batch, and with changed batches.
+
+    An example keeps its place in the batch when the other examples change, so
+    that the hardware rounds its logits in the same way.
+
+    Args:
+        function: The function of a loaded model, from pixels to logits, with
+            the method `in_turn`.
+        x: Float array (batch, ...), images.
+
+    Returns:
+        A dict of scalar arrays: `randomness`, the largest difference between
+        two calls; `batch_dependence`, the largest difference that other
+        examples in the batch make; and `tolerance`, the largest difference that
+        rounding can explain.
+    """
+    first, second = _twice(function, x)
+    dependence = 0.0
+    for examples, places, batch in _with_other_neighbours(x):
+        try:
+            outputs = tf.convert_to_tensor(function(tf.constant(batch)))
+        except Exception:
+            if len(batch) == len(x):
+                raise
+            continue  # The model takes only one example at a time.
+        found = difference(outputs.numpy()[places], first[examples])
+        dependence = max(dependence, found)
+    return {
+        "randomness": np.array(difference(first, second)),
+        "batch_dependence": np.array(dependence),
+        "tolerance": np.array(_tolerance(first, _unit(function, first))),
+    }
+
+
+def randomness(function: Any, x: np.ndarray) -> tuple[float, float]:
+    """Calls a model twice on the same batch.
+
+    Args:
+        function: As in `probe_outputs`.
+        x: Float array (batch, ...), images.
+
+    Returns:
+        (difference, tolerance), the largest difference of the logits, and the
+        largest one that rounding can explain.
+    """
+    first, second = _twice(function, x)
+    unit = _unit(function, first)
+    return difference(first, second), _tolerance(first, unit)
+
+
+def _twice(function: Any, x: np.ndarray) -> list[np.ndarray]:
+    return [
+        tf.convert_to_tensor(outputs).numpy()
+        for outputs in function.in_turn([tf.constant(x)] * 2)
+    ]
+
+
+def _with_other_neighbours(
+    x: np.ndarray,
+) -> Iterator[tuple[Any, Any, np.ndarray]]:
+    """Yields batches in which some examples of x have other neighbours.
+
+    Args:
+        x: Float array (batch, ...).
+
+    Yields:
+        (examples, places, batch): indices of examples in x, and their places in
+        the batch. Unless x has a single example, they are equal, and the batch
+        is as large as x.
+    """
+    low, high = x.min(), x.max()
+    # Within the range of the pixels, and unlike the data.
+    mirrored = np.clip(low + (high - x), low, high)
+    if len(x) == 1:
+        yield [0], [0], np.concatenate([x, mirrored])
+        yield [0], [1], np.concatenate([mirrored, x])
+        return
+    kept = np.arange(0, len(x), 2)
+    batch = mirrored.copy()
+    batch[kept] = x[kept]
+    yield kept, kept, batch
+    means = x.reshape(len(x), -1).mean(axis=1)
+    for place in {int(means.argmin()), int(means.argmax())}:
+        yield [place], [place], np.repeat(x[place : place + 1], len(x), axis=0)
+
+
+def difference(outputs: np.ndarray, other: np.ndarray) -> float:
+    """Returns the largest difference, infinity if there is a NaN.
+
+    Args:
+        outputs: Float array of any shape.
+        other: Float array of the same shape.
+
+    Example:
+        >>> difference(np.array([1.0, 2.0]), np.array([1.5, 2.0]))
+        0.5
+    """
+    found = np.abs(outputs.astype(np.float64) - other.astype(np.float64))
+    return float(np.nan_to_num(found, nan=np.inf).max())
+
+
+def _tolerance(outputs: np.ndarray, unit: float) -> float:
+    """Returns the largest difference of logits that rounding can explain.
+
+    It is relative to the spread of an example's logits, which decides how much
+    a difference matters, and to their size, which decides how they are rounded.
+
+    Args:
+        outputs: Float array (batch, classes), logits.
+        unit: Relative rounding error of the arithmetic.
+    """
+    outputs = outputs.astype(np.float64)
+    spread = np.median(outputs.max(axis=1) - outputs.min(axis=1))
+    return float(1e-4 * spread + 10 * unit * np.abs(outputs).max())
+
+
+def _unit(function: Any, outputs: np.ndarray) -> float:
+    """Returns the relative rounding error of a model's coarsest arithmetic."""
+    network = getattr(function, "model", None)
+    layers = [] if network is None else flattened(network)
+    names = {layer.compute_dtype for layer in layers} | {outputs.dtype.name}
+    return max(_UNITS.get(name, _UNITS["float32"]) for name in names)
+
+
+def seen_range(function: Any, x: np.ndarray) -> float:
+    """Returns the range of the pixels at the first layer with weights.
+
+    Args:
+        function: The function of a loaded model, from pixels to logits.
+        x: Float array (n, ...), images.
+
+    Returns:
+        The range of x after the network's leading `Rescaling` layers; infinity
+        if it has none, or is no Keras model.
+    """
+    network = getattr(function, "model", None)
+    return rescaled(network, float(x.max() - x.min()))
+
+
+def probe_gradients(
+    logits: Logits,
+    x: np.ndarray,
+    y: np.ndarray,
+    right: np.ndarray,
+    traceable: bool,
+    pushed: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Examines the gradients that attacks will follow.
+
+    Args:
+        logits: The model that is attacked, which must count passes.
+        x: Float array (batch, ...), images.
+        y: Their labels.
+        right: Bool array (batch,), the examples to look at.
+        traceable: Whether `tf.function` can trace the model.
+        pushed: Float array (batch, ...), x with the pixels moved to the bounds
+            as far as an attack can; see `pushed_to_bounds`.
+
+    Returns:
+        A dict of scalar arrays: `zero_gradients`, the number of images whose
+        gradient is zero, -1 if the model has no gradient; `nan_gradients` and
+        `nan_gradients_at_bounds`, the numbers of images of `x` and of `pushed`
+        with NaN or infinity in their gradients; and `probed`, the number of
+        examples. Also `culprit`, a text: the layer at which the gradients are
+        lost, if it is known.
+    """
+    gradient: Callable[..., Any] = input_gradient(logits)
+    if traceable:
+        plain = gradient
+        gradient = logits.once("probe", lambda: traced(plain))
+    active, labels = tf.constant(right), tf.constant(y)
+    counts = []
+    lost: Callable[[Any], bool] | None = None
+    try:
+        for images in (pushed, x):
+            logits.count_passes()
+            slopes = gradient(tf.constant(images), labels, active)[0].numpy()
+            counts.append(logits.counted().nonfinite)
+    except Exception:  # A user's model may raise anything.
+        zeros, counts = -1, [0, 0]
+        lost = gradient_flow.no_gradient
+    else:
+        # NaN has become zero in the slopes.
+        zeros = sum(not slope.any() for slope in slopes[right]) - counts[1]
+        zeros = max(zeros, 0)
+        if zeros and zeros == right.sum():
+            lost = gradient_flow.zero_gradient
+        elif any(counts):
+            lost = gradient_flow.nan_gradient
+    examined = pushed if counts[0] and not counts[1] else x
+    return {
+        "culprit": np.array(_culprit(logits.function, examined[right], lost)),
+        "zero_gradients": np.array(zeros),
+        "nan_gradients": np.array(counts[1]),
+        "nan_gradients_at_bounds": np.array(counts[0]),
+        "probed": np.array(right.sum()),
+    }
+
+
+def _culprit(
+    function: Any, x: np.ndarray, lost: Callable[[Any], bool] | None
+) -> str:
+    """Returns the layer at which gradients are lost, "" if it is unknown."""
+    if lost is None or not len(x):
+        return ""
+    try:
+        return gradient_flow.losing_layer(function, x[:16], lost) or ""
+    except Exception:  # A user's layer may raise anything.
+        return ""
+
+
+def look_at_slopes(logits: Logits, x: np.ndarray, y: np.ndarray) -> None:
+    """Counts non-finite gradients for an attack that does not count its own.
+
+    Args:
+        logits: The model that is attacked, which must count passes.
+        x: Float array (batch, ...), images.
+        y: Their labels.
+    """
+    input_gradient(logits)(tf.constant(x), tf.constant(y))
+
+
+def pushed_to_bounds(
+    x: np.ndarray, bounds: tuple[float, float] | None, reach: float
+) -> np.ndarray:
+    """Moves the pixels near a bound onto it, as attacks do.
+
+    Args:
+        x: Float array (batch, ...).
+        bounds: (lowest, highest) value of x, or None to change nothing.
+        reach: Largest change of a pixel, >= 0.
+
+    Example:
+        >>> x = np.array([0.02, 0.5, 0.97])
+        >>> pushed_to_bounds(x, (0.0, 1.0), 0.1).tolist()
+        [0.0, 0.5, 1.0]
+    """
+    if bounds is None:
+        return x
+    low, high = (np.asarray(bound, x.dtype) for bound in bounds)
+    reach = min(reach, float(high - low) / 2)
+    pushed = np.where(
+        x <= low + reach, low, np.where(x >= high - reach, high, x)
+    )
+    return pushed.astype(x.dtype)
