@@ -40,6 +40,7 @@ from tfsam.evaluation.merging import merge
 from tfsam.reports import page
 from tfsam.training.averages import EMA
 from tfsam.training.averages import SWA
+from tfsam.training.collapse import StopAtCollapse
 from tfsam.training.entropy_sgd import EntropySGD
 from tfsam.training.model import RobustModel
 from tfsam.training.objectives import MART
@@ -47,7 +48,6 @@ from tfsam.training.objectives import TRADES
 from tfsam.training.objectives import Objective
 from tfsam.training.optimizers import SGD
 from tfsam.training.robust_validation import RobustValidation
-from tfsam.training.robust_validation import StopAtCollapse
 from tfsam.weights import ASAM
 from tfsam.weights import AWP
 from tfsam.weights import ESAM

@@ -30,7 +30,7 @@ def validate(attack):
 
 
 def stop(attack):
-    tfsam.training.robust_validation.StopAtCollapse((X, Y), attack)
+    tfsam.training.collapse.StopAtCollapse((X, Y), attack)
 
 
 def apply(attack):

@@ -70,7 +70,7 @@ def stopped(network):
     """The early stop at a collapse, while tfsam trains."""
     model = tfsam.RobustModel(network)
     model.compile("sgd", PROBABILITIES)
-    callback = tfsam.training.robust_validation.StopAtCollapse((X, Y), PGD)
+    callback = tfsam.training.collapse.StopAtCollapse((X, Y), PGD)
     model.fit(X, Y, callbacks=[callback], verbose=0)
 
 

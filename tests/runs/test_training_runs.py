@@ -76,7 +76,7 @@ def test_a_collapse_stops_training_for_good(
     """What falls by more than nothing at all is a collapse here."""
     falling = iter([0.9, 0.5, 0.8, 0.1])
     monkeypatch.setattr(
-        "tfsam.training.robust_validation.StopAtCollapse._robust_accuracy",
+        "tfsam.training.collapse.StopAtCollapse._robust_accuracy",
         lambda self: next(falling),
     )
     arguments = (

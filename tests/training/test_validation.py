@@ -12,6 +12,7 @@ import tfsam
 from tfsam.attacks.base import Attack
 from tfsam.support import files
 from tfsam.training import checkpoints
+from tfsam.training import collapse
 from tfsam.training import robust_validation
 
 RNG = np.random.default_rng(0)
@@ -140,7 +141,7 @@ def test_training_does_not_notice():
     alone, history = trained()
     watched, other = trained(
         robust_validation.RobustValidation(data, attack),
-        robust_validation.StopAtCollapse(data, attack, drop=1),
+        collapse.StopAtCollapse(data, attack, drop=1),
     )
     for one, two in zip(
         alone.get_weights(), watched.get_weights(), strict=True
@@ -404,7 +405,7 @@ def test_the_same_callback_goes_on_without_a_file():
 
 def test_a_collapse_stops_and_an_allowed_fall_does_not():
     """0.9 to 0.7 is a fall of 0.2, though not so in float64."""
-    stop = robust_validation.StopAtCollapse((PIXELS, SIDES), unchanged)
+    stop = collapse.StopAtCollapse((PIXELS, SIDES), unchanged)
     model, history = scripted([0.4, 0.2, 0.5, 0.2, 0.5], stop)
     assert history["train_robust_accuracy"] == [0.9, 0.7, 1.0, 0.7]
     assert stop.stopped_epoch == 4
@@ -414,7 +415,7 @@ def test_a_collapse_stops_and_an_allowed_fall_does_not():
 @pytest.mark.parametrize("done", [0, 2])
 def test_the_first_epoch_is_compared_with_the_start(done):
     """So a resumed run stops where it would have."""
-    stop = robust_validation.StopAtCollapse((PIXELS, SIDES), unchanged)
+    stop = collapse.StopAtCollapse((PIXELS, SIDES), unchanged)
     thresholds = [0.4] * done + [0.1, 0.5]
     model, history = scripted(thresholds, stop, start=0.4, initial_epoch=done)
     assert history["train_robust_accuracy"] == [0.6]
@@ -425,9 +426,7 @@ def test_the_first_epoch_is_compared_with_the_start(done):
 def test_a_collapse_leaves_nothing_in_an_average(tmp_path):
     """0.45 is the mean of the thresholds before; the fall is to 0.5."""
     swa = tfsam.SWA(0, folder=tmp_path)
-    stop = robust_validation.StopAtCollapse(
-        (PIXELS, SIDES), unchanged, average=swa
-    )
+    stop = collapse.StopAtCollapse((PIXELS, SIDES), unchanged, average=swa)
     model, _ = scripted([0.4, 0.5, 0.0, 0.5], swa, stop)
     assert stop.stopped_epoch == 3
     assert threshold_of(model.network) == 0.45
@@ -447,9 +446,7 @@ def test_an_average_that_goes_back_measures_its_statistics_anew():
 
 
 def test_without_a_collapse_nothing_is_put_back():
-    stop = robust_validation.StopAtCollapse(
-        (PIXELS, SIDES), unchanged, drop=0.5
-    )
+    stop = collapse.StopAtCollapse((PIXELS, SIDES), unchanged, drop=0.5)
     model, _ = scripted([0.1, 0.5, 0.0], stop)
     assert stop.stopped_epoch is None
     assert threshold_of(model.network) == 0.0
@@ -469,9 +466,7 @@ def test_all_weights_are_put_back():
         network.set_weights(weights)
 
     model = tfsam.RobustModel(small(), seed=0)
-    stop = robust_validation.StopAtCollapse(
-        (X[Y < 2], Y[Y < 2]), TINY, drop=0.3
-    )
+    stop = collapse.StopAtCollapse((X[Y < 2], Y[Y < 2]), TINY, drop=0.3)
     script = keras.callbacks.LambdaCallback(on_epoch_end=wreck)
     _, history = trained(script, stop, model=model, epochs=4)
     assert history["train_robust_accuracy"][2:] == [0.0]
@@ -496,7 +491,7 @@ def test_two_devices(inside):
     last = []
     found = [
         measured,
-        robust_validation.StopAtCollapse((X, Y), attack, drop=1),
+        collapse.StopAtCollapse((X, Y), attack, drop=1),
         keras.callbacks.LambdaCallback(
             on_epoch_end=lambda epoch, logs: last.append(
                 by_hand(model.network, X, Y, attack)
@@ -584,4 +579,4 @@ def test_bad_arguments(arguments):
 @pytest.mark.parametrize("drop", [-0.1, 1.1, np.nan])
 def test_bad_drop(drop):
     with pytest.raises(ValueError, match="Received: drop="):
-        robust_validation.StopAtCollapse((X, Y), TINY, drop=drop)
+        collapse.StopAtCollapse((X, Y), TINY, drop=drop)

@@ -13,7 +13,7 @@ from tfsam.data.rows import part
 from tfsam.runs.settings import Settings
 from tfsam.support import files
 from tfsam.support.validators import check_count
-from tfsam.training.robust_validation import StopAtCollapse
+from tfsam.training.collapse import StopAtCollapse
 
 Log = Callable[[str], None]
 
