@@ -94,7 +94,7 @@ AVERAGES = Registry(
         "ema": "tfsam.training.averages:EMA",
         "swa": "tfsam.training.averages:SWA",
     },
-    base="tfsam.training.averages:WeightAverage",
+    base="tfsam.training.weight_average:WeightAverage",
 )
 
 # Suffixes of files that hold a network, whether or not the file exists.

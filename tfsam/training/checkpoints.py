@@ -13,7 +13,7 @@ import numpy as np
 from tfsam.support import devices
 from tfsam.support import files
 from tfsam.support import signals
-from tfsam.training import averages
+from tfsam.training import held_weights
 from tfsam.training import monitoring
 
 _STATE = "state.npz"
@@ -127,7 +127,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         network = getattr(self.model, "network", self.model)
         with (
-            averages.training_weights(network),
+            held_weights.training_weights(network),
             files.replacing(self.folder / name) as temporary,
         ):
             self.model.save(temporary)

@@ -15,11 +15,12 @@ import numpy as np
 
 from tfsam.support import devices
 from tfsam.support.validators import check_number
-from tfsam.training import averages
-from tfsam.training.averages import State
+from tfsam.training import held_weights
 from tfsam.training.robust_accuracy import Array
 from tfsam.training.robust_accuracy import Attack
 from tfsam.training.robust_accuracy import Measuring
+from tfsam.training.weight_average import State
+from tfsam.training.weight_average import WeightAverage
 
 # Accuracies are multiples of 1/n; smaller differences are rounding errors.
 _ROUNDING = 1e-9
@@ -92,7 +93,7 @@ class StopAtCollapse(Measuring):
         attack: Attack,
         *,
         drop: float = 0.2,
-        average: averages.WeightAverage | None = None,
+        average: WeightAverage | None = None,
         batch_size: int = 128,
         seed: int = 0,
         steps: int | None = None,
@@ -129,7 +130,7 @@ class StopAtCollapse(Measuring):
 
     def _go_back(self, epoch: int) -> None:
         """Restores the weights of the previous epoch, and stops training."""
-        with averages.training_weights(self.network):
+        with held_weights.training_weights(self.network):
             # An optimizer that walks around the weights must end its walk, or
             # it would overwrite them with those of the collapsed epoch.
             self.model.optimizer.finalize_variable_values(
@@ -143,8 +144,8 @@ class StopAtCollapse(Measuring):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Restores the weights once more, if the optimizer overwrote them."""
-        ending = averages.Ending.BEFORE_COLLAPSE
-        if self.stopped_epoch and averages.may_end(self.network, ending):
+        ending = held_weights.Ending.BEFORE_COLLAPSE
+        if self.stopped_epoch and held_weights.may_end(self.network, ending):
             self.network.set_weights(self._weights_before)
 
     def get_state(self) -> State:

@@ -23,8 +23,9 @@ from tfsam.models.loading import load_logits
 from tfsam.support.labels import check_classes
 from tfsam.support.logit_checks import check_logits
 from tfsam.support.validators import check_count
-from tfsam.training import averages
 from tfsam.training import entropy_sgd
+from tfsam.training import held_weights
+from tfsam.training.weight_average import WeightAverage
 
 Attack = Callable[..., tf.Tensor]
 Array = np.ndarray[Any, Any]
@@ -147,7 +148,7 @@ class Measuring(keras.callbacks.Callback):
         attack: Attack,
         batch_size: int,
         seed: int,
-        average: averages.WeightAverage | None,
+        average: WeightAverage | None,
         steps: int | None,
     ) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ class Measuring(keras.callbacks.Callback):
                 f"Received: attack={attack}"
             )
         check_scale(attack)
-        if not isinstance(average, (averages.WeightAverage, type(None))):
+        if not isinstance(average, (WeightAverage, type(None))):
             raise ValueError(
                 "average must be a tfsam.EMA or tfsam.SWA, among the callbacks "
                 f"of the same fit, or None. Received: average={average}"
@@ -177,7 +178,7 @@ class Measuring(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Prepares the measurement, which is traced when it first runs."""
-        averages.begin(self.network)
+        held_weights.begin(self.network)
         self._accuracies = Accuracies(
             self.network, self.data, self.attack, self.batch_size, self.seed
         )
@@ -195,7 +196,7 @@ class Measuring(keras.callbacks.Callback):
         """
         optimizer = getattr(self.model, "optimizer", None)
         with (
-            averages.training_weights(self.network),
+            held_weights.training_weights(self.network),
             entropy_sgd.settled_weights(optimizer),
         ):
             yield

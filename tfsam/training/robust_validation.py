@@ -20,10 +20,11 @@ import keras
 from tfsam.support import devices
 from tfsam.support import files
 from tfsam.support.validators import check_count
-from tfsam.training import averages
+from tfsam.training import held_weights
 from tfsam.training.robust_accuracy import Array
 from tfsam.training.robust_accuracy import Attack
 from tfsam.training.robust_accuracy import Measuring
+from tfsam.training.weight_average import WeightAverage
 
 
 class RobustValidation(Measuring):
@@ -127,7 +128,7 @@ class RobustValidation(Measuring):
         seed: int = 0,
         keep: str | None = None,
         path: str | pathlib.Path | None = None,
-        average: averages.WeightAverage | None = None,
+        average: WeightAverage | None = None,
         steps: int | None = None,
     ) -> None:
         super().__init__(data, attack, batch_size, seed, average, steps)
@@ -198,8 +199,8 @@ class RobustValidation(Measuring):
         """Gives the network the weights of its best epoch."""
         if not self._begun:  # The run was resumed after its last epoch.
             self._load(over=True)
-        best = averages.Ending.BEST_EPOCH
-        if self._best_weights is not None and averages.may_end(
+        best = held_weights.Ending.BEST_EPOCH
+        if self._best_weights is not None and held_weights.may_end(
             self.network, best
         ):
             self.restore()
