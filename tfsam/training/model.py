@@ -21,7 +21,6 @@ ones.
 """
 
 import random
-import re
 import warnings
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -31,8 +30,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam import registries
-from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
 from tfsam.evaluation import red_flags
@@ -42,6 +39,7 @@ from tfsam.support.pixels import assert_inside
 from tfsam.support.rescaling import warn_of_rescaling
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
+from tfsam.training import arguments
 from tfsam.training import foreign_code
 from tfsam.training import matching
 from tfsam.training import sharpness as second_pass
@@ -51,15 +49,9 @@ from tfsam.training.compiled_losses import is_sum
 from tfsam.training.scope import Draws
 from tfsam.training.stateless import Pass
 from tfsam.training.stateless import PureModel
-from tfsam.training.stateless import augmentation_layers
 from tfsam.training.trainer import replicas
 from tfsam.training.trainer import tensor
 from tfsam.weights.base import Step
-
-SHARPNESS = ("per_replica", "global")
-MODES = ("inference", "training")
-# The attributes of a weight perturbation that training reads.
-VERBS = ("perturb", "init", "due", "select", "combine")
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
@@ -168,18 +160,12 @@ class RobustModel(PureModel):
                 f"Received: network={network}"
             )
         devices.check_strategy(tf.distribute.get_strategy())
-        _check_perturbations(perturb_inputs, perturb_weights)
-        _check_part(
-            *("objective", objective, callable(objective)),
-            "a function (model, Batch) -> (loss, predictions), such as "
-            "tfsam.TRADES(6)",
-            "tfsam.registries.OBJECTIVES.make({!r})",
-        )
-        check_choice("sharpness", sharpness, SHARPNESS)
-        check_choice("attack_mode", attack_mode, MODES)
-        _warn_of_ignored_methods(network)
+        arguments.check_parts(perturb_inputs, perturb_weights, objective)
+        check_choice("sharpness", sharpness, arguments.SHARPNESS)
+        check_choice("attack_mode", attack_mode, arguments.MODES)
+        arguments.warn_of_ignored_methods(network)
         if perturb_inputs is not None and attack_mode == "inference":
-            _warn_of_augmentation(network)
+            arguments.warn_of_augmentation(network)
         bounds = getattr(perturb_inputs, "bounds", None)
         warn_of_rescaling(network, bounds)
         kwargs.setdefault("dtype", network.dtype_policy)
@@ -202,8 +188,8 @@ class RobustModel(PureModel):
         self.epsilon_warmup_steps = check_count(
             "epsilon_warmup_steps", epsilon_warmup_steps
         )
-        self.exclude = _patterns(exclude)
-        self._check_combination()
+        self.exclude = arguments.patterns(exclude)
+        arguments.check_combination(self)
         if seed is None:  # Each worker would draw a different one.
             drawn = int(np.random.randint(2**31 - 1))
             seed = devices.of_chief(tf.distribute.get_strategy(), drawn)
@@ -578,38 +564,6 @@ class RobustModel(PureModel):
         x_adv = self.attacked(attack, logits, x, y, seeds)
         matching.check_attacked(attack, x, x_adv)
 
-    def _check_combination(self) -> None:
-        """Refuses arguments that need a perturbation which is not given."""
-        attack, attacked = self.perturb_inputs, self.perturb_inputs is not None
-        defaults = {"sub_batches": 1, "sharpness": SHARPNESS[0], "exclude": []}
-        for name, default in defaults.items():
-            given = getattr(self, name)
-            if self.perturb_weights is None and given != default:
-                raise ValueError(
-                    f"{name} needs perturb_weights. Received: {name}={given}"
-                )
-        needs_attack = registries.OBJECTIVES.fact(
-            self.objective, "needs_attack"
-        )
-        if needs_attack and not attacked:
-            raise ValueError(
-                f"{self.objective} needs perturb_inputs. Received: "
-                "perturb_inputs=None"
-            )
-        if self.attack_mode != "inference" and not attacked:
-            raise ValueError(
-                "attack_mode needs perturb_inputs. "
-                f"Received: attack_mode={self.attack_mode}"
-            )
-        if self.epsilon_warmup_steps and not getattr(
-            attack, "tensor_epsilon", False
-        ):
-            raise ValueError(
-                "epsilon_warmup_steps needs an attack that computes with an "
-                "epsilon that is a tensor, such as tfsam.PGD. "
-                f"Received: perturb_inputs={attack}"
-            )
-
     def _own_variables(self) -> list[Any]:
         return [self.step_count, *self.perturbation_state]
 
@@ -666,95 +620,3 @@ def _symbolic(shapes: Any) -> Any:
     if any(isinstance(part, (list, tuple)) for part in shapes):
         return [_symbolic(shape) for shape in shapes]
     return keras.Input(batch_shape=shapes)
-
-
-def _warn_of_ignored_methods(network: keras.Model) -> None:
-    """Warns of methods of the network's class that training does not call."""
-    ignored = [
-        name
-        for name in ("train_step", "compute_loss", "compute_metrics")
-        if getattr(type(network), name) is not getattr(keras.Model, name)
-    ]
-    if ignored:
-        warnings.warn(
-            f"{type(network).__name__} overrides {', '.join(ignored)}, which "
-            "RobustModel does not call: its own training step uses the "
-            "compiled loss. Give RobustModel an objective of your own instead.",
-            stacklevel=3,
-        )
-
-
-def _warn_of_augmentation(network: keras.Model) -> None:
-    """Warns of random augmentation that an attack in inference mode misses."""
-    layers = augmentation_layers(network)
-    if layers:
-        names = ", ".join(layer.name for layer in layers)
-        warnings.warn(
-            f"network augments its inputs at random ({names}), but in "
-            "inference mode an attack perturbs them for the network without "
-            "augmentation: such an attack is weak. Give "
-            "attack_mode='training', in which the attack sees the same random "
-            "augmentation as the pass, or augment the data instead.",
-            stacklevel=3,
-        )
-
-
-def _check_perturbations(perturb_inputs: Any, perturb_weights: Any) -> None:
-    """Refuses arguments that are no perturbations, or cannot train."""
-    _check_part(
-        *("perturb_inputs", perturb_inputs, callable(perturb_inputs)),
-        "an attack, such as tfsam.PGD(8 / 255)",
-        "tfsam.attacks.get({!r}, epsilon=8 / 255)",
-    )
-    check_scale(perturb_inputs)
-    if registries.ATTACKS.fact(perturb_inputs, "in_graph") is False:
-        raise ValueError(
-            "perturb_inputs must be an attack that can run in a graph; this "
-            "one is for evaluation only. "
-            f"Received: perturb_inputs={perturb_inputs}"
-        )
-    _check_part(
-        *("perturb_weights", perturb_weights),
-        all(hasattr(perturb_weights, verb) for verb in VERBS),
-        "a weight perturbation, such as tfsam.SAM(0.2), and must inherit from "
-        "tfsam.WeightPerturbation",
-        "tfsam.weights.get({!r})",
-    )
-
-
-def _check_part(
-    argument: str, part: Any, fits: bool, expected: str, by_name: str
-) -> None:
-    """Refuses an argument that is no part, such as a part's name or class.
-
-    Args:
-        argument: the argument's name.
-        part: its value; None passes.
-        fits: whether it has the interface of the part.
-        expected: a description of the part, for the message.
-        by_name: the call that makes a part of a name, with "{!r}" in its place.
-    """
-    if part is None or (fits and not isinstance(part, type)):
-        return
-    hint = ""
-    if isinstance(part, str):
-        hint = f"; {by_name.format(part)} makes a part by its name"
-    elif isinstance(part, type):
-        hint = f"; pass an object: {part.__name__}()"
-    raise ValueError(
-        f"{argument} must be {expected}{hint}. Received: {argument}={part}"
-    )
-
-
-def _patterns(exclude: str | Sequence[str]) -> list[str]:
-    """Returns regular expressions as a list."""
-    patterns = [exclude] if isinstance(exclude, str) else exclude
-    try:
-        for pattern in patterns:
-            re.compile(pattern)
-    except (TypeError, re.error):
-        raise ValueError(
-            "exclude must hold regular expressions. "
-            f"Received: exclude={exclude}"
-        ) from None
-    return list(patterns)
