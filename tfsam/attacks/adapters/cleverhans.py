@@ -1,8 +1,8 @@
 """Adapters for cleverhans: FGM, PGD, BIM, MIM, Carlini-Wagner and SPSA.
 
 Steps, projections, momentum and searches are the code of cleverhans 4.0.0, run
-with the true labels and in float32. The following is replaced, always by
-`_with`, which leaves the modules of cleverhans unchanged:
+with the true labels and in float32. The following is replaced, by the functions
+of `cleverhans_functions.py`, which leave cleverhans unchanged:
 
 - The gradient is computed by `tfsam.attacks.logits.input_gradient`. It has the
   same values, is compiled according to `logits_fn`, and is shared by all
@@ -20,30 +20,45 @@ with the true labels and in float32. The following is replaced, always by
   by one.
 """
 
-import types
-from collections.abc import Callable
 from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 from cleverhans.tf2.attacks import basic_iterative_method as bim
-from cleverhans.tf2.attacks import carlini_wagner_l2 as cw
 from cleverhans.tf2.attacks import fast_gradient_method as fgm
 from cleverhans.tf2.attacks import momentum_iterative_method as mim
-from cleverhans.tf2.attacks import projected_gradient_descent as pgd
-from cleverhans.tf2.attacks import spsa
 
 from tfsam import geometry
 from tfsam.attacks import losses
+from tfsam.attacks.adapters.cleverhans_functions import UntargetedCarliniWagner
+from tfsam.attacks.adapters.cleverhans_functions import gradient_of
+from tfsam.attacks.adapters.cleverhans_functions import pgd_on
+from tfsam.attacks.adapters.cleverhans_functions import replaced
+from tfsam.attacks.adapters.cleverhans_functions import seeded_spsa
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
 from tfsam.attacks.gradient import crosses
 from tfsam.attacks.logits import LogitsFn
-from tfsam.attacks.logits import examples
-from tfsam.attacks.logits import input_gradient
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
+
+
+class _Batch(NamedTuple):
+    """A batch of examples to attack.
+
+    Attributes:
+        logits_fn: Function from pixels to logits.
+        x: float32 tensor (batch, ...).
+        labels: int64 tensor (batch,), class numbers.
+        seeds: int32 tensor (batch, 2).
+    """
+
+    logits_fn: LogitsFn
+    x: tf.Tensor
+    labels: tf.Tensor
+    seeds: tf.Tensor
 
 
 class _CleverhansAttack(Attack):
@@ -63,20 +78,13 @@ class _CleverhansAttack(Attack):
                 "in training; train with one of tfsam's own attacks. "
                 f"Received: attack={self}"
             )
-        x_adv = self._run(
-            logits_fn, tf.cast(x, tf.float32), losses.classes(y), seeds
-        )
+        pixels, labels = tf.cast(x, tf.float32), losses.classes(y)
+        x_adv = self._run(_Batch(logits_fn, pixels, labels, seeds))
         if x.dtype == tf.float32:
             return x_adv
         return self.project(x, tf.cast(x_adv, x.dtype))
 
-    def _run(
-        self,
-        logits_fn: LogitsFn,
-        x: tf.Tensor,
-        labels: tf.Tensor,
-        seeds: tf.Tensor,
-    ) -> tf.Tensor:
+    def _run(self, batch: _Batch) -> tf.Tensor:
         """Runs the attack on float32 pixels; implemented by subclasses."""
         raise TypeError(
             "A cleverhans adapter must implement _run(). "
@@ -113,18 +121,18 @@ class FGM(_CleverhansAttack):
 
     follows_gradient = False
 
-    def _run(
-        self,
-        logits_fn: LogitsFn,
-        x: tf.Tensor,
-        labels: tf.Tensor,
-        seeds: tf.Tensor,
-    ) -> tf.Tensor:
-        attack = _with(
-            fgm.fast_gradient_method, compute_gradient=_gradient_of(logits_fn)
+    def _run(self, batch: _Batch) -> tf.Tensor:
+        logits_fn, x, labels, _ = batch
+        attack = replaced(
+            fgm.fast_gradient_method,
+            compute_gradient=gradient_of(logits_fn),
         )
         return attack(
-            logits_fn, x, self.epsilon, y=labels, **self._order_and_bounds()
+            logits_fn,
+            x,
+            self.epsilon,
+            y=labels,
+            **self._order_and_bounds(),
         )
 
 
@@ -137,10 +145,10 @@ class _Iterative(_CleverhansAttack):
     def __init__(
         self,
         epsilon: float,
-        norm: str,
-        steps: int,
-        step_size: float | None,
-        bounds: Bounds,
+        norm: str = "linf",
+        steps: int = 10,
+        step_size: float | None = None,
+        bounds: Bounds = (0.0, 1.0),
     ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps)
@@ -211,20 +219,16 @@ class PGD(_Iterative):
         super().__init__(epsilon, norm, steps, step_size, bounds)
         self.random_start = random_start
 
-    def _run(
-        self,
-        logits_fn: LogitsFn,
-        x: tf.Tensor,
-        labels: tf.Tensor,
-        seeds: tf.Tensor,
-    ) -> tf.Tensor:
+    def _run(self, batch: _Batch) -> tf.Tensor:
+        logits_fn, x, labels, seeds = batch
+
         def random_lp_vector(
             shape: Any, ord: Any, eps: float, dtype: Any
         ) -> tf.Tensor:
             del ord
             return geometry.random_point(seeds, shape, eps, self.norm, dtype)
 
-        attack = _with(_pgd_on(logits_fn), random_lp_vector=random_lp_vector)
+        attack = replaced(pgd_on(logits_fn), random_lp_vector=random_lp_vector)
         # cleverhans's default, None, means no random start.
         return attack(
             logits_fn,
@@ -259,30 +263,19 @@ class BIM(_Iterative):
         [[0.25, 0.75]]
     """
 
-    def __init__(
-        self,
-        epsilon: float,
-        norm: str = "linf",
-        steps: int = 10,
-        step_size: float | None = None,
-        bounds: Bounds = (0.0, 1.0),
-    ) -> None:
-        super().__init__(epsilon, norm, steps, step_size, bounds)
-
-    def _run(
-        self,
-        logits_fn: LogitsFn,
-        x: tf.Tensor,
-        labels: tf.Tensor,
-        seeds: tf.Tensor,
-    ) -> tf.Tensor:
-        attack = _with(
+    def _run(self, batch: _Batch) -> tf.Tensor:
+        logits_fn, x, labels, _ = batch
+        attack = replaced(
             bim.basic_iterative_method,
-            projected_gradient_descent=_pgd_on(logits_fn),
+            projected_gradient_descent=pgd_on(logits_fn),
         )
         # The sanity checks read the values of tensors, which fails in a graph.
         return attack(
-            logits_fn, x, y=labels, sanity_checks=False, **self._loop()
+            logits_fn,
+            x,
+            y=labels,
+            sanity_checks=False,
+            **self._loop(),
         )
 
 
@@ -326,16 +319,11 @@ class MIM(_Iterative):
         super().__init__(epsilon, norm, steps, step_size, bounds)
         self.decay_factor = check_number("decay_factor", decay_factor)
 
-    def _run(
-        self,
-        logits_fn: LogitsFn,
-        x: tf.Tensor,
-        labels: tf.Tensor,
-        seeds: tf.Tensor,
-    ) -> tf.Tensor:
-        attack = _with(
+    def _run(self, batch: _Batch) -> tf.Tensor:
+        logits_fn, x, labels, _ = batch
+        attack = replaced(
             mim.momentum_iterative_method,
-            compute_gradient=_gradient_of(logits_fn),
+            compute_gradient=gradient_of(logits_fn),
         )
         return attack(
             logits_fn,
@@ -408,14 +396,9 @@ class CarliniWagner(_CleverhansAttack):
         self.initial_const = check_number("initial_const", initial_const)
         self.learning_rate = check_number("learning_rate", learning_rate)
 
-    def _run(
-        self,
-        logits_fn: LogitsFn,
-        x: tf.Tensor,
-        labels: tf.Tensor,
-        seeds: tf.Tensor,
-    ) -> tf.Tensor:
-        search = _UntargetedCarliniWagner(
+    def _run(self, batch: _Batch) -> tf.Tensor:
+        logits_fn, x, labels, _ = batch
+        search = UntargetedCarliniWagner(
             # cleverhans accepts only batches of rank 4.
             lambda flat: logits_fn(tf.reshape(flat, tf.shape(x))),
             y=labels,
@@ -485,19 +468,14 @@ class SPSA(_CleverhansAttack):
         self.learning_rate = check_number("learning_rate", learning_rate)
         self.early_stop = early_stop
 
-    def _run(
-        self,
-        logits_fn: LogitsFn,
-        x: tf.Tensor,
-        labels: tf.Tensor,
-        seeds: tf.Tensor,
-    ) -> tf.Tensor:
+    def _run(self, batch: _Batch) -> tf.Tensor:
+        logits_fn, x, labels, seeds = batch
         # Traced once for all images and steps of the batch.
         model_fn = tf.function(logits_fn, autograph=False)
         low, high = self.bounds or (-np.inf, np.inf)
         images = []
         for index in range(len(x)):
-            attack = _seeded_spsa(seeds[index])
+            attack = seeded_spsa(seeds[index])
             image = attack(
                 model_fn,
                 x[index : index + 1],
@@ -514,138 +492,3 @@ class SPSA(_CleverhansAttack):
             )
             images.append(image)
         return tf.concat(images, axis=0)
-
-
-def _with(function: Any, **names: Any) -> Any:
-    """Copies a function of cleverhans and replaces some of its globals.
-
-    The module of the function is not patched.
-
-    Args:
-        function: A Python function.
-        **names: The new values of its globals.
-    """
-    return types.FunctionType(
-        function.__code__,
-        {**function.__globals__, **names},
-        function.__name__,
-        function.__defaults__,
-    )
-
-
-def _gradient_of(logits_fn: LogitsFn) -> Callable[..., tf.Tensor]:
-    """Returns a replacement of cleverhans's `compute_gradient`."""
-    gradient = input_gradient(logits_fn, losses.cross_entropy)
-    # In a graph, cleverhans's loops are unrolled: this traces the model once
-    # instead of once per step. Eagerly, a new tf.function would be traced for
-    # each batch.
-    compiled = isinstance(gradient, tf.types.experimental.PolymorphicFunction)
-    if tf.inside_function() and not compiled:
-        gradient = tf.function(gradient, autograph=False)
-
-    def compute_gradient(
-        model_fn: Any, loss_fn: Any, x: tf.Tensor, y: tf.Tensor, targeted: bool
-    ) -> tf.Tensor:
-        del model_fn, loss_fn, targeted
-        return gradient(x, y, examples(logits_fn, x))[0]
-
-    return compute_gradient
-
-
-def _pgd_on(logits_fn: LogitsFn) -> Any:
-    """Returns cleverhans's PGD with the gradient of `logits_fn`."""
-    step = _with(
-        fgm.fast_gradient_method, compute_gradient=_gradient_of(logits_fn)
-    )
-    return _with(pgd.projected_gradient_descent, fast_gradient_method=step)
-
-
-class _Namespace:
-    """A view of a module with some names replaced."""
-
-    def __init__(self, module: Any, **names: Any) -> None:
-        self._module = module
-        self.__dict__.update(names)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
-class _UntargetedCarliniWagner(cw.CarliniWagnerL2):
-    """The search of cleverhans, with the faults of 4.0.0 corrected."""
-
-    def __init__(
-        self, model_fn: LogitsFn, *, learning_rate: float, **arguments: Any
-    ) -> None:
-        super().__init__(model_fn, learning_rate=learning_rate, **arguments)
-        # 4.0.0 treats any labels as targets.
-        self.targeted = False
-        self.optimizer = _Keras2Adam(learning_rate)
-
-    # 4.0.0 calls tf.ones(x.shape) for its constants, one for each example.
-    _attack = _with(
-        cw.CarliniWagnerL2._attack,
-        tf=_Namespace(tf, ones=lambda shape: tf.ones(shape[:1])),
-    )
-
-
-class _Keras2Adam:
-    """Adam with the part of Keras 2's interface that Carlini-Wagner uses."""
-
-    def __init__(self, learning_rate: float) -> None:
-        self._adam = keras.optimizers.Adam(learning_rate)
-
-    def apply_gradients(self, gradients_and_variables: Any) -> None:
-        """Applies (gradient, variable) pairs."""
-        self._adam.apply_gradients(gradients_and_variables)
-
-    def variables(self) -> list[Any]:
-        """Returns the variables that a restart of the search sets to zero."""
-        # Without the learning rate.
-        rate = self._adam.learning_rate
-        return [v for v in self._adam.variables if v is not rate]
-
-
-def _seeded_spsa(seed: tf.Tensor) -> Any:
-    """Returns cleverhans's SPSA; its n-th draw is a function of (seed, n)."""
-    count = 0
-
-    def uniform(
-        shape: Any, minval: float, maxval: float, dtype: Any
-    ) -> tf.Tensor:
-        nonlocal count
-        count += 1
-        draw = tf.random.experimental.stateless_fold_in(
-            seed, count, alg="philox"
-        )
-        return tf.random.stateless_uniform(
-            shape, draw, minval, maxval, dtype, alg="philox"
-        )
-
-    seeded = _Namespace(tf, random=_Namespace(tf.random, uniform=uniform))
-
-    class Adam:
-        """A replacement of SPSAAdam, which Keras 3 cannot construct."""
-
-        _get_delta = _with(spsa.SPSAAdam._get_delta, tf=seeded)
-        _compute_gradients = spsa.SPSAAdam._compute_gradients
-        _apply_gradients = spsa.SPSAAdam._apply_gradients
-        init_state = spsa.SPSAAdam.init_state
-        minimize = spsa.SPSAAdam.minimize
-        # The defaults of Adam in Keras.
-        beta_1, beta_2, epsilon = 0.9, 0.999, 1e-7
-
-        def __init__(
-            self, lr: float, delta: float, num_samples: int, num_iters: int
-        ) -> None:
-            self.lr = lr
-            self._delta = delta
-            # Each sample is used with both signs.
-            self._num_samples = num_samples // 2
-            self._num_iters = num_iters
-
-    return _with(
-        spsa.spsa,
-        SPSAAdam=Adam,
-        projected_optimization=_with(spsa.projected_optimization, tf=seeded),
-    )
