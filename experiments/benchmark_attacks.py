@@ -29,7 +29,6 @@ Other libraries are timed where installed: pip install -e ".[bench]".
 """
 
 import importlib.util
-import pathlib
 import resource
 import statistics
 import sys
@@ -46,6 +45,8 @@ from cleverhans.tf2.attacks.projected_gradient_descent import (
 import tfsam
 from experiments import attacks_in_turn
 from experiments import command
+from experiments import reference
+from experiments import timing
 from tfsam.attacks.recorder import Recorder
 from tfsam.runs import flag_types
 
@@ -57,23 +58,8 @@ _PART = flags.DEFINE_enum(
     "What to time.",
     flag_values=FLAGS,
 )
-_WIDTH = flags.DEFINE_integer(
-    "width", 16, "Channels of the first stage.", flag_values=FLAGS
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 128, "Images attacked.", flag_values=FLAGS
-)
-_REPEATS = flags.DEFINE_integer(
-    "repeats", 5, "Attacks timed of each kind.", flag_values=FLAGS
-)
-_MODEL = flags.DEFINE_string(
-    "model", None, "A trained model, for sweep and malt.", flag_values=FLAGS
-)
-_DATASET = flags.DEFINE_string(
-    "dataset", "digits", "Its images.", flag_values=FLAGS
-)
-_IMAGES = flags.DEFINE_integer(
-    "images", 512, "So many of them.", flag_values=FLAGS
+_WIDTH, _BATCH_SIZE, _REPEATS, _MODEL, _DATASET, _IMAGES = timing.define_flags(
+    FLAGS, 512, "sweep and malt"
 )
 _NORM = flags.DEFINE_enum(
     "norm", "linf", ["linf", "l2"], "Norm of malt.", flag_values=FLAGS
@@ -95,35 +81,15 @@ def installed(package):
     return importlib.util.find_spec(package) is not None
 
 
-def in_turn(kinds):
-    """Returns the seconds of each kind: the first call, and the later ones.
-
-    Args:
-        kinds: a dict of functions without arguments.
-    """
-
-    def seconds(function):
-        started = time.perf_counter()
-        function()
-        return time.perf_counter() - started
-
-    first = {kind: seconds(function) for kind, function in kinds.items()}
-    later = [
-        {kind: seconds(function) for kind, function in kinds.items()}
-        for _ in range(_REPEATS.value)
-    ]
-    return first, later
-
-
 def show(title, kinds, base):
-    """Times functions and prints them with ratios to one of them."""
-    first, later = in_turn(kinds)
+    """Times functions and prints wall-clock times, with ratios to one kind."""
+    first, later = timing.in_turn(kinds, _REPEATS.value)
     print(f"| {title} | seconds | {base} / it | first call |")
     print("|---|---|---|---|")
     for kind in kinds:
-        median = statistics.median(row[kind] for row in later)
-        ratio = statistics.median(row[base] / row[kind] for row in later)
-        print(f"| {kind} | {median:.2f} | {ratio:.2f} | {first[kind]:.1f} |")
+        median = statistics.median(row[kind][0] for row in later)
+        ratio = statistics.median(row[base][0] / row[kind][0] for row in later)
+        print(f"| {kind} | {median:.2f} | {ratio:.2f} | {first[kind][0]:.1f} |")
 
 
 def pgd():
@@ -314,20 +280,15 @@ def _early_stop(model, x, y):
 
 def autoattack():
     """Times standard AutoAttack on the reference's networks."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    x = (digits.images / 16).astype("float32")[..., None][1200:]
-    x, y = x[: _IMAGES.value], digits.target[1200:][: _IMAGES.value]
-    folder = pathlib.Path(__file__).parents[1] / "tests"
-    arrays = np.load(folder / "digits_reference.npz")
+    x, y = reference.digits(_IMAGES.value)
+    arrays = reference.arrays()
     for name in ("standard", "adversarial"):
         weights = {
-            k.partition("/")[2]: arrays[k]
-            for k in arrays.files
+            k.partition("/")[2]: array
+            for k, array in arrays.items()
             if k.startswith((f"{name}/conv", f"{name}/dense"))
         }
-        model = digits_cnn(arrays, name)
+        model = reference.digits_cnn(arrays, name)
         for norm, epsilon in (("linf", 0.1), ("l2", 0.5)):
             found = {}
 
@@ -374,31 +335,6 @@ def _traced_autoattack(model, x, y, norm, epsilon, found):
         found["tfsam, traced before"] = float(np.mean(stands))
 
     return ensemble
-
-
-def digits_cnn(arrays, name):
-    """Returns the reference's CNN of the digits with stored weights.
-
-    Args:
-        arrays: the arrays of tests/digits_reference.npz.
-        name: "standard" or "adversarial".
-    """
-    layers = [
-        keras.layers.Conv2D(16, 3, padding="same", activation="relu"),
-        keras.layers.ZeroPadding2D(1),
-        keras.layers.Conv2D(32, 3, strides=2, activation="relu"),
-        keras.layers.Flatten(),
-        keras.layers.Dense(10),
-    ]
-    model = keras.Sequential([keras.Input((8, 8, 1)), *layers])
-    model.set_weights(
-        [
-            arrays[f"{name}/{layer}/{part}"]
-            for layer in ("conv1", "conv2", "dense")
-            for part in ("kernel", "bias")
-        ]
-    )
-    return model
 
 
 def _pyautoattack(weights, x, y, norm, epsilon, found):

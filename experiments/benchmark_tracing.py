@@ -22,7 +22,6 @@ turn; numbers are medians of --repeats runs in one process.
 
 import statistics
 import sys
-import time
 
 import keras
 import numpy as np
@@ -32,6 +31,7 @@ from sklearn.datasets import load_digits
 
 import tfsam
 from experiments import command
+from experiments import timing
 
 FLAGS = flags.FlagValues()
 _PART = flags.DEFINE_enum(
@@ -41,23 +41,8 @@ _PART = flags.DEFINE_enum(
     "What to time.",
     flag_values=FLAGS,
 )
-_WIDTH = flags.DEFINE_integer(
-    "width", 16, "Channels of the first stage.", flag_values=FLAGS
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 128, "Images attacked directly.", flag_values=FLAGS
-)
-_REPEATS = flags.DEFINE_integer(
-    "repeats", 5, "Runs timed of each kind.", flag_values=FLAGS
-)
-_MODEL = flags.DEFINE_string(
-    "model", None, "A trained model, for bisect.", flag_values=FLAGS
-)
-_DATASET = flags.DEFINE_string(
-    "dataset", "digits", "Its images.", flag_values=FLAGS
-)
-_IMAGES = flags.DEFINE_integer(
-    "images", 200, "So many of them.", flag_values=FLAGS
+_WIDTH, _BATCH_SIZE, _REPEATS, _MODEL, _DATASET, _IMAGES = timing.define_flags(
+    FLAGS, 200, "bisect"
 )
 _ATTACKS = flags.DEFINE_list(
     "attacks", ["apgd_ce", "pgd"], "Attacks of bisect.", flag_values=FLAGS
@@ -68,30 +53,9 @@ STEPS = 10
 CURVE = [e / 255 for e in (0.5, 1, 1.5, 2, 3, 4, 6, 8)]
 
 
-def timed(function):
-    """Returns the wall-clock and processor seconds of a call."""
-    wall, processor = time.perf_counter(), time.process_time()
-    function()
-    return time.perf_counter() - wall, time.process_time() - processor
-
-
-def in_turn(kinds):
-    """Returns the times of each kind: of the first call, and of the others.
-
-    Args:
-        kinds: a dict of functions without arguments.
-    """
-    first = {kind: timed(function) for kind, function in kinds.items()}
-    later = [
-        {kind: timed(function) for kind, function in kinds.items()}
-        for _ in range(_REPEATS.value)
-    ]
-    return first, later
-
-
 def show(title, kinds, base):
     """Prints times, and ratios of processor time to one of the kinds."""
-    first, later = in_turn(kinds)
+    first, later = timing.in_turn(kinds, _REPEATS.value)
     print(f"| {title} | seconds | processor | it / {base} | first call |")
     print("|---|---|---|---|---|")
     for kind in kinds:
@@ -224,7 +188,7 @@ def second():
     times, graphs = [], []
     for _ in range(1 + _REPEATS.value):
         with Graphs() as made:
-            times.append(timed(evaluate))
+            times.append(timing.timed(evaluate))
         graphs.append(made.count)
     print("| autoattack | seconds | processor | graphs |")
     print("|---|---|---|---|")
@@ -285,7 +249,7 @@ def profile():
             )["robust"]
 
         evaluate()
-        later = [timed(evaluate)[1] for _ in range(_REPEATS.value)]
+        later = [timing.timed(evaluate)[1] for _ in range(_REPEATS.value)]
         row = found["row"]
         own = row["attacked"] * (
             row["forward_passes"] * forward + row["gradient_passes"] * backward
@@ -320,9 +284,9 @@ def best(run, x):
         run(batch)
         calls = max(2048 // size, 1)
         found += [
-            timed(lambda c=calls, b=batch: [run(b).numpy() for _ in range(c)])[
-                1
-            ]
+            timing.timed(
+                lambda c=calls, b=batch: [run(b).numpy() for _ in range(c)]
+            )[1]
             / (calls * size)
             for _ in range(_REPEATS.value)
         ]

@@ -25,7 +25,7 @@ from absl import flags
 
 import tfsam
 from experiments import command
-from experiments.benchmark_attacks import digits_cnn
+from experiments import reference
 from tfsam import geometry
 from tfsam.attacks.autoattack import AutoAttack
 
@@ -102,15 +102,10 @@ def _cases():
         model = keras.saving.load_model(_MODEL.value, compile=False)
         yield pathlib.Path(_MODEL.value).stem, model, x, images.y_test
         return
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    x = (digits.images / 16).astype("float32")[..., None][1200:]
-    x, y = x[: _IMAGES.value], digits.target[1200:][: _IMAGES.value]
-    folder = pathlib.Path(__file__).parents[1] / "tests"
-    arrays = np.load(folder / "digits_reference.npz")
+    x, y = reference.digits(_IMAGES.value)
+    arrays = reference.arrays()
     for name in ("standard", "adversarial"):
-        yield name, digits_cnn(arrays, name), x, y
+        yield name, reference.digits_cnn(arrays, name), x, y
 
 
 def _ours(model, x, y, right, name, epsilon):

@@ -20,6 +20,7 @@ import pytest
 import tensorflow as tf
 
 import tfsam
+from experiments import reference
 from tfsam import run
 from tfsam.reports import page
 from tfsam.runs import settings
@@ -29,28 +30,12 @@ from tfsam.training import monitoring
 
 TESTS = pathlib.Path(__file__).parent
 
-
-REFERENCE = np.load(TESTS / "digits_reference.npz")
+REFERENCE = np.load(reference.PATH)
 
 
 def network(weights):
     """The reference's CNN, with the weights stored under a key."""
-    layers = [
-        keras.layers.Conv2D(16, 3, padding="same", activation="relu"),
-        keras.layers.ZeroPadding2D(1),
-        keras.layers.Conv2D(32, 3, strides=2, activation="relu"),
-        keras.layers.Flatten(),
-        keras.layers.Dense(10),
-    ]
-    model = keras.Sequential([keras.Input((8, 8, 1)), *layers])
-    model.set_weights(
-        [
-            REFERENCE[f"{weights}/{layer}/{part}"]
-            for layer in ("conv1", "conv2", "dense")
-            for part in ("kernel", "bias")
-        ]
-    )
-    return model
+    return reference.digits_cnn(REFERENCE, weights)
 
 
 # A case of a parametrization for the slow tests alone.

@@ -41,6 +41,8 @@ class _Noise(Attack):
     gradient_free = True
     selective = True
     tensor_epsilon = True
+    # The norm of the ball in which noise is drawn, before it is scaled.
+    ball: str
 
     def __init__(
         self,
@@ -77,14 +79,10 @@ class _Noise(Attack):
         return repeat(attempt, self.samples, x, active, best)
 
     def _noise(self, seeds: tf.Tensor, shape: Any, dtype: Any) -> tf.Tensor:
-        """Draws noise of size 1 in `norm`."""
-        raise TypeError(
-            "A noise attack must implement _noise(). "
-            f"Received: {type(self).__name__}"
-        )
-
-    def _scaled(self, noise: tf.Tensor) -> tf.Tensor:
-        """Scales the noise of each example to size 1 in `norm`."""
+        """Draws noise of size 1 in `norm`; that of l-inf is at most 1."""
+        noise = geometry.random_point(seeds, shape, 1.0, self.ball, dtype)
+        if self.norm == self.ball == "linf":
+            return noise
         size = geometry.example_norms(noise, self.norm)
         return tf.math.divide_no_nan(noise, size)
 
@@ -113,9 +111,7 @@ class NoiseLinf(_Noise):
         True
     """
 
-    def _noise(self, seeds: tf.Tensor, shape: Any, dtype: Any) -> tf.Tensor:
-        noise = geometry.random_point(seeds, shape, 1.0, "linf", dtype)
-        return noise if self.norm == "linf" else self._scaled(noise)
+    ball = "linf"
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
@@ -143,10 +139,7 @@ class NoiseL2(_Noise):
         0.1
     """
 
-    def _noise(self, seeds: tf.Tensor, shape: Any, dtype: Any) -> tf.Tensor:
-        return self._scaled(
-            geometry.random_point(seeds, shape, 1.0, "l2", dtype)
-        )
+    ball = "l2"
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
@@ -174,7 +167,4 @@ class NoiseL1(_Noise):
         0.1
     """
 
-    def _noise(self, seeds: tf.Tensor, shape: Any, dtype: Any) -> tf.Tensor:
-        return self._scaled(
-            geometry.random_point(seeds, shape, 1.0, "l1", dtype)
-        )
+    ball = "l1"
