@@ -43,7 +43,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def examples(cost):
-    """Returns how many examples a property takes whose examples are costly.
+    """Returns the number of examples of a property with costly examples.
 
     Args:
         cost: of an example, in units of an ordinary one.
@@ -85,7 +85,7 @@ def tolerance():
     """Measures how far rounding moves a row in another place of its batch.
 
     Returns:
-        0.0 where this processor rounds a row alike wherever it stands, so that
+        0.0 where this processor rounds a row alike at any place, so that
         results must agree to the bit. With AVX2 alone strided convolutions and
         dense layers do not.
     """
@@ -148,7 +148,7 @@ cpu_only = pytest.mark.skipif(
 
 
 def main(*arguments):
-    """Runs the command in this process: (exit code, what it printed)."""
+    """Runs the command in this process; returns (exit code, output)."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         code = run.main([str(argument) for argument in arguments])
@@ -179,7 +179,7 @@ def read_weights(path):
 
 
 def without_clocks(history):
-    """The rows of a history file, less what differs from run to run."""
+    """The rows of a history file, without the columns that vary by run."""
     clocks = ("seconds", "step_seconds_median")
     return [
         {key: value for key, value in row.items() if key not in clocks}
@@ -248,7 +248,7 @@ def start(*arguments, **options):
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL where nothing is cleaned up either."""
+    """Replaces SIGKILL, which does not clean up either."""
 
 
 def kill_at_write(monkeypatch, name, nth=1):

@@ -47,7 +47,7 @@ def stored(layer):
 
 
 def sequential(model):
-    """Returns a Sequential whose first layer tells the shape of the input."""
+    """Returns a Sequential; its first layer has the shape of the input."""
     layers = [stored(layer) for layer in model.layers]
     first = layers[0]["config"]
     if "layers" not in first:

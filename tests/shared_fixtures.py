@@ -53,13 +53,13 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _sweep():
-    """Collects garbage, and hides what is left from later collections."""
+    """Collects garbage, and hides the rest from later collections."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_collection_finish(session):
-    """Takes what is imported out of the garbage collector's sight.
+    """Hides imported objects from the garbage collector.
 
     A collection otherwise looks at all of TensorFlow's objects each time. Made
     for every 700 new objects, as is usual, collections take a tenth of the
@@ -71,13 +71,13 @@ def pytest_collection_finish(session):
 
 @pytest.fixture(scope="module", autouse=True)
 def swept():
-    """Lets no file pay for collections among the objects of those before."""
+    """Keeps the objects of earlier test files out of collections."""
     yield
     _sweep()
 
 
 def pytest_runtest_setup(item):
-    """Skips a case whose library the extra `test` does not install."""
+    """Skips a case if its library is not installed by the extra `test`."""
     for mark in item.iter_markers("needs"):
         for library in mark.args:
             pytest.importorskip(library)
@@ -95,7 +95,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_graphs():
-    """Leaves XLA to the tests that ask for it; not so in the slow tests.
+    """Turns XLA off in default tests, unless a test turns it on.
 
     Keras's own choice is to compile all steps, of which each takes longer to
     compile than to run on the few images of a test.
@@ -118,7 +118,7 @@ def digits():
 
 @pytest.fixture(scope="session")
 def write_run():
-    """A function that writes a run's folder, with what experiments read."""
+    """A function that writes a run's folder, as experiments read it."""
 
     def write(
         folder,
@@ -130,7 +130,7 @@ def write_run():
     ):
         """`robust` by (norm, epsilon); `train` of AutoAttack's runs is none.
 
-        `seconds` are those of the epochs.
+        `seconds` are the durations of the epochs.
         """
         folder.mkdir(parents=True)
         epochs = "".join(f"{n},{s}\n" for n, s in enumerate(seconds, 1))
@@ -169,7 +169,7 @@ _PLUGIN = pathlib.Path(__file__).parent / "plugin"
 
 @pytest.fixture
 def other_package(tmp_path_factory, monkeypatch):
-    """Leaves what `pip install tests/plugin` does, without the network."""
+    """Has the effect of `pip install tests/plugin`, without the network."""
     package = configparser.ConfigParser()
     package.read(_PLUGIN / "setup.cfg")
     site = tmp_path_factory.mktemp("site")

@@ -1,4 +1,4 @@
-"""The examples in public docstrings: they run, and print what they say."""
+"""The examples in public docstrings run, and print the documented text."""
 
 import doctest
 import inspect

@@ -186,4 +186,4 @@ def test_a_command_prints_its_table_again(module, arguments, file, capsys):
     printed = capsys.readouterr().out
     kept = (ROOT / "experiments/results" / file).read_text()
     assert len(printed.splitlines()) > 10
-    assert kept.endswith(printed)  # Before it, what is measured each time.
+    assert kept.endswith(printed)  # The text before it is measured each time.

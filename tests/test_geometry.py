@@ -39,7 +39,7 @@ def test_projection_lands_in_the_ball_and_keeps_what_is_inside(
     found = geometry.project(tf.constant(x), radius, norm).numpy()
     assert (norms(found, norm) <= radius * (1 + 1e-6) + 1e-6).all()
     inside = norms(x, norm) <= radius * (1 - 1e-6)
-    # Denormals are flushed to zero.
+    # Subnormal numbers are flushed to zero.
     np.testing.assert_allclose(found[inside], x[inside], 1e-5, 1e-37)
     again = geometry.project(tf.constant(found), radius, norm).numpy()
     np.testing.assert_allclose(again, found, rtol=1e-5, atol=1e-6)

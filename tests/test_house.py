@@ -5,7 +5,7 @@ import pathlib
 
 
 def test_files_of_tests_have_names_of_their_own():
-    """Of two of one name pytest would import the first for both."""
+    """Pytest would import the first of two files of one name for both."""
     paths = pathlib.Path(__file__).parent.rglob("test_*.py")
     names = collections.Counter(path.name for path in paths)
     assert len(names) > 1

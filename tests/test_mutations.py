@@ -1,4 +1,4 @@
-"""The mutations that .ci/mutations seeds stand in the code of today."""
+"""The mutations that .ci/mutations seeds have their place in the code."""
 
 import pathlib
 import subprocess

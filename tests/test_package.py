@@ -1,4 +1,4 @@
-"""What importing tfsam does and does not do."""
+"""Effects that importing tfsam has and must not have."""
 
 import os
 import subprocess
@@ -28,9 +28,9 @@ def test_another_backend_is_refused_clearly(backend):
 
 
 def test_importing_is_light():
-    """No outside attack library, no data sets, no flags: those come on demand.
+    """Attack libraries, data sets and flags are imported on demand.
 
-    And TensorFlow is not started: its devices can still be configured.
+    TensorFlow is not started: its devices can still be configured.
     """
     done = run_python(
         "import sys, tfsam, tensorflow as tf\n"

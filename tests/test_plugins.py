@@ -205,7 +205,7 @@ def test_a_norm_that_is_refused_is_left_out():
 
 
 def test_l1_is_tested_where_an_attack_takes_it():
-    """Attacks written before tfsam had l1 may take any other norm for l2."""
+    """Attacks older than l1 in tfsam may treat any other norm as l2."""
     attacked = []
 
     class Idle:

@@ -61,7 +61,7 @@ def _spans():
 def commands():
     """The README's commands: the words after `python` or `tfsam`.
 
-    Flags that stand alone in a table or in prose are those of `tfsam.run`.
+    Flags without a command, in a table or in prose, belong to `tfsam.run`.
     """
     lines = [*"".join(blocks("bash", "sh")).splitlines(), *_spans().split("\n")]
     for line in lines:
@@ -120,7 +120,7 @@ def test_a_command_of_the_experiments_exists(module):
 
 
 def test_the_costs_are_those_that_the_command_wrote():
-    """Of the rows of the sweep that a command of the table stands for."""
+    """Returns the rows of the sweep that a command of the table means."""
     rows = {
         "--method=sam --rho=0.2": "sam-0.2",
         "--method=looksam --rho=0.2 --alpha=0.3": "looksam:rho=0.2:alpha=0.3",

@@ -28,7 +28,7 @@ def linear(x):
 
 
 def binary(x):
-    """Returns logits m and -m, whose worst case is known in both norms."""
+    """Returns logits m and -m; their worst case is known in both norms."""
     margin = tf.matmul(tf.reshape(x, [-1, 16]), tf.cast(W[:, :1], x.dtype))
     return tf.concat([margin, -margin], axis=1)
 

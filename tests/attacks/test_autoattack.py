@@ -21,7 +21,7 @@ EPSILONS = {"linf": (0.05, 0.1, 0.15, 0.2), "l2": (0.25, 0.5, 1.0)}
 
 @pytest.fixture
 def short(monkeypatch):
-    """Returns an AutoAttack whose Square makes 60 queries."""
+    """Returns an AutoAttack with a Square of 60 queries."""
     defaults = ("linf", 60, 0.8, (0.0, 1.0))
     monkeypatch.setattr(attacks.Square.__init__, "__defaults__", defaults)
 
@@ -104,7 +104,7 @@ def test_a_cell_of_the_reference(digits, tmp_path, monkeypatch):
     expected = reference(*cell)
     assert stands.mean() <= expected.mean() + 0.01
     assert (stands != expected).mean() <= 0.02
-    # It tells who broke what, and says so stage by stage.
+    # Each example has the stage that broke it.
     (row,) = result["robust"]
     right = round(200 * result["natural"]["accuracy"])
     assert list(row["broken_by"]) == ["apgd_ce", "apgd_t", "fab_t", "square"]

@@ -21,7 +21,7 @@ SEEDS = tf.constant([[0, index] for index in range(6)])
 
 
 def drawing(weights, calls=None):
-    """Returns a network of one pixel, whose slope is the next weight."""
+    """Returns a network of one pixel; its slope is the next weight."""
     turns = itertools.cycle(weights)
 
     def network(x):
@@ -183,7 +183,7 @@ def test_networks_whose_rows_depend_on_each_other_draw_whole_batches(noisy):
 
 
 class Batch:
-    """A network from whose logits the mean of the batch is taken."""
+    """A network that subtracts the mean of the batch from its logits."""
 
     def __init__(self, function):
         self.function = function

@@ -23,7 +23,7 @@ def both(function, x):
 
 
 def by_numpy(x):
-    """Rounds by code that TensorFlow cannot see into."""
+    """Rounds by code outside of TensorFlow."""
     return tf.numpy_function(lambda a: np.floor(4 * a) / 4, [x], x.dtype)
 
 
@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_the_given_function():
 
 
 def test_values_are_forward_s_to_the_bit():
-    """Also where adding and subtracting backward's would round."""
+    """Also where adding and subtracting the approximation would round."""
     x = RNG.normal(size=(50,)).astype("float32")
     tiny = tfsam.bpda(lambda x: 1e-12 * x, lambda x: 1e6 * x)
     np.testing.assert_array_equal(tiny(x), tf.constant(1e-12) * x)
@@ -119,7 +119,7 @@ Y = np.zeros(20, "int64")
 
 
 def linear(x):
-    """Class 0 up to a sum of 2.2."""
+    """Predicts class 0 up to a sum of 2.2."""
     total = tf.reduce_sum(x, axis=1, keepdims=True) - 2.2
     return 10 * tf.concat([-total, total], axis=1)
 

@@ -32,7 +32,7 @@ EVERY = [
     (cleverhans.CarliniWagner, "l2"),
     (cleverhans.SPSA, "linf"),
 ]
-# Each of them once: the norm plays no part in what is tested by these.
+# Each of them once: the norm does not matter in these tests.
 EACH = [(attack, "linf") for attack in GRADIENT_ATTACKS] + EVERY[-2:]
 SHORT = {
     cleverhans.CarliniWagner: {

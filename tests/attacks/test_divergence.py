@@ -109,7 +109,7 @@ def test_an_example_s_attack_does_not_depend_on_its_batch(norm):
     whole = attack(linear, X, Y, seeds).numpy()
     order = [4, 1]
     part = attack(linear, X[order], Y[order], seeds[order])
-    # The slopes are those of 0.001, to float32's rounding.
+    # The slopes equal those at 0.001, to float32's rounding.
     np.testing.assert_allclose(part, whole[order], atol=1e-4)
     np.testing.assert_array_equal(attack(linear, X, Y, 7), whole)
     assert len(np.unique((whole - X).round(5), axis=0)) > 8

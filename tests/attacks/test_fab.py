@@ -63,7 +63,7 @@ def nearest_by_brute_force(x, w, value, norm):
         )
         return solved.x[:size]
     if norm == "l1":
-        # Minimises the sum of rises and falls over (rises, falls).
+        # Minimises the sum of increases and decreases.
         solved = scipy.optimize.linprog(
             np.ones(2 * size),
             A_eq=np.append(w, -w)[None],

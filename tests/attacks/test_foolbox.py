@@ -159,7 +159,7 @@ def test_dtypes_labels_and_logits():
 
 
 def test_a_callable_in_numpy():
-    """Suffices for attacks that use only decisions."""
+    """Decisions suffice for some attacks."""
     row = tfsam.evaluate(
         lambda x: np.asarray(x).reshape(-1, 48) @ W - W.sum(0) / 2,
         (X, Y),

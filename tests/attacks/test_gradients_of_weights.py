@@ -21,7 +21,7 @@ Y = np.arange(6) % 3
 
 @tf.custom_gradient
 def multiplied(x, weight):
-    """Multiplies by a weight, whose gradient is noticed when it is computed."""
+    """Multiplies by a weight; the computation of its gradient is recorded."""
 
     def notice(slope):
         ASKED.append(slope)

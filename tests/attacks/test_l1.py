@@ -133,7 +133,7 @@ def test_the_contract_of_square_in_all_norms():
 
 def test_attacks_that_do_not_take_l1_refuse_it():
     class Plain(attacks.Attack):
-        """As written before tfsam had l1: all but l-inf is l2."""
+        """An attack older than l1 in tfsam: all but l-inf is l2."""
 
     for make in (
         Plain,

@@ -15,7 +15,7 @@ X = RNG.uniform(0.3, 0.7, size=(8, 6)).astype("float32")
 
 
 def identity(x):
-    """Logits whose differences have gradients of the same norm."""
+    """Logits with differences that have gradients of the same norm."""
     return x
 
 

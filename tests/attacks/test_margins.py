@@ -67,7 +67,7 @@ def test_another_rounding_does_not_change_the_verdict(name, norm):
 
 
 def test_without_a_margin_verdicts_do_change():
-    """Shows that the test above can fail."""
+    """Proves that the test above can fail."""
     bare, found = nearest("fmn", "linf", 0.0)
     wrong = losses.misclassified(rounded(-1)(bare), Y).numpy()
     assert not wrong[found].all()

@@ -220,7 +220,7 @@ def test_dtype_comes_back(dtype):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_saturated_network(norm):
-    """A gradient of 1e-30 has a direction; a gradient of zero has none."""
+    """A gradient of 1e-30 has a direction, a gradient of zero does not."""
 
     def confident(x):
         """Returns logits for class 0, unless a pixel reaches its bound."""

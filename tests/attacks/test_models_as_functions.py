@@ -1,4 +1,4 @@
-"""Tests of attacks on Keras models, whose attributes must not matter."""
+"""Tests of attacks on Keras models: their attributes must not matter."""
 
 import keras
 import numpy as np

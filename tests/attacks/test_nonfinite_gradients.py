@@ -30,7 +30,7 @@ def plain(x):
 
 
 def rooted(x):
-    """Returns the same logits, whose gradient at a pixel of 0 is NaN."""
+    """Returns the same logits; their gradient at a pixel of 0 is NaN."""
     return plain(tf.sqrt(tf.square(x)))
 
 

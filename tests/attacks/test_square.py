@@ -265,8 +265,8 @@ def test_the_margin_never_goes_up(norm):
     logits.count_passes()
     broken = margins(traced(Square(epsilon, norm, 60), logits), Y) < 0
     assert 0 < broken.sum() < 12
-    # The unbroken asked all their queries, the broken stopped before; what was
-    # asked ahead in vain comes on top.
+    # Unbroken examples take all queries, broken ones stop before; queries
+    # made ahead in vain are added.
     asked = logits.passes.numpy()
     assert 60 * (~broken).sum() < asked[0] < 60 * 12 * 4 / 2 and asked[1] == 0
 
@@ -342,7 +342,7 @@ def test_a_loop_inside_xla_agrees(norm, queries):
 
 
 def test_a_linear_model_s_exact_robustness():
-    """In l-inf, the margin of a binary linear model falls by |w| epsilon."""
+    """In l-inf, a binary linear model's margin decreases by |w| epsilon."""
     w = W[:64, 0].reshape(8, 8, 1)
     x = RNG.uniform(0.3, 0.7, (40, 8, 8, 1)).astype("float32")
 

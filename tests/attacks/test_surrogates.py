@@ -58,7 +58,7 @@ def stopped_and_whole(attack, **how):
 
 @functools.cache
 def left_by_pgd():
-    """Measures what a long attack without stopping leaves."""
+    """Measures the accuracy after a long attack without stopping."""
     return accuracy(tfsam.PGD(0.05, steps=40)(source, X, Y))
 
 

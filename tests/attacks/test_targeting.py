@@ -105,7 +105,7 @@ def test_a_class_without_a_gradient_comes_last():
 
 
 def test_the_draws_of_a_random_network_are_averaged():
-    """Draws whose scores name either class; their mean names class 1."""
+    """Draws with scores for either class; their mean is for class 1."""
     scales = iter([(9.0, 1.0), (1.0, 4.0)] * 9)
 
     def logits_fn(x):

@@ -129,7 +129,7 @@ def test_an_evaluation_is_not_resumed_but_its_results_are_the_same(
     assert found["natural"] == expected["natural"]
     for row, old in zip(found["robust"], expected["robust"], strict=True):
         assert row["attack"] == old["attack"]
-        # An example may stand at a boundary.
+        # An example may lie at a boundary.
         assert row["accuracy"] == pytest.approx(old["accuracy"], abs=0.026)
 
 

@@ -1,4 +1,4 @@
-"""Corruptions of images, against formulas and what every one of them keeps."""
+"""Corruptions of images, against formulas and common properties."""
 
 import io
 import math
@@ -107,7 +107,7 @@ def test_gray_images_may_lack_the_channel():
 
 
 # Of elastic_transform and glass_blur the benchmark's severities are no order of
-# distances, nor are those of motion_blur and snow for 224 x 224.
+# distances, nor are the ones of motion_blur and snow for 224 x 224.
 UNORDERED = ("elastic_transform", "glass_blur")
 
 

@@ -157,7 +157,7 @@ def test_folder_limit_is_applied_before_decoding(tmp_path):
         f"folder:{tmp_path}", limit_train=6, limit_test=4, seed=3
     )
     assert sorted(whole.y_train) == [0] * 3 + [1] * 3
-    # Spoil the files that were not chosen: nobody may look at them.
+    # Damages the files that were not chosen: they must not be read.
     chosen = {image.tobytes() for image in (*whole.x_train, *whole.x_test)}
     for path in tmp_path.rglob("*.png"):
         image = tf.io.decode_png(path.read_bytes()).numpy()

@@ -78,7 +78,7 @@ def test_pixels_of_every_kind_of_image(case, height, width):
     assert found.dtype == np.uint8
     assert decoding.header(content) == found.shape
     np.testing.assert_array_equal(found, np.broadcast_to(expected, found.shape))
-    if kind != "GIF":  # Pillow tells palettes of gray in some of them.
+    if kind != "GIF":  # Pillow detects palettes of gray in some of them.
         gray = mode in ("1", "L", "LA", "I;16")
         assert found.shape[2] == (1 if gray else 3)
 
@@ -161,7 +161,7 @@ def test_jpeg_of_every_color_space(mode):
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 def test_jpeg_is_decoded_as_by_tensorflow(subsampling):
-    """So the pixels of a folder of 0.1.0 have not changed."""
+    """The pixels of a folder are those of 0.1.0."""
     noise = RNG.integers(0, 256, (37, 23, 3), dtype=np.uint8)
     content = encoded(
         Image.fromarray(noise), "JPEG", quality=80, subsampling=subsampling
@@ -173,7 +173,7 @@ def test_jpeg_is_decoded_as_by_tensorflow(subsampling):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_upright(kind, orientation):
-    """As viewers show them, whatever the position of the camera."""
+    """As viewers show them, for any orientation of the camera."""
     pixels = np.zeros((16, 32, 3), np.uint8)
     pixels[:8, :8] = 255  # The upper left corner.
     exif = Image.Exif()
@@ -260,7 +260,7 @@ def test_a_changed_byte_of_a_png_is_noticed():
 
 
 def test_a_wrong_checksum_of_a_png_is_noticed():
-    """As by libpng; Pillow does not look at those of the pixels."""
+    """As by libpng; Pillow ignores the checksums of the pixels."""
     content = png(RNG.integers(0, 256, (4, 5)), 8, color_type=0)
     end = content.index(b"IEND") - 4
     spoiled = content[: end - 1] + bytes([content[end - 1] ^ 1]) + content[end:]

@@ -1,4 +1,4 @@
-"""Folders of images, however people lay them out."""
+"""Folders of images in all common layouts."""
 
 import os
 
@@ -87,7 +87,7 @@ def test_test_comes_before_val_and_the_rest_is_named(tmp_path):
 
 
 def test_val_replaces_a_test_folder_without_classes(tmp_path):
-    """As in many competitions, whose test images have no labels."""
+    """As in many competitions: test images have no labels."""
     for split in ("train", "val"):
         classes_in(tmp_path / split)
     write(tmp_path, "test/0.png")

@@ -1,4 +1,4 @@
-"""npz files as people have them: one part, one-hot labels, any size."""
+"""npz files with one part, with one-hot labels, of any image size."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""One reader for every container that examples come in."""
+"""One reader for all containers of examples."""
 
 import itertools
 import math
@@ -74,7 +74,7 @@ def generator(*parts, size=None):
 
 
 def unknown(dataset):
-    """The same dataset, which does not tell its length."""
+    """The same dataset with an unknown length."""
     return dataset.filter(lambda *parts: True)
 
 
@@ -152,7 +152,7 @@ def test_containers_of_other_libraries(container):
 
 
 def test_the_network_tells_a_batch_from_an_example():
-    """Of 3 images, 3 rows and 3 classes the shapes alone do not tell."""
+    """With 3 images, 3 rows and 3 classes, shapes alone are ambiguous."""
     network = keras.Sequential([keras.Input((3, 2, 1)), keras.layers.Flatten()])
     single = slices((X[:, :3], ONE_HOT))
     batched = single.batch(3, drop_remainder=True)
@@ -422,7 +422,7 @@ def generator_of_dicts(a, b):
 
 
 def test_images_are_shown_in_one_line():
-    """A notebook would print thousands of characters of arrays."""
+    """Otherwise a notebook prints thousands of characters of arrays."""
     text = repr(tfsam.data.load("digits", limit_train=20, limit_test=10))
     assert text.startswith("Images(name='digits', train=20, test=10, ")
     assert len(text) < 120

@@ -1,4 +1,4 @@
-"""Images of any size are given one."""
+"""Images of any size are resized."""
 
 import hypothesis
 import hypothesis.strategies as st

@@ -1,4 +1,4 @@
-"""Tables of images: csv files as people and competitions write them."""
+"""Tables of images: csv files in the forms of competitions."""
 
 import pathlib
 

@@ -58,7 +58,7 @@ def put_archive(data_dir, content):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Sends every request to a port that nobody listens to."""
+    """Sends every request to a closed port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -75,7 +75,7 @@ def test_tfds_cifar100_from_a_manual_archive(tmp_path, monkeypatch, no_network):
     labels = np.array([7, 99, 7, 99, 7, 99, 99, 7, 99, 7, 99, 7])
     content = cifar100_archive(images, labels)
     put_archive(tmp_path, content)
-    # TFDS knows the checksum of the official archive: teach it this one's.
+    # TFDS has the checksum of the official archive: replace it by this one's.
     known = tfds.builder_cls("cifar100").url_infos
     (url,) = known
     checksum = hashlib.sha256(content).hexdigest()
@@ -95,7 +95,7 @@ def test_tfds_cifar100_from_a_manual_archive(tmp_path, monkeypatch, no_network):
     ):
         assert {image.tobytes() for image in x} == {i.tobytes() for i in half}
         assert [expected[image.tobytes()] for image in x] == y.tolist()
-    # What is prepared needs no archive, and is always in the same order.
+    # Prepared data needs no archive, and is always in the same order.
     (tmp_path / "downloads/manual" / ARCHIVE).unlink()
     again = sources.load("cifar100", data_dir=tmp_path, limit_train=2)
     assert sorted(again.y_train) == [7, 99]

@@ -1,4 +1,4 @@
-"""Folders as people have them: every size and format, and stray files."""
+"""Real folders: images of every size and format, and stray files."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def folder(tmp_path):
         for number in range(20):
             kind, mode = kinds[number % len(kinds)]
             made = image(20 + number, 40 - number, mode)
-            # Many PNGs in the world are called .jpg.
+            # Many PNGs are named .jpg.
             save(made, root / name / f"{number:02}.jpg", kind)
         save(image(32, 32), root / name / "square.png")
     return root
@@ -79,7 +79,7 @@ def test_a_network_decides_the_size_of_files(folder):
 
 
 def test_every_path_gives_the_same_bytes(folder, tmp_path):
-    """Memory, cache, test part, table: of one file the same pixels."""
+    """Memory, cache, test part and table give the same pixels of a file."""
     whole = load(folder, image_size=16)
     tested = load(folder, image_size=16, part="test")
     held = load(folder, image_size=16, part="test", test_fraction=0.2)

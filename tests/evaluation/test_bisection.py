@@ -69,7 +69,7 @@ def test_nothing_is_attacked_without_examples_or_epsilons():
     assert first_broken(attack, 0, 2).tolist() == [0, 0]
 
 
-# Of a linear model of two classes, whose decision boundary crosses the middle:
+# Of a linear model of two classes, with its boundary through the middle:
 # the distance to it in l-inf, in steps of 0.05.
 STEPS = np.array([0.5, 1.5, 2.5, 3.5, 9.0, -1.0])
 X = (0.5 + 0.05 * np.stack([STEPS, np.zeros(6)], 1)).astype("float32")

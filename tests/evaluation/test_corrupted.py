@@ -61,7 +61,7 @@ def test_rows_are_accuracies_on_the_corrupted_images():
 
 
 def test_by_hand():
-    """A model that tells bright images from dark ones, and loses contrast."""
+    """A model that separates bright from dark images, and loses contrast."""
 
     def bright(x):
         brightest = tf.reduce_max(x, axis=(1, 2, 3))

@@ -45,7 +45,7 @@ def misleading(x):
 
 
 def bounded(x):
-    """It answers like `brighter`, unless the pixels differ by more than 0.6."""
+    """Equals `brighter`, unless the pixels differ by more than 0.6."""
     difference = x[:, :1] - x[:, 1:]
     return difference * (0.6 - tf.abs(difference)) * [[10.0, -10.0]]
 
@@ -72,7 +72,7 @@ def diagnosed(*arguments, **options):
 
 
 class PassesBy(Attack):
-    """It takes gradients on the way to a corner of the ball, and returns x."""
+    """Takes gradients on the way to a corner of the ball, and returns x."""
 
     in_graph = True
     beyond = 1
@@ -96,7 +96,7 @@ class LeavesTheBall(PassesByEagerly):
 
 
 class TakesASubset(PassesByEagerly):
-    """The rows of its gradients are not those of its batch."""
+    """The rows of its gradients differ from the rows of its batch."""
 
     def perturb(self, logits_fn, x, y, seeds):
         input_gradient(logits_fn)(x[:3], y[:3])

@@ -50,7 +50,7 @@ def linear(x):
 GENERATOR = tf.random.Generator.from_seed(1)
 NUMPY = np.random.default_rng(1)
 
-# Random models that are no Keras models, with what is known of their draws.
+# Random models without Keras, with the known facts about their draws.
 CALLABLES = {
     "tf.random": (lambda x: linear(x + 0.1 * tf.random.normal(x.shape)), 32),
     "shared": (lambda x: linear(x) + tf.random.normal([3]), 1),
@@ -127,7 +127,7 @@ def test_noise_that_cannot_be_set_is_known():
 
 
 class Table:
-    """A model whose draws of an image are the rows of a table."""
+    """A model that draws the rows of a table for an image."""
 
     def __init__(self, rows):
         self.rows = np.array(rows, np.float32)
@@ -198,7 +198,7 @@ def test_a_row_has_its_draws_and_the_spread(whole):
         assert 0 < row["spread"] < 0.5
         # Every example has a multiple of 1/5.
         assert round(row["spread"] * 14 * 5, 6).is_integer()
-    # At epsilon 0, the draws are those of the natural verdicts.
+    # At epsilon 0, natural verdicts take the same draws.
     assert rows[0]["accuracy"] == natural["accuracy"]
     assert rows[0]["spread"] == natural["spread"]
     assert rows[1]["accuracy"] < rows[0]["accuracy"]
@@ -206,7 +206,7 @@ def test_a_row_has_its_draws_and_the_spread(whole):
 
 @pytest.mark.slow
 def test_a_minimum_norm_attack_is_judged_by_draws(tmp_path):
-    """Its image counts where it is within epsilon, and x elsewhere."""
+    """The image of the attack counts within epsilon, and x elsewhere."""
     found = measured(
         noisy(), attacks=["fmn:steps=3"], workdir=tmp_path, name="noisy"
     )

@@ -69,7 +69,7 @@ def test_a_linear_model_has_its_exact_robust_accuracy(norm):
 
 
 def test_rows_are_independent_of_each_other():
-    """Order, other attacks, other epsilons and batches change no verdict."""
+    """Verdicts do not depend on order, other attacks, epsilons or batches."""
 
     def accuracies(attacks, epsilons, batch_size=128):
         result = run(attacks, epsilons, batch_size=batch_size)
@@ -123,7 +123,7 @@ def test_an_epsilon_tried_again_counts_for_the_larger_ones(images, tmp_path):
 
     def rows():
         return run(
-            # By name: what it closes over is another value when it recovers.
+            # By name: the value in its closure is another when it recovers.
             *([("Recovers", Recovers)], [0.05, 0.5]),
             workdir=tmp_path,
             save_adversarial=images,
@@ -327,7 +327,7 @@ def test_inputs_that_are_not_images():
 
 @pytest.fixture(scope="module")
 def network():
-    """Untrained, with the biases that make it predict all classes."""
+    """An untrained network; its biases make it predict all classes."""
     keras.utils.set_random_seed(0)
     network = keras.Sequential(
         [
@@ -366,7 +366,7 @@ def test_files_and_models_agree(network, tmp_path):
 
 @pytest.mark.filterwarnings("default:.* is a SavedModel")
 def test_a_saved_model_goes_by_its_files_however_it_comes(network, tmp_path):
-    """Its logits would differ on another kind of CPU."""
+    """Logits would differ on another kind of CPU, but files do not."""
     path = tmp_path / "saved"
     network.export(path, verbose=False)
     found = []
@@ -397,7 +397,7 @@ def test_evaluation_moves_no_variable(network):
 
 
 class Module(tf.Module):
-    """A SavedModel without Keras, whose signature names its output."""
+    """A SavedModel without Keras; its signature names the output."""
 
     def __init__(self, outputs):
         super().__init__()

@@ -119,7 +119,7 @@ def test_a_sweep_traces_the_network_a_few_times(cnn, data):
 
 
 def test_tensorflow_does_not_complain_of_tracing(cnn, data, caplog):
-    """Neither in an evaluation of many attacks nor in many evaluations."""
+    """Neither many attacks nor many evaluations trace the model again."""
     attacks = [("pgd", {"steps": steps}) for steps in range(1, 9)]
     few = [part[:8] for part in data]
     tf.get_logger().addHandler(caplog.handler)
@@ -221,8 +221,7 @@ def test_a_resumed_evaluation_gives_the_same(cnn, data, tmp_path):
     options = {"diagnose": False, "workdir": tmp_path}
     whole = evaluate(cnn, data, [Dies], diagnose=False)
     Dies.left = 6
-    # It counts its calls, so that it is not the same attack to look at: the
-    # name says that it is.
+    # It counts its calls, so its description changes; a name identifies it.
     named = [("Dies", Dies)]
     with pytest.raises(KeyboardInterrupt):
         evaluate(cnn, data, named, **options)
@@ -232,7 +231,7 @@ def test_a_resumed_evaluation_gives_the_same(cnn, data, tmp_path):
     assert counts == [2, 2, 1]
     Dies.left = -1
     same(evaluate(cnn, data, named, **options), whole)
-    assert Dies.left == -1 - 7  # What was measured is not measured again.
+    assert Dies.left == -1 - 7  # Finished measurements are not repeated.
     same(evaluate(cnn, data, named, **options), whole)
     assert Dies.left == -1 - 7
 
@@ -367,7 +366,7 @@ def test_a_warm_start_keeps_no_images_and_is_resumed_all_the_same(
 
 
 def test_transfer(cnn, data, whole):
-    """On another model an attack is weaker, on the same it is equal."""
+    """An attack is weaker on another model, and equal on the same one."""
     marked = evaluate(cnn, data, [PGD, "fgsm"], surrogate=cnn)
     for row in (*marked["robust"], *marked["worst_case"][0]["attacks"]):
         assert row["surrogate"] is True
@@ -410,7 +409,7 @@ def test_images_of_a_minimum_norm_attack_are_inside_their_ball(
             moved = np.abs(held["adversarial"] - data[0])
             moved = moved.max(axis=(1, 2, 3))
             assert moved.max() <= epsilon + 1e-6
-            # Those that stand and those that were wrong already: x itself.
+            # Survivors, and examples misclassified before: x itself.
             assert ((moved > 0) == (held["verdict"] == 1)).all()
 
 
@@ -462,7 +461,7 @@ def test_subclassed_models_run_on_several_devices(data):
     same(evaluate(model, data, epsilons=[0.08], devices=devices), alone)
 
 
-# What a reviewer broke.
+# Regressions that a review found.
 
 
 def test_the_options_of_a_partial_are_its_configuration(cnn, data, tmp_path):

@@ -117,7 +117,7 @@ def test_sharpness_is_the_rise_at_sam_s_point(landscape):
     found = landscape.sharpness(tfsam.SAM(0.3))
     assert found == pytest.approx(wanted, rel=1e-6)
     assert landscape.sharpness(tfsam.SAM(0.0)) == 0
-    # More steps find what is no less sharp, and parts of their own more.
+    # More steps find a point at least as sharp, separate parts a sharper one.
     assert landscape.sharpness(tfsam.SAM(0.3, steps=10)) >= found - 1e-9
 
 

@@ -1,4 +1,4 @@
-"""Warnings of masked gradients depend on what an attack does."""
+"""Warnings of masked gradients depend on the behaviour of attacks."""
 
 import functools
 
@@ -153,7 +153,7 @@ def test_an_ordinary_network_raises_no_alarm(cnn, data):
 
 
 def test_a_transfer_attack_is_no_measure(cnn, masked, data):
-    """Examples that attacks on another model miss say nothing here."""
+    """Examples that transfer attacks miss do not count."""
     attacks = [("pgd", {"steps": 4}), "noise_linf"]
     assert masked_warnings(masked, data, attacks)
     assert not masked_warnings(cnn, data, attacks, surrogate=masked)

@@ -1,4 +1,4 @@
-"""`tfsam.evaluate` of models from files, whose pixels it finds out."""
+"""`tfsam.evaluate` of models from files, with the range of pixels found."""
 
 import keras
 import numpy as np
@@ -62,7 +62,7 @@ def test_another_range_is_refused(path, data):
 
 
 def test_other_bounds_leave_the_pixels_alone(data, tmp_path):
-    """Even if the model has a Rescaling, which tells of 0..255."""
+    """Even if the model has a Rescaling, which implies 0..255."""
     inputs = keras.Input((8, 8, 1))
     scaled = layers.Rescaling(1 / 255)(inputs)
     model = keras.Model(inputs, network("standard")(scaled))

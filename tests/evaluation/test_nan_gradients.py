@@ -50,14 +50,14 @@ def nan_messages(result):
 
 
 class InGraphZeroed(OwnTapeInGraph):
-    """It replaces NaN by zero."""
+    """Replaces NaN by zero."""
 
     def slope(self, gradient):
         return tf.where(tf.math.is_nan(gradient), 0.0, gradient)
 
 
 class Passing(OwnTapeInGraph):
-    """It returns NaN."""
+    """Returns NaN."""
 
     def __call__(self, logits_fn, x, y, seed):
         return x * np.nan

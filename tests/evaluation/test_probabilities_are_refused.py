@@ -15,7 +15,7 @@ PROBABILITIES = keras.losses.SparseCategoricalCrossentropy()
 
 
 class Softmaxed(keras.Model):
-    """A subclass, whose ending is unknown from its layers."""
+    """A subclass: its layers do not show how it ends."""
 
     def __init__(self):
         super().__init__()

@@ -90,7 +90,7 @@ def test_the_same_logits_with_another_gradient_are_another_model(tmp_path):
         return tf.identity(x), lambda slopes: -slopes
 
     class Opaque:
-        """Cannot be described, except by a name."""
+        """An attack that only a name can describe."""
 
         def __init__(self, function):
             self.function, self.lock = function, threading.Lock()
@@ -152,7 +152,7 @@ def test_an_attack_that_cannot_be_described_needs_a_name(tmp_path):
 
 
 def test_an_installed_attack_needs_no_name(tmp_path, monkeypatch):
-    """Its package has a version."""
+    """An object of a package with a version."""
 
     class Plugin(tfsam.PGD):
         def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0)):
@@ -184,7 +184,7 @@ def test_an_attack_that_failed_to_be_made_is_tried_again(tmp_path):
     failing.__globals__["broken"] = False
     (row,) = evaluate(tmp_path, attacks=[failing])["robust"]
     assert "error" not in row
-    # From now on it is known.
+    # From now on it can be described.
     other = made(
         "def made(epsilon, norm, bounds):\n"
         "    return tfsam.FGSM(epsilon, norm, epsilon / 2, bounds=bounds)"
@@ -263,7 +263,7 @@ def test_shards_of_different_kinds_do_not_merge_without_a_word(
     else:
         with pytest.raises(files.Unusable, match=words):
             tfsam.merge(folders)
-    # To go on in such a folder is another matter.
+    # Such a folder cannot be resumed.
     with pytest.raises(files.Unusable, match=f"Received: {next(iter(change))}"):
         evaluate(folders[1], attacks=["noise_l2"], shard=(1, 2))
 
@@ -373,7 +373,7 @@ SCRIPT = """
     path = {folder!r} + "model.keras"
     if {first}:
         network().save(path)
-    else:  # The models so far number the names of layers.
+    else:  # Earlier models increase the numbers in the names of layers.
         networks = [network() for _ in range(3)]
     t.evaluate({folder!r} + "file", path, epsilons=[])
 """
@@ -381,7 +381,7 @@ SCRIPT = """
 
 @pytest.mark.slow
 def test_another_process_recognises_everything(tmp_path):
-    """Hash seeds and objects made before have no influence."""
+    """Hash seeds and earlier objects have no influence."""
     for first in (True, False):
         text = textwrap.dedent(SCRIPT).format(
             first=first,
@@ -581,7 +581,7 @@ def test_a_change_is_recognised_or_changes_no_verdict(specification, other):
 
 @pytest.mark.slow
 def test_every_attack_and_model_is_recognised_by_its_value():
-    """The differences that the property tests do occur."""
+    """The differences that the property tests cover do occur."""
     plain = {"epsilons": (0.1,), "norm": "linf", "seed": 0, "batch_size": 8}
     plain |= {"bounds": (0.0, 1.0), "warm_start": False, "pixel": 0, "label": 0}
     plain |= {"attack": ("body", 1), "model": ("body", 1)}

@@ -73,7 +73,7 @@ def slopes(y):
 
 
 class Nearest(Signs):
-    """A minimum-norm attack, whose image is the same at all epsilons."""
+    """A minimum-norm attack: its image is the same at all epsilons."""
 
     minimum_norm = True
 
@@ -111,7 +111,7 @@ COSTS = (*COSTS, "max_perturbation")
 
 
 def assert_same(result, other):
-    """Checks that results are equal, except for what they cost."""
+    """Checks that results are equal, except for times and counts."""
     found, expected = (
         {
             **dict(one),
@@ -234,7 +234,7 @@ def test_folders_of_other_norms_attacks_and_shards_are_joined(fresh, tmp_path):
 
 
 def test_shards_of_one_folder_add_at_once(tmp_path, monkeypatch):
-    """Each process keeps what the other one added to the header."""
+    """Each process keeps the other's additions to the header."""
     names = [f"attack-{n}" for n in range(8)]
     header = {
         "schema": 3,
@@ -377,7 +377,7 @@ def test_epsilons_are_numbers_of_any_kind(tmp_path):
 
 
 def test_a_file_of_no_attack_is_left_out(tmp_path):
-    """Nobody knows to which attack its verdicts belong."""
+    """Its verdicts cannot be matched to an attack."""
     evaluate(tmp_path, [Signs], {"linf": [0.02]})
     shutil.copytree(tmp_path / "00-Signs", tmp_path / "01-Both")
     other = tmp_path / "other"

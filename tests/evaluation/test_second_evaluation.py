@@ -52,7 +52,7 @@ def test_nothing_is_traced_again():
     first = evaluate(model, attacks)
     with counted_graphs() as graphs:
         assert evaluate(model, attacks) == first
-        # Other attacks and epsilons share what they have in common.
+        # Other attacks and epsilons share the common traces.
         evaluate(model, ["fgsm"], [0.05])
         assert not graphs
     with counted_graphs() as graphs:

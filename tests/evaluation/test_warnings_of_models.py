@@ -58,7 +58,7 @@ def test_zero_gradients_are_found(cnn, data):
 
 @tf.custom_gradient
 def _shattered(x):
-    """The identity, whose gradient points the wrong way."""
+    """The identity with a gradient that points the wrong way."""
     return tf.identity(x), lambda upstream: -upstream
 
 

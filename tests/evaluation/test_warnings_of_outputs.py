@@ -102,7 +102,7 @@ def test_logits_that_are_drawn_are_found(model, x):
 
 
 def rounded_anew(scale, size):
-    """Logits of a given size whose last bits differ in each call."""
+    """Logits of a given size; their last bits differ from call to call."""
 
     def function(x):
         logits = scale * linear(x)

@@ -81,7 +81,7 @@ def test_without_an_attack_there_is_no_worst_case():
 
 
 def test_what_a_smaller_epsilon_breaks_is_broken():
-    """And at a smaller one, if the image is near enough."""
+    """An image that is near enough also counts at a smaller epsilon."""
     result = evaluate([breaking(0, [0.2])], {"linf": [0.4, 0.2, 0.16, 0.1]})
     found = [row["accuracy"] for row in result["worst_case"]]
     assert found == [0.5, 0.5, 0.5, 1.0]
@@ -229,7 +229,7 @@ def test_rounding_takes_no_image_out_of_its_ball():
 
 
 def test_records_of_0_1_0_have_a_worst_case():
-    """By their verdicts: they hold no lengths."""
+    """Old records count by their verdicts: they have no lengths."""
     folder = FILES / "record" / "whole"
     stands = {
         key: column == tfsam.verdicts.STANDS

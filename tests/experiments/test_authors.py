@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 def network(*first):
-    """Layers of one's own, then a small network of smooth layers."""
+    """Custom layers, then a small network of smooth layers."""
     keras.utils.set_random_seed(0)
     return keras.Sequential(
         [
@@ -39,7 +39,7 @@ def batch_norm():
 
 
 def normalised(*more):
-    """BatchNorm whose statistics depend on the weights."""
+    """BatchNorm with statistics that depend on the weights."""
     keras.utils.set_random_seed(0)
     return network(keras.layers.Dense(5), batch_norm(), *more)
 
@@ -68,7 +68,7 @@ def trained(*perturbations, make=normalised, **kwargs):
 
 
 def clean(*perturbations, make=normalised, mode="eager", **kwargs):
-    """As `trained`, of a `RobustModel`."""
+    """Does the same for a `RobustModel`."""
     model = tfsam.RobustModel(make(), *perturbations, seed=0, **kwargs)
     return model.network, fitted(model, mode, epochs=2, batch_size=4)
 
@@ -157,7 +157,7 @@ def test_the_second_pass_s_statistics_are_those_of_the_perturbed_weights():
 
 
 def test_the_attack_s_statistics_are_those_of_its_iterates():
-    """Of BatchNorm of the pixels: the start, then one step of epsilon."""
+    """BatchNorm of the pixels sees the start, then one step of epsilon."""
     layer = batch_norm()
     attack = tfsam.PGD(0.2, steps=2, step_size=0.2, random_start=False)
     attack.bounds = None
@@ -188,7 +188,7 @@ SAME_WEIGHTS = {
 
 @pytest.mark.parametrize("name", SAME_WEIGHTS)
 def test_statistics_change_nothing_but_inference(name):
-    """Training uses the batch's: weights, losses and accuracies are equal."""
+    """Training uses batch statistics: weights, losses, accuracies are equal."""
     perturbations, switches, mode = SAME_WEIGHTS[name]
     expected, history = clean(
         *perturbations, make=with_dropout, attack_mode=mode
@@ -215,7 +215,7 @@ def test_statistics_change_nothing_but_inference(name):
 def test_without_a_radius_pollution_changes_nothing(
     norm, random_start, step_size
 ):
-    """So the attack is PGD's own, with the same noise."""
+    """The attack is PGD, with the same noise."""
     attack = tfsam.PGD(0.2, norm, 2, step_size, random_start)
     expected, history = clean(attack, tfsam.SAM(0))
     found, other = trained(attack, tfsam.SAM(0), polluted_ascent=True)
@@ -312,7 +312,7 @@ def test_it_trains_on_one_device():
 
 
 def fake(images, method, switches, seed, epochs):
-    """Accuracies that tell what was asked for."""
+    """Accuracies that encode the arguments."""
     natural = 90.0 + 2 * seed - len(switches)
     return {
         "epochs": epochs,

@@ -1,4 +1,4 @@
-"""The benchmarks: they run, and say of a time what is true of it."""
+"""The benchmarks run, and their sentences about times are true."""
 
 import keras
 import numpy as np

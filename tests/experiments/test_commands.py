@@ -12,7 +12,7 @@ from experiments import command
 def commands():
     """Every module of the folder that has flags."""
     for found in pkgutil.iter_modules(experiments.__path__):
-        # The examples stand alone, and PyTorch need not be there.
+        # The examples import nothing of `experiments`; PyTorch may be missing.
         if found.name not in ("examples", "torch_networks"):
             module = importlib.import_module(f"experiments.{found.name}")
             if hasattr(module, "FLAGS"):

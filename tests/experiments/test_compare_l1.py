@@ -1,4 +1,4 @@
-"""The comparison in l1: whose images break what, after rounding is undone."""
+"""The comparison in l1: broken examples, after rounding is undone."""
 
 import numpy as np
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""What robustness costs: fronts by hand, the table and the figure."""
+"""The cost of robustness: fronts by hand, the table and the figure."""
 
 import pathlib
 
@@ -72,7 +72,7 @@ def test_the_table_says_who_is_not_beaten(workdir, capsys):
 
 
 def test_results_without_times_or_with_fewer_budgets_make_a_table(capsys):
-    """Those of the first try, which have no history."""
+    """Cells of the first try, which have no history."""
     folder = pathlib.Path(sweep.__file__).parent / "results/table1/augmented"
     arguments = ["--preset=augmented", f"--workdir={folder}"]
     assert command.run(costs.main, costs.FLAGS, arguments) == 0

@@ -1,4 +1,4 @@
-"""The examples, copied out of the repository and run as a reader would."""
+"""The examples, copied out of the repository and run."""
 
 import csv
 import pathlib
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def python(folder, *command):
-    """What a command of Python's prints, started in a folder."""
+    """Returns the output of a Python command that is started in a folder."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=folder,
@@ -40,7 +40,7 @@ def python(folder, *command):
 
 
 def accuracies(output):
-    """Of the first table printed: {(attack, epsilon): percent, as text}."""
+    """Reads the first table: {(attack, epsilon): percent, as text}."""
     rows = re.findall(
         r"^\| (\w+) \| \w* \| ([\d/.]*) \| ([\d.]+) \|", output, re.M
     )
@@ -53,7 +53,7 @@ def percent(logits, labels):
 
 @pytest.fixture(scope="module")
 def images():
-    """Of 8-bit pixels, as files have them."""
+    """Returns 8-bit pixels, as in files."""
     images = tfsam.data.load("digits", limit_train=1000, limit_test=150)
     return images._replace(
         x_train=np.round(255 * images.x_train).astype("uint8"),
@@ -63,7 +63,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def old(images):
-    """A model as many are: from pixels in 0..255 to probabilities."""
+    """A typical model: from pixels in 0..255 to probabilities."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
@@ -103,7 +103,7 @@ def test_fit_folder(reader, images):
     write_folder(images, reader / "images")
     output = python(reader, "fit_folder.py", "images")
     found = accuracies(output)
-    # The weights that were saved are those that were measured.
+    # The saved weights are the measured ones.
     network = keras.saving.load_model("model.keras")
     logits = network(tfsam.data.as_float(images.x_test))
     natural = found["clean", ""]
@@ -123,7 +123,7 @@ def test_fit_folder(reader, images):
 
 
 def mend(model):
-    """Does to a model what the docstring says, which writes model.keras."""
+    """Follows the docstring on a model, which writes model.keras."""
     lines = re.findall(r"^  .*= .*\n(?:^  .*\n)+", attack_model.__doc__, re.M)
     exec(textwrap.dedent(lines[0]), {"keras_model": model, "tfsam": tfsam})
 
@@ -233,7 +233,7 @@ def test_attack_a_random_model(reader):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """Where the package was installed, by the README's command but offline."""
+    """The folder of the installed package, by the README's command, offline."""
     pytest.importorskip("pip")
     source = tmp_path_factory.mktemp("source") / "attack_package"
     shutil.copytree(EXAMPLES / "attack_package", source)
@@ -284,7 +284,7 @@ def rippled(x):
 
 
 def test_the_attack_sees_through_ripples(plugged):
-    """Slopes of 1 - 5 sin(1000 x), whose sine averages away.
+    """Slopes of 1 - 5 sin(1000 x); the sine averages away.
 
     The sum is 0.8 below the boundary, and 16 pixels may move by 0.1 each.
     """

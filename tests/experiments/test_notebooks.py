@@ -19,7 +19,7 @@ def read(name):
 
 
 def printed(notebook):
-    """Everything that the cells of an executed notebook print or show."""
+    """Returns all output of the cells of an executed notebook."""
     found = []
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
@@ -34,7 +34,7 @@ def test_there_are_three():
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_no_numbers_are_stored(name):
-    """Stored outputs would go stale, and nobody would notice."""
+    """Stored outputs would become stale unnoticed."""
     cells = [c for c in read(name).cells if c.cell_type == "code"]
     assert cells
     assert all(not c.outputs and c.execution_count is None for c in cells)

@@ -22,7 +22,7 @@ from tfsam.runs import workdirs
 
 @pytest.mark.parametrize("preset", sweep.PRESETS)
 def test_every_row_of_a_preset_is_a_run(preset):
-    """The whole command line is checked, down to the attack's settings."""
+    """Checks the command line, down to the attack's settings."""
     found = sweep.PRESETS[preset]
     for row in found.rows:
         for folder, arguments in sweep.commands(
@@ -230,7 +230,7 @@ def test_finished_cells_are_kept_small_in_the_same_layout(workdir, tmp_path):
 
 
 def test_the_results_that_are_kept_make_tables(capsys):
-    """Those of the first try have no accuracy on training images."""
+    """Cells of the first try have no accuracy on training images."""
     folder = pathlib.Path(sweep.__file__).parent / "results/table1/augmented"
     preset = sweep.PRESETS["augmented"]
     cells, missing = sweep.collect(preset, preset.rows, preset.seeds, folder)
@@ -244,7 +244,7 @@ def test_the_results_that_are_kept_make_tables(capsys):
 
 def test_shares_are_all_cells_once():
     cells = sweep.in_order(PRESET, ["a", "b"], lambda row: [4, 5, 6])
-    assert cells == [  # AutoAttack attacks the first seed asked for.
+    assert cells == [  # AutoAttack attacks the first of the given seeds.
         *[("a", 4, True), ("b", 4, True), ("a", 5, False), ("b", 5, False)],
         *[("a", 6, False), ("b", 6, False)],
     ]
@@ -355,7 +355,7 @@ def test_a_sweep_waits_for_a_run_that_a_killed_one_left(tmp_path, monkeypatch):
 def test_a_signal_reaches_the_run_and_ends_the_sweep(
     number, tmp_path, monkeypatch
 ):
-    """A run that saves its work for a second is given the second."""
+    """A run that takes a second to save gets this second."""
     script = tmp_path / "tfsam/run.py"
     script.parent.mkdir()
     (script.parent / "__init__.py").touch()

@@ -79,7 +79,7 @@ def test_the_worst_case_is_its_expansion_to_fourth_order(setting):
     ]
     assert abs(errors[0]) < 0.02 * abs(leading["worst"])
     assert errors[1] / errors[0] == pytest.approx(4, abs=0.4)
-    # The usual penalty is another thing.
+    # The usual penalty differs.
     assert abs(leading["penalty"] / leading["worst"] - 1) > 0.4
 
 
@@ -241,7 +241,7 @@ def test_sam_of_one_example_takes_its_norm_from_its_margin():
 
 
 def test_one_step_of_sam_always_descends_the_plain_loss():
-    """Which is why full batches end where standard training does."""
+    """Hence full batches end at the optimum of standard training."""
     points = toy_model.draw(toy_model.CENTRE, 200, 0).points()
     base = toy_model.minimiser(points)
     for offset in np.random.default_rng(0).standard_normal((20, 11)):
@@ -266,7 +266,7 @@ def test_the_attack_leaves_the_robust_feature_alone():
 
 
 def test_trained_weights_are_the_samples_optima():
-    """Of ST and AT; and of ST again by SAM, by full batches."""
+    """Tests ST and AT, and that SAM by full batches equals ST."""
     samples = [
         toy_model.draw(toy_model.CENTRE, 2000, seed) for seed in range(2)
     ]
@@ -289,7 +289,7 @@ def test_trained_weights_are_the_samples_optima():
 
 @pytest.mark.slow
 def test_batches_of_one_move_the_weights_as_balls_of_examples_do():
-    """Down where these lower W_R; full batches move nothing."""
+    """Small batches lower W_R; full batches do not change it."""
     samples = [
         toy_model.draw(toy_model.DOUBTFUL, 5000, seed) for seed in range(3)
     ]

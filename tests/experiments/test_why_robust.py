@@ -50,7 +50,7 @@ def test_correlations_are_spearman_s(workdir, capsys):
     assert called(workdir) == 0
     lines = capsys.readouterr().out.splitlines()
     (line,) = [li for li in lines if li.startswith("| largest Hessian eig")]
-    # Ranks of sharpness 3 2 1 4 with those of robustness 1 2 3 4:
+    # Ranks of sharpness 3 2 1 4, of robustness 1 2 3 4:
     # 1 - 6 (4 + 0 + 4 + 0) / (4 * 15); without AT they are reversed.
     assert line.count("+0.20 (-1.00)") == 4
     assert "n: 4 rows (3 without an attack in training), of 4 runs." in lines
@@ -72,7 +72,7 @@ def test_figures_are_drawn_from_what_is_kept(workdir, tmp_path):
 
 
 def test_figures_of_other_rows_are_drawn_as_well(workdir, tmp_path, capsys):
-    """Of some that the surfaces do not favour, and of AT alone."""
+    """Of some rows that the surfaces leave out, and of AT alone."""
     figures = f"--figures={tmp_path / 'f'}"
     assert called(workdir, "--rows=sam-0.2", figures) == 0
     text = (tmp_path / "f/surfaces.svg").read_text()

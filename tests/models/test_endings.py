@@ -208,7 +208,7 @@ def test_the_logits_of_saturated_examples_are_finite():
 
 @keras.saving.register_keras_serializable("tests")
 class OwnDense(layers.Dense):
-    """A layer whose activation is not the last of its operations."""
+    """A layer with an activation before the last of its operations."""
 
     def call(self, inputs):
         return 2 * super().call(inputs)
@@ -448,7 +448,7 @@ STEPS = {
 
 
 def nested(shape, steps):
-    """Puts layers after a dense layer, those before "nested" in a model."""
+    """Puts layers after a dense layer, and those before "nested" in a model."""
     network = [keras.Input(shape), layers.Dense(3, bias_initializer="normal")]
     for step in steps:
         if step == "nested":

@@ -18,7 +18,7 @@ def images(shape, count=2):
 
 
 def fitted(shape, wanted, pixels=PLAIN):
-    """What a model of an input shape receives for images of a shape."""
+    """Returns the input that a model receives for images of a shape."""
     found = fitting.fit(shape, wanted, pixels)
     x = tf.constant(images(shape))
     for step in found.steps:

@@ -1,4 +1,4 @@
-"""Files that are no models: each is refused in a line that says what it is."""
+"""Files that are no models are refused in a line that names their kind."""
 
 import json
 import pathlib
@@ -63,7 +63,7 @@ FILES = {
 
 
 def refused(path, match):
-    """The refusal of a path is one line that says what it is."""
+    """A path is refused in one line, which names its kind."""
     with pytest.raises(ValueError, match=match) as error:
         reading.read(path)
     message = str(error.value)

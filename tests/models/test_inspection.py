@@ -1,4 +1,4 @@
-"""What `tfsam.models.inspect` finds out about models."""
+"""Facts about models that `tfsam.models.inspect` finds out."""
 
 import json
 

@@ -84,7 +84,7 @@ def loading_of(path, pixels="0..1", shape=None, output=None):
 
 
 def test_cache_keys(saved):
-    """Plain files have those of 0.1.0; any other difference is a difference."""
+    """Plain files have the keys of 0.1.0; other options change the key."""
     plain = saved(small())
     assert loading_of(plain) == from_file(plain, "keras")
     assert load_logits(plain).identity == from_file(plain, "keras")

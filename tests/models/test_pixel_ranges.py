@@ -1,4 +1,4 @@
-"""Ranges of pixels: by name, and as the layers of a model tell."""
+"""Ranges of pixels: by name, and by the layers of a model."""
 
 import keras
 import numpy as np

@@ -43,7 +43,7 @@ def nested():
     """A functional model of a Sequential and of another functional model."""
     inner = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, padding="same", name="one")(inner)
-    # Of the same shape: only the names tell them apart.
+    # Of the same shape: they differ in their names only.
     y = layers.Conv2D(4, 3, padding="same", name="two")(inner)
     x = layers.BatchNormalization()(layers.Subtract()([y, x]))
     backbone = keras.Model(inner, x, name="backbone")
@@ -63,7 +63,7 @@ def pixels():
 
 
 def assert_same(stored, model):
-    """The model that was read returns what the other returns."""
+    """The model that was read returns the outputs of the other."""
     x = pixels()
     np.testing.assert_allclose(
         stored.model(x, training=False), model(x, training=False), atol=1e-6

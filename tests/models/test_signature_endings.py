@@ -58,7 +58,7 @@ class Module(tf.Module):
 
 
 def loaded(*, shape=(None, *SHAPE), dtype=tf.float32, **signatures):
-    """Stands in for a loaded SavedModel, without a file."""
+    """Takes the place of a loaded SavedModel, without a file."""
     module = Module()
     spec = tf.TensorSpec(shape, dtype, "pixels")
 
@@ -340,7 +340,7 @@ def doubled_gradient(z):
     ids=["loop and condition", "lost gradient", "stored gradient"],
 )
 def test_gradients_flow_through(values, tmp_path):
-    """Gradients are those of the function, also where they were not stored."""
+    """Gradients of a loaded function are right, also if they are not stored."""
     model = saved(
         tmp_path,
         serving_default=lambda m, x: {"y": tf.nn.softmax(values(m, x))},

@@ -25,7 +25,7 @@ def trained():
 def of_range(model, name):
     """A model as if it had been trained on another range of pixels.
 
-    No layer tells, only the accuracy.
+    The layers do not show it, only the accuracy.
     """
     pixels = pixel_ranges.parse(name)
     inputs = keras.Input((8, 8, 1))
@@ -34,7 +34,7 @@ def of_range(model, name):
 
 
 def of_order(model, order):
-    """A model whose outputs are in another order."""
+    """A model with its outputs in another order."""
     inputs = keras.Input((8, 8, 1))
     return keras.Model(inputs, keras.ops.take(model(inputs), order, axis=1))
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="tfsam_coin")
 class Coin:
-    """Moves all weights by rho, up or down as a coin falls.
+    """Moves all weights by rho, up or down at random.
 
     Args:
         rho: how far the weights move.

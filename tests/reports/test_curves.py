@@ -62,7 +62,7 @@ def test_attacks_of_one_name_are_drawn(tmp_path):
 
 
 def test_the_examples_name_their_labels_and_the_fooled_ones(tmp_path):
-    """Read off the figure before it is written."""
+    """Returns the curves of the figure before it is written."""
     drawn = []
     clean = np.full((2, 8, 8, 1), 0.5)
     attacked = clean + 0.1 * np.array([1.0, 0.5])[:, None, None, None]

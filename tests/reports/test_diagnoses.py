@@ -37,7 +37,7 @@ def test_an_attack_s_sign_is_one_finding_at_all_its_epsilons():
     assert (found.attack, found.norm) == ("pgd", "linf")
     assert found.indicator == "incomplete optimisation"
     assert found.where == "0.1 (2), 0.2 (6)"
-    # The words are those of the epsilon at which it is clearest.
+    # The text is that of the epsilon at which it is clearest.
     assert found.message == "It rises!"
     assert diagnoses.without_findings(ROWS) == ["fmn"]
     assert diagnoses.not_recorded(ROWS) == ["art"]

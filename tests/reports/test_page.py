@@ -1,4 +1,4 @@
-"""The page of many runs: what it holds, what it refuses, how it behaves."""
+"""The page of many runs: contents, errors and behaviour."""
 
 import base64
 import hashlib
@@ -42,7 +42,7 @@ def evaluation(network, rows, **others):
 
 
 def leave_three(folder):
-    """A run with everything, one with the least, one named to do harm."""
+    """A run with all files, one with the fewest, one with a hostile name."""
     full = leave(
         folder / "full",
         results_of(
@@ -132,7 +132,7 @@ def content(reader):
     return json.loads(script["text"])
 
 
-# What is read.
+# Input.
 
 
 def test_results_can_be_read_back(folder, content):
@@ -195,7 +195,7 @@ def test_a_folder_given_twice_is_one_run(folder):
 
 
 def test_an_evaluation_of_a_run_s_network_is_part_of_the_run(tmp_path):
-    """Nested or named by --evaluate; a shard, or what was measured, is not."""
+    """Nested or named by --evaluate, but no shards and no records."""
     rows = [robust("pgd", "linf", 0.1, 5)]
     run = leave(tmp_path / "b", results_of("st", accuracy(9), rows))
     network = run / "model.keras"
@@ -204,7 +204,7 @@ def test_an_evaluation_of_a_run_s_network_is_part_of_the_run(tmp_path):
     leave(run / "moved", evaluation("/nowhere", [robust("pgd", "l2", 1, 5)]))
     leave(tmp_path / "c", evaluation(network, rows))
     leave(tmp_path / "d", evaluation(network, other))
-    # Within another run's folder: the network says whose it is.
+    # Within another run's folder: the network identifies the run.
     elsewhere = leave(tmp_path / "e", results_of("sam", accuracy(9), rows))
     leave(elsewhere / "in", evaluation(network, [robust("z", "l2", 1, 5)]))
     shard = evaluation(network, [robust("y", "l2", 1, 5)])
@@ -242,7 +242,7 @@ def test_methods_are_named_with_what_tells_them_apart(tmp_path):
 
 
 def test_settings(tmp_path):
-    """Those that differ in columns, the others once, unused ones not at all."""
+    """Settings that differ in columns, the others once, unused ones never."""
     for name, config, numpy in (
         ("a", {"rho": 0.1, "augment": True, "l2_epsilons": []}, "1"),
         ("b", {"augment": False, "l2_epsilons": [8 / 255, 0.5]}, "2"),
@@ -259,7 +259,7 @@ def test_settings(tmp_path):
         ("l2_epsilons", ["\N{EN DASH}", "8/255, 0.5"]),
         ("numpy", ["1", "2"]),
     ]
-    # Sorted by numbers, or as texts, what is not there last.
+    # Sorted by numbers, or as texts; missing values come last.
     assert [[cell.value for cell in c.cells] for c in columns] == [
         *([0.1, None], ["True", "False"], [None, "8/255, 0.5"]),
         ["1", "2"],
@@ -403,7 +403,7 @@ def test_examples(folder):
 
 
 def test_a_run_leaves_its_examples(tmp_path):
-    """What `draw` writes beside examples.png holds the same, and is read."""
+    """The file that `draw` writes beside examples.png has the same data."""
     images = data.load("digits", limit_train=50, limit_test=20)
     pixels = tf.reshape(images.x_train[:, :, :, 0], (50, 64))
     pixels = tf.cast(pixels, "float32")
@@ -413,7 +413,7 @@ def test_a_run_leaves_its_examples(tmp_path):
     means = tf.stack(columns, 1) / tf.reduce_max(pixels)
 
     def model(x):
-        """Which class's mean is nearest."""
+        """Predicts the class with the nearest mean."""
         x = tf.reshape(tf.cast(x, "float32"), (-1, 64))
         return 2 * x @ means - tf.reduce_sum(means**2, 0)
 
@@ -572,7 +572,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, address):
-    """Opens the page; at the end nothing may have been said or asked for."""
+    """Opens the page; it must log nothing and load nothing."""
     heard, tabs = [], []
 
     def open_(width=1280, scheme="light"):
@@ -645,7 +645,7 @@ def test_the_table_sorts(opened):
     ):
         head.locator("button").press("Enter")
         assert head.get_attribute("aria-sort") == direction
-        # What has no number comes last in both.
+        # Rows without a number come last in both.
         assert texts(tab, column) == [*(f"{x:.1f}" for x in expected), "failed"]
     tab.locator("#runs th", has_text="run").first.locator("button").click()
     assert head.get_attribute("aria-sort") == "none"

@@ -167,7 +167,7 @@ def test_the_page_has_the_worst_case_by_norm_and_epsilon(tmp_path):
 
 
 def test_of_a_run_and_its_evaluations_the_lowest_worst_case_counts(tmp_path):
-    """The other is an upper bound of it."""
+    """The other accuracy is an upper bound."""
     run = leave(tmp_path / "run", two_norms())
     config = {"evaluate": str(run / "model.keras"), "method": None}
     rows = [robust("autoattack", "linf", 0.1, 0), robust("fab_t", "l2", 0.5, 8)]
@@ -188,7 +188,7 @@ def test_of_a_run_and_its_evaluations_the_lowest_worst_case_counts(tmp_path):
 
 
 def test_attacks_of_one_name_are_told_apart(tmp_path):
-    """By their options, or by the surrogate."""
+    """Rows differ in their options, or in the surrogate."""
     rows = [
         robust("pgd", "linf", 0.1, 8, options={"steps": 1}),
         robust("pgd", "linf", 0.1, 6, options={"steps": 9}),

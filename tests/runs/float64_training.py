@@ -2,9 +2,9 @@
 
   python tests/float64_training.py FOLDER
 
-is what each of several workers runs: it trains by all methods and leaves its
-weights in FOLDER/INDEX.npz. In float64 and without BatchNorm nothing is left by
-which a batch on one device and its parts on several could differ.
+is the command of each of several workers: it trains by all methods, and writes
+FOLDER/INDEX.npz, its weights. In float64 and without BatchNorm there is no
+difference between a batch on one device and its parts on several.
 """
 
 import pathlib
@@ -70,7 +70,7 @@ def trained(
     validate=False,
     **perturbations,
 ):
-    """The weights after some steps; if asked, predictions and a loss."""
+    """The weights after some steps; optionally predictions and a loss."""
     with strategy.scope():
         if "perturb_weights" in perturbations:
             perturbations["sharpness"] = sharpness

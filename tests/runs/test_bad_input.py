@@ -167,7 +167,7 @@ def of_no_method(path):
 
 
 def with_config(path, change):
-    """A .keras file whose config.json is changed."""
+    """A .keras file with a changed config.json."""
     path = path.with_suffix(".keras")
     small_model().save(path)
     with zipfile.ZipFile(path) as archive:

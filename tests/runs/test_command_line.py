@@ -122,7 +122,7 @@ with import_noise.silenced():
 
 @pytest.mark.parametrize("end", ["abort()", "getpid()"])
 def test_no_error_is_lost_with_the_banner(forms, without_tensorflow, end):
-    """Even one that is followed by a crash."""
+    """Even if a crash follows."""
     environment = without_tensorflow.copy()
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
     script = forms["script"][1]
@@ -151,7 +151,7 @@ def test_help_is_grouped_and_shows_the_preset_s_values():
     assert {"0.05,0.1", "0.1", "preact_resnet8"} <= {*defaults()}
     cifar = {"1/255,2/255", "16/255,32/255", "preact_resnet18"}
     assert cifar <= {*defaults("--preset=cifar10")}
-    # The digits' values of epsilon are not those of other data.
+    # The values of epsilon for digits do not apply to other data.
     other = {*defaults("--dataset=folder:x")}
     assert {"1/255,2/255", "preact_resnet8"} <= other
     assert "0.05,0.1" not in other

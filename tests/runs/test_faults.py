@@ -1,4 +1,4 @@
-"""What goes wrong from outside: signals, full disks, other runs, the clock."""
+"""Faults from outside: signals, full disks, other runs, the clock."""
 
 import ctypes
 import errno
@@ -74,7 +74,7 @@ def whole(tmp_path_factory):
 
 
 def at_step(monkeypatch, step, act):
-    """Calls `act(model)` at the end of a training step, before it is saved."""
+    """Calls `act(model)` at the end of a training step, before saving."""
     watch = monitoring.StopAtNaN.on_train_batch_end
 
     def on_train_batch_end(self, batch, logs=None):
@@ -175,9 +175,9 @@ def test_each_method_goes_on_from_any_step(tmp_path, method, step):
 @cpu_only
 @pytest.mark.slow
 def test_two_devices_go_on_amid_an_epoch(tmp_path):
-    """The metrics of both are put back as one, to rounding.
+    """The metrics of both workers are restored as one, to rounding.
 
-    BatchNorm's statistics, which differ, are put back as their mean.
+    BatchNorm's statistics, which differ, are restored as their mean.
     """
     _, history = trained(tmp_path / "whole", "--devices=cpu:2")
     with pytest.MonkeyPatch.context() as patch:
@@ -192,7 +192,7 @@ def test_two_devices_go_on_amid_an_epoch(tmp_path):
 
 @cpu_only
 def test_checkpoints_every_few_steps(whole, tmp_path):
-    """Killed, it loses three steps at most; a broken one is not used."""
+    """A killed run loses three steps at most; damaged states are skipped."""
     parts = tmp_path / "parts"
     arguments = (*RUN, "--checkpoint_steps=4")
     with pytest.MonkeyPatch.context() as patch:
@@ -201,7 +201,7 @@ def test_checkpoints_every_few_steps(whole, tmp_path):
             main(*arguments, f"--workdir={parts}")
     assert positions(parts) == [(2, 0), (1, 2)]
     truncate(parts / "checkpoints" / "epoch-0002.keras")
-    # How often it saves is free to change.
+    # The interval between checkpoints may change.
     code, output = main(*RUN, f"--workdir={parts}")
     assert code == 0
     assert "cannot read epoch-0002.keras" in output
@@ -326,7 +326,7 @@ def test_a_signal_waits_where_it_is_deferred():
 
 
 def test_a_handler_that_python_did_not_see_is_replaced():
-    """As TensorFlow's, when several workers meet."""
+    """Behaves as TensorFlow's when workers register."""
     before = signal.getsignal(signal.SIGTERM)
     ignored = ctypes.c_void_p(1)
     with signals.handled():
@@ -392,7 +392,7 @@ def test_a_second_signal_or_the_grace_s_end_is_the_end(grace, signums):
 
 
 def test_sigterm_in_the_evaluation_leaves_at_once(tmp_path, monkeypatch):
-    """What is measured stays; the rest is measured when it goes on."""
+    """Finished verdicts are kept; a resumed run measures the rest."""
     arguments = (*RUN, "--epochs=1", "--attacks=pgd,fgsm")
     arguments = (*arguments, f"--workdir={tmp_path}")
     with monkeypatch.context() as patch:
@@ -418,7 +418,7 @@ def test_sigterm_in_the_evaluation_leaves_at_once(tmp_path, monkeypatch):
 
 
 def test_what_another_host_writes_is_no_leftover(tmp_path, monkeypatch):
-    """Its process has a number that may be free here, or the same."""
+    """The process of another host has a number that may be free here."""
     monkeypatch.setattr("os.getpid", lambda: 4194305)  # Of no process.
     monkeypatch.setattr("socket.gethostname", lambda: "node-1.net")
     with files.replacing(tmp_path / "a-b.npz") as temporary:
@@ -523,7 +523,7 @@ def test_a_full_disk_is_known_by_the_system_s_words(tmp_path, error, full):
 
 @pytest.fixture
 def limit():
-    """A function that says how large a file of this process may grow."""
+    """A function that limits the size of this process's files."""
     kind = resource.RLIMIT_FSIZE
     before, hard = resource.getrlimit(kind)
     yield lambda size=before: resource.setrlimit(kind, (size, hard))
@@ -614,7 +614,7 @@ def test_nan_at_a_random_step(tmp_path, method):
 
 @cpu_only
 def test_a_clock_that_jumps_changes_nothing(whole, tmp_path, monkeypatch):
-    """Durations are those of a clock that does not, and nothing else asks."""
+    """Durations come from a monotonic clock; nothing else reads a clock."""
     arguments, parts = RUN, tmp_path / "parts"
     rng, clock = random.Random(0), time.time
     monkeypatch.setattr(time, "time", lambda: clock() + rng.uniform(-1e8, 1e8))
@@ -629,10 +629,10 @@ def test_a_clock_that_jumps_changes_nothing(whole, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_nothing_is_traced_after_the_first_epoch(tmp_path):
-    """Python runs a layer when a function is traced, and then no more."""
+    """Python runs a layer only while a function is traced."""
     calls, counts, call = [], [], keras.layers.Dense.call
 
-    @functools.wraps(call)  # Keras looks at the arguments' names.
+    @functools.wraps(call)  # Keras reads the arguments' names.
     def counted(self, *arguments, **options):
         calls.append(self.name)
         return call(self, *arguments, **options)

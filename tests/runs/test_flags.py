@@ -130,7 +130,7 @@ OF = {
 }
 
 
-# These change what other settings there are.
+# These change the set of other settings.
 PARTS = (
     *("method", "evaluate", "perturb_inputs", "perturb_weights", "average"),
     *("objective", "optimizer"),

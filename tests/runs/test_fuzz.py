@@ -2,8 +2,8 @@
 
 Hypothesis breaks command lines, flags, results files, .npz files, folders of
 images and model files. A broken byte may do no harm: such input is let through,
-to a run that is not started here, and does not count. A sample of what was
-refused is then given to the command itself, each in a process of its own.
+to a run that is not started here, and does not count. A sample of rejected
+input is then given to the command itself, each in a process of its own.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ SETTINGS = hypothesis.settings(
 
 @pytest.fixture(scope="module", autouse=True)
 def no_runs():
-    """Input that is good after all would be trained on: it is not."""
+    """Valid input would start a training: this prevents it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "run", lambda *_: None)
         patch.setattr(stages.reports, "table", lambda _: "let through")
@@ -80,7 +80,7 @@ def errors(text):
 
 
 def assert_refused_or_let_through(folder, arguments, workdir, surely):
-    """Calls the command line, and keeps what was refused."""
+    """Calls the command line, and keeps rejected input."""
     command = [*arguments, f"--workdir={workdir}"]
     before = contents(folder)
     out, err = io.StringIO(), io.StringIO()
@@ -133,7 +133,7 @@ CHOICES = (
 VALUES = ("auto", "true", "false", "last", "clean", "robust", "global", "cpu")
 
 broken_flags = st.one_of(
-    # Whole numbers that are none, or out of range.
+    # Whole numbers that are malformed or out of range.
     *(
         WORDS.filter(is_not(int)).map(f"--{flag}={{}}".format)
         for flag in INTEGERS
@@ -161,12 +161,12 @@ broken_flags = st.one_of(
         .map(f"--{flag}=zz{{}}".format)
         for flag in CHOICES
     ),
-    # Homes of nobody.
+    # Home folders of unknown users.
     *(
         st.text("abcdefghij", min_size=1).map(f"--{flag}~zz{{}}/x".format)
         for flag in ("cache_dir=", "dataset=npz:", "dataset=folder:")
     ),
-    # Flags that there are not, and words that are none.
+    # Unknown flags, and words that are no flags.
     st.text("abcdefghij_", min_size=3).map("--zz{}".format),
     st.text("abcdefghij", min_size=1),
     st.sampled_from(["--shard=3/3", "--merge=", "--evaluate=", "--shard=0/2"]),
@@ -191,7 +191,7 @@ def test_command_lines(folder, broken, good):
 
 
 def broken_bytes(whole):
-    """Cut short, overwritten, or something else altogether."""
+    """Truncates, overwrites or replaces a file."""
     size = len(whole)
     cut = st.integers(0, size - 1).map(lambda n: whole[:n])
     overwritten = st.tuples(
@@ -244,7 +244,7 @@ def test_npz_files(folder, data):
 
 @contextlib.contextmanager
 def fresh(folder):
-    """A workdir that is not there, before nor after."""
+    """A workdir that exists neither before nor after."""
     workdir = folder / "work"
     yield workdir
     if workdir.exists():  # It was let through.
@@ -311,7 +311,7 @@ def with_zip_header(whole):
 
 
 def with_config(whole, change):
-    """A .keras file whose config.json is changed."""
+    """A .keras file with a changed config.json."""
     target = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(whole)) as old,
@@ -429,7 +429,7 @@ RECORD = {
 
 
 def broken_json(content):
-    """An object with a key of another value, or none; or broken bytes."""
+    """An object with a changed or missing key, or damaged bytes."""
     keys = st.sampled_from(list(content))
     changed = st.tuples(keys, OBJECTS).filter(
         lambda p: type(p[1]) is not type(content[p[0]])
@@ -449,7 +449,7 @@ def broken_json(content):
 @SETTINGS
 @hypothesis.given(st.data())
 def test_results_files(folder, data):
-    """Those of a workdir's own run, which finished."""
+    """Files of a workdir with a finished run."""
     workdir = folder / "results"
     workdir.mkdir(exist_ok=True)
     config = settings_of().config()
@@ -490,7 +490,7 @@ def test_there_were_five_hundred():
 
 
 def restore(folder, files):
-    """Makes a folder's contents what they were."""
+    """Restores the contents of a folder."""
     shutil.rmtree(folder)
     folder.mkdir()
     for path, data in files.items():

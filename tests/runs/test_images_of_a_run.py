@@ -1,4 +1,4 @@
-"""A run on images as people have them, by the command line."""
+"""A run on images of all kinds, by the command line."""
 
 import json
 

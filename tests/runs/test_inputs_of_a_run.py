@@ -73,7 +73,7 @@ def change(folder):
 
 
 def touch(folder):
-    """Of the same size and another time: nobody has compared the pixels."""
+    """Of the same size and another time: the pixels are not compared."""
     os.utime(folder / "test/dog/0.png", (1, 1))
 
 
@@ -120,7 +120,7 @@ def test_arrays_that_changed_are_another_run(arrays, tmp_path):
 
 
 def test_a_saved_model_with_other_weights_is_another_run(arrays, tmp_path):
-    """Its graph, which is a file of its own, is the same."""
+    """The graph, a file of its own, is the same."""
     model = tmp_path / "saved"
     network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
     network.export(model, verbose=False)
@@ -140,7 +140,7 @@ def test_a_run_of_0_1_0_knows_no_more_than_it_kept(images, arrays, tmp_path):
         older = settings.config() | workdirs._files(settings)
         files.write_json(folder / "config.json", older)
         assert workdirs.finished(settings) == RESULTS
-        # Going on with it, the run keeps what it works on.
+        # A continued run records its inputs.
         (folder / "results.json").unlink()
         assert workdirs.finished(settings) is None
         workdirs.claim(settings)

@@ -1,4 +1,4 @@
-"""The network of a run, which its verdicts are of."""
+"""The network of a run: its verdicts belong to this network."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""Models as others have them, attacked and looked at by the command."""
+"""Models of other origin, attacked and inspected by the command."""
 
 import re
 import shlex

@@ -98,7 +98,7 @@ def trained(*arguments, workdir):
 
 
 def weights(path, prefix):
-    """The weights of a saved network whose layers begin with a prefix."""
+    """The weights of a saved network's layers with a prefix."""
     network = keras.saving.load_model(path, compile=False)
     found = {
         v.path.split("/")[-2] + "/" + v.name: np.asarray(v)
@@ -125,7 +125,7 @@ def test_a_function_is_trained_with_a_frozen_base_and_resumed(
     config = read_json(tmp_path / "whole" / "config.json")
     assert config["network"] == f"{module}:cnn:width=3"
     assert config["freeze"] == "^base"
-    # What is frozen is as it was made.
+    # Frozen layers keep their initial weights.
     begun = trainable.build(
         f"{module}:cnn:width=3", 10, (8, 8, 1), freeze="^base"
     )

@@ -81,7 +81,7 @@ def fails(rho=0.1):
 
 
 def test_no_part_of_another_package_ends_the_table(monkeypatch):
-    """Whether it is an object, takes a name of tfsam's, or fails itself."""
+    """An object, a name that tfsam has, or a module that raises."""
     points = [
         importlib.metadata.EntryPoint(name, value, registries.WEIGHTS.group)
         for name, value in (

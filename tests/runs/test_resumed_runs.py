@@ -34,7 +34,7 @@ def weights_of(path):
 def test_state_averages_and_the_best_network_are_resumed(
     tmp_path, monkeypatch, tiny_network, method
 ):
-    """Interrupted after each epoch, the last one too, it ends the same."""
+    """A run interrupted after each epoch, the last too, ends the same."""
     arguments = (
         *(*SMALL, f"--method={method}", "--average=ema", "--epochs=3"),
         *("--select=clean", "--validation_images=20"),
@@ -151,7 +151,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def resume(workdir):
-    """Starts the run again; returns what it printed."""
+    """Starts the run again; returns its output."""
     code, output = main(*LONG, f"--workdir={workdir}")
     assert code == 0
     return output
@@ -293,7 +293,7 @@ def test_killed_between_two_attacks(uninterrupted, tmp_path):
     (chunk,) = record.glob("00-pgd/*/000000.npz")
     with np.load(chunk) as arrays:
         measured = dict(arrays)
-    measured["seconds"] = np.array(12345.0)  # To know it by.
+    measured["seconds"] = np.array(12345.0)  # Identifies the chunk.
     np.savez(chunk, **measured)
     output = resume(workdir)
     assert "epoch 4/4" not in output

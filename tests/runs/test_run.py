@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what it exports."""
+"""The files that a run writes and exports."""
 
 import os
 import sys
@@ -39,7 +39,7 @@ FINISHED = (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run: (its folder, what it printed)."""
+    """A finished run: (its folder, its output)."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(
@@ -334,7 +334,7 @@ def test_evaluate_a_model_file_and_an_exported_model(
 
 
 def test_exports_do_not_tell_how_they_came_about(finished):
-    """No path, flag or name of who trained: a file to hand on."""
+    """No path, flag or user's name: the file can be published."""
     workdir, _ = finished
     secrets = [str(workdir), str(workdir.parent), os.getcwd(), sys.prefix]
     secrets += ["/home/", "--method", "digits", "tfsam", "workdir"]
@@ -347,7 +347,7 @@ def test_exports_do_not_tell_how_they_came_about(finished):
     for name, text in content.items():
         for secret in secrets:
             assert secret.encode() not in text, (name, secret)
-    assert b"preact" in content["config.json"]  # What is in it is found.
+    assert b"preact" in content["config.json"]  # Other texts are found.
 
 
 def test_every_file_of_a_run_is_an_artifact(finished):

@@ -65,7 +65,7 @@ def test_shards_make_up_the_whole(model, tmp_path, capsys):
     assert results(shards[0])["config"]["shard"] == [0, 3]
     table = capsys.readouterr().out.rpartition("| attack |")[2]
     assert "| pgd (steps=2) | linf | 0.1 |" in table
-    # What does not fit together is refused.
+    # Incomplete and foreign shards are refused.
     for folders, message in (
         (shards[:2], "run the missing shard"),
         ([shards[0], tmp_path / "whole"], "finished runs with --shard"),
@@ -150,7 +150,7 @@ def test_bad_flags(arguments, message, capsys, tmp_path, monkeypatch):
 
 
 def test_l1_and_the_diagnosis_of_attacks(model, tmp_path):
-    """Both by their flags, to the rows of the results."""
+    """Passes both flags on to the rows of the results."""
     found = {}
     for name, flags in (("on", ()), ("off", ("--nodiagnose",))):
         folder = tmp_path / name

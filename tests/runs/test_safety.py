@@ -1,4 +1,4 @@
-"""What comes from elsewhere runs no code and writes nothing unasked."""
+"""Input from elsewhere runs no code and writes no files."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_members_of_a_model_file_stay_where_they_belong(tmp_path):
     before = everything(tmp_path)
     try:
         tfsam.evaluate(path, (X, Y), ["fgsm"], epsilons=[0.1])
-    except ValueError as error:  # Refused is as good as left alone.
+    except ValueError as error:  # An error is as good as no effect.
         assert "model.keras" in str(error)
     assert everything(tmp_path) == before
 
@@ -99,7 +99,7 @@ def test_default_workdirs_are_below_runs():
 
 
 def test_a_record_s_header_names_no_other_folder(tmp_path):
-    """Whoever wrote it, only what is in the folder is looked at."""
+    """Only files inside the folder are read."""
     workdir = tmp_path / "record"
     tfsam.evaluate(network(), (X, Y), ["fgsm"], epsilons=[0.1], workdir=workdir)
     shutil.move(workdir / "00-fgsm", tmp_path / "outside")

@@ -15,7 +15,7 @@ from tfsam.support import signals
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """This process as one of two workers; a dict says what the other adds."""
+    """This process as one of two workers; a dict has the other's numbers."""
     other = {"asked": [False, False], "agreed": False}
 
     def anywhere(strategy, facts):

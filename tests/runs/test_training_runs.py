@@ -23,7 +23,7 @@ from tfsam.training import monitoring
 def test_the_best_network_by_its_robust_accuracy_is_kept(
     tmp_path, tiny_network
 ):
-    """Held-out images choose; an average is what is chosen among."""
+    """Held-out images choose the best among the averages of the epochs."""
     code, _ = main(
         *(*SMALL, "--method=at", "--epsilon=0.05", "--steps=1"),
         *("--select=robust", "--average=ema", "--epochs=3"),
@@ -60,7 +60,7 @@ def test_validation_without_selection_is_measured_now_and_then(
 
 
 def test_a_collapse_is_watched_for_on_images_of_all_classes():
-    """Those of a folder come class by class."""
+    """Images of a folder come class by class."""
     x, y = np.zeros((90, 8, 8, 1), np.float32), np.repeat([0, 1, 2], 30)
     images = data.Images("folder:x", x, y, x, y, ("a", "b", "c"))
     arguments = ["--method=fgsm_at", "--batch_size=20"]
@@ -73,7 +73,7 @@ def test_a_collapse_is_watched_for_on_images_of_all_classes():
 def test_a_collapse_stops_training_for_good(
     tmp_path, monkeypatch, tiny_network
 ):
-    """What falls by more than nothing at all is a collapse here."""
+    """Here any decrease is a collapse."""
     falling = iter([0.9, 0.5, 0.8, 0.1])
     monkeypatch.setattr(
         "tfsam.training.collapse.StopAtCollapse._robust_accuracy",

@@ -1,4 +1,4 @@
-"""Several processes that train together: one batch, one writer, no litter."""
+"""Several processes that train together: one batch, one writer."""
 
 import json
 import pathlib
@@ -80,7 +80,7 @@ def test_two_devices_train_as_one(name, one_device):
 
 @pytest.mark.slow
 def test_the_methods_differ(one_device):
-    """Or the equalities would say nothing."""
+    """Otherwise the equalities would prove nothing."""
     names = ["sam", "looksam", "at", "awp"]
     kernels = [one_device(name)[0] for name in names]
     for index, one in enumerate(kernels):
@@ -90,7 +90,7 @@ def test_the_methods_differ(one_device):
 
 @pytest.mark.slow
 def test_two_workers_train_as_one_device(tmp_path, one_device):
-    """And as two devices where the sharpness is each replica's own."""
+    """With a sharpness per replica, workers equal two devices."""
     script = HERE / "float64_training.py"
     command = [sys.executable, str(script), str(tmp_path)]
     started = workers.start([command, command], ENVIRONMENT)
@@ -108,7 +108,7 @@ def test_two_workers_train_as_one_device(tmp_path, one_device):
         assert_same(found, expected)
 
 
-# What TF_CONFIG says.
+# Contents of TF_CONFIG.
 
 
 def tf_config(jobs, kind, index):
@@ -230,7 +230,7 @@ def test_tpus_and_parameter_servers_are_refused(monkeypatch, name):
         devices.check_strategy(strategy)
 
 
-# What a run says and does.
+# Output and effects of a run.
 
 
 def test_a_lost_worker_is_said_in_one_way(monkeypatch):
@@ -377,7 +377,7 @@ def test_every_method_trains_an_epoch_on_two_devices(
     assert all(np.isfinite(w).all() for w in network.get_weights())
 
 
-# All that has a callback which writes, or decides.
+# Every callback that writes or decides.
 SMALL = (
     *("--method=fgsm_at", "--perturb_weights=sam", "--sharpness=global"),
     *("--collapse_drop=0.99", "--average=ema", "--select=robust"),
@@ -393,7 +393,7 @@ def command(workdir, *flags):
 
 
 def files_of(folder):
-    """The files of a run, whatever number an epoch has."""
+    """The files of a run, with the numbers of epochs left out."""
     return {
         re.sub(r"-\d{4}", "", str(path.relative_to(folder)))
         for path in folder.rglob("*")
@@ -404,7 +404,7 @@ def files_of(folder):
 
 @pytest.mark.slow
 def test_a_run_of_two_workers_outlives_one(tmp_path):
-    """Killed, it fails in bounded time; resumed, it ends; one has written."""
+    """A killed worker ends all in bounded time; the run can be resumed."""
     workdir = tmp_path / "run"
     both = [command(workdir, "--epochs=12")] * 2
     started = workers.start(both, ENVIRONMENT)
@@ -425,7 +425,7 @@ def test_a_run_of_two_workers_outlives_one(tmp_path):
     assert results["train"]["epochs"] == 12
     assert results["natural"]["accuracy"] > 0.5
     assert "resuming after epoch" in (workdir / "log.txt").read_text()
-    # What a process of its own leaves, and nothing else.
+    # The files of a single process, and no others.
     alone = tmp_path / "alone"
     assert run.main([*SMALL, "--epochs=2", f"--workdir={alone}"]) == 0
     assert files_of(workdir) == files_of(alone)
@@ -515,7 +515,7 @@ def test_two_processes_find_the_verdicts_of_one(tmp_path):
 
 
 def chunks(folder):
-    """What an evaluation keeps of each chunk of examples."""
+    """The entries that an evaluation keeps of each chunk of examples."""
     return {
         path.relative_to(folder): dict(np.load(path))
         for path in folder.rglob("[0-9]*.npz")

@@ -67,7 +67,7 @@ def test_generators_are_restored_after_an_error():
 
 
 class Holder:
-    """An object whose method draws from an attribute."""
+    """An object with a method that draws from an attribute."""
 
     def __init__(self, generator):
         self.parts = {"of": [generator]}

@@ -1,4 +1,4 @@
-"""What else may lie in an average's folder."""
+"""Other files in an average's folder."""
 
 import keras
 import numpy as np

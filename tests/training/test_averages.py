@@ -1,4 +1,4 @@
-"""Averages of the weights: closed forms, who sees them when, and resuming."""
+"""Averages of the weights: closed forms, visibility, and resuming."""
 
 import contextlib
 import inspect
@@ -126,7 +126,7 @@ class Epochs(keras.callbacks.Callback):
         self.seen.append(values(self.network.variables))
 
     def trainable(self):
-        """Those of them that are averaged, epoch by epoch."""
+        """The averaged ones among them, epoch by epoch."""
         chosen = {id(v) for v in self.network.trainable_variables}
         return [
             [
@@ -174,7 +174,7 @@ def by_hand(model, batches):
 
 @pytest.mark.parametrize("batch", [8, 12, 10])
 def test_statistics_are_the_mean_over_examples_of_the_batches_own(batch):
-    """Whatever the momentum, and with a last batch that is smaller."""
+    """For any momentum, and with a smaller last batch."""
     model = network()
     batches = [X[i : i + batch] for i in range(0, 24, batch)]
     recalibrate(model, tf.data.Dataset.from_tensor_slices(X).batch(batch))
@@ -353,7 +353,7 @@ def test_weights_that_never_change_are_their_average():
 
 
 def test_half_precision_is_averaged_in_single():
-    """In float16 0.9995 is 1, and the average would stand still."""
+    """In float16 0.9995 is 1, and the average would never move."""
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(3, dtype="float16")]
     )
@@ -387,7 +387,7 @@ def test_swa_before_its_first_snapshot_leaves_the_network_alone():
     assert_equal(values(model.variables), after.seen[-1])
 
 
-# Who sees what.
+# The weights that each callback sees.
 
 
 def test_training_does_not_feel_the_average():
@@ -530,7 +530,7 @@ def test_a_missing_file_is_told(tmp_path):
         fit(model, EMA(folder=tmp_path), initial_epoch=1)
 
 
-# Devices, and what is refused.
+# Devices, and errors.
 
 
 def replicas_of(model):
@@ -567,7 +567,7 @@ def on_two_devices(*callbacks, inside=False):
     "inside", [False, pytest.param(True, marks=pytest.mark.slow)]
 )
 def test_two_devices(inside):
-    """Their statistics differ, and each gets its own back."""
+    """The statistics of replicas differ; each gets its own back."""
     expected = Replicas()
     on_two_devices(expected, inside=inside)
     assert differ(expected.seen[-1][0::2], expected.seen[-1][1::2])
@@ -585,7 +585,7 @@ def test_two_devices(inside):
 
 
 def test_one_average_at_a_time():
-    """After a fit that failed the next one may have its own."""
+    """After a failed fit, the next one may have its own average."""
     model = compiled(network(batch_norm=False))
     with pytest.raises(ValueError, match="takes one average"):
         fit(model, EMA(), EMA())

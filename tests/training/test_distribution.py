@@ -1,4 +1,4 @@
-"""Two logical CPU devices: what replicas must share, and what they must not."""
+"""Two logical CPU devices: what is common to replicas, and what is not."""
 
 import functools
 
@@ -61,7 +61,7 @@ def trained(devices, *, batch_norm=False, jit_compile=False, steps=3, **kwargs):
 
 @functools.cache
 def on_one_device(**kwargs):
-    """Trains on one device, what several tests compare with."""
+    """Trains on one device; several tests compare with the result."""
     return trained(1, **kwargs)
 
 
@@ -133,7 +133,7 @@ def test_sharpness_per_replica_is_the_mean_over_shards():
 
 
 def test_noise_is_keyed_by_the_position_in_the_global_batch():
-    """So two devices draw what one would, and not the same thing twice."""
+    """Two devices draw the noise of one device, not the same noise twice."""
     attack = tfsam.PGD(0.5, norm="l2", steps=1)
     found = trained(2, perturb_inputs=attack, steps=2)
     assert_same(found, trained(1, perturb_inputs=attack, steps=2))
@@ -174,9 +174,9 @@ def test_at_sam_with_batch_norm_trains_on_two_devices(jit_compile):
 
 
 def test_predictions_with_xla_on_two_devices_are_one_device_s():
-    """XLA cannot have Keras's functions whole: a replica's variables are there.
+    """XLA cannot compile Keras's functions: variables belong to a replica.
 
-    So a run that validates on several GPUs, where XLA is on, would fail.
+    A run that validates on several GPUs, where XLA is on, would fail.
     """
     found = []
     for count in (1, 2):

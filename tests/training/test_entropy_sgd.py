@@ -1,4 +1,4 @@
-"""Entropy-SGD against its rule in NumPy, and what a Keras optimizer must do."""
+"""Entropy-SGD against its rule in NumPy, and as a Keras optimizer."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def descended(optimizer, steps, w=START, hessian=HESSIAN):
-    """What the variable holds after each step on w'Hw / 2."""
+    """Returns the variable after each step on w'Hw / 2."""
     variable = keras.Variable(w, dtype="float64")
     found = []
     for _ in range(steps):
@@ -143,7 +143,7 @@ def drawn(seed, steps=1, size=50_000):
 
 
 def test_noise():
-    """0.5 * sqrt(2 * 0.02) = 0.1 a step, in x' alone; mu is what it is of x'.
+    """0.5 * sqrt(2 * 0.02) = 0.1 a step, in x' alone; mu follows from x'.
 
     Of 50 000 draws the deviation is known to 0.3 %, a correlation to 0.0045.
     """
@@ -197,7 +197,7 @@ def furthest(found, expected):
 
 
 def test_saved_amid_a_walk(tmp_path):
-    """Four steps, a file, four steps: what eight steps would be."""
+    """Four steps, a file and four steps equal eight steps."""
     model = compiled(weight_decay=0.01)
     trained(model, 4)
     model.save(tmp_path / "model.keras")

@@ -18,7 +18,7 @@ PGD = tfsam.PGD(0.1, steps=1)
 
 
 class Softmaxed(keras.Model):
-    """A network whose layers do not tell that it returns probabilities."""
+    """A network that returns probabilities; its layers do not show it."""
 
     def __init__(self):
         super().__init__()
@@ -30,14 +30,14 @@ class Softmaxed(keras.Model):
 
 
 class Root(keras.layers.Layer):
-    """The square root, whose slope at 0 is infinite."""
+    """The square root, with an infinite slope at 0."""
 
     def call(self, x):
         return tf.sqrt(x)
 
 
 class Batches(keras.utils.PyDataset):
-    """Three batches of X, which counts its reads."""
+    """Three batches of X; counts its reads."""
 
     def __init__(self, x, y):
         super().__init__()
@@ -125,7 +125,7 @@ def test_a_loss_of_probabilities_is_found_by_one_pass():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_check_changes_neither_the_data_nor_the_result(kind, monkeypatch):
-    """Also a shuffled dataset is read once, by the trace that it had."""
+    """A shuffled dataset, too, is read once, by its first iterator."""
     results, seen = [], []
     for checks in (True, False):
         model = compiled(perturb_inputs=PGD)
@@ -180,7 +180,7 @@ def test_gradients_of_nan_are_warned_of_once():
 
 
 class Scaled(tfsam.attacks.Attack):
-    """An attack of another package, which need not keep to its budget."""
+    """An attack of another package, which may leave its budget."""
 
     def __init__(self, epsilon, norm="linf", bounds=(0.0, 1.0), factor=1.0):
         super().__init__(epsilon, norm, bounds)

@@ -1,4 +1,4 @@
-"""Frozen layers in training: nothing of theirs moves, nothing else changes."""
+"""Frozen layers in training: they do not change, and change nothing else."""
 
 import keras
 import numpy as np
@@ -129,7 +129,7 @@ def test_nothing_frozen_moves_on_two_devices():
     ],
 )
 def test_a_head_is_trained_as_on_the_features_of_its_base(method):
-    """So the radius of SAM is of the weights that are trained."""
+    """The radius of SAM counts trained weights only."""
     x, y = examples()
     whole, other = network(), network()
     freezing.freeze(whole, "^base")

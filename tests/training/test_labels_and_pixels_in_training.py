@@ -68,7 +68,7 @@ def test_ignored_examples_are_left_alone(labels):
     "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
 )
 def test_ignored_examples_change_nothing(jit_compile):
-    """Training is that on the others, each of the size of its batch."""
+    """Training equals that on the other examples, at the same batch sizes."""
     found = []
     for x in (X, np.where(SOME[:, None] < 0, 0.5, X)):
         model = compiled(IGNORE, jit_compile, perturb_inputs=PGD)
@@ -188,7 +188,7 @@ def test_pixels_beyond_the_bounds_are_refused_before_a_step(x, shown):
 
 
 def test_one_line_is_the_error_that_it_was_too():
-    """A program that caught TensorFlow's error still does."""
+    """Code that catches TensorFlow's error still catches it."""
     model = compiled(LOGITS, perturb_inputs=PGD)
     with pytest.raises(tf.errors.InvalidArgumentError, match="bounds"):
         model.train_on_batch(255 * X, Y)

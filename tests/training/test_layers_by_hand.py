@@ -1,4 +1,4 @@
-"""Layers of people's own: they train as in Keras's step, or are refused."""
+"""Custom layers train as in Keras's step, or are refused."""
 
 import keras
 import numpy as np
@@ -55,7 +55,7 @@ class Helper(Own):
 
 
 class Attribute(Own):
-    """Its weights are read in a function that it holds."""
+    """Its weights are read in a function that is its attribute."""
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -148,7 +148,7 @@ class Traced(Own):
 
 
 class Remat(Own):
-    """Runs itself again for the gradient, by a function made before."""
+    """Runs its forward pass again for the gradient, by an older function."""
 
     def __init__(self):
         super().__init__()
@@ -306,7 +306,7 @@ def test_the_perturbation_is_added_to_what_a_layer_assigned():
     net, rho = network(spectral), 0.3
     layer = net.layers[1]
     reference = network(spectral)
-    reference(X, training=True)  # Assigns what the first pass assigns.
+    reference(X, training=True)  # Assigns the values of the first pass.
 
     def gradients(weights):
         for variable, value in zip(

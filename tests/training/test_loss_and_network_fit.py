@@ -1,4 +1,4 @@
-"""A loss of logits on logits, of probabilities on probabilities, or a line."""
+"""Losses of logits fit logits, losses of probabilities probabilities."""
 
 import functools
 
@@ -28,7 +28,7 @@ class Own(L.SparseCategoricalCrossentropy):
 
 
 class Softmaxed(keras.Model):
-    """A subclass, whose layers do not tell what it returns."""
+    """A subclass: its layers do not show the kind of its outputs."""
 
     def __init__(self):
         super().__init__()
@@ -191,7 +191,7 @@ PARTS = [
 @pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("loss", [L.SparseCategoricalCrossentropy(), LOGITS])
 def test_a_softmax_is_refused_where_logits_are_needed(parts, loss):
-    """And the advice names both: to take it off, and from_logits=True."""
+    """The message names both remedies: no ending, or from_logits=True."""
     message = "take the softmax or sigmoid off .* from_logits=True, both"
     with pytest.raises(ValueError, match=message):
         step(network(keras.ops.softmax), loss, **parts)

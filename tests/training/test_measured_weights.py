@@ -1,4 +1,4 @@
-"""Which weights callbacks measure, keep and leave, in whatever order."""
+"""The weights that callbacks measure, keep and leave, in any order."""
 
 import csv
 import math
@@ -63,7 +63,7 @@ def predicted(network, x=X):
 
 
 def accuracies(network, y=Y):
-    """By hand, of the weights that a network has now."""
+    """Computes the accuracies of the current weights by hand."""
     x_adv = ATTACK(lambda x: network(x, training=False), X, y, 0)
     clean, robust = predicted(network) == y, predicted(network, x_adv) == y
     return clean.mean(), (clean & robust).mean()
@@ -172,7 +172,7 @@ def test_swa_is_measured_with_the_snapshot_of_its_epoch(first, validation):
     ],
 )
 def test_the_best_epoch_is_what_fit_ends_with_in_any_order(named, places):
-    """Of labels that the network begins with, the first epoch is the best."""
+    """With the labels of its first predictions, the first epoch is the best."""
     y, ends = predicted(small()), []
     for first, validation in places:
         network, _, found, average, _ = with_average(
@@ -242,7 +242,7 @@ def test_a_checkpoint_holds_the_weights_in_training(tmp_path, first):
 
 
 class Collapse(keras.callbacks.Callback):
-    """Wrecks the last epoch but one, as its training would."""
+    """Spoils the last epoch but one, as training might."""
 
     def on_train_batch_end(self, batch, logs=None):
         if self.epoch == 1 and batch == 2:
@@ -302,7 +302,7 @@ def test_the_optimizer_does_not_undo_what_a_collapse_puts_back(optimizer):
 
 
 def walking(*found, epochs=2, **kwargs):
-    """Walks of two steps in epochs of three: the first ends amid one."""
+    """Walks of two steps in epochs of three: some end mid-epoch."""
     optimizer = tfsam.EntropySGD(
         0.5, 0.0, inner_steps=2, noise=0.0, inner_learning_rate=2.0
     )
@@ -399,7 +399,7 @@ def test_csv_logger_has_the_columns_from_the_first_epoch_on(tmp_path):
 
 @pytest.mark.slow
 def test_keras_callbacks_that_monitor_see_the_measured_epochs(tmp_path):
-    """As the docstring of `RobustValidation` says to set them."""
+    """The settings that the docstring of `RobustValidation` recommends."""
     monitor = {"monitor": "val_robust_accuracy", "mode": "max"}
     saved = []
 

@@ -59,7 +59,7 @@ def without_dropout():
 
 
 class Wrapped(keras.Model):
-    """Keras trains this in training mode, and `Subclassed` by itself not."""
+    """Keras trains this network in training mode, but not `Subclassed`."""
 
     def __init__(self, network):
         super().__init__()
@@ -424,7 +424,7 @@ def test_soft_labels_reach_the_attack():
 
 
 def test_exclude_keeps_weights_out_of_the_perturbation():
-    """Excluded, a layer is trained at its own weights: the hand's e is 0."""
+    """An excluded layer is trained at its own weights: e is 0 there."""
 
     def run(**kwargs):
         keras.utils.set_random_seed(0)

@@ -1,4 +1,4 @@
-"""TRADES, MART and what their attacks need: identities and steps by hand."""
+"""TRADES, MART and their attacks: identities and steps by hand."""
 
 import itertools
 
@@ -25,7 +25,7 @@ OBJECTIVES = {
     "TRADES": (tfsam.TRADES(), TRADES_ATTACK),
     "MART": (tfsam.MART(), MART_ATTACK),
 }
-# What the two have in common is tested by the other one in the slow tests.
+# In the slow tests the other one tests their common parts, too.
 ONE_BY_DEFAULT = [slow("TRADES"), "MART"]
 SLOW_MODES = [slow("eager"), slow("xla")]
 
@@ -86,7 +86,7 @@ def trained(*args, **kwargs):
 
 
 def difference(one, other):
-    """Of all weights, BatchNorm's statistics among them."""
+    """Compares all weights, and BatchNorm's statistics."""
     return max(
         np.abs(a - b).max()
         for a, b in zip(
@@ -116,7 +116,7 @@ def alone():
 
 
 def regularised():
-    """A network with all that Keras adds to a loss."""
+    """A network with every term that Keras adds to a loss."""
     keras.utils.set_random_seed(0)
     return keras.Sequential(
         [
@@ -276,7 +276,7 @@ def forward(weights, x):
 
 
 def backward(weights, x, slope):
-    """Gradients of the four weights from those of the logits."""
+    """Returns the gradients of the four weights, given the logits'."""
     hidden, _ = forward(weights, x)
     inner = slope @ weights[2].T * (1 - hidden**2)
     return [x.T @ inner, inner.sum(0), hidden.T @ slope, slope.sum(0)]
@@ -394,7 +394,7 @@ def test_losses_of_layers_are_summed_once(name):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_confident_predictions_have_finite_gradients(name):
-    """Probabilities of 0 on either side, and on both."""
+    """Tests probabilities of 0 on either side, and on both."""
     objective, _ = OBJECTIVES[name]
     net = keras.Sequential(
         [keras.Input((3,)), keras.layers.Dense(3, use_bias=False)]
@@ -409,7 +409,7 @@ def test_confident_predictions_have_finite_gradients(name):
     assert np.isfinite(net.get_weights()[0]).all()
 
 
-# State and metrics are those of the pass whose predictions are returned.
+# State and metrics come from the pass that returns the predictions.
 
 
 @pytest.mark.parametrize(
@@ -524,7 +524,7 @@ def test_sharpness_aware_step_by_hand(name):
 
 
 def test_parts_of_the_batch_are_one_batch():
-    """m-sharpness without a radius; BatchNorm would tell the parts apart."""
+    """m-sharpness without a radius; BatchNorm would make the parts differ."""
     one, parts = (
         fitted(
             made(
@@ -652,7 +652,7 @@ def recording(seen):
     ],
 )
 def test_the_attack_sees_the_mode_that_was_asked_for(training, mode):
-    """Its batch's statistics, and dropout: the same mask at each look."""
+    """BatchNorm uses the batch, and dropout the same mask in each pass."""
     seen = []
     net = network(dropout=0.5)
     made(
@@ -691,7 +691,7 @@ def test_an_attack_in_training_mode_moves_no_variable(mode):
 
 @keras.saving.register_keras_serializable(package="test")
 def largest_change(model, batch):
-    """The largest change of x, as the loss: what the history then shows."""
+    """The largest change of x, as the loss, so that the history shows it."""
     y_pred = model(batch.x, training=True)
     change = tf.reduce_max(tf.abs(batch.x_adv - batch.x))
     return change + 0.0 * tf.reduce_sum(y_pred), y_pred

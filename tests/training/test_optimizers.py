@@ -39,7 +39,7 @@ def test_rule(momentum, decay, nesterov):
 
 
 def test_a_new_learning_rate_holds_at_once():
-    """Keras's own buffer would carry the old rate on."""
+    """Keras's own buffer would keep the old rate."""
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
         [1], [0.1, 0.01]
     )
@@ -77,7 +77,7 @@ def test_the_decay_can_be_read_and_is_applied_once(make):
 @OPTIMIZERS
 @pytest.mark.parametrize("scaled", [False, True])
 def test_what_is_excluded_does_not_decay(make, scaled):
-    """Under loss scaling, too; `weight_decay` is that of the inner one."""
+    """Under loss scaling, too; `weight_decay` is the inner optimizer's."""
     inner = make(learning_rate=0.1, momentum=0.0, weight_decay=0.3)
     inner.exclude_from_weight_decay(var_names=["bias"])
     optimizer = inner

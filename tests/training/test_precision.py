@@ -105,7 +105,7 @@ def test_pixels_logits_weights_and_attacks_stay_in_float32(precision):
 
 
 def confident(policy):
-    """A network that is so sure of its answers that float16 has no slope."""
+    """A network with logits so large that slopes vanish in float16."""
     hidden = keras.layers.Dense(6, activation="tanh", dtype=policy)
     head = keras.layers.Dense(3, dtype="float32")
     network = keras.Sequential([keras.Input((4,)), hidden, head])
@@ -126,7 +126,7 @@ def test_confident_examples_keep_their_gradients_in_halves():
         plain = half(pixels := tf.Variable(x))
         loss = cross_entropy(plain, tf.constant(y))
     vanished = ~np.any(tape.gradient(loss, pixels), axis=1)
-    assert vanished.mean() > 0.1  # So it was without the scale.
+    assert vanished.mean() > 0.1  # This happened without the scale.
     there = np.any(expected != 0, axis=1)
     assert there.all()
     one, other = (np.array(g, np.float64) for g in (expected, found))
@@ -159,7 +159,7 @@ def test_weights_of_halves_are_refused(dtype):
 
 @pytest.mark.parametrize("mask", ["fisher", slow("dynamic")])
 def test_an_overflow_leaves_the_state_alone(mask):
-    """A loss scale that is too large costs its steps, and then all is well."""
+    """A loss scale that is too large costs steps until it is small enough."""
     method = tfsam.SSAM(0.05, mask=mask, refresh_every=50)
     model = tfsam.RobustModel(
         confident("mixed_float16"), perturb_weights=method

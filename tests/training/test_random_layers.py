@@ -37,7 +37,7 @@ def test_an_attack_that_misses_augmentation_is_warned_of():
 
 
 def test_an_attack_in_training_mode_sees_the_draw_of_the_pass():
-    """So does an objective's second call: TRADES compares images, not draws."""
+    """An objective's second call draws alike: TRADES compares images."""
     seen = []
 
     def attack(logits_fn, x, y, seed):

@@ -1,4 +1,4 @@
-"""Statistics of BatchNorm layers in code that Keras does not see through."""
+"""Statistics of BatchNorm layers in code that Keras does not inspect."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ X = np.array([[0, 1], [2, 3], [4, 8]], "float32")
 
 
 class Compiled(keras.layers.Layer):
-    """A layer whose BatchNorm runs inside of a `tf.function`."""
+    """A layer with BatchNorm inside a `tf.function`."""
 
     def __init__(self):
         super().__init__()

@@ -20,7 +20,7 @@ def fitted(**parts):
 
 
 class Own(tfsam.WeightPerturbation):
-    """Returns what it is given."""
+    """Returns its argument."""
 
     def __init__(self, returns, final=None):
         self.returns = returns

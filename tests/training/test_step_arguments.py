@@ -1,4 +1,4 @@
-"""What RobustModel is given: settings without their part, networks as found."""
+"""Arguments of RobustModel: settings without their part, any network."""
 
 import keras
 import numpy as np
@@ -53,7 +53,7 @@ def test_a_network_s_own_step_is_ignored_with_a_warning(method):
     ids=["looksam", "ssam", "gsam"],
 )
 def test_a_network_without_an_input_trains_as_with_one(method):
-    """Its layers, and the perturbation's state, are built while traced."""
+    """Layers and the perturbation's state are built during tracing."""
     found = fitted(dense(inputs=False), perturb_weights=method)
     expected = fitted(dense(), perturb_weights=method)
     for one, other in zip(found.weights, expected.weights, strict=True):

@@ -1,4 +1,4 @@
-"""Layers whose gradient writes past its memory in oneDNN."""
+"""Layers with a gradient that writes past its memory in oneDNN."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Accuracy under attack in `fit`: what is measured, kept and stopped by."""
+"""Accuracy under attack in `fit`: measuring, keeping and stopping."""
 
 import shutil
 
@@ -75,7 +75,7 @@ def by_hand(network, x, y, attack, seed=0):
 
 
 class Stub(Attack):
-    """Remembers its calls; adds `shift` to the pixels."""
+    """Records its calls; adds `shift` to the pixels."""
 
     def __init__(self, shift=0.0, in_graph=False, epsilon=0.1, bounds=None):
         super().__init__(epsilon, bounds=bounds)
@@ -136,7 +136,7 @@ def test_the_batch_size_changes_nothing():
 
 
 def test_training_does_not_notice():
-    """Nothing moves, BatchNorm's statistics included."""
+    """No variable changes, BatchNorm's statistics included."""
     data, attack = (X, Y), tfsam.PGD(0.05)
     alone, history = trained()
     watched, other = trained(
@@ -187,7 +187,7 @@ def test_a_network_that_diverged_gets_nothing_right():
 
 
 def ruler():
-    """Says 1 where the pixel is above a threshold."""
+    """Predicts class 1 where the pixel is above a threshold."""
     return keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
 
 
@@ -203,7 +203,7 @@ class Script(keras.callbacks.Callback):
 
 
 def unchanged(logits_fn, x, y, seed):
-    """An attack that leaves all as it is; it need be no `Attack`."""
+    """A function that returns its images; attacks need not be an `Attack`."""
     return x
 
 
@@ -236,7 +236,7 @@ def scripted(thresholds, *found, model=None, start=0.5, **kwargs):
 
 
 def test_closed_form():
-    """Robust are the pixels on the right side by more than epsilon."""
+    """Pixels farther than epsilon from the threshold are robust."""
     measured = robust_validation.RobustValidation(
         (PIXELS, SIDES), tfsam.PGD(0.12)
     )
@@ -342,7 +342,7 @@ def test_the_best_network_is_in_a_file(tmp_path):
         slow(1, "record"),  # Starts again.
         (3, "checkpoint"),
         (4, "network"),  # The pair does not match.
-        (4, "record"),  # The best epoch is done again.
+        (4, "record"),  # The best epoch is repeated.
         slow(4, "checkpoint"),
         slow(5, "checkpoint"),  # Nothing is left to train.
     ],
@@ -367,7 +367,7 @@ def test_a_killed_run_that_is_resumed_keeps_the_same_network(
 
 @pytest.mark.parametrize("damage", ["cut", "other", "record"])
 def test_a_file_that_is_not_its_record_s_is_refused(tmp_path, damage):
-    """Without it a worse network would be taken for the best."""
+    """Without the file a worse network would be taken for the best."""
     kept(tmp_path)
     path = tmp_path / "best.keras"
     if damage == "cut":
@@ -404,7 +404,7 @@ def test_the_same_callback_goes_on_without_a_file():
 
 
 def test_a_collapse_stops_and_an_allowed_fall_does_not():
-    """0.9 to 0.7 is a fall of 0.2, though not so in float64."""
+    """0.9 to 0.7 is a drop of 0.2, although not in float64."""
     stop = collapse.StopAtCollapse((PIXELS, SIDES), unchanged)
     model, history = scripted([0.4, 0.2, 0.5, 0.2, 0.5], stop)
     assert history["train_robust_accuracy"] == [0.9, 0.7, 1.0, 0.7]
@@ -414,7 +414,7 @@ def test_a_collapse_stops_and_an_allowed_fall_does_not():
 
 @pytest.mark.parametrize("done", [0, 2])
 def test_the_first_epoch_is_compared_with_the_start(done):
-    """So a resumed run stops where it would have."""
+    """A resumed run stops at the epoch of an uninterrupted one."""
     stop = collapse.StopAtCollapse((PIXELS, SIDES), unchanged)
     thresholds = [0.4] * done + [0.1, 0.5]
     model, history = scripted(thresholds, stop, start=0.4, initial_epoch=done)
@@ -424,7 +424,7 @@ def test_the_first_epoch_is_compared_with_the_start(done):
 
 
 def test_a_collapse_leaves_nothing_in_an_average(tmp_path):
-    """0.45 is the mean of the thresholds before; the fall is to 0.5."""
+    """0.45 is the mean of the earlier thresholds; accuracy drops to 0.5."""
     swa = tfsam.SWA(0, folder=tmp_path)
     stop = collapse.StopAtCollapse((PIXELS, SIDES), unchanged, average=swa)
     model, _ = scripted([0.4, 0.5, 0.0, 0.5], swa, stop)
@@ -453,7 +453,7 @@ def test_without_a_collapse_nothing_is_put_back():
 
 
 def test_all_weights_are_put_back():
-    """Those of the end of epoch 2, BatchNorm's statistics included."""
+    """The variables at the end of epoch 2, BatchNorm's statistics included."""
     before = []
 
     def wreck(epoch, logs):

@@ -23,7 +23,7 @@ MODES = ["eager", *map(slow, ("graph", "xla"))]
 
 
 def some(names, chosen):
-    """Returns all names; marks those that are not chosen as slow."""
+    """Returns all names; marks the names that are not chosen as slow."""
     return [name if name in chosen else slow(name) for name in names]
 
 
