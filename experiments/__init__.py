@@ -1,1 +1,1 @@
-"""Commands that measure, each a module that prints its findings."""
+"""Commands that measure, each a module that prints its results."""

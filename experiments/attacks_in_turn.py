@@ -96,7 +96,7 @@ class _Rival:
             ),
             autograph=False,
         )
-        # On no image: this traces, and computes next to nothing.
+        # With no active image, this traces and computes almost nothing.
         started = time.perf_counter()
         self.attack(x, np.zeros(len(x), "int64"), np.arange(0), len(x))
         log(f"{name}: traced in {time.perf_counter() - started:.1f} s")
@@ -129,7 +129,7 @@ class _Rival:
 
 
 def _folder(workdir, model, data, names, norm, epsilon, batch_size):
-    """Returns the folder of a comparison, which holds no other one."""
+    """Returns the folder of a comparison; rejects that of another one."""
     if workdir is None:
         return None
     total = hashlib.sha256()

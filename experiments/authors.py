@@ -33,8 +33,8 @@ Not measured, in training:
   its direction by its norm without a guard, and their l2 projection lands
   slightly inside the ball.
 - BatchNorm's running variance is PyTorch's, unbiased; Keras's is biased.
-- The attack computes weight gradients that nothing uses: three forward passes'
-  worth per step instead of two.
+- The attack computes unused weight gradients: the cost of three forward passes
+  per step instead of two.
 - SAM is the default optimizer, so adversarial training without `--opt SGD` is
   AT+SAM. The l2 attack has the l-inf attack's default sizes, which are too
   small for it.
@@ -107,7 +107,7 @@ class Attacked(NamedTuple):
     Attributes:
         x_adv: the last iterate.
         state: the other variables' values, after the attack.
-        leaked: its gradients by the weights, summed over its iterates.
+        leaked: its gradients with respect to the weights, summed over iterates.
     """
 
     x_adv: Any
@@ -183,8 +183,8 @@ class AuthorsModel(tfsam.RobustModel):
     def _attack_gradients(self, weights, state, x_adv, y):
         """Returns gradients by pixels and by weights, and the state (pure).
 
-        Those by the pixels are each example's own, as PGD's; those by the
-        weights are the batch's mean, and zero where nothing leaks.
+        Gradients by pixels are of each example's loss, as PGD's; gradients by
+        weights are of the batch's mean loss, and zero where nothing leaks.
         """
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x_adv)
@@ -234,7 +234,7 @@ class AuthorsModel(tfsam.RobustModel):
     def _statistics(self):
         """Returns positions of BatchNorm's statistics among other variables.
 
-        Dropout's seeds and metrics stay those of the clean rule.
+        Dropout's seeds and metrics are left to the clean rule.
         """
         running = {
             id(variable)
@@ -297,7 +297,7 @@ def _is_plain_sam(method):
 
 
 def _batch_norms(network):
-    """Yields BatchNorm layers whose running statistics training moves."""
+    """Yields BatchNorm layers with running statistics that training moves."""
     return [
         layer
         for layer in flattened(network)
@@ -342,7 +342,7 @@ def trained(images, method, switches, seed, epochs):
         method: a `Method`.
         switches: names of the switches of `AuthorsModel` that are on.
         seed: of the weights, the batches and the noise.
-        epochs: how many, >= 1.
+        epochs: number of epochs, >= 1.
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
@@ -420,11 +420,11 @@ def results(images, workdir, seeds, epochs):
     Args:
         images: a `tfsam.data.Images`.
         workdir: the folder, a file a network.
-        seeds: how many, from 0 on.
+        seeds: number of seeds, from 0 on.
         epochs: of training.
 
     Returns:
-        A dict from (method, row) to what `measured` gave, seed by seed.
+        A dict from (method, row) to the results of `measured`, seed by seed.
 
     Raises:
         ValueError: if the folder holds networks trained for other epochs.

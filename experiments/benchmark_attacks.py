@@ -19,7 +19,7 @@ process.
   epsilons in one sweep compared with each of them alone.
 - autoattack: standard AutoAttack on the tests' digits, by tfsam and PyTorch.
 - malt: MALT and standard AutoAttack, chunk by chunk in turn: their times, and
-  the images that stand after one and not after the other. With --workdir it
+  the images that survive one and not the other. With --workdir it
   resumes.
 - memory: the peak memory for 10,000 images.
 - diagnosis: PGD-10 and APGD-100 with and without the recorder of the path, and
@@ -400,7 +400,7 @@ def diagnosis():
     random = np.random.default_rng(0)
     x = random.random((_BATCH_SIZE.value, 32, 32, 3), dtype="float32")
     y = np.argmax(network.predict(x, verbose=0), axis=1)
-    # Budgets at which no image is broken, so that all steps are made.
+    # No image is broken at these budgets, so all steps are made.
     for name in ("pgd", "apgd_ce"):
         kinds = {
             "without": _recorded(network, name, x, y, recording=False),

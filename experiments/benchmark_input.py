@@ -104,7 +104,7 @@ def measure(pipelines, rounds, batches):
                 next(iterator)
             wall = time.perf_counter() - wall
             cores = time.process_time() - cores
-            if round_number:  # The first one warms up.
+            if round_number:  # The first round warms up.
                 images = batches * _BATCH_SIZE
                 found[name].append((images / wall, images / cores))
     return {
@@ -136,7 +136,7 @@ def load_seconds(folder, cache, rounds):
             images = data.load(
                 f"folder:{folder}", cache_dir=cache if cached else None
             )
-            # Mapped files are read when they are looked at.
+            # Mapped files are read on access.
             data.statistics(images.x_train)
             seconds[cached].append(time.perf_counter() - started)
     count = len(images.x_train) + len(images.x_test)

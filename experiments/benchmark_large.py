@@ -5,8 +5,8 @@
 prints Markdown. DIR is filled with JPEG images of 224 x 224 x 3 in folders of
 ten classes, if it does not exist. The first table has the memory that a run
 takes which trains a strided network of three convolutions on the folder for an
-epoch and attacks it by FGSM, in a process of its own: the peak, and what
-TensorFlow takes after a first step. The second has images a second beside those
+epoch and attacks it by FGSM, in a process of its own: the peak, and the use by
+TensorFlow after a first step. The second compares images per second with those
 of `keras.utils.image_dataset_from_directory(crop_to_aspect_ratio=True)`, in
 rounds of all three: the first pass decodes and keeps the images, the next one
 takes them from the cache. Its files were read before. Times are medians.
@@ -88,7 +88,7 @@ def make_image(path, number):
 
 
 def make_folder(folder, count):
-    """Writes a folder of classes; the number of an image tells its class."""
+    """Writes a folder of classes; an image's number determines its class."""
     for label in range(_CLASSES):
         (folder / f"class{label}").mkdir(parents=True)
     paths = [
@@ -199,13 +199,13 @@ def rates(folder, rounds):
             for seconds, way in zip(found.values(), ways, strict=True):
                 started = time.perf_counter()
                 count = way()
-                if number:  # The first one warms up.
+                if number:  # The first round warms up.
                     seconds.append(count / (time.perf_counter() - started))
     return {name: statistics.median(values) for name, values in found.items()}
 
 
 def part_of(folder, count, into):
-    """Links some images of a folder, of each class as many."""
+    """Links some images of a folder, the same number of each class."""
     for source in sorted(folder.iterdir()):
         target = into / source.name
         target.mkdir(parents=True)

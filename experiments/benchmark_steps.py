@@ -41,7 +41,7 @@ class Method(NamedTuple):
     Attributes:
         options: arguments of `RobustModel`.
         ideal: the step's passes, relative to standard training's.
-        limit: the most that it may cost, relative to `base`; None is no target.
+        limit: its largest cost relative to `base`; None for no target.
         base: name of the method that `limit` refers to.
         steps: training steps that are timed together; their mean counts.
     """
@@ -71,7 +71,7 @@ METHODS = {
     "ssam_f": Method({"perturb_weights": _SSAM(mask="fisher")}, 2, 2.15),
     "ssam_d": Method({"perturb_weights": _SSAM(mask="dynamic")}, 2, 2.15),
     "sam_4_parts": Method({"perturb_weights": _SAM, "sub_batches": 4}, 2),
-    # A static graph saves nothing by frozen weights, and passes the half of the
+    # A static graph saves no time by frozen weights, and passes the half of the
     # batch that it chose forward again.
     "esam": Method(
         {
@@ -171,7 +171,7 @@ def with_bases(names):
     """Returns the methods, st and the methods that they are compared with.
 
     Args:
-        names: of methods; none stands for all.
+        names: of methods; an empty list means all.
 
     Raises:
         ValueError: if there is no such method.
@@ -211,7 +211,7 @@ def trained(network, method, system, x, y):
     step = functools.partial(
         model.train_on_batch, tf.constant(x), tf.constant(y)
     )
-    # Step 0 is SSAM's dearest; the costs wanted are those between two masks.
+    # Step 0 is SSAM's most expensive; steps between two masks are timed.
     model.step_count.assign(1)
     # Every kind of step that it takes, and the first one twice.
     for _ in range(method.steps + 1):
@@ -224,7 +224,7 @@ def seconds(function, times=1):
     started = time.perf_counter()
     for _ in range(times):
         function()
-    # A GPU may still be at it.
+    # A GPU may still be computing.
     tf.test.experimental.sync_devices()
     return (time.perf_counter() - started) / times
 
@@ -292,7 +292,7 @@ def _torch_steps(network, width, x, y):
         raise ValueError(
             f"torch needs network=preact_resnet18. Received: network={network}"
         )
-    # As many threads as TensorFlow takes by itself.
+    # TensorFlow's default number of threads.
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     images = torch.tensor(x.transpose(0, 3, 1, 2).copy())
     steps = {}

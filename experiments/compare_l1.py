@@ -10,8 +10,8 @@ images. Both attacks of a pair see the same network, in Keras and in PyTorch.
 The Keras model judges the images of both. Images of the reference that leave
 the ball by rounding are moved back first.
 
-Prints Markdown: the robust accuracies, and how many images each attack broke
-that the other did not. Needs pyautoattack: pip install -e ".[bench]".
+Prints Markdown: the robust accuracies, and the number of images that one
+attack broke and the other did not. It needs pip install -e ".[bench]".
 """
 
 import pathlib

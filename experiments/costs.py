@@ -41,11 +41,11 @@ class Cost(NamedTuple):
     """A row: accuracies in percent and the cost of its training.
 
     Attributes:
-        accuracies: means over the seeds, by column.
-        passes: a step, forward and backward; standard training has 1.
-        seconds: of training, had all epochs been as fast as the fastest, the
-            least of the seeds; None where nothing tells.
-        seeds: how many.
+        accuracies: means over the seeds, by column, in percent.
+        passes: forward and backward passes of a step; standard training has 1.
+        seconds: duration of training if all epochs were as fast as the fastest,
+            the smallest over the seeds; None if it is unknown.
+        seeds: number of seeds.
     """
 
     accuracies: dict
@@ -82,8 +82,8 @@ def front(points):
     """Returns the names of the points that no other point beats.
 
     Args:
-        points: a dict from name to (gain, gain): the more the better. One that
-            is as good in both and better in one beats another.
+        points: a dict from name to (gain, gain): the more the better. A point
+            that is as good in both and better in one gain beats another.
     """
 
     def beaten(point):
@@ -103,7 +103,7 @@ AXES = {
 
 
 def axes_of(costs):
-    """Returns the costs that robust accuracy is compared with.
+    """Returns the costs to compare robust accuracy with.
 
     Args:
         costs: of `gather`.
@@ -128,7 +128,7 @@ def fronts(costs):
     """
     found = {}
     for axis, numbers in axes_of(costs).items():
-        sign = 1 if axis == "natural" else -1  # Costs are gains if less.
+        sign = 1 if axis == "natural" else -1  # Lower costs are gains.
         found[axis] = front(
             {
                 row: (sign * number, costs[row].accuracies[ROBUST])

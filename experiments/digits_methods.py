@@ -34,13 +34,13 @@ _METHODS = flags.DEFINE_list(
     "methods", None, "Rows of the table; all by default.", flag_values=FLAGS
 )
 
-# Rows that are not named as their method.
+# Rows with another name than their method.
 _VARIANTS = {
     "ssam_f": ("--method=ssam", "--mask=fisher"),
     "ssam_d": ("--method=ssam", "--mask=dynamic"),
 }
 
-# Gradients a step, of whole batches.
+# Gradients per step, of whole batches.
 _GRADIENTS = {
     "st": 1,
     "ema": 1,

@@ -35,8 +35,8 @@ def styles(names, triangles):
     """Returns a marker and a colour for each name.
 
     Args:
-        names: of what is drawn.
-        triangles: those that are drawn as triangles; the others as circles.
+        names: the names to draw.
+        triangles: the names drawn as triangles; the others are circles.
 
     Returns:
         A dict from name to (marker, colour). Circles take the colours from the
@@ -69,7 +69,7 @@ def logarithmic(axes):
     """Makes the x axis logarithmic, with plain numbers.
 
     Args:
-        axes: of matplotlib, with all that is drawn in them.
+        axes: of matplotlib, with all curves.
     """
     axes.set_xscale("log")
     lowest, highest = axes.get_xlim()

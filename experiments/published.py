@@ -7,8 +7,8 @@ DIR holds models/NAME/, with a file or a SavedModel, images/NAME.npz and
 folders/NAME/. Each model is evaluated by one command, `tfsam --evaluate`, on
 the images that published.csv names, or on 32 random images of its size, and
 each folder is trained on and evaluated by one command, `tfsam
---dataset=folder:PATH`. Beside the natural accuracy stands that of the model as
-another library reads it: tf_keras where it is installed, else Keras or
+--dataset=folder:PATH`. The natural accuracy is compared with that of the model
+as another library reads it: tf_keras where it is installed, else Keras or
 TensorFlow. The runs are kept in --workdir, so that the command resumes.
 """
 
@@ -37,7 +37,7 @@ _ONLY = flags.DEFINE_list("only", None, "Some of the names.", FLAGS)
 _WRITE = flags.DEFINE_string("write", None, "File for the tables.", FLAGS)
 
 LISTING = pathlib.Path(__file__).with_suffix(".csv")
-# Random images, where the collection has none of a model's kind.
+# Random images, if the collection has none for a model.
 _RANDOM = 32
 _EPSILON = "1/255"
 # Models that read a range of pixels, as functions of pixels in [0, 1].
@@ -53,7 +53,7 @@ class Answer(NamedTuple):
     """The end of a command.
 
     Attributes:
-        results: the content of results.json; None where it was refused.
+        results: the content of results.json; None if the input was rejected.
         line: the last line of its errors.
     """
 
@@ -188,7 +188,7 @@ def line_of_model(row, found, own):
     Args:
         row: a row of published.csv, a dict.
         found: its `Answer`.
-        own: the accuracy that another library finds, or None.
+        own: the accuracy by another library, or None.
     """
     if found.results is None:
         return f"| {row['name']} | refused: {found.line} | | | | | |"

@@ -70,7 +70,7 @@ _WORKER = flags.DEFINE_boolean(
     flag_values=FLAGS,
 )
 
-METHODS = ("st", "sam", "at", "looksam")  # What is measured.
+METHODS = ("st", "sam", "at", "looksam")  # Measured cells.
 GPUS_A_MACHINE = 8
 _FLOAT = 4  # Bytes.
 _PATIENCE = 1800  # Seconds.
@@ -87,10 +87,10 @@ def reductions(method, sharpness):
     """Counts the reductions of as many numbers as there are weights.
 
     Once for the optimizer. With sharpness=global once for each gradient that
-    perturbs, of each step of an ascent, and once for the perturbed one if the
-    method looks at it (`combine`: LookSAM, GSAM); all that for each part of a
+    perturbs, of each ascent step, and once for the perturbed one if the
+    method reads it (`combine`: LookSAM, GSAM); all this for each part of a
     batch. Once for each part of a state as large as the weights (LookSAM's
-    direction, SSAM's mask and what it is made of), which becomes the mean over
+    direction, SSAM's mask and its scores), which becomes the mean over
     the replicas.
 
     Args:
@@ -185,7 +185,7 @@ def _step(name, sharpness, strategy, batch_size):
 
 
 def _seconds(model, batch, times):
-    """Returns the mean seconds of steps, whose last loss has arrived."""
+    """Returns the mean seconds of steps, until the last loss is known."""
     started = time.perf_counter()
     for _ in range(times):
         logs = model.train_function([batch])

@@ -53,19 +53,19 @@ SMALL = (
     *("--attacks=pgd,fgsm", "--attack_steps=50", "--l2_epsilons="),
 )
 
-# The exit codes that each may have. Before its own handler stands a process
-# dies of the signal.
+# The exit codes that each may have. Before its own handler is installed, a
+# process dies of the signal.
 FAULTS = {
     "SIGKILL": (-signal.SIGKILL,),
     "SIGKILL, newest checkpoint cut in half": (-signal.SIGKILL,),
     "SIGTERM": (128 + signal.SIGTERM, -signal.SIGTERM),
     "full disk": (4,),
 }
-_AT_START = 0.1  # This part of the faults.
-# Bytes: absl tries out the folder of temporary files when it is imported.
+_AT_START = 0.1  # The share of faults at the start of a process.
+# In bytes: absl writes to the folder of temporary files at import.
 _ROOM = 16
 _LONGEST = 10.0  # Seconds from SIGTERM to the end.
-_MOST = 8  # Faults that a run gets, so that each method has its turn.
+_MOST = 8  # Faults per run, so that all methods are tested.
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/soak", "Folder.", FLAGS)
@@ -86,7 +86,7 @@ class Fault(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The fate of a process."""
+    """The result of a process and its fault."""
 
     case: str
     fault: str
@@ -105,7 +105,7 @@ class Process:
 
     Attributes:
         phases: when each phase began, in seconds after the process.
-        lines: what it printed.
+        lines: its output.
     """
 
     def __init__(self, arguments):
@@ -140,7 +140,7 @@ class Process:
         return code
 
     def reaches(self, fault):
-        """Waits for a fault's moment; returns whether the process lives."""
+        """Waits for a fault's moment; returns whether the process runs."""
         while self.process.poll() is None:
             began = self.phases.get(fault.phase)
             if began is not None and self.age() >= began + fault.seconds:
@@ -165,7 +165,7 @@ def draw(rng, spans, training):
     phase = "training" if training else "evaluation"
     if rng.random() < _AT_START:
         phase = "start"
-    # A run that goes on has less before it than a whole one.
+    # A resumed run has less work left than a whole one.
     seconds = rng.uniform(0, 0.6 * spans[phase])
     return Fault(rng.choice(list(FAULTS)), phase, seconds)
 
@@ -207,7 +207,7 @@ def without_times(content):
     """Returns JSON without values that differ from run to run.
 
     Args:
-        content: a dict, a list, or what they hold.
+        content: a dict, a list, or a value in one.
     """
     if isinstance(content, dict):
         return {
@@ -282,7 +282,7 @@ def _same(one, other):
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, np.ndarray):
-        floats = one.dtype.kind == "f"  # NaN is what was not measured.
+        floats = one.dtype.kind == "f"  # NaN marks missing measurements.
         return one.dtype == other.dtype and np.array_equal(
             one, other, equal_nan=floats
         )
@@ -297,7 +297,7 @@ def differences(workdir, whole):
         whole: the other's.
 
     Returns:
-        A list of texts, empty if there is nothing.
+        A list of texts, empty if there are no differences.
     """
     names, wanted = _names(workdir), _names(whole)
     found = [f"{name} is in one alone" for name in sorted(names ^ wanted)]
@@ -348,20 +348,20 @@ def _resumed(lines):
 
 
 def run_with_faults(case, workdir, spans, rng, most):
-    """Strikes a run repeatedly until it finishes.
+    """Applies faults to a run until it finishes.
 
     Args:
         case: its name in `CASES`.
         workdir: the run's folder.
         spans: of `run_whole`.
         rng: a `random.Random`.
-        most: faults at the most.
+        most: largest number of faults.
 
     Yields:
-        (a `Row`, what is wrong with it as a list of texts), fault by fault.
+        (a `Row`, a list of texts about its problems), fault by fault.
 
     Raises:
-        ValueError: if the last process, which was let alone, fails.
+        ValueError: if the last process, which has no fault, fails.
     """
     row, wrong = None, []
     for number in itertools.count():
@@ -391,11 +391,11 @@ def run_with_faults(case, workdir, spans, rng, most):
 
 
 def soak(workdir, kills, seed, log):
-    """Strikes processes, and compares the ends of their runs.
+    """Applies faults to processes, and compares the results of their runs.
 
     Args:
         workdir: a folder that does not exist yet.
-        kills: how many.
+        kills: number of processes to kill.
         seed: of the faults.
         log: a function of a line of text.
 

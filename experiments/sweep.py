@@ -38,8 +38,8 @@ PAPER = {
 }
 NATURAL = ("natural",)
 FITTED = ("fitted",)  # On images that were trained on.
-MINUTES = ("minutes",)  # Of training, had all epochs been its fastest.
-TOOK = ("took",)  # Minutes that it took, other work beside it included.
+MINUTES = ("minutes",)  # Of training, if all epochs were the fastest.
+TOOK = ("took",)  # Wall-clock minutes, with other work on the machine.
 ATTACKED = ("attacked",)  # Minutes of attacks after it.
 COLUMNS = (
     NATURAL,
@@ -50,7 +50,7 @@ COLUMNS = (
 )
 
 # Steps and step size (in 255ths) of training's attack by norm and epsilon, by
-# the authors' later script: those of the published rows are not known.
+# the authors' later script; the published rows' are unknown.
 _TRAINING_ATTACK = {
     ("linf", 1): (5, 0.5),
     ("linf", 2): (5, 1),
@@ -65,11 +65,11 @@ class Preset:
 
     Attributes:
         images: `--preset` of `tfsam.run`.
-        rows: the rows, and how many seeds each has.
+        rows: a dict from row to its number of seeds.
         training: more flags of `tfsam.run`, for training.
         testing: for the attack by PGD.
         autoattack: for AutoAttack.
-        attacked_seeds: how many of a row's seeds AutoAttack attacks.
+        attacked_seeds: number of a row's seeds that AutoAttack attacks.
         paper: the paper's figures, where the data set is the paper's.
     """
 
@@ -92,7 +92,7 @@ PRESETS = {
     "cifar100": Preset("cifar100", dict.fromkeys(PAPER, 3), paper=PAPER),
     "cifar10": Preset("cifar10", dict.fromkeys(PAPER, 3)),
     # For two cores: 10,000 images to train on, without augmentation, so that
-    # standard training fits them, and 500 to watch robustness by.
+    # standard training fits them, and 500 to measure robustness in training.
     "small": Preset(
         "cifar10",
         {
@@ -119,7 +119,7 @@ PRESETS = {
         ),
         attacked_seeds=1,
     ),
-    # A first try, where standard training does not fit.
+    # A first try, in which standard training does not fit the images.
     "augmented": Preset(
         "cifar10",
         {
@@ -242,7 +242,7 @@ def commands(preset, row, seed, folder, *, attacked=True, extra=()):
     return found
 
 
-# What a cell's configuration may not differ in from what is asked for.
+# Settings that must be equal in a cell and in the command.
 _BOUND = (
     *("preset", "method", "network", "epochs", "seed"),
     *("limit_train", "limit_test"),
@@ -252,7 +252,7 @@ _BOUND = (
 def read(folder):
     """Returns the results of a run, None if it is not finished.
 
-    Nor is one of which an attack failed: `tfsam.run` tries it again.
+    A run with a failed attack is not finished: `tfsam.run` tries it again.
 
     Args:
         folder: of the run.
@@ -374,7 +374,7 @@ def _results(folder, results):
     if "natural" in results["train"]:
         found[FITTED] = of(results["train"]["natural"])
     if seconds := epoch_seconds(folder):
-        # Other work on the machine, and a pause, only make an epoch longer.
+        # Other work on the machine and pauses only make an epoch longer.
         found[MINUTES] = Result(len(seconds) * min(seconds) / 60)
         found[TOOK] = Result(sum(seconds) / 60)
     return found
@@ -439,7 +439,7 @@ def run_cells(preset, cells, workdir, extra=(), kept=None):
             preset, row, seed, folder, attacked=attacked, extra=extra
         )
         for run_folder, arguments in runs:
-            # A sweep that was killed may have left a run behind, at work.
+            # A killed sweep may have left a running process behind.
             workdirs.wait_until_free(run_folder, _say)
             if finished(run_folder, arguments):
                 continue
@@ -470,7 +470,8 @@ def _run(arguments):
     """Returns the exit code of `tfsam.run`, passing signals on to it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tfsam.run", *arguments],
-        start_new_session=True,  # Or it would hear those of the terminal twice.
+        # Otherwise it would get the terminal's signals twice.
+        start_new_session=True,
     )
 
     def pass_on(number, frame):
@@ -483,7 +484,7 @@ def _run(arguments):
     }
     try:
         code = process.wait()
-        # Negative where the signal came before the run could hear it.
+        # Negative if the signal came before the run's handler was installed.
         return 128 - code if code < 0 else code
     finally:
         for number, handler in before.items():

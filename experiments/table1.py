@@ -8,7 +8,7 @@ A row is one of the paper's (st, sam-RHO, at-linf-E, at-l2-E, with E in 255ths)
 or any method of tfsam with its flags: `trades`, `looksam:rho=0.2`,
 `awp:epsilon=4/255:steps=10`. A row with a seed is a cell, a run of `tfsam.run`
 in its own folder. The same command resumes where it stopped, and skips finished
-cells. `--cells` shares the cells among machines, which need nothing but the
+cells. `--cells` divides the cells among machines, which need only the
 folder in common. As a Slurm array of 8:
 
   sbatch --array=0-7 --wrap='python -m experiments.table1 --preset=cifar100 \
@@ -108,7 +108,7 @@ def main():
     if not _TABLE.value:
         cells = sweep.in_order(preset, rows, seeds)[share::shares]
         failed = sweep.run_cells(preset, cells, workdir, _extra(), kept)
-    if kept:  # With what was found of the cells since they were finished.
+    if kept:  # Includes the measures that were added to finished cells.
         sweep.keep(workdir, kept)
     if _TABLE.value or not _CELLS.value:
         cells, missing = sweep.collect(preset, rows, seeds, workdir)

@@ -26,7 +26,7 @@ class Summary(NamedTuple):
         mean: over the seeds; of minutes the least, for other work on the
             machine only adds to them.
         spread: their standard deviation, None of one seed and of minutes.
-        seeds: how many.
+        seeds: number of seeds.
     """
 
     mean: float
@@ -138,13 +138,13 @@ def accuracies(found, paper):
 
 
 def test_images(cells):
-    """Returns a line on the images behind the accuracies of one seed.
+    """Returns a line about the number of images behind an accuracy.
 
     Args:
         cells: of `sweep.collect`.
 
     Returns:
-        The line, or None where the results do not tell.
+        The line, or None if the results lack the number.
     """
     halves: dict = {}
     for by_seed in cells.values():
@@ -166,7 +166,7 @@ def test_images(cells):
 
 
 def computing(cells):
-    """Returns a line on the time that one seed of the rows takes, and all.
+    """Returns a line about the time of one seed of the rows, and of all.
 
     Args:
         cells: of `sweep.collect`.
@@ -272,7 +272,7 @@ def differences(cells, base="st"):
     A seed chooses images and initial weights of both, so the differences are
     paired: mean and 95 % interval by Student's t over the seeds. Of a single
     seed the interval is that of the test images, as if the two rows had been
-    tested on different ones, and says nothing of other seeds.
+    tested on different ones, and does not cover other seeds.
 
     Args:
         cells: of `sweep.collect`.

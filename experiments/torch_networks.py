@@ -97,9 +97,9 @@ class Training:
         self._descend()
 
     def at_with_weight_gradients(self):
-        """Takes that step; the attack's `backward` fills weight gradients, too.
+        """Takes the same step; the attack also computes weight gradients.
 
-        As in the code of the paper (Wei et al., 2023), which has no use for
+        So does the code of the paper (Wei et al., 2023), which does not use
         them either.
         """
         self._differentiate(self.attacked(weight_gradients=True))
@@ -146,7 +146,7 @@ class Training:
     def _descend(self, learning_rate=0.1, momentum=0.9, weight_decay=5e-4):
         """Descends as `torch.optim.SGD` on a CPU, operation by operation.
 
-        That itself loads Triton, whose LLVM aborts in TensorFlow's process.
+        The original loads Triton; its LLVM aborts in TensorFlow's process.
         """
         for weight, buffer in zip(self.weights, self.momentums, strict=True):
             gradient = weight.grad.add(weight, alpha=weight_decay)

@@ -1,4 +1,4 @@
-"""The toy model of the paper: why should SAM make a model robust?
+"""The toy model of the paper: the reason for SAM's robustness.
 
   python -m experiments.toy --workdir=runs/toy
 
@@ -84,7 +84,7 @@ class NonRobust(tfsam.FGSM):
         super().__init__(epsilon, bounds=None)
 
     def perturb(self, logits_fn, x, y, seeds):
-        """Returns x with its non-robust features moved."""
+        """Returns x with its non-robust features moved by epsilon."""
         moved = super().perturb(logits_fn, x, y, seeds)
         return tf.concat([x[:, :1], moved[:, 1:]], axis=1)
 
@@ -122,7 +122,7 @@ def trained(
         rate: the learning rate, over that of a Newton step along the top
             eigenvector of the population's Hessian at the start.
         decay: whether the rate falls: to 0, linearly, or of small batches as
-            one over the step, by which all of them count alike in the end.
+            one over the step, so that all steps count alike in the end.
     """
     start = setting.bayes(epsilon)
     line = on_a_line(setting)._replace(
@@ -368,10 +368,10 @@ def parts(quick, n, seeds):
     """Yields all that the command reports, part by part.
 
     Args:
-        quick: whether to measure little.
+        quick: whether to measure only a little.
         n: examples of a sample, >= 100.
-        seeds: number of samples, >= 1; small batches, whose noise is much
-            larger, get three times as many.
+        seeds: number of samples, >= 1; small batches, with much larger
+            noise, get three times as many.
 
     Returns:
         A dict from name to a function without arguments that measures it,

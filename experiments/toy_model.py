@@ -50,14 +50,14 @@ class Setting(NamedTuple):
         return np.log(self.p / (1 - self.p))
 
     def bayes(self, epsilon=0.0):
-        """Returns the best weights, non-robust features epsilon nearer to 0."""
+        """Returns the best weights under an attack by epsilon."""
         means = np.full(self.d, self.eta - epsilon)
         return np.concatenate([[self.log_odds], 2 * means])
 
 
 CENTRE = Setting(0.9, 0.3, 10)
 WEAK = Setting(0.9, 0.1, 1)
-DOUBTFUL = Setting(0.7, 0.3, 1)  # Where a ball an example lowers W_R.
+DOUBTFUL = Setting(0.7, 0.3, 1)  # A ball per example lowers W_R.
 AROUND = (
     CENTRE,
     *(CENTRE._replace(p=p) for p in (0.7, 0.99)),
@@ -65,7 +65,7 @@ AROUND = (
     *(CENTRE._replace(d=d) for d in (1, 100)),
     WEAK,
 )
-# Without eta 1, d 100: its Bayes error is 1e-23, nothing is left to minimise.
+# Without eta 1, d 100: with a Bayes error of 1e-23 the loss is already minimal.
 GRID = tuple(
     Setting(p, eta, d)
     for p in (0.7, 0.9, 0.99)
@@ -112,10 +112,10 @@ class Points(NamedTuple):
 
     Attributes:
         features: y x, of shape (points, weights), the robust one first.
-        shares: what each counts, summing to 1.
-        pooled: the vector whose product with w is the mean non-robust weight.
+        shares: the weight of each point, summing to 1.
+        pooled: a vector; its product with w is the mean non-robust weight.
         loss: a `Loss`.
-        offset: taken from every margin, or from each its own.
+        offset: a number, or a number for each point, subtracted from margins.
     """
 
     features: np.ndarray
@@ -179,11 +179,11 @@ def draw(setting, n, seed):
 def population(setting, epsilon=0.0, loss=LOGISTIC):
     """Returns the whole distribution, as quadrature nodes, in three weights.
 
-    All non-robust weights are equal at an optimum. So what counts of them is
-    one along (1, ..., 1) / sqrt(d), whose feature is N(eta sqrt(d), 1), and,
-    for perturbations, one across, whose feature is N(0, 1): whatever depends
-    on these alone depends on eta and d by eta sqrt(d). The trapezoidal rule is
-    exact to rounding here, where Gauss and Hermite's needs more nodes.
+    All non-robust weights are equal at an optimum. Two directions represent
+    them: one along (1, ..., 1) / sqrt(d), with the feature N(eta sqrt(d), 1),
+    and, for perturbations, one across, with the feature N(0, 1). All results
+    of them depend on eta and d only by eta sqrt(d). The trapezoidal rule is
+    exact to rounding here; Gauss-Hermite quadrature needs more nodes.
 
     Args:
         setting: a `Setting`.
@@ -215,7 +215,7 @@ def example_balls(points, rho):
     """Returns points perturbed by SAM for each example alone.
 
     Args:
-        points: `Points` whose features are all of y x.
+        points: `Points` with all of y x as features.
         rho: the radius.
     """
     norms = np.linalg.norm(points.features, axis=1)
@@ -258,13 +258,13 @@ def unit(vectors):
 def climbed(points, w, e):
     """Climbs to the loss's maximum on a sphere around w, starting at e.
 
-    Newton's steps within the sphere where the loss is concave there; else e
-    moves to where the gradient points, which climbs, for the loss is convex.
+    Makes Newton steps on the sphere where the loss is concave there; else e
+    moves to the gradient's direction, which ascends, since the loss is convex.
 
     Args:
         points: `Points` with a convex loss.
         w: the sphere's centre.
-        e: where to start, relative to w, on the sphere.
+        e: the starting point on the sphere, relative to w.
     """
     radius = np.linalg.norm(e)
     for _ in range(60):
@@ -304,9 +304,9 @@ def maxima(points, w, radius, starts):
 def worst_case(points, rho, relative=False):
     """Returns SAM's exact optimum: min_w max_{|e| <= rho} L(w + e).
 
-    The maximum is on the sphere, for the loss is convex. A smooth problem has a
-    constraint for each perturbation that was a local maximum so far; it is
-    solved again until the search finds nothing that is higher.
+    The maximum is on the sphere, since the loss is convex. A smooth problem
+    has a constraint for each perturbation that was a local maximum so far;
+    it is solved again until the search finds nothing that is higher.
 
     Args:
         points: `Points` with a convex loss.
@@ -443,7 +443,7 @@ def band(p, slack=0.2):
 
     Args:
         p: probability that the robust feature is the label, in (1/2, 1).
-        slack: how much it may be off, of itself.
+        slack: largest relative error.
 
     Returns:
         A dict: it is right within `slack` for k from `low` to `high`; from
@@ -470,9 +470,9 @@ def band(p, slack=0.2):
 
 
 def zero_one(setting):
-    """Returns the same for the error rate, averaged over noise.
+    """Returns the excess of the error rate, averaged over noise.
 
-    Its scale means nothing, so the mean non-robust weight is kept at 1. An
+    Its scale has no meaning, so the mean non-robust weight is kept at 1. An
     exact coefficient: 1 - 2 / d + (W_R* / d)^2.
     """
     ratio = setting.log_odds / (2 * setting.eta)

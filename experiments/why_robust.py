@@ -54,7 +54,7 @@ _FIGURES = flags.DEFINE_string(
     "figures", None, "Folder for figures and tables.", FLAGS
 )
 
-# Of all networks alike, so that the numbers compare.
+# The same for all networks, so that the numbers can be compared.
 RHO, STEPS, PART, RHO_ADAPTIVE = 0.1, 10, 128, 0.5
 
 MEASURES = {
@@ -75,12 +75,12 @@ def measure(network, training_data, test_data, *, points=15):
 
     Args:
         network: a Keras model that returns logits.
-        training_data: (x, y), for what surrounds the weights.
-        test_data: (x, y), for what surrounds the pixels.
+        training_data: (x, y), for the loss around the weights.
+        test_data: (x, y), for the loss around the pixels.
         points: of the surface, an axis.
 
     Returns:
-        What flatness.json holds.
+        The content of flatness.json.
     """
     began = time.perf_counter()
     weights = Landscape(network, training_data)
@@ -92,7 +92,7 @@ def measure(network, training_data, test_data, *, points=15):
             "loss": float(weights.loss()),
             "largest_eigenvalue": weights.largest_eigenvalue(tolerance=1e-2),
             "worst_rise": weights.sharpness(
-                # Steps that go further than the ball can turn on its surface.
+                # Steps longer than the ball's radius can turn on its surface.
                 SAM(RHO, steps=STEPS, step_size=2.5 * RHO / STEPS)
             ),
             "m_sharpness": weights.sharpness(SAM(RHO), examples=PART),
@@ -144,8 +144,8 @@ def gather(preset, rows, workdir):
         workdir: folder of the sweep, a `pathlib.Path`.
 
     Returns:
-        A dict from (row, seed) to a pair: what flatness.json holds, and a dict
-        from column to an accuracy.
+        A dict from (row, seed) to a pair: the content of flatness.json, and a
+        dict from column to an accuracy.
     """
     cells, _ = sweep.collect(preset, rows, sweep.seeds_at(workdir), workdir)
     found = {}
@@ -202,14 +202,14 @@ def table(cells):
 def correlations(cells):
     """Returns Spearman's rank correlations of measures with robust accuracies.
 
-    Of rows, means over their seeds: seeds of one row lie together, and would
-    count as so much evidence.
+    Each row counts once, by means over its seeds: seeds of one row are close
+    to each other, and would count as independent evidence.
 
     Args:
         cells: of `gather`.
 
     Returns:
-        A Markdown table: over all rows and, in parentheses, over those alone
+        A Markdown table: over all rows and, in parentheses, over the rows
         that do not attack their inputs in training.
     """
     found = means(cells)
@@ -254,7 +254,7 @@ def draw_measures(cells, path, column=ROBUST[2]):
     Args:
         cells: of `gather`.
         path: of the SVG file.
-        column: which robust accuracy.
+        column: the column of robust accuracy.
     """
     names = list(MEASURES)[1:]
     style = styles(dict.fromkeys(row for row, _ in cells))
@@ -291,8 +291,8 @@ def trajectories(rows, workdir):
     """Returns held-out accuracy during training, clean and under attack.
 
     Args:
-        rows: names of rows; those that attack their inputs are left out, whose
-            held-out images are attacked at their own epsilon.
+        rows: names of rows; rows that attack their inputs are left out, because
+            their held-out images are attacked at their own epsilon.
         workdir: folder of the sweep.
 
     Returns:
@@ -348,7 +348,7 @@ def trajectory_table(curves):
 
 
 def draw_trajectories(curves, path):
-    """Draws them: clean on the left, under attack on the right.
+    """Draws the trajectories: clean on the left, under attack on the right.
 
     Args:
         curves: of `trajectories`.
@@ -378,8 +378,8 @@ def draw_surfaces(cells, rows, path):
 
     Args:
         cells: of `gather`.
-        rows: names of rows; the first seed of those that there are is drawn,
-            or of the first four rows that were measured.
+        rows: names of rows to draw, by their first seeds; if none of them
+            was measured, the first four measured rows are drawn.
         path: of the SVG file.
     """
     first: dict = {}

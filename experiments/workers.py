@@ -48,13 +48,13 @@ def wait(processes, seconds):
 
     Args:
         processes: of `start`.
-        seconds: how long to wait, in all.
+        seconds: the longest time to wait, in all.
 
     Returns:
         Their exit codes.
 
     Raises:
-        subprocess.TimeoutExpired: if one has not ended by then.
+        subprocess.TimeoutExpired: if a process has not ended by then.
     """
     end = time.monotonic() + seconds
     try:

@@ -7,7 +7,7 @@ Two defences are put in front of it, one at a time:
 
   quantisation  to eighths. Its gradient is zero everywhere, so that a gradient
                 attack stays where it starts: the accuracy under attack looks
-                high, and the warning zero_gradients says why.
+                high, and the warning zero_gradients gives the reason.
   JPEG          by Pillow, a program that TensorFlow cannot differentiate. The
                 attack fails, with the warning no_gradients.
 

@@ -5,13 +5,13 @@
 The model is a small network for digits, which this script trains in seconds,
 behind noise that is also drawn when the model is used. An attack that follows a
 single draw of the noise fits its images to this draw, and most of them fail
-under another one: the accuracy under attack is too high, as the warning
-single_draws says, and the row of AutoAttack means nothing either.
+under another one: the accuracy under attack is too high (the warning
+single_draws), and that of AutoAttack has no meaning either.
 
 An attack with eot=20 takes the mean of the gradient, the loss and the logits
 over 20 draws in each step (Athalye et al., 2018); autoattack_rand is AutoAttack
 for random models. The verdict for an image, natural ones too, is that of most
-of 20 fresh draws (`draws`), whose random numbers depend on the seed and the
+of 20 fresh draws (`draws`); their random numbers depend on the seed and the
 index of the image alone. `spread` is the part of the draws that disagree with
 their verdicts.
 

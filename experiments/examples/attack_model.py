@@ -8,7 +8,7 @@ has the numbers of the classes.
 
 A softmax at the end of a file's model is removed: its gradients vanish, so the
 model would look robust. The pixels that it was trained on, such as 0..255, are
-those with the highest natural accuracy. A model in memory is taken as it is;
+found by natural accuracy. A model in memory is taken as it is;
 `tfsam.models.load` does the same to it:
 
   model = tfsam.models.load(keras_model, pixels="0..255")
@@ -53,7 +53,7 @@ FEW = 50
 
 
 def main(argv):
-    """Runs a sweep, AutoAttack, and an attack on one batch by hand."""
+    """Runs a sweep, AutoAttack, and a direct attack on one batch."""
     if len(argv) != 3:
         print("usage: python attack_model.py MODEL DATA.npz", file=sys.stderr)
         return 2
@@ -92,7 +92,7 @@ def main(argv):
     print(f"\nAutoAttack on {len(few)} of them:")
     print(tfsam.reports.table(standard))
 
-    # One batch by hand. An attack takes any function from pixels to logits,
+    # A direct call. An attack takes any function from pixels to logits,
     # such as a Keras model; `load` makes one from either kind of file.
     pixels = standard["model"]["pixels"]
     logits_fn = tfsam.models.load(path, pixels)

@@ -1,4 +1,4 @@
-"""PGD for networks whose gradients shatter or are random."""
+"""PGD for networks with shattered or random gradients."""
 
 import keras
 import tensorflow as tf
