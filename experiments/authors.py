@@ -341,7 +341,7 @@ def trained(images, method, switches, seed, epochs):
         images: a `tfsam.data.Images`.
         method: a `Method`.
         switches: names of the switches of `AuthorsModel` that are on.
-        seed: of the weights, the batches and the noise.
+        seed: seed of the weights, the batches and the noise.
         epochs: number of epochs, >= 1.
     """
     keras.utils.clear_session()
@@ -421,7 +421,7 @@ def results(images, workdir, seeds, epochs):
         images: a `tfsam.data.Images`.
         workdir: the folder, a file a network.
         seeds: number of seeds, from 0 on.
-        epochs: of training.
+        epochs: number of epochs.
 
     Returns:
         A dict from (method, row) to the results of `measured`, seed by seed.
@@ -453,7 +453,7 @@ def table(found):
     """Returns the results as a Markdown table.
 
     Args:
-        found: of `results`.
+        found: the result of `results`.
     """
     lines = [
         f"| method | difference | {' | '.join(COLUMNS)} |",

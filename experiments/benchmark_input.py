@@ -92,8 +92,8 @@ def measure(pipelines, rounds, batches):
 
     Args:
         pipelines: a dict of endless `tf.data.Dataset`s.
-        rounds: how many.
-        batches: of a round.
+        rounds: number of rounds.
+        batches: number of batches in a round.
     """
     iterators = {name: iter(dataset) for name, dataset in pipelines.items()}
     found: dict[str, list] = {name: [] for name in pipelines}

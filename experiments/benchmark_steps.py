@@ -171,7 +171,7 @@ def with_bases(names):
     """Returns the methods, st and the methods that they are compared with.
 
     Args:
-        names: of methods; an empty list means all.
+        names: names of methods; an empty list means all.
 
     Raises:
         ValueError: if there is no such method.

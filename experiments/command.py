@@ -9,7 +9,7 @@ def run(function, values, argv=None):
     """Parses the command line and calls the command's function.
 
     Args:
-        function: of the arguments that are no flags; returns an exit code or
+        function: takes the arguments that are no flags; returns an exit code or
             None.
         values: an `absl.flags.FlagValues` of the command's own, so that two
             commands can be imported side by side.

@@ -106,7 +106,7 @@ def axes_of(costs):
     """Returns the costs to compare robust accuracy with.
 
     Args:
-        costs: of `gather`.
+        costs: the result of `gather`.
 
     Returns:
         A dict from each of `AXES` to a dict from row to a number.
@@ -124,7 +124,7 @@ def fronts(costs):
     """Returns the Pareto front of robust accuracy against each of `AXES`.
 
     Args:
-        costs: of `gather`.
+        costs: the result of `gather`.
     """
     found = {}
     for axis, numbers in axes_of(costs).items():
@@ -142,7 +142,7 @@ def table(costs):
     """Returns the rows as Markdown; costs relative to standard training.
 
     Args:
-        costs: of `gather`.
+        costs: the result of `gather`.
     """
     columns = [
         c
@@ -175,8 +175,8 @@ def draw(costs, path):
     """Draws robust accuracy over natural accuracy, passes and seconds.
 
     Args:
-        costs: of `gather`.
-        path: of the SVG file.
+        costs: the result of `gather`.
+        path: path of the SVG file.
     """
     robust = {row: cost.accuracies[ROBUST] for row, cost in costs.items()}
     ahead = fronts(costs)

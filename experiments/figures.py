@@ -55,7 +55,7 @@ def labels(names):
     """Returns the names of rows, without settings where that is unambiguous.
 
     Args:
-        names: of `experiments.table1`'s rows.
+        names: names of rows of `experiments.table1`.
 
     Returns:
         A dict from name to label.
@@ -69,7 +69,7 @@ def logarithmic(axes):
     """Makes the x axis logarithmic, with plain numbers.
 
     Args:
-        axes: of matplotlib, with all curves.
+        axes: Matplotlib axes with all curves.
     """
     axes.set_xscale("log")
     lowest, highest = axes.get_xlim()
@@ -83,12 +83,12 @@ def draw(function, path, rows=1, columns=1, *, width=3.2, height=2.6):
     """Draws a figure into an SVG file, in the common style.
 
     Args:
-        function: of an array (rows, columns) of axes and the figure.
-        path: of the file.
-        rows: of panels.
-        columns: of panels.
-        width: of a panel, in inches.
-        height: of a panel, in inches.
+        function: takes an array (rows, columns) of axes, and the figure.
+        path: path of the file.
+        rows: number of rows of panels.
+        columns: number of columns of panels.
+        width: width of a panel, in inches.
+        height: height of a panel, in inches.
     """
     with rc_context(_STYLE):
         # A figure of its own, not pyplot's: no window system, no global state.

@@ -123,7 +123,7 @@ def volume(method, sharpness, weights):
     Args:
         method: see `reductions`.
         sharpness: see `reductions`.
-        weights: how many weights are trained.
+        weights: number of trained weights.
     """
     return _FLOAT * weights * reductions(method, sharpness)
 
@@ -148,7 +148,7 @@ def predicted(compute, method, sharpness, weights, gpus, link):
         method: see `reductions`.
         sharpness: see `reductions`.
         weights: see `volume`.
-        gpus: how many.
+        gpus: number of GPUs.
         link: the slowest `Link` between them.
     """
     times = reductions(method, sharpness)
@@ -228,7 +228,7 @@ def measure_devices(rounds, batch_size):
     """Times one device and two, by (name, sharpness, count), in rounds.
 
     Args:
-        rounds: how many.
+        rounds: number of rounds.
         batch_size: images a step, in all.
     """
     strategies = {
@@ -248,7 +248,7 @@ def measure_as_worker(rounds, batch_size):
     """Measures seconds and bytes as one of the workers, cell by cell.
 
     Args:
-        rounds: how many.
+        rounds: number of rounds.
         batch_size: images a step, in all.
     """
     strategy = devices.make_strategy("cpu", "multi_worker")
@@ -272,7 +272,7 @@ def measure_workers(rounds, batch_size):
     """Returns the chief's measurements of two workers, by cell.
 
     Args:
-        rounds: how many.
+        rounds: number of rounds.
         batch_size: images a step, in all.
 
     Raises:
@@ -294,8 +294,8 @@ def measured_table(rounds, found):
     """Returns the measurements as Markdown.
 
     Args:
-        rounds: of `measure_devices`.
-        found: of `measure_workers`.
+        rounds: the result of `measure_devices`.
+        found: the result of `measure_workers`.
     """
     lines = [
         "| method | sharpness | 1 device, s | 2 devices, s | 2 workers, s "
@@ -322,8 +322,8 @@ def paper_table(step_seconds, weights, links):
     """Returns the predictions as Markdown, for both ways to share a batch.
 
     Args:
-        step_seconds: of a step of st on one GPU.
-        weights: how many weights are trained.
+        step_seconds: seconds of a step of st on one GPU.
+        weights: number of trained weights.
         links: `Link`s by number of GPUs.
     """
     lines = [

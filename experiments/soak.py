@@ -101,7 +101,7 @@ class Process:
     """A run of `tfsam.run` under observation.
 
     Args:
-        arguments: of the command line.
+        arguments: arguments of the command line.
 
     Attributes:
         phases: when each phase began, in seconds after the process.
@@ -353,7 +353,7 @@ def run_with_faults(case, workdir, spans, rng, most):
     Args:
         case: its name in `CASES`.
         workdir: the run's folder.
-        spans: of `run_whole`.
+        spans: the result of `run_whole`.
         rng: a `random.Random`.
         most: largest number of faults.
 
@@ -396,7 +396,7 @@ def soak(workdir, kills, seed, log):
     Args:
         workdir: a folder that does not exist yet.
         kills: number of processes to kill.
-        seed: of the faults.
+        seed: seed of the faults.
         log: a function of a line of text.
 
     Returns:
@@ -438,9 +438,9 @@ def table(rows, runs, problems):
     """Returns the table and the verdict, as Markdown.
 
     Args:
-        rows: of `soak`.
-        runs: of `soak`.
-        problems: of `soak`.
+        rows: from the result of `soak`.
+        runs: from the result of `soak`.
+        problems: from the result of `soak`.
     """
     verdict = "; ".join(problems) or (
         "each equal to a run without faults: weights, optimizer, history, "

@@ -255,7 +255,7 @@ def read(folder):
     A run with a failed attack is not finished: `tfsam.run` tries it again.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
     results = files.read_json(folder / "results.json")
     failed = results and any("error" in row for row in results["robust"])
@@ -266,8 +266,8 @@ def finished(folder, arguments):
     """Returns the results, see `read`, of a run of the given configuration.
 
     Args:
-        folder: of the run.
-        arguments: of `tfsam.run`.
+        folder: folder of the run.
+        arguments: the result of `tfsam.run`.
 
     Raises:
         ValueError: if the folder holds the results of another one.
@@ -302,7 +302,7 @@ def epoch_seconds(folder):
     """Returns the seconds of each epoch; empty without a history.csv.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
     history = monitoring.read_history(folder / "history.csv")
     return [epoch["seconds"] for epoch in history]
@@ -314,7 +314,7 @@ class Result(NamedTuple):
     Attributes:
         value: an accuracy, or minutes.
         interval: its 95 % interval by the test images alone, or None.
-        n: of images, or None.
+        n: number of images, or None.
     """
 
     value: float
@@ -420,7 +420,7 @@ def run_cells(preset, cells, workdir, extra=(), kept=None):
 
     Args:
         preset: a `Preset`.
-        cells: of `in_order`.
+        cells: the result of `in_order`.
         workdir: folder of the sweep.
         extra: more flags of `tfsam.run`.
         kept: see `keep`, called after each run; None calls nothing.

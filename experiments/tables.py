@@ -49,7 +49,7 @@ def summaries(cells):
     """Returns the `Summary` of each row and column.
 
     Args:
-        cells: of `sweep.collect`.
+        cells: the result of `sweep.collect`.
 
     Returns:
         A dict from row to a dict from column.
@@ -128,7 +128,7 @@ def accuracies(found, paper):
     """Returns the table as Markdown, the paper's figures in parentheses.
 
     Args:
-        found: of `summaries`.
+        found: the result of `summaries`.
         paper: the paper's figures by row, of `Preset`.
     """
     return markdown(
@@ -141,7 +141,7 @@ def test_images(cells):
     """Returns a line about the number of images behind an accuracy.
 
     Args:
-        cells: of `sweep.collect`.
+        cells: the result of `sweep.collect`.
 
     Returns:
         The line, or None if the results lack the number.
@@ -169,7 +169,7 @@ def computing(cells):
     """Returns a line about the time of one seed of the rows, and of all.
 
     Args:
-        cells: of `sweep.collect`.
+        cells: the result of `sweep.collect`.
 
     Returns:
         The line, or None where no training's time is known.
@@ -203,7 +203,7 @@ def latex(found, paper):
     """Returns the table in LaTeX, with booktabs.
 
     Args:
-        found: of `summaries`.
+        found: the result of `summaries`.
         paper: the paper's figures by row, of `Preset`.
     """
     heads = ["row", "seeds", *map(head, columns_of(found))]
@@ -223,7 +223,7 @@ def comma_separated(found, paper):
     """Returns the table as CSV: a line a row and column.
 
     Args:
-        found: of `summaries`.
+        found: the result of `summaries`.
         paper: the paper's figures by row, of `Preset`.
     """
     text = io.StringIO()
@@ -248,7 +248,7 @@ def by_suffix(cells, paper, base="st"):
     """Returns all tables, by the suffix of their files: md, csv and tex.
 
     Args:
-        cells: of `sweep.collect`.
+        cells: the result of `sweep.collect`.
         paper: the paper's figures by row, of `Preset`.
         base: the row that `differences` compares with.
     """
@@ -275,7 +275,7 @@ def differences(cells, base="st"):
     tested on different ones, and does not cover other seeds.
 
     Args:
-        cells: of `sweep.collect`.
+        cells: the result of `sweep.collect`.
         base: the other row.
 
     Returns:

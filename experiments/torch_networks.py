@@ -117,7 +117,7 @@ class Training:
         Args:
             epsilon: the largest perturbation.
             steps: number of gradients.
-            step_size: of each.
+            step_size: length of each step.
             weight_gradients: whether each gradient is the weights', too.
         """
         self.network.eval()

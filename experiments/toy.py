@@ -115,7 +115,7 @@ def trained(
     Args:
         samples: `Sample`s of one size.
         setting: their `Setting`.
-        steps: of SGD, >= 1.
+        steps: number of steps of SGD, >= 1.
         epsilon: radius of `NonRobust`, below eta; 0 is no attack.
         perturb_weights: see `RobustModel`.
         batch_size: None is the whole sample.
@@ -212,7 +212,7 @@ def adversarial(setting, fractions, samples, steps):
         setting: a `Setting`.
         fractions: epsilons over eta.
         samples: `Sample`s.
-        steps: of SGD.
+        steps: number of steps of SGD.
     """
     points = population(setting)
     base = minimiser(points)
@@ -282,7 +282,7 @@ def training(setting, rho, samples, steps):
         setting: a `Setting`.
         rho: SAM's radius.
         samples: `Sample`s.
-        steps: of SGD.
+        steps: number of steps of SGD.
     """
     points = [sample.points() for sample in samples]
     bases = [minimiser(p) for p in points]
@@ -311,8 +311,8 @@ def batches(setting, rhos, samples, steps, size):
         setting: a `Setting`.
         rhos: SAM's radii.
         samples: `Sample`s.
-        steps: of SGD.
-        size: of a batch.
+        steps: number of steps of SGD.
+        size: size of a batch.
     """
     found = [
         trained(samples, setting, steps, 0.0, method, size, rate=0.1)

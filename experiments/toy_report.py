@@ -46,7 +46,7 @@ def text(found):
     """Returns the tables as Markdown.
 
     Args:
-        found: of `measure`.
+        found: the result of `measure`.
     """
     where = ["p", "eta", "d"]
     kinds = ["worst", "penalty", "relative", "gaussian", "zero_one", "example"]
@@ -152,8 +152,8 @@ def draw(found, path):
     """Draws the excess over rho, a panel a setting, as SVG.
 
     Args:
-        found: of `measure`.
-        path: of the file.
+        found: the result of `measure`.
+        path: path of the file.
     """
 
     def panels(axes, figure):

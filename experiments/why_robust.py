@@ -77,7 +77,7 @@ def measure(network, training_data, test_data, *, points=15):
         network: a Keras model that returns logits.
         training_data: (x, y), for the loss around the weights.
         test_data: (x, y), for the loss around the pixels.
-        points: of the surface, an axis.
+        points: number of points of the surface on each axis.
 
     Returns:
         The content of flatness.json.
@@ -113,8 +113,8 @@ def measure_cell(folder, count):
     """Measures the network of a run on its own images; writes flatness.json.
 
     Args:
-        folder: of the run.
-        count: of images of each part.
+        folder: folder of the run.
+        count: number of images of each part.
     """
     config = sweep.read(folder)["config"]
     images = data.load(
@@ -163,7 +163,7 @@ def means(cells):
     """Returns each row's measures and accuracies, means over its seeds.
 
     Args:
-        cells: of `gather`.
+        cells: the result of `gather`.
 
     Returns:
         A dict from row to a pair of dicts, by measure and by column.
@@ -190,7 +190,7 @@ def table(cells):
     """Returns each row's measures, means over its seeds, as a Markdown table.
 
     Args:
-        cells: of `gather`.
+        cells: the result of `gather`.
     """
     rows = [
         [f"`{row}`", *(f"{measures[name]:.3g}" for name in MEASURES)]
@@ -206,7 +206,7 @@ def correlations(cells):
     to each other, and would count as independent evidence.
 
     Args:
-        cells: of `gather`.
+        cells: the result of `gather`.
 
     Returns:
         A Markdown table: over all rows and, in parentheses, over the rows
@@ -252,8 +252,8 @@ def draw_measures(cells, path, column=ROBUST[2]):
     """Draws robust accuracy over each measure, a point for each run.
 
     Args:
-        cells: of `gather`.
-        path: of the SVG file.
+        cells: the result of `gather`.
+        path: path of the SVG file.
         column: the column of robust accuracy.
     """
     names = list(MEASURES)[1:]
@@ -326,7 +326,7 @@ def trajectory_table(curves):
     """Returns the trajectories as Markdown: clean / under attack, in %.
 
     Args:
-        curves: of `trajectories`.
+        curves: the result of `trajectories`.
     """
     epochs = sorted({epoch for _, means in curves.values() for epoch in means})
     rows = [
@@ -351,8 +351,8 @@ def draw_trajectories(curves, path):
     """Draws the trajectories: clean on the left, under attack on the right.
 
     Args:
-        curves: of `trajectories`.
-        path: of the SVG file.
+        curves: the result of `trajectories`.
+        path: path of the SVG file.
     """
     style, label = styles(curves), figures.labels(curves)
 
@@ -377,10 +377,10 @@ def draw_surfaces(cells, rows, path):
     """Draws filter-normalized loss surfaces side by side, on one scale.
 
     Args:
-        cells: of `gather`.
+        cells: the result of `gather`.
         rows: names of rows to draw, by their first seeds; if none of them
             was measured, the first four measured rows are drawn.
-        path: of the SVG file.
+        path: path of the SVG file.
     """
     first: dict = {}
     for row, seed in cells:

@@ -18,7 +18,7 @@ def start(commands, environment=None, **options):
     Args:
         commands: lists of arguments, the chief's first.
         environment: further variables of each process's environment.
-        **options: of `subprocess.Popen`.
+        **options: options of `subprocess.Popen`.
 
     Returns:
         A list of `subprocess.Popen`, the chief first.
@@ -47,7 +47,7 @@ def wait(processes, seconds):
     """Waits for all processes, and kills the remaining ones.
 
     Args:
-        processes: of `start`.
+        processes: the result of `start`.
         seconds: the longest time to wait, in all.
 
     Returns:
