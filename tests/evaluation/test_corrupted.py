@@ -15,6 +15,7 @@ import tensorflow as tf
 import tfsam
 from tfsam import registries
 from tfsam.evaluation import corrupted
+from tfsam.evaluation import draws
 from tfsam.evaluation import intervals
 from tfsam.support import files
 
@@ -90,21 +91,180 @@ def test_batches_and_devices_do_not_matter():
     assert evaluate(batch_size=3, devices=devices) == expected
 
 
-def test_a_random_model_is_called_once_and_that_is_said():
+class Noise(keras.layers.Layer):
+    """Adds normal noise to each pixel, also in inference mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(tf.shape(x), 0, 0.1, seed=self.generator)
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """A Keras model with noise in front of a linear layer."""
+    layers = [Noise(), keras.layers.Flatten(), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((8, 8, 1)), *layers])
+    model.layers[-1].set_weights([WEIGHTS, np.zeros(3)])
+    return model
+
+
+def of_noise(model, **options):
+    options = {"kinds": "contrast", "severities": [1, 2], "draws": 5} | options
+    return evaluate(model, **options)
+
+
+@pytest.fixture(scope="module")
+def drawn(noisy):
+    return of_noise(noisy)
+
+
+def test_a_random_model_is_judged_by_draws_that_are_keyed(noisy, drawn):
+    """Each verdict is that of `tfsam.evaluate` on the corrupted images."""
+    rows = {0: drawn["natural"]} | {r["severity"]: r for r in drawn["rows"]}
+    for severity, row in rows.items():
+        images = X
+        if severity:
+            images = tfsam.corruptions.corrupted(X, "contrast", severity)
+        plain = tfsam.evaluate(noisy, (images, Y), [], draws=5)["natural"]
+        assert {name: row[name] for name in plain} == plain
+        assert row["draws"] == 5 and 0 < row["spread"] < 0.5
+    (warning,) = drawn["warnings"]
+    assert warning["warning"] == "randomness"
+    assert "by 5 draws, of which more than half" in warning["message"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 20}, {"devices": ["CPU:0", "CPU:1"]}], ids=str
+)
+def test_verdicts_of_a_random_model_depend_on_no_batch(noisy, drawn, options):
+    assert of_noise(noisy, **options) == drawn
+
+
+def test_a_random_model_that_is_killed_is_resumed(noisy, drawn, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    chunks, judge = [], draws.judge
+
+    def killing(*arguments):
+        chunks.append(arguments)
+        if len(chunks) == 5:  # Amid the chunks of the first severity.
+            raise Killed
+        return judge(*arguments)
+
+    options = {"workdir": tmp_path, "name": "noisy"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draws, "judge", killing)
+        with pytest.raises(Killed):
+            of_noise(noisy, **options)
+        assert of_noise(noisy, **options) == drawn
+        assert len(chunks) == 5 + 3 * 3 - 4
+    with pytest.raises(files.Unusable, match=r"draws=6 \(it has 5\)"):
+        of_noise(noisy, **options | {"draws": 6})
+
+
+def test_models_that_depend_on_more_than_the_image_are_named():
     def noisy(x):
         return linear(x) + tf.random.normal((len(x), 3))
+
+    def untold(x):
+        byte = np.frombuffer(os.urandom(1), np.uint8)[0]
+        return linear(x) * (1 + float(byte))
 
     def together(x):
         return linear(x) - tf.reduce_mean(linear(x), axis=0)
 
-    for model, names in (
-        (linear, []),
-        (noisy, ["randomness"]),
-        (together, ["batch_dependence"]),
+    def both(x):
+        return noisy(x) - tf.reduce_mean(noisy(x), axis=0)
+
+    for model, count, names in (
+        (linear, None, []),
+        (noisy, 1, ["randomness"]),
+        (untold, 2, ["randomness", "draws_not_repeatable"]),
+        (together, None, ["batch_dependence"]),
+        (both, 2, ["randomness", "batch_dependence"]),
     ):
-        found = evaluate(model, kinds="contrast", severities=[1])["warnings"]
-        assert [warning["warning"] for warning in found] == names
-        assert all(warning["message"] for warning in found)
+        options = {"kinds": "contrast", "severities": [1], "draws": count}
+        found = evaluate(model, **options)
+        assert [one["warning"] for one in found["warnings"]] == names
+        assert ("draws" in found["natural"]) is (count is not None)
+        if count == 1:
+            assert (
+                "a single draw. Judge it by" in found["warnings"][0]["message"]
+            )
+
+
+def sharded(folder, count, model=linear, **options):
+    """Evaluates all shards; returns their folders and results."""
+    folders = [folder / str(index) for index in range(count)]
+    found = [
+        evaluate(model, shard=(index, count), workdir=path, **options)
+        for index, path in enumerate(folders)
+    ]
+    return folders, found
+
+
+def test_shards_are_merged_to_the_same_result(tmp_path):
+    options = {"kinds": "fog,contrast,weather", "name": "linear"}
+    whole = evaluate(**options)
+    folders, (first, last) = sharded(tmp_path, 2, **options)
+    assert tfsam.merge(folders) == tfsam.merge(folders[::-1]) == whole
+    # Chunks of 8, 8 and 4.
+    assert (first["n"], last["n"]) == (12, 8)
+    assert first["left_out"] == {"frost": "needs photographs"}
+    for row, *parts in zip(
+        whole["rows"], first["rows"], last["rows"], strict=True
+    ):
+        right = [part["accuracy"] * part["n"] for part in parts]
+        assert row["accuracy"] * 20 == pytest.approx(sum(right))
+    # A folder takes the work of all, and of another division.
+    evaluate(shard=(1, 2), workdir=folders[0], **options)
+    assert evaluate(workdir=folders[0], **options) == whole
+    assert tfsam.merge(folders[:1]) == whole
+
+
+def test_shards_of_a_random_model_are_merged(noisy, drawn, tmp_path):
+    options = {"kinds": "contrast", "severities": [1, 2], "draws": 5}
+    folders, _ = sharded(tmp_path, 2, noisy, name="noisy", **options)
+    assert tfsam.merge(folders) == drawn
+
+
+def test_what_is_no_whole_evaluation_is_not_merged(tmp_path):
+    options = {"kinds": "contrast", "severities": [1], "name": "linear"}
+    folders, _ = sharded(tmp_path, 2, **options)
+    with pytest.raises(ValueError, match=r"no shard with chunk 1$"):
+        tfsam.merge(folders[:1])
+    evaluate(shard=(0, 2), workdir=folders[0], **options | {"kinds": "fog"})
+    with pytest.raises(ValueError, match=r"no shard with chunk 1 of fog-1$"):
+        tfsam.merge(folders)
+    others, _ = sharded(tmp_path / "seeds", 2, seed=1, **options)
+    with pytest.raises(files.Unusable, match=r"Received: seed=0 \(it has 1\)"):
+        tfsam.merge([folders[0], others[1]])
+    with pytest.raises(ValueError, match=r"workdir of evaluate_corruptions"):
+        tfsam.merge([folders[0], tmp_path])
+    with pytest.raises(ValueError, match=r"shard must be .* shard=3/4"):
+        evaluate(shard=(3, 4), **options)
+
+
+def test_two_versions_of_a_corruption_are_not_merged(tmp_path, monkeypatch):
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for index, made in enumerate((lambda: _dim, lambda: _dimmer)):
+        monkeypatch.setitem(registries.CORRUPTIONS.native, "dim", made)
+        options = {"kinds": "dim", "severities": [1], "name": "linear"}
+        evaluate(shard=(index, 2), workdir=folders[index], **options)
+    with pytest.raises(ValueError, match=r"version of the corruption dim-1"):
+        tfsam.merge(folders)
+
+
+def _dim(image, severity, rng):
+    return image * 0.5
+
+
+def _dimmer(image, severity, rng):
+    return image * 0.25
 
 
 def test_threads_do_not_matter():
@@ -132,19 +292,20 @@ def test_a_folder_is_resumed_and_goes_on(tmp_path, monkeypatch):
     assert len(lines) == 4
     assert lines[-1].startswith("contrast: accuracy ")
     assert lines[-1].endswith(" of 20 at severity 1, 5; 0 s left")
-    measured, found = [], corrupted._verdicts
+    measured, found = [], corrupted._judged
 
-    def count(plan, workers, name, severity):
-        measured.append((name, severity))
-        return found(plan, workers, name, severity)
+    def count(*arguments):
+        measured.append(arguments[-1])
+        return found(*arguments)
 
-    monkeypatch.setattr(corrupted, "_verdicts", count)
+    monkeypatch.setattr(corrupted, "_judged", count)
     evaluate(kinds="contrast", severities=[5], workdir=tmp_path)
     assert evaluate(workdir=tmp_path) == whole
-    assert len(measured) == 8
-    (tmp_path / "shot_noise-1.npz").write_bytes(b"damaged")
+    # The images as they are, and 3 noises and contrast at 2 severities.
+    assert measured == [0, 1, 2] * (1 + 8)
+    (tmp_path / "shot_noise-1" / "000001.npz").write_bytes(b"damaged")
     assert evaluate(workdir=tmp_path) == whole
-    assert measured[8:] == [("shot_noise", 1)]
+    assert measured[27:] == [1]
 
 
 def other_network():
@@ -279,6 +440,6 @@ def test_it_survives_sigkill(tmp_path):
         )
 
     assert run(2).returncode == -signal.SIGKILL
-    assert len([*tmp_path.glob("*-[15].npz")]) == 4
+    assert len([*tmp_path.glob("*-[15]/*.npz")]) == 4 * 3
     done = run(100)
     assert float(done.stdout) == evaluate(kinds="noise")["mean_accuracy"]

@@ -66,6 +66,22 @@ def test_the_page_has_curves_by_severity_and_a_table(tmp_path):
     assert shot["points"][1] == []
 
 
+def test_the_page_says_how_far_accuracies_are_to_be_trusted(tmp_path):
+    found = corrupted(8) | {
+        "natural": accuracy(9) | {"draws": 20, "spread": 0.031},
+        "warnings": [{"warning": "randomness", "message": "It is random."}],
+    }
+    run = leave(
+        tmp_path / "a", results_of("st", accuracy(9), [], corruptions=found)
+    )
+    reader = PageReader(page.render([run]))
+    (section,) = reader.all("section", id="corruptions")
+    assert (
+        "Verdicts on clean images: 20 draws, spread 3.1 %." in section["text"]
+    )
+    assert "a: It is random." in section["text"]
+
+
 def test_runs_without_corruptions_have_no_such_section(tmp_path):
     run = leave(tmp_path / "c", results_of("at", accuracy(9), []))
     assert not PageReader(page.render([run])).all("section", id="corruptions")
@@ -78,6 +94,7 @@ def test_runs_without_corruptions_have_no_such_section(tmp_path):
         ({"mean_accuracy": 7}, "a fraction"),
         ({"rows": [accuracy(3) | {"corruption": 1}]}, "must be a string"),
         ({"left_out": {"frost": 1}}, "frost must be a string"),
+        ({"warnings": [{"message": 1}]}, "message must be a string"),
     ],
 )
 def test_damaged_corruptions_are_refused(tmp_path, changes, why):

@@ -5,6 +5,7 @@ import pytest
 from helpers import SMALL
 from helpers import assert_refused
 from helpers import main
+from helpers import network
 from helpers import read_json
 from helpers import settings_of
 
@@ -62,14 +63,38 @@ def test_a_run_measures_them_and_ends(tiny_network, tmp_path, capsys):
         (["--corruptions=fog", "--severities=6"], ["Received: severity=6"]),
         (["--corruptions=fog", "--severities="], ["severities must be some"]),
         (["--attacks=none"], ["attacks must name one at least"]),
-        (
-            ["--corruptions=fog", "--shard=0/2", "--evaluate=model.keras"],
-            ["without --shard", "Received: shard=0/2"],
-        ),
     ],
 )
 def test_bad_corruptions_are_refused(capsys, flags, parts):
     assert_refused(capsys, *flags, parts=parts)
+
+
+def test_shards_of_a_run_are_merged(tmp_path, short_runs):
+    path = tmp_path / "model.keras"
+    network("standard").save(path)
+    common = [
+        *(f"--evaluate={path}", "--dataset=digits", "--limit_test=20"),
+        *("--attacks=none", "--attack_batch_size=8"),
+        *("--corruptions=contrast,weather", "--severities=5"),
+    ]
+
+    def made(name, *flags):
+        workdir = tmp_path / name
+        code, printed = main(*common, *flags, f"--workdir={workdir}")
+        assert code == 0
+        return workdir, read_json(workdir / "results.json"), printed
+
+    _, whole, text = made("whole")
+    shards = [made(str(index), f"--shard={index}/2")[0] for index in (0, 1)]
+    folders = ",".join(map(str, shards))
+    code, printed = main(f"--merge={folders}", f"--workdir={tmp_path / 'all'}")
+    assert code == 0
+    merged = read_json(tmp_path / "all" / "results.json")
+    for name in ("natural", "corruptions"):
+        assert merged[name] == whole[name]
+    assert "corruptions.png" in merged["artifacts"]
+    lines = [line for line in text.splitlines() if "mean accuracy" in line]
+    assert lines[0] in printed and "frost is left out" in printed
 
 
 def test_settings_have_them():

@@ -1,7 +1,11 @@
-"""Accuracy on corrupted images: noise, blur, weather and digital artefacts."""
+"""Accuracy on corrupted images: noise, blur, weather and digital artefacts.
+
+The images are divided into chunks by their index, as in `tfsam.evaluate`, and
+their verdicts are saved chunk by chunk (`corrupted_verdicts.py`) and summed up
+(`corrupted_results.py`). Random models are judged by draws (`draws.py`).
+"""
 
 import concurrent.futures
-import functools
 import time
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -10,7 +14,6 @@ from typing import Any
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from tfsam.corruptions.base import SEVERITIES
 from tfsam.corruptions.base import check_severity
@@ -20,16 +23,18 @@ from tfsam.corruptions.images import corrupt_with
 from tfsam.corruptions.selection import chosen
 from tfsam.corruptions.selection import left_out
 from tfsam.evaluation import cache_key
+from tfsam.evaluation import corrupted_results
 from tfsam.evaluation import corrupted_verdicts
+from tfsam.evaluation import draws as judging
 from tfsam.evaluation import model_probes
+from tfsam.evaluation.arguments import check_shard
 from tfsam.evaluation.corrupted_verdicts import Verdicts
-from tfsam.evaluation.intervals import accuracy_of
-from tfsam.evaluation.intervals import wilson
 from tfsam.evaluation.opening import open_logits
-from tfsam.evaluation.plans import Data
+from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import load_data
+from tfsam.evaluation.verdicts import NATURAL
+from tfsam.evaluation.verdicts import chunk_indices
 from tfsam.evaluation.workers import Worker
-from tfsam.evaluation.workers import as_numpy
 from tfsam.evaluation.workers import known_devices
 from tfsam.evaluation.workers import make_worker
 from tfsam.evaluation.workers import spread
@@ -40,27 +45,30 @@ from tfsam.support.labels import check_classes
 from tfsam.support.logit_checks import check_logits
 from tfsam.support.validators import check_count
 
-NAME = "tfsam corruptions (not CIFAR-10-C)"
-
 Change = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
+_BOUNDS = (0.0, 1.0)
 
-class _Plan(NamedTuple):
-    """Everything that the verdicts depend on, except for the model.
+
+class _Work(NamedTuple):
+    """What is measured, except for the model.
 
     Attributes:
-        data: The images before they are corrupted, with their labels.
+        plan: The images before they are corrupted, and how they are judged.
         functions: The corruptions, by their names.
         severities: The severities, ascending.
-        seed: Integer >= 0.
-        size: Number of images that are classified together.
+        chunks: Numbers of the chunks.
     """
 
-    data: Data
+    plan: Plan
     functions: dict[str, CorruptionFn]
     severities: list[int]
-    seed: int
-    size: int
+    chunks: range
+
+    @property
+    def asked(self) -> dict[str, list[int]]:
+        """The severities of each corruption."""
+        return dict.fromkeys(self.functions, self.severities)
 
 
 def evaluate_corruptions(
@@ -78,6 +86,8 @@ def evaluate_corruptions(
     name: str | None = None,
     steps: int | None = None,
     pixels: str | None = None,
+    draws: int | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
     """Measures accuracy on corrupted images, by kind and severity.
 
@@ -107,15 +117,20 @@ def evaluate_corruptions(
         batch_size: Number of images that are classified together.
         progress: Function that is called with a line of text after each kind.
         workdir: Folder that keeps the verdicts, so that the same evaluation
-            can resume, kind by kind and severity by severity, or go on with
-            others. None keeps nothing. The folder is rejected if the data, the
-            model, the seed, the batch size, the kind of device or the software
-            differ.
+            can resume, chunk by chunk, or go on with other corruptions. None
+            keeps nothing. The folder is rejected if the data, the model, the
+            seed, the batch size, the number of draws, the kind of device or the
+            software differ.
         jit_compile: See `tfsam.evaluate`.
         devices: See `tfsam.evaluate`.
         name: See `tfsam.evaluate`.
         steps: See `tfsam.evaluate`.
         pixels: See `tfsam.evaluate`.
+        draws: Number of draws of a random model by which each verdict is made,
+            the same draws with and without a corruption; see `tfsam.evaluate`.
+        shard: (i, n) to evaluate only every n-th chunk of `batch_size` images,
+            beginning with the i-th. `tfsam.merge` combines the workdirs of all
+            shards.
 
     Returns:
         A dict. `rows` is a list of {`corruption`, `severity`, `accuracy`, `n`,
@@ -128,9 +143,14 @@ def evaluate_corruptions(
         `left_out` a dict of the benchmark's corruptions that tfsam does not
         have, with the reasons. `constants` is 32 or 224, the side of the images
         to which the benchmark's constants belong, and `name` says that this is
-        not CIFAR-10-C. `warnings` is a list of {`warning`, `message`}: the
-        verdicts on a random model are those of a single call, and those on a
-        model whose logits depend on the batch hold for this batch size only.
+        not CIFAR-10-C. `warnings` is a list of {`warning`, `message`}: whether
+        the model is random, whether its draws can be repeated, and whether its
+        logits depend on the batch, so that they hold for this batch size only.
+
+        The rows and `natural` of a random model have `draws`, the number of
+        draws, and `spread`, the mean fraction of an image's draws that disagree
+        with its verdict. An image whose draws are half wrong counts as wrong.
+        With `shard`, all numbers are those of the shard's images.
 
     Raises:
         ImportError: If the package of a corruption cannot be imported.
@@ -140,6 +160,7 @@ def evaluate_corruptions(
 
     Example:
         >>> import numpy as np
+        >>> import tensorflow as tf
         >>> x = np.random.default_rng(0).random((6, 8, 8, 1), dtype="float32")
         >>> weights = np.random.default_rng(1).normal(size=(64, 3))
         >>> def model(x):
@@ -150,42 +171,31 @@ def evaluate_corruptions(
         (1.0, 4)
     """
     selection = corruptions if isinstance(corruptions, str) else [*corruptions]
-    plan = _plan(data, selection, severities, seed, batch_size, steps, model)
+    work = _work(data, selection, severities, seed, batch_size, steps, model)
+    x, size = work.plan.data.x, work.plan.size
+    check_shard(shard, len(x), size)
+    work = work._replace(chunks=range(shard[0], -(-len(x) // size), shard[1]))
     known = known_devices(devices)
-    judge = open_logits(model, plan.data, (0.0, 1.0), pixels, jit_compile)
-    classes = count_classes(judge, plan.data.x[:1])
-    header = {"n": len(plan.data.x)}
+    logits = open_logits(model, work.plan.data, _BOUNDS, pixels, jit_compile)
+    classes = count_classes(logits, x[:1])
+    drawn = judging.planned(draws, logits, x)
+    work = work._replace(plan=work.plan._replace(draws=drawn))
+    header = _header(work, left_out(selection))
     if workdir is not None:
-        header = corrupted_verdicts.header(
-            cache_key.Model(model, judge, name),
-            plan.data,
-            batch_size=plan.size,
-            seed=plan.seed,
-            devices=known,
+        described = cache_key.Model(model, logits, name)
+        header |= corrupted_verdicts.described_header(
+            described, work.plan.data, known
         )
-    kept = Verdicts(header, workdir)
-    workers = [
-        make_worker(d, judge, classes, plan.data.x[:1], plan.size)
-        for d in known
-    ]
-    natural = _natural(plan, workers, kept, classes)
-    rows = _rows(plan, workers, kept, progress)
-    mean = float(np.mean([row["accuracy"] for row in rows]))
-    return {
-        "name": NAME,
-        "mean_accuracy": mean,
-        "n": len(plan.data.x),
-        "interval": wilson(mean, len(plan.data.x)),
-        "natural": accuracy_of(natural),
-        "severities": plan.severities,
-        "rows": rows,
-        "left_out": left_out(selection),
-        "constants": size_of_constants(plan.data.x.shape[1:]),
-        "warnings": _warnings(workers[0], plan.data.x[: min(plan.size, 16)]),
-    }
+    record = Verdicts(header, workdir)
+    workers = [make_worker(d, logits, classes, x[:1], size) for d in known]
+    _measure_natural(work, workers, record, classes)
+    _measure(work, workers, record, progress)
+    return corrupted_results.result(
+        record, work.chunks, work.asked, left_out(selection)
+    )
 
 
-def _plan(
+def _work(
     data: Any,
     corruptions: Any,
     severities: Iterable[int],
@@ -193,7 +203,7 @@ def _plan(
     batch_size: int,
     steps: int | None,
     model: Any,
-) -> _Plan:
+) -> _Work:
     """Checks the arguments, reads the data, and tries each corruption."""
     names = chosen(corruptions)
     numbers = sorted({check_severity(severity) for severity in severities})
@@ -203,9 +213,39 @@ def _plan(
         )
     size = check_count("batch_size", batch_size, 1)
     seed = check_count("seed", seed)
-    loaded = load_data(data, (0.0, 1.0), steps, model)
+    loaded = load_data(data, _BOUNDS, steps, model)
     functions = check(loaded.x[:1], names)
-    return _Plan(loaded, functions, numbers, seed, min(size, len(loaded.x)))
+    plan = Plan(
+        data=loaded,
+        entries=[],
+        budgets={},
+        bounds=_BOUNDS,
+        seed=seed,
+        size=min(size, len(loaded.x)),
+        warm_start=False,
+        keep_images=False,
+    )
+    return _Work(plan, functions, numbers, range(0))
+
+
+def _header(work: _Work, left_out: dict[str, str]) -> dict[str, Any]:
+    """Returns the part of a record's header that needs no model."""
+    plan = work.plan
+    header = {
+        "schema": corrupted_verdicts.SCHEMA,
+        "n": len(plan.data.x),
+        "batch_size": plan.size,
+        "seed": plan.seed,
+        "constants": size_of_constants(plan.data.x.shape[1:]),
+        "corruptions": [
+            {"name": name, "severities": severities}
+            for name, severities in work.asked.items()
+        ],
+        "left_out": left_out,
+    }
+    if plan.draws is not None:
+        header["draws"] = plan.draws.number
+    return header
 
 
 def check(image: np.ndarray, corruptions: Any) -> dict[str, CorruptionFn]:
@@ -230,78 +270,84 @@ def check(image: np.ndarray, corruptions: Any) -> dict[str, CorruptionFn]:
     return found
 
 
-def _natural(
-    plan: _Plan, workers: Sequence[Worker], kept: Verdicts, classes: int
-) -> np.ndarray:
-    """Measures the verdicts on the images as they are, and checks logits."""
+def _measure_natural(
+    work: _Work, workers: Sequence[Worker], record: Verdicts, classes: int
+) -> None:
+    """Saves the verdicts on the images as they are, and checks the logits."""
+    plan = work.plan
     check_classes(plan.data.y, plan.data.labels, classes)
-    found = kept.load("natural", "natural")
-    if found is None:
-        logits = _logits(plan, workers, lambda x, _: x)
-        network = getattr(workers[0].judge.function, "model", None)
-        check_logits(logits, network)
-        found = logits.argmax(axis=1) == plan.data.labels
-        kept.save("natural", "natural", found)
-    return found
+
+    def measure(worker: Worker, chunk: int) -> None:
+        first = chunk == work.chunks[0]
+        if record.holds(NATURAL, chunk, NATURAL) and (
+            not first or "randomness" in record.load(NATURAL, chunk)
+        ):
+            return
+        judged = _judged(work, record, lambda x, _: x, worker, chunk)
+        found = _verdicts(work, judged) | {"logits": judged.outputs}
+        if first:  # Every shard warns, and looks at the same images.
+            some = plan.data.x[: min(plan.size, 16)]
+            found |= model_probes.probe_outputs(worker.judge.function, some)
+            found |= judging.facts(plan)
+            if plan.draws is not None:
+                found["together"] = np.array(plan.draws.together)
+        record.save(NATURAL, chunk, NATURAL, found)
+
+    spread(workers, measure, work.chunks)
+    outputs = [record.load(NATURAL, chunk)["logits"] for chunk in work.chunks]
+    network = getattr(workers[0].judge.function, "model", None)
+    check_logits(np.concatenate(outputs), network)
 
 
-def _warnings(worker: Worker, x: np.ndarray) -> list[dict[str, str]]:
-    """Returns warnings about logits that depend on more than the image."""
-    found = model_probes.probe_outputs(worker.judge.function, x)
-    messages = {
-        "randomness": "The model is random: each image was classified by a "
-        "single call, and another evaluation gives other accuracies.",
-        "batch_dependence": "The logits for an image depend on the other images"
-        " of its batch: with another batch size the accuracies are others.",
-    }
-    warnings = [
-        {"warning": name, "message": message}
-        for name, message in messages.items()
-        if found[name] > found["tolerance"]
-    ]
-    return warnings[:1]  # Random logits seem to depend on the batch, too.
-
-
-def _rows(
-    plan: _Plan,
+def _measure(
+    work: _Work,
     workers: Sequence[Worker],
-    kept: Verdicts,
+    record: Verdicts,
     progress: Callable[[str], Any] | None,
-) -> list[dict[str, Any]]:
-    """Measures the accuracy of each kind and severity."""
-    rows: list[dict[str, Any]] = []
-    total = len(plan.functions) * len(plan.severities)
-    seconds, measured = 0.0, 0
-    for name, function in plan.functions.items():
+) -> None:
+    """Saves the verdicts on the images of each kind and severity."""
+    total = len(work.functions) * len(work.severities) * len(work.chunks)
+    examples = sum(len(chunk_indices(record.header, c)) for c in work.chunks)
+    seconds, measured, done = 0.0, 0, 0
+    for name, function in work.functions.items():
         described = corrupted_verdicts.described(name, function)
         accuracies = []
-        for severity in plan.severities:
-            part = f"{name}-{severity}"
-            correct = kept.load(part, described)
-            if correct is None:
-                started = time.perf_counter()
-                correct = _verdicts(plan, workers, name, severity)
-                kept.save(part, described, correct)
-                seconds += time.perf_counter() - started
-                measured += 1
-            row = {"corruption": name, "severity": severity}
-            rows.append(row | accuracy_of(correct))
+        for severity in work.severities:
+            part = corrupted_verdicts.part_of(name, severity)
+            left = [
+                chunk
+                for chunk in work.chunks
+                if not record.holds(part, chunk, described)
+            ]
+            started = time.perf_counter()
+            _measure_part(work, workers, record, left, (name, severity))
+            seconds += time.perf_counter() - started
+            measured += len(left)
+            done += len(work.chunks)
+            held = [record.load(part, chunk) for chunk in work.chunks]
+            correct = np.concatenate([arrays["correct"] for arrays in held])
             accuracies.append(f"{correct.mean():.4f}")
         if progress is not None:
-            left = (total - len(rows)) * seconds / max(measured, 1)
+            ahead = (total - done) * seconds / max(measured, 1)
             progress(
-                f"{name}: accuracy {', '.join(accuracies)} of "
-                f"{len(plan.data.x)} at severity "
-                f"{', '.join(map(str, plan.severities))}; {left:.0f} s left"
+                f"{name}: accuracy {', '.join(accuracies)} of {examples} at "
+                f"severity {', '.join(map(str, work.severities))}; "
+                f"{ahead:.0f} s left"
             )
-    return rows
 
 
-def _verdicts(
-    plan: _Plan, workers: Sequence[Worker], name: str, severity: int
-) -> np.ndarray:
-    """Returns whether each image is classified correctly, corrupted."""
-    function = plan.functions[name]
+def _measure_part(
+    work: _Work,
+    workers: Sequence[Worker],
+    record: Verdicts,
+    chunks: Sequence[int],
+    kind: tuple[str, int],
+) -> None:
+    """Saves the verdicts on some chunks under a corruption at a severity."""
+    name, severity = kind
+    plan, function = work.plan, work.functions[name]
+    part = corrupted_verdicts.part_of(name, severity)
+    described = corrupted_verdicts.described(name, function)
 
     def alone(image: np.ndarray, index: int) -> np.ndarray:
         images, indices = image[None], [index]
@@ -318,39 +364,34 @@ def _verdicts(
             mapped = pool.map if many else map
             return np.stack(list(mapped(alone, images, indices.tolist())))
 
-        logits = _logits(plan, workers, change)
-    return logits.argmax(axis=1) == plan.data.labels
+        def measure(worker: Worker, chunk: int) -> None:
+            judged = _judged(work, record, change, worker, chunk)
+            record.save(part, chunk, described, _verdicts(work, judged))
+
+        spread(workers, measure, chunks)
 
 
-def _logits(
-    plan: _Plan, workers: Sequence[Worker], change: Change
-) -> np.ndarray:
-    """Returns the logits (n, classes) for images that a function changes."""
-    count = len(plan.data.x)
-    found: dict[int, np.ndarray] = {}
-    work = functools.partial(_classify, plan, change, found)
-    spread(workers, work, range(-(-count // plan.size)))
-    return np.concatenate([found[chunk] for chunk in sorted(found)])
-
-
-def _classify(
-    plan: _Plan,
-    change: Change,
-    found: dict[int, np.ndarray],
-    worker: Worker,
-    chunk: int,
-) -> None:
-    """Adds the logits of a chunk to those found."""
-    start = chunk * plan.size
-    indices = np.arange(start, min(start + plan.size, len(plan.data.x)))
-    images = change(plan.data.x[indices], indices)
+def _judged(
+    work: _Work, record: Verdicts, change: Change, worker: Worker, chunk: int
+) -> judging.Judged:
+    """Judges the images of a chunk after a function has changed them."""
+    plan = work.plan
+    indices = chunk_indices(record.header, chunk)
+    with judging.alone(plan):
+        images = change(plan.data.x[indices], indices)
     # All chunks have one size, for one trace.
     x = images[np.resize(np.arange(len(indices)), plan.size)]
-    active = np.arange(plan.size) < len(indices)
-    outputs = as_numpy(worker.predict(tf.constant(x), tf.constant(active)))
-    outputs = outputs[: len(indices)]
-    if not np.isfinite(outputs).all():
+    judged = judging.judge(plan, worker, x, indices)
+    if not np.isfinite(judged.outputs).all():
         raise ValueError(
             "model must return finite logits. Received: NaN or infinity"
         )
-    found[chunk] = outputs
+    return judged
+
+
+def _verdicts(work: _Work, judged: judging.Judged) -> dict[str, np.ndarray]:
+    """Returns the arrays to be saved, by name."""
+    found = {"correct": ~judged.broken}
+    if work.plan.draws is not None:
+        found["wrong"] = judged.wrong
+    return found

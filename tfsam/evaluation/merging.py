@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfsam.evaluation import accuracies
+from tfsam.evaluation import corrupted_results
+from tfsam.evaluation import corrupted_verdicts
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.budgets import Budget
 from tfsam.evaluation.budgets import flat
@@ -19,18 +21,22 @@ def merge(folders: Iterable[files.Path]) -> dict[str, Any]:
     or norms.
 
     Args:
-        folders: The `workdir` of each shard.
+        folders: The `workdir` of each shard, of `evaluate` or of
+            `evaluate_corruptions`.
 
     Returns:
         The result that `evaluate` returns for the whole evaluation, with all
-        attacks and budgets that the folders hold. It has the warning
+        attacks and budgets that the folders hold; or that of
+        `evaluate_corruptions`, with all their corruptions and severities. It
+        has the warning
         `mixed_shards` if shards were measured on other kinds of devices, with
         other versions of TensorFlow, Keras or Python, or with another
         `jit_compile`. If an attack failed in a shard, its rows have `error`.
 
     Raises:
         ValueError: If a folder holds the record of another evaluation or of
-            another version of tfsam, or if no shard measured some chunk.
+            another version of tfsam, or if no shard measured some chunk; of
+            corrupted images, also if some chunk lacks one of the corruptions.
 
     Example:
         >>> import tempfile
@@ -51,28 +57,62 @@ def merge(folders: Iterable[files.Path]) -> dict[str, Any]:
         >>> merge(folders)["natural"]["n"]
         6
     """
+    folders = list(folders)
+    if any(map(corrupted_verdicts.is_record, folders)):
+        return _corruptions(folders)
     record, mixed = verdicts.merged(folders)
-    header = record.header
-    whole = range(verdicts.chunk_count(header))
-    missing = [c for c in whole if not record.load(NATURAL, c)]
-    if missing:
-        raise ValueError(
-            "the shards together must have measured every chunk of "
-            f"{header['batch_size']} examples; run the missing shard. "
-            f"Received: no shard with chunk {missing[0]}"
-        )
+    whole = range(verdicts.chunk_count(record.header))
+    _check_measured(record, [NATURAL], whole)
     result = accuracies.result(record, whole, _unmeasured(record, whole))
-    if mixed:
-        message = (
-            f"The shards were measured with different {', '.join(mixed)}. An "
-            "example near the decision boundary may get another verdict than "
-            "in a single evaluation. To avoid this, measure all shards with "
-            "the same software on the same kind of device."
-        )
-        result["warnings"].append(
-            {"warning": "mixed_shards", "message": message}
-        )
+    result["warnings"] += _of_mixed(mixed)
     return result
+
+
+def _corruptions(folders: Iterable[files.Path]) -> dict[str, Any]:
+    """Combines the shards of an evaluation on corrupted images."""
+    record, mixed = corrupted_verdicts.merged(folders)
+    whole = range(verdicts.chunk_count(record.header))
+    asked = record.asked()
+    _check_measured(record, corrupted_verdicts.parts_of(asked), whole)
+    result = corrupted_results.result(
+        record, whole, asked, record.header["left_out"]
+    )
+    result["warnings"] += _of_mixed(mixed)
+    return result
+
+
+def _check_measured(
+    record: verdicts.Record | corrupted_verdicts.Verdicts,
+    parts: Iterable[str],
+    chunks: Sequence[int],
+) -> None:
+    """Rejects records of which a chunk is missing.
+
+    Raises:
+        ValueError: If one is.
+    """
+    for part in parts:
+        missing = [c for c in chunks if not record.load(part, c)]
+        if missing:
+            of_part = "" if part == NATURAL else f" of {part}"
+            raise ValueError(
+                "the shards together must have measured every chunk of "
+                f"{record.header['batch_size']} examples; run the missing "
+                f"shard. Received: no shard with chunk {missing[0]}{of_part}"
+            )
+
+
+def _of_mixed(mixed: Sequence[str]) -> list[dict[str, str]]:
+    """Returns a warning about shards that were measured in different ways."""
+    if not mixed:
+        return []
+    message = (
+        f"The shards were measured with different {', '.join(mixed)}. An "
+        "example near the decision boundary may get another verdict than "
+        "in a single evaluation. To avoid this, measure all shards with "
+        "the same software on the same kind of device."
+    )
+    return [{"warning": "mixed_shards", "message": message}]
 
 
 def _unmeasured(

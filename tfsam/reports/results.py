@@ -128,6 +128,8 @@ def _check_corruptions(found: Mapping[str, Any] | None) -> None:
         _check_accuracy(row)
     for kind in found.get("left_out") or {}:
         check_texts(found["left_out"], (kind,))
+    for warning in found.get("warnings") or []:
+        check_texts(warning, ("message",))
 
 
 def _check_accuracy(row: Mapping[str, Any]) -> None:

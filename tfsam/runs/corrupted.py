@@ -58,5 +58,7 @@ def measured(
         progress=log,
         workdir=settings.workdir / "corruptions",
         devices=strategy and devices.names(strategy),
+        draws=settings.draws,
+        shard=settings.shard or (0, 1),
     )
     return {"corruptions": found}

@@ -154,7 +154,7 @@ def check_evaluation(settings: Evaluation, training: Training | None) -> None:
 
 
 def _check_corruptions(settings: Evaluation) -> None:
-    """Checks the corruptions of a run, their severities, and its shard."""
+    """Checks the corruptions of a run, and their severities."""
     if settings.corruptions is None:
         if settings.severities is not None:
             raise ValueError(
@@ -170,12 +170,6 @@ def _check_corruptions(settings: Evaluation) -> None:
         )
     for severity in settings.severities or ():
         check_severity(severity)
-    if settings.shard:
-        index, count = settings.shard
-        raise ValueError(
-            "--corruptions takes all images in one process: leave it to a run "
-            f"without --shard. Received: shard={index}/{count}"
-        )
 
 
 def _check_pixels(settings: Evaluation, training: Training | None) -> None:

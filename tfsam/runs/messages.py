@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from tfsam.reports.results import draws_in_words
 from tfsam.runs import artifacts
 from tfsam.runs import flag_types
 from tfsam.runs import methods
@@ -103,6 +104,8 @@ def corruptions(results: Mapping[str, Any]) -> list[str]:
         f"{len(kinds)} kinds at severities "
         f"{', '.join(map(str, found['severities']))}"
     ]
+    if words := draws_in_words(found.get("natural") or {}):
+        lines.append(f"verdicts on clean images: {words}")
     for name, reason in found["left_out"].items():
         lines.append(f"the corruption {name} is left out: it {reason}")
     for warning in found.get("warnings", []):

@@ -36,7 +36,10 @@ __all__ = [
 
 def merge(chosen: Merge) -> None:
     """Merges shards, and prints the table of the whole."""
-    print(reports.table(stages.merge(chosen.folders, chosen.workdir)))
+    results = stages.merge(chosen.folders, chosen.workdir)
+    print(reports.table(results))
+    for words in messages.corruptions(results):
+        print(words)
 
 
 def inspect(chosen: Inspection) -> None:

@@ -249,6 +249,9 @@ def merge(
             f"workdir must be an empty folder. Received: workdir={workdir}"
         )
     measured = merging.merge([path / "evaluation" for path in folders])
+    corruptions = [path / "corruptions" for path in folders]
+    if any(path.exists() for path in corruptions):
+        measured["corruptions"] = merging.merge(corruptions)
     workdir.mkdir(parents=True, exist_ok=True)
     results = {
         **first,
@@ -257,6 +260,8 @@ def merge(
         "merged": [str(path) for path in folders],
     }
     reports.robustness_plot(results, workdir / "robustness.png")
+    if "corruptions" in measured:
+        reports.corruptions_plot(results, workdir / "corruptions.png")
     results["artifacts"] = artifacts.names(workdir)
     files.write_json(workdir / "results.json", results)
     return results

@@ -1,13 +1,16 @@
 """The section of corrupted images: a table of kinds, curves by severity."""
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+from tfsam.reports import results
 from tfsam.reports.page import elements
 from tfsam.reports.page import runs
 from tfsam.reports.page import table
+from tfsam.reports.page.markup import node
 
 
 def section(found: Sequence[runs.Run]) -> ElementTree.Element | None:
@@ -31,7 +34,22 @@ def section(found: Sequence[runs.Run]) -> ElementTree.Element | None:
         f"{names}: accuracy over severity, a kind a chart; 0 is the clean "
         f"image. Bars are 95 % intervals.{_left_out(held)}",
         elements.sortable(heads, _columns(held), caption),
+        *(
+            node("p", f"{run.name}: {note}", class_="quiet")
+            for run, one in zip(found, held, strict=True)
+            if one
+            for note in _notes(one)
+        ),
     )
+
+
+def _notes(one: Mapping[str, Any]) -> Iterator[str]:
+    """Yields sentences about how far accuracies are to be trusted."""
+    words = results.draws_in_words(one.get("natural") or {})
+    if words:
+        yield f"Verdicts on clean images: {words}."
+    for warning in one.get("warnings") or []:
+        yield str(warning["message"])
 
 
 def measured(run: runs.Run) -> Mapping[str, Any] | None:
