@@ -44,6 +44,15 @@ def test_a_file_is_attacked_as_the_network_inside(path, data):
     assert set(model["natural_accuracy"]) == {"0..1", "0..255", "-1..1"}
 
 
+def test_the_origin_of_a_surrogate_is_in_the_result(path, data):
+    model = network("standard")
+    found = evaluated(model, data, surrogate=path)
+    assert "model" not in found
+    assert found["surrogate"] == natural(path, data)["model"]
+    assert found["surrogate"]["sha256"]
+    assert "surrogate" not in evaluated(model, data, surrogate=model)
+
+
 @pytest.mark.slow
 def test_two_ranges_share_no_verdicts(path, data, tmp_path):
     workdir = tmp_path / "record"

@@ -119,6 +119,8 @@ def test_transfer_and_images(model, tmp_path):
     rows = [results(f)["robust"][0] for f in (direct, transferred)]
     assert rows[0]["accuracy"] < rows[1]["accuracy"]
     assert results(transferred)["config"]["surrogate"] == str(other)
+    assert results(transferred)["surrogate"]["format"] == "keras"
+    assert "surrogate" not in results(direct)
     files = sorted((direct / "evaluation").glob("00-pgd/linf-0.1/*.npz"))
     images = np.concatenate([np.load(f)["adversarial"] for f in files])
     assert images.shape == (60, 8, 8, 1)

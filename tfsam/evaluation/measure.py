@@ -241,7 +241,7 @@ def evaluate(
         path is unknown, unless an indicator that needs no path holds.
 
         For a model from a path, `model` says what it is, as
-        `tfsam.models.inspect` does.
+        `tfsam.models.inspect` does; `surrogate` does for a surrogate.
 
     Raises:
         ImportError: If an attack needs a library that is not installed.
@@ -437,8 +437,12 @@ def _measured(
             if "error" not in row:
                 # The verdicts were measured without a diagnosis.
                 row.setdefault("diagnosis", diagnosis.NOT_RECORDED)
-    if models.judge.origin is not None:
-        result["model"] = models.judge.origin
+    for role, logits in (
+        ("model", models.judge),
+        ("surrogate", models.surrogate),
+    ):
+        if logits is not None and logits.origin is not None:
+            result[role] = logits.origin
     return result
 
 
