@@ -119,14 +119,6 @@ def test_what_systems_leave_is_passed_over(tmp_path):
     assert found(tmp_path) == expected
 
 
-def test_a_class_without_test_images_is_said(tmp_path):
-    classes_in(tmp_path / "train", ("ant", "bee", "cat"))
-    classes_in(tmp_path / "test", ("cat",))
-    listing = layouts.read(tmp_path)
-    assert listing.class_names == ("ant", "bee", "cat")
-    assert listing.notes == ("2 classes have no test images: ant, bee",)
-
-
 def test_an_unknown_class_of_the_test_part_is_refused(tmp_path):
     classes_in(tmp_path / "train")
     classes_in(tmp_path / "val", ("ant", "dog"))

@@ -15,6 +15,7 @@ from tfsam.data.files.decoding import refusal
 from tfsam.data.images import Images
 from tfsam.data.images import as_float
 from tfsam.data.options import Options
+from tfsam.data.options import untested
 from tfsam.data.rows import Rows
 
 _MOST_CLASSES = 100_000  # A larger label is a mistake, not a class.
@@ -60,8 +61,10 @@ def images(arrays: Mapping[str, Any], options: Options) -> Images:
         whole = _part(arrays, "")
         groups = whole.y if options.tests_all else splitting.of_arrays(whole.x)
         is_test = options.split(whole.y, groups)
+        if not is_test.any():
+            raise untested("the file")
         train, test = whole.where(~is_test), whole.where(is_test)
-        notes = (options.note("the file", is_test),)
+        notes = (options.note("the file", is_test, whole.y),)
     classes = test.classes
     if options.part == "all" and train is not None:
         _check_alike(train, test)

@@ -1,5 +1,6 @@
 """Images and labels, and parts of them."""
 
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -64,8 +65,55 @@ def without_training(images: Images) -> Images:
     return images._replace(x_train=images.x_test[:0], y_train=images.y_test[:0])
 
 
+def absences(images: Images) -> tuple[str, ...]:
+    """Returns notes about classes that have no images in a part.
+
+    A part without any images was not wanted, and has no note.
+
+    Args:
+      images: an `Images`.
+
+    Example:
+    >>> import tfsam
+    >>> images = tfsam.data.load("digits", limit_test=20)
+    >>> absences(images._replace(class_names=(*"0123456789", "ten")))
+    ('1 class has no training images: ten', '1 class has no test images: ten')
+    """
+    parts = {"training": images.y_train, "test": images.y_test}
+    notes = (
+        absence(labels, images.class_names, f"{part} images")
+        for part, labels in parts.items()
+        if len(labels)
+    )
+    return tuple(note for note in notes if note)
+
+
+def absence(labels: np.ndarray, names: Sequence[str], of: str) -> str:
+    """Returns a note about classes of which there is no example, or "".
+
+    Args:
+      labels: (n,) integers.
+      names: the names of the classes.
+      of: what the examples are.
+
+    Example:
+    >>> absence(np.array([0, 2]), ["ant", "bee", "cat"], "test images")
+    '1 class has no test images: bee'
+    """
+    numbers = np.setdiff1d(np.arange(len(names)), labels)
+    if not len(numbers):
+        return ""
+    some = ", ".join(names[number] for number in numbers[:3].tolist())
+    some += ", ..." if len(numbers) > 3 else ""
+    have = "class has" if len(numbers) == 1 else "classes have"
+    return f"{len(numbers)} {have} no {of}: {some}"
+
+
 def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
     """Splits the training part, stratified, into two.
+
+    The only image of a class stays in the first part: a class that the network
+    has never seen is worse than one that is not validated.
 
     Args:
       images: an `Images`.
@@ -77,8 +125,8 @@ def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
       with only these in its training part.
 
     Raises:
-      ValueError: if `count` is less than the number of classes, or leaves
-        nothing.
+      ValueError: if `count` is less than the number of classes of two images or
+        more, or more than the images of these classes can spare.
 
     Example:
     >>> import tfsam
@@ -93,8 +141,16 @@ def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
             f"validation_images must be less than the {total} training images",
             count,
         )
-    held = subset(images.y_train, count, seed, "validation_images")
-    rest = np.setdiff1d(np.arange(total), np.arange(total)[held])
+    several = np.flatnonzero(np.bincount(images.y_train)[images.y_train] > 1)
+    if count >= max(len(several), 1):
+        raise refusal(
+            f"validation_images must be less than the {len(several)} training "
+            "images of classes of two images or more",
+            count,
+        )
+    labels = images.y_train[several]
+    held = several[subset(labels, count, seed, "validation_images")]
+    rest = np.setdiff1d(np.arange(total), held)
 
     def part(chosen: np.ndarray | slice) -> Images:
         return images._replace(

@@ -65,7 +65,7 @@ class Options(NamedTuple):
             groups: see `splitting.stratified`.
 
         Returns:
-            bool (n,).
+            bool (n,); none is True if each class is a single group.
         """
         if self.tests_all:
             return np.ones(len(labels), bool)
@@ -75,12 +75,15 @@ class Options(NamedTuple):
     def _fraction(self) -> float:
         return self.test_fraction or splitting.FRACTION
 
-    def note(self, source: object, is_test: np.ndarray) -> str:
+    def note(
+        self, source: object, is_test: np.ndarray, labels: np.ndarray
+    ) -> str:
         """Describes a split in a line.
 
         Args:
             source: the name of the data.
             is_test: the result of `split`.
+            labels: see `splitting.stratified`.
         """
         total, tested = len(is_test), int(is_test.sum())
         if self.tests_all:
@@ -89,10 +92,26 @@ class Options(NamedTuple):
                 f"--test_fraction={splitting.FRACTION} tests those alone that "
                 "training with this seed leaves out"
             )
+        untested = np.setdiff1d(labels, labels[is_test])
+        alone = "a class of one image, or of copies of one, keeps it to train"
         return (
             f"{source} is not split: {tested} of {total} images are the test "
             f"part (test_fraction {self._fraction:g}, seed {self.seed})"
+            f"{f'; {alone}' if len(untested) else ''}"
         )
+
+
+def untested(source: object) -> ValueError:
+    """Makes an error about data of whose images none can be the test part.
+
+    Args:
+        source: the name of the data.
+    """
+    return refusal(
+        "images that are not split must have a class of two different images "
+        "or more, some of which are the test part",
+        f"classes of one image, or of copies of one, in {source}",
+    )
 
 
 def make(

@@ -21,6 +21,7 @@ from tfsam.data.files import layouts
 from tfsam.data.files import tables
 from tfsam.data.files.decoding import refusal
 from tfsam.data.images import Images
+from tfsam.data.images import absences
 from tfsam.data.images import as_float
 from tfsam.data.images import in_order
 from tfsam.data.images import limited
@@ -138,6 +139,7 @@ def load(
         seed=seed,
     )
     images = _loaded(str(source), pick, options, data_dir, cache_dir)
+    images = images._replace(notes=(*images.notes, *absences(images)))
     if options.class_file is None:
         return images
     return in_order(images, class_orders.read(options.class_file))

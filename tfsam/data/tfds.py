@@ -14,6 +14,7 @@ from tfsam.data.files.decoding import refusal
 from tfsam.data.images import Images
 from tfsam.data.options import Options
 from tfsam.data.options import Pick
+from tfsam.data.options import untested
 
 _PROBE_SECONDS = 6.0
 
@@ -127,7 +128,9 @@ def _chosen(
     if test is None:
         images, every = _read(builder, source, "train")
         is_test = options.split(every, np.arange(len(every)))
-        notes.append(options.note(source, is_test))
+        if not is_test.any():
+            raise untested(source)
+        notes.append(options.note(source, is_test, every))
         for part, side in (("train", ~is_test), ("test", is_test)):
             encoded[part], labels[part] = images[side], every[side]
     else:

@@ -16,6 +16,7 @@ from tfsam.data.files.decoding import refusal
 from tfsam.data.images import Images
 from tfsam.data.options import Options
 from tfsam.data.options import Pick
+from tfsam.data.options import untested
 
 
 def load(
@@ -42,6 +43,7 @@ def load(
         ValueError: if too many files are no images, images of several sizes
             need an `image_size`, or a part is empty.
     """
+    is_split = listing.decided
     listing = decided(listing, options)
     labels = np.array([entry.label for entry in listing.entries], np.int64)
     is_test = np.array(
@@ -62,6 +64,8 @@ def load(
     bad_images.report(
         bad, len(good), listing.source, reasons, options.bad_images
     )
+    if not len(test) and not is_split:
+        raise untested(listing.source)
     train, test = train[good[: len(train)]], test[good[len(train) :]]
     _check_parts(listing, len(train), len(test), options)
     pixels = stacks.pixels_of(stack if good.all() else stack.of(good))
@@ -91,7 +95,7 @@ def decided(listing: listings.Listing, options: Options) -> listings.Listing:
         if not options.tests_all:
             groups = splitting.of_files(paths)
         is_test = options.split(labels, groups)
-        note = options.note(listing.source, is_test)
+        note = options.note(listing.source, is_test, labels)
         listing = listing.assigned(is_test)
         listing = listing._replace(notes=(*listing.notes, note))
     return listing.of(listings.TEST) if options.part == "test" else listing

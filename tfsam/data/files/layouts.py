@@ -68,8 +68,6 @@ def read(path: pathlib.Path, class_order: str = "name") -> listings.Listing:
                     "a class must hold images", f"none in {root / name}"
                 )
             found += [(file, name, split) for file in below]
-    if TEST in roots:
-        notes += _untested(found)
     return listings.make(path, found, class_order, notes)
 
 
@@ -164,16 +162,3 @@ def _check_test(
         raise refusal(
             f"{root} must hold classes of train only", ", ".join(unknown)
         )
-
-
-def _untested(found: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Returns a note about classes without test images."""
-    named = {
-        split: {name for _, name, of in found if of == split}
-        for split in (TRAIN, TEST)
-    }
-    missing = sorted(named[TRAIN] - named[TEST])
-    if not missing:
-        return []
-    some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-    return [f"{len(missing)} classes have no test images: {some}"]
