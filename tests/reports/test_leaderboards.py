@@ -29,8 +29,8 @@ LINF = autoattack("linf", 8 / 255, "8/255", 5112)
 
 
 def test_an_entry_has_the_fields_of_a_model_info_file():
-    """Of model_info/cifar10/Linf, all values as strings but flags."""
-    assert reports.robustbench(cifar(LINF)) == {
+    """Of model_info/cifar10/Linf: strings, but for a count and flags."""
+    assert reports.robustbench(cifar(LINF, warnings=[])) == {
         "link": "",
         "name": "",
         "authors": "",
@@ -43,7 +43,6 @@ def test_an_entry_has_the_fields_of_a_model_info_file():
         "clean_acc": "85.32",
         "reported": "",
         "autoattack_acc": "51.12",
-        "footnote": "",
         "unreliable": False,
     }
 
@@ -67,7 +66,7 @@ def test_external_is_the_worst_case_where_something_beat_autoattack():
     for changes in ({"epsilon": 0.1}, accuracy(5112, 10_000)):
         entry = reports.robustbench(cifar(LINF, worst_case=[worst | changes]))
         assert "external" not in entry
-        assert entry["footnote"] == ""
+        assert "footnote" not in entry
 
 
 def test_the_row_is_that_of_robustbench_s_budget():
@@ -84,25 +83,61 @@ def test_the_row_is_that_of_robustbench_s_budget():
     assert reports.robustbench(results)["eps"] == "16/255"
 
 
-def test_doubts_are_in_the_entry():
-    warning = {"warning": "zero_gradients", "message": "..."}
+def warned(*names):
+    return [{"warning": name, "message": "..."} for name in names]
+
+
+def test_doubts_are_in_the_footnote():
     natural = accuracy(85, 100) | {"draws": 20, "spread": 0.1}
-    results = cifar(LINF, warnings=[warning]) | {"natural": natural}
-    entry = reports.robustbench(results)
-    assert entry["unreliable"] is True
+    results = cifar(LINF, warnings=warned("zero_gradients"))
+    entry = reports.robustbench(results | {"natural": natural})
     assert entry["number_forward_passes"] == 20
     assert entry["footnote"] == (
         "Evaluated on 100 of the 10000 images. Warning of the evaluation: "
         "zero_gradients."
     )
-    finding = {"indicator": "i", "message": "m", "remedy": "r", "count": 1}
-    unknown = finding | {"indicator": "not_recorded"}
-    for diagnosis, expected in (
-        *(([finding], True), ([], False)),
-        *(([unknown], False), ("not recorded", False)),
-    ):
-        row = LINF | {"diagnosis": diagnosis}
-        assert reports.robustbench(cifar(row))["unreliable"] is expected
+    finding = {"message": "m", "remedy": "r", "count": 1}
+    found = [
+        finding | {"indicator": name}
+        for name in ("incomplete_optimization", "not_recorded")
+    ]
+    row = LINF | {"diagnosis": found}
+    assert reports.robustbench(cifar(row))["footnote"] == (
+        "Diagnosis of AutoAttack: incomplete optimization."
+    )
+
+
+@pytest.mark.parametrize(
+    ("expected", "warnings", "row"),
+    [
+        # What RobustBench's own files have: these do not make one unreliable.
+        (False, ["few_classes", "low_accuracy", "zero_gradients"], {}),
+        (False, ["gradients_masked"], {"diagnosis": "not recorded"}),
+        (False, [], {"diagnosis": ["incomplete_optimization"]}),
+        (False, [], {"broken_by": {"apgd_ce": 9000, "square": 20}}),
+        (True, ["random_outputs"], {}),
+        (True, ["log_probabilities"], {}),
+        (True, ["no_gradients"], {}),
+        (True, [], {"diagnosis": ["unavailable_gradients"]}),
+        (True, [], {"broken_by": {"apgd_ce": 9000, "square": 21}}),
+    ],
+)
+def test_unreliable_is_a_flag_of_autoattack_s_own_checks(
+    expected, warnings, row
+):
+    finding = {"message": "m", "remedy": "r", "count": 1}
+    found = row.get("diagnosis")
+    if isinstance(found, list):
+        found = [finding | {"indicator": name} for name in found]
+    row = LINF | row | {"diagnosis": found}
+    results = cifar(row, warnings=warned(*warnings))
+    assert reports.robustbench(results)["unreliable"] is expected
+
+
+def test_what_was_not_looked_at_is_left_out():
+    results = cifar(LINF)
+    del results["warnings"]
+    assert "unreliable" not in reports.robustbench(results)
 
 
 def test_fields_that_only_the_user_knows_are_given_by_name():

@@ -1,8 +1,10 @@
 """Entries for leaderboards, made from the results of a run.
 
 RobustBench (Croce et al. 2021, arXiv 2010.09670) keeps a JSON file for each
-model in its folder model_info/DATASET/THREAT, whose fields are strings, with
-accuracies in percent.
+model in its folder model_info/DATASET/THREAT. `robustbench` says what its
+fields hold. They are those of the files themselves, of the class `ModelInfo`
+in its utils.py, and of its leaderboard, which also reads `external` and
+`unreliable`.
 """
 
 import pathlib
@@ -33,6 +35,10 @@ _IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 
 _SAME = 1e-6
 
+# Largest part of all images that Square Attack may break after the other stages
+# (`alpha` of AutoAttack's check).
+_BY_SQUARE = 0.002
+
 
 def robustbench(
     results: Mapping[str, Any],
@@ -55,12 +61,28 @@ def robustbench(
             paper, in percent).
 
     Returns:
-        A dict that can be written as JSON. Fields of `by_hand` that are neither
-        given nor in the configuration of the run are empty strings. `external`
-        is the worst case, if other attacks have beaten AutoAttack; `footnote`
-        names them, and says where the evaluation differs from RobustBench's.
-        `unreliable` is true if there are warnings, or if the diagnosis of the
-        AutoAttack row has a finding.
+        A dict that can be written as JSON, with RobustBench's fields:
+
+        - `link`, `name`, `authors`, `venue`, `architecture`, `dataset`: strings
+          of `by_hand`, or of the configuration of the run. Empty ones are to be
+          filled in.
+        - `additional_data`: a bool, whether other images than the training
+          images were used: of `by_hand`, or by `--weights`.
+        - `number_forward_passes`: an integer, the number of forward passes for
+          a prediction: the draws of a random model, or else 1.
+        - `eps`: a string such as "8/255" or "0.5".
+        - `clean_acc`, `autoattack_acc`: natural accuracy and that of the row,
+          in percent, strings of two decimals.
+        - `reported`: the same of the paper, of `by_hand`.
+        - `external`: the same of the worst case, if other attacks have beaten
+          AutoAttack. Leaderboards rank by it.
+        - `footnote`: a string, if there is something to say: the attacks that
+          have beaten AutoAttack, the differences from RobustBench's evaluation,
+          and the warnings and the diagnosis of this one.
+        - `unreliable`: a bool, the column "AA eval. potentially unreliable":
+          whether AutoAttack's own checks raise a flag (see `raised_flags`), and
+          nothing else. Without it, the leaderboard shows "unknown"; it is
+          absent if the results have no warnings.
 
     Raises:
         TypeError: If a field of `by_hand` is unknown.
@@ -98,11 +120,49 @@ def robustbench(
     worst = _worst_case(results, row)
     if worst is not None:
         entry["external"] = _percent(worst)
-    notes = _notes(results, row, worst, known["dataset"])
-    return entry | {
-        "footnote": " ".join(notes),
-        "unreliable": bool(results.get("warnings") or diagnoses.signs(row)),
+    notes = " ".join(_notes(results, row, worst, known["dataset"]))
+    if notes:
+        entry["footnote"] = notes
+    if results.get("warnings") is not None:
+        entry["unreliable"] = bool(raised_flags(results, row))
+    return entry
+
+
+def raised_flags(
+    results: Mapping[str, Any], row: Mapping[str, Any]
+) -> list[str]:
+    """Returns which of AutoAttack's checks an evaluation fails.
+
+    The checks are those of the authors' flags_doc.md, which RobustBench refers
+    to. One of them, whether the model optimizes while it predicts, is left out:
+    nothing in an evaluation tells.
+
+    Args:
+        results: The results.
+        row: Their row of AutoAttack.
+
+    Returns:
+        A list of "random outputs"; "probabilities", if there are no logits;
+        "zero gradients", if no gradient flows, or the gradients of all stages
+        are zero for some survivors; and "square", if Square Attack lowers the
+        accuracy of the stages before it by more than 0.2 %.
+
+    Example:
+        >>> row = {"n": 100, "broken_by": {"apgd_ce": 40, "square": 2}}
+        >>> raised_flags({"warnings": []}, row)
+        ['square']
+    """
+    warnings = {one["warning"] for one in results.get("warnings") or []}
+    signs = {one["indicator"] for one in diagnoses.signs(row)}
+    by_square = (row.get("broken_by") or {}).get("square", 0)
+    flags = {
+        "random outputs": "random_outputs" in warnings,
+        "probabilities": "log_probabilities" in warnings,
+        "zero gradients": "no_gradients" in warnings
+        or "unavailable_gradients" in signs,
+        "square": by_square > _BY_SQUARE * row["n"],
     }
+    return [flag for flag, raised in flags.items() if raised]
 
 
 def _configured(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,6 +265,9 @@ def _notes(
         yield f"Evaluated on {count} of the {_IMAGES[dataset]} images."
     for warning in results.get("warnings") or []:
         yield f"Warning of the evaluation: {warning['warning']}."
+    for sign in diagnoses.signs(row):
+        name = sign["indicator"].replace("_", " ")
+        yield f"Diagnosis of AutoAttack: {name}."
 
 
 def _percent(row: Mapping[str, Any]) -> str:
