@@ -12,6 +12,7 @@ from tfsam.attacks import Attack
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.recorder import Recorder
+from tfsam.evaluation import attack_probes
 from tfsam.evaluation import diagnosis
 from tfsam.evaluation import verdicts
 
@@ -173,6 +174,23 @@ def test_a_gradient_that_leads_nowhere_fails_without_a_budget():
     item = diagnosed(misleading, ["pgd:steps=5"])["unconstrained_failure"]
     assert item["count"] == 8
     assert "--attacks=pgd:steps=100" in item["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("model", "left"), [(brighter, []), (misleading, [8])], ids=str
+)
+def test_without_a_budget_few_steps_are_tried_first(monkeypatch, model, left):
+    """Only the images that they leave take all steps of the attack."""
+    counts, attack = [], attack_probes.attack_batch
+
+    def counted(plan, worker, stage, key, indices, *budget):
+        counts.append(len(indices))
+        return attack(plan, worker, stage, key, indices, *budget)
+
+    monkeypatch.setattr(attack_probes, "attack_batch", counted)
+    found = diagnosed(model, ["pgd:steps=9"])
+    assert counts == left
+    assert ("unconstrained_failure" in found) is bool(left)
 
 
 def test_the_remedy_of_a_transfer_sets_the_flag_of_transfers():

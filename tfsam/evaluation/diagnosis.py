@@ -13,7 +13,8 @@ it holds for a share of the survivors, `SHARE` or `RISING_SHARE`.
   another.
 - `incomplete_optimization`: the loss was still rising when the attack stopped.
 - `transfer_failure`: the image fools the surrogate, and not the model.
-- `unconstrained_failure`: the attack fails even without a budget.
+- `unconstrained_failure`: the attack fails even without a budget, which is
+  tried on some of the first chunk's survivors; the message says how many.
 
 The counters come from `tfsam.attacks.recorder`, and the probes of the first
 chunk from `tfsam.evaluation.attack_probes`. The functions are pure.
