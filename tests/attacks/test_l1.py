@@ -21,7 +21,7 @@ WEIGHTS = RNG.uniform(0.5, 1.5, 36) * np.where(RNG.random(36) < 0.5, -1, 1)
 WEIGHTS = WEIGHTS.astype("float32")
 X = np.clip(RNG.uniform(-0.2, 1.2, (16, 6, 6, 1)), 0, 1).astype("float32")
 # Verdicts of pyautoattack 0.2.0 with seed 0 on 200 digits, which
-# `python -m experiments.compare_l1 --save=FILE` stores.
+# `python -m experiments.compare_reference --norm=l1 --save=FILE` stores.
 REFERENCE = np.load(TESTS / "l1_reference.npz")
 NATIVE = (
     *("apgd_ce", "apgd_t", "fab_t", "fgsm", "fmn", "noise_l1", "noise_l2"),
