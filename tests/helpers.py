@@ -21,6 +21,7 @@ import tensorflow as tf
 
 import tfsam
 from experiments import reference
+from tfsam import registries
 from tfsam import run
 from tfsam.reports import page
 from tfsam.runs import settings
@@ -120,6 +121,12 @@ SMALL = (
     "--l2_epsilons=",
 )
 
+# Six steps an epoch; the last one of them is of 16 images, too.
+THREE_EPOCHS = (
+    *(*SMALL, "--method=st"),
+    *("--limit_train=96", "--batch_size=16", "--epochs=3"),
+)
+
 
 def shorten_runs(patch):
     """Leaves out the pictures and SavedModels of runs, a third of their time.
@@ -137,6 +144,16 @@ def shorten_runs(patch):
 
     patch.setattr(stages, "draw", lambda *_: None)
     patch.setattr(keras.Model, "export", export)
+
+
+def make_runs_tiny(patch):
+    """Lets runs train a tiny network, and leaves out what takes them long.
+
+    Args:
+        patch: a `pytest.MonkeyPatch`.
+    """
+    patch.setitem(registries.NETWORKS.native, "preact_resnet8", tiny)
+    shorten_runs(patch)
 
 
 GPUS = tf.config.get_visible_devices("GPU")

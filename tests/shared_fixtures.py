@@ -16,10 +16,10 @@ import matplotlib
 import pytest
 import sklearn.datasets
 import tensorflow as tf
+from helpers import THREE_EPOCHS
+from helpers import main
+from helpers import make_runs_tiny
 from helpers import shorten_runs
-from helpers import tiny
-
-from tfsam import registries
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -159,9 +159,19 @@ def short_runs(monkeypatch):
 
 
 @pytest.fixture
-def tiny_network(monkeypatch, short_runs):
-    """The command's small network is a tiny one."""
-    monkeypatch.setitem(registries.NETWORKS.native, "preact_resnet8", tiny)
+def tiny_network(monkeypatch):
+    """Runs of the command train a tiny network, without what takes long."""
+    make_runs_tiny(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The run of a tiny network that interrupted ones should equal."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        make_runs_tiny(patch)
+        assert main(*THREE_EPOCHS, f"--workdir={workdir}")[0] == 0
+    return workdir
 
 
 _PLUGIN = pathlib.Path(__file__).parent / "plugin"
