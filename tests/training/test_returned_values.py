@@ -57,6 +57,23 @@ def test_combine_returns_gradients_and_state():
         fitted(perturb_weights=method)
 
 
+@pytest.mark.parametrize("verb", ["before", "after"])
+@pytest.mark.parametrize(
+    ("returns", "received"),
+    [
+        (lambda w: None, "None$"),
+        (lambda w: w[::-1], r"weights of shape \(3,\), for shape \(4, 3\)$"),
+        (lambda w: w[:-1], "1 weights, for 2$"),
+    ],
+)
+def test_a_perturbation_moves_weights_before_and_after(verb, returns, received):
+    method = Own(lambda w, s: (w, s))
+    setattr(method, verb, lambda weights, *others: returns(weights))
+    with pytest.raises(ValueError, match=rf"^Own\.{verb} must return as") as e:
+        fitted(perturb_weights=method)
+    assert "\n" not in str(e.value) and e.match("Received: " + received)
+
+
 @pytest.mark.parametrize(
     ("returns", "received"),
     [

@@ -13,7 +13,7 @@ from tfsam.training.stateless import augmentation_layers
 
 SHARPNESS = ("per_replica", "global")
 MODES = ("inference", "training")
-# The attributes of a weight perturbation that training reads.
+# The attributes that every weight perturbation has; others have defaults.
 VERBS = ("perturb", "init", "due", "select", "combine")
 
 
@@ -110,7 +110,8 @@ def check_combination(model: Any) -> None:
         model: a `RobustModel`, with its arguments as attributes.
 
     Raises:
-        ValueError: if a perturbation is missing.
+        ValueError: if a perturbation is missing, or does not go with the
+            others.
     """
     attack = model.perturb_inputs
     attacked = attack is not None
@@ -121,6 +122,13 @@ def check_combination(model: Any) -> None:
             raise ValueError(
                 f"{name} needs perturb_weights. Received: {name}={given}"
             )
+    after = registries.WEIGHTS.fact(model.perturb_weights, "after")
+    if model.sub_batches > 1 and after is not None:
+        raise ValueError(
+            f"{model.perturb_weights} moves the weights after the optimizer's "
+            "step, by gradients of a whole batch: sub_batches must be 1. "
+            f"Received: sub_batches={model.sub_batches}"
+        )
     needs_attack = registries.OBJECTIVES.fact(model.objective, "needs_attack")
     if needs_attack and not attacked:
         raise ValueError(
@@ -139,6 +147,34 @@ def check_combination(model: Any) -> None:
             "epsilon_warmup_steps needs an attack that computes with an "
             "epsilon that is a tensor, such as tfsam.PGD. "
             f"Received: perturb_inputs={attack}"
+        )
+
+
+def check_perturbed(model: Any) -> None:
+    """Refuses restrictions that leave no weight to perturb.
+
+    Args:
+        model: a `RobustModel` whose network is built.
+
+    Raises:
+        ValueError: if there is no such weight.
+    """
+    if model._perturbed_positions():
+        return
+    excluded = list(model.exclude)
+    if (
+        registries.WEIGHTS.fact(model.perturb_weights, "layers")
+        == "normalization"
+    ):
+        raise ValueError(
+            f"{model.perturb_weights} needs a network with scales or offsets "
+            "of normalization layers that are trained. Received: "
+            f"network={model.network.name}, exclude={excluded}"
+        )
+    if excluded:
+        raise ValueError(
+            f"exclude must leave weights to perturb. Received: exclude="
+            f"{excluded}"
         )
 
 

@@ -137,6 +137,11 @@ class EntropySGD(SGD):
             )
         self.seed = check_count("seed", seed)
 
+    @property
+    def momentum_sign(self) -> Any:
+        """None: the momentum of w is not that of x', where gradients are."""
+        return None if self.inner_steps else super().momentum_sign
+
     def build(self, variables: list[Any]) -> None:
         """Creates w, mu, the momentum of x' and a clock for each variable.
 

@@ -11,6 +11,9 @@ two perturbations, and `RobustModel.train_step` covers all of them:
     g_adv         = gradient at w_adv
     w             = optimizer(w, g_adv)            at w, never at w_adv
 
+A weight perturbation may also move the weights of the first three lines, as
+MSAM does, or those that the last line leaves, as WSAM does.
+
 The perturbed weights are tensors, not variables: a `keras.StatelessScope` makes
 the layers read them in place of the variables. So there is nothing to restore;
 the optimizer, averages and checkpoints never see them; each replica may have
@@ -85,8 +88,8 @@ class RobustModel(PureModel):
         sub_batches: number of parts of a batch for m-sharpness (Foret et al.,
             2021, section 4.1), >= 1. Each part has its own perturbation and
             BatchNorm statistics, and the gradient is the mean of the parts'.
-            Values above 1 need a perturbation without state, and a loss that is
-            a mean over the batch.
+            Values above 1 need a perturbation without state and without a step
+            after the optimizer's, and a loss that is a mean over the batch.
         attack_mode: "inference", or "training" to attack the network with
             BatchNorm statistics of the batch, dropout, and the same random
             augmentation as in the pass at w. An attack never changes the moving
@@ -212,11 +215,7 @@ class RobustModel(PureModel):
             # A subclassed network is built by calling it.
             self.network(_symbolic(input_shape))
         matching.check_network(self.network, self.exclude)
-        if self.exclude and not self._perturbed_positions():
-            raise ValueError(
-                "exclude must leave weights to perturb. "
-                f"Received: exclude={list(self.exclude)}"
-            )
+        arguments.check_perturbed(self)
         # The number of training steps keys the noise, so that a resumed run
         # continues the same sequence.
         self.step_count = self.add_weight(
@@ -275,15 +274,16 @@ class RobustModel(PureModel):
         x, y = matching.checked_labels(self, x, y)
         weights, state = self._values()
         count, seed = self._next_step()
+        step = self._step(count, seed)
 
+        weights = second_pass.before_step(self, weights, step)
         x_adv = self._perturbed_inputs(weights, state, x, y, count, seed)
         batch = Batch(x, x_adv, y, sample_weight)
         # Everything in `first` is of the pass at w, except the gradients.
-        first = self._sharpened_by_parts(
-            weights, state, batch, self._step(count, seed)
-        )
+        first = self._sharpened_by_parts(weights, state, batch, step)
         first = self._checked_pass(first)
         self._descend(first)
+        second_pass.after_step(self, first, step)
 
         self._track_loss(first.loss, batch.size())
         return self.compute_metrics(
@@ -500,6 +500,7 @@ class RobustModel(PureModel):
         # method itself only under a strategy; it runs nothing.
         self._symbolic_build(data_batch=data)
         self._check_loss(data)
+        second_pass.check_optimizer(self)
         if self.sub_batches > 1:
             m_sharpness.check_losses(self)
         foreign_code.inspect(self, data)

@@ -1,8 +1,10 @@
-"""SGD with the weight decay that the papers use, unlike Keras's own."""
+"""SGD with the weight decay that the papers use; the momentum of optimizers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from tfsam.support.validators import check_number
@@ -36,6 +38,7 @@ class SGD(keras.optimizers.Optimizer):
 
     Attributes:
         weight_decay: coefficient of the decay; 0.0 without decay.
+        momentum_sign: the sign of the gradients in the momentum buffer.
 
     Raises:
         ValueError: if momentum or weight_decay is out of range.
@@ -48,6 +51,8 @@ class SGD(keras.optimizers.Optimizer):
         >>> round(float(w[0]), 4)  # 1 - 0.1 * (1 + 0.5 * 1)
         0.85
     """
+
+    momentum_sign: Any = 1
 
     def __init__(
         self,
@@ -119,3 +124,41 @@ class SGD(keras.optimizers.Optimizer):
             nesterov=self.nesterov,
         )
         return config
+
+
+def momentum_of(
+    optimizer: Any, variables: Sequence[Any]
+) -> list[tf.Tensor] | None:
+    """Returns an optimizer's momentum, pointing uphill as the gradients do.
+
+    An optimizer of another package states that it has one by `momentums`, a
+    buffer for each variable that it was built with, and `momentum_sign`, 1 if
+    the buffers are sums of gradients, or -1 of their negatives, of any length.
+
+    Args:
+        optimizer: a built Keras optimizer, or one that wraps it.
+        variables: trainable `keras.Variable`s that the optimizer knows.
+
+    Returns:
+        List of tensors of the variables' shapes; None if it has no momentum.
+
+    Example:
+        >>> import keras
+        >>> w = keras.Variable([1.0])
+        >>> optimizer = keras.optimizers.SGD(0.5, momentum=0.9)
+        >>> optimizer.apply([keras.ops.ones(1)], [w])
+        >>> momentum_of(optimizer, [w])[0].numpy().tolist()
+        [0.5]
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    sign = getattr(optimizer, "momentum_sign", None)
+    if sign is None and isinstance(optimizer, keras.optimizers.SGD):
+        sign = -1  # It sums the steps that it makes.
+    buffers = getattr(optimizer, "momentums", None)
+    if not sign or not buffers:
+        return None
+    found = [
+        tf.convert_to_tensor(buffers[optimizer._get_variable_index(v)])
+        for v in variables
+    ]
+    return found if sign > 0 else [-buffer for buffer in found]

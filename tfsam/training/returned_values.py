@@ -44,20 +44,49 @@ def tensors_and_state(
         more = ", ..." if len(pair) > 3 else ""
         raise ValueError(f"{rule}({kinds}{more})")
     found, kept = list(pair[0]), list(pair[1])
-    for name, values, expected in (
-        (noun, found, tensors),
-        ("tensors of state", kept, state),
-    ):
-        if len(values) != len(expected):
-            raise ValueError(f"{rule}{len(values)} {name}, for {len(expected)}")
-        for value, other in zip(values, expected, strict=True):
-            shape = getattr(value, "shape", ())
-            if not other.shape.is_compatible_with(shape):
-                raise ValueError(
-                    f"{rule}{name} of shape {tuple(shape)}, for shape "
-                    f"{tuple(other.shape)}"
-                )
+    _check_shapes(rule, noun, found, tensors)
+    _check_shapes(rule, "tensors of state", kept, state)
     return found, kept
+
+
+def moved_weights(
+    method: Any, verb: str, returned: Any, weights: Sequence[tf.Tensor]
+) -> list[Any]:
+    """Returns the weights that a weight perturbation's method moves, checked.
+
+    Args:
+        method: the weight perturbation.
+        verb: the method, "before" or "after".
+        returned: its result.
+        weights: tensors of the shapes that it should return.
+
+    Raises:
+        ValueError: if the result is not such a list.
+    """
+    rule = (
+        f"{type(method).__name__}.{verb} must return as many weights as it "
+        "received. Received: "
+    )
+    if not _is_listed(returned):
+        raise ValueError(rule + _described(returned))
+    found = list(returned)
+    _check_shapes(rule, "weights", found, weights)
+    return found
+
+
+def _check_shapes(
+    rule: str, name: str, values: list[Any], expected: Sequence[tf.Tensor]
+) -> None:
+    """Raises a ValueError if values are not as many, or of other shapes."""
+    if len(values) != len(expected):
+        raise ValueError(f"{rule}{len(values)} {name}, for {len(expected)}")
+    for value, other in zip(values, expected, strict=True):
+        shape = getattr(value, "shape", ())
+        if not other.shape.is_compatible_with(shape):
+            raise ValueError(
+                f"{rule}{name} of shape {tuple(shape)}, for shape "
+                f"{tuple(other.shape)}"
+            )
 
 
 def objective_values(objective: Any, returned: Any) -> tuple[Any, Any, Any]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from tfsam import registries
 from tfsam.attacks.base import where
 from tfsam.attacks.losses import cross_entropy
 from tfsam.support.logit_checks import class_logits
@@ -31,6 +32,7 @@ from tfsam.training.scope import PureScope
 from tfsam.training.scope import current
 from tfsam.training.trainer import Trainer
 from tfsam.weights.base import kind
+from tfsam.weights.normalization import normalization_weights
 
 # Values that trainable variables take in a pass, by position in
 # `trainable_variables`, first to last.
@@ -52,6 +54,8 @@ class Pass(NamedTuple):
             `_state_variables`.
         versions: for each trainable variable that a layer assigned, its values
             in the pass, first to last.
+        both: for a weight perturbation with a method `after`, the gradients at
+            w and at w + e, as it sees them.
     """
 
     loss: Any
@@ -61,6 +65,7 @@ class Pass(NamedTuple):
     gradients: Any
     updates: Any
     versions: Any
+    both: Any = None
 
     def ended(self, weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Returns the weights as the pass left them.
@@ -330,11 +335,17 @@ class PureModel(Trainer):
 
     def _perturbed_positions(self) -> list[int]:
         """Returns positions in `trainable_variables` of perturbed weights."""
+        layers = registries.WEIGHTS.fact(self.perturb_weights, "layers")
+        variables = self.trainable_variables
+        if layers == "normalization":
+            variables = normalization_weights(self.network)
+        within = {id(variable) for variable in variables}
         return [
             position
             for position, variable in enumerate(self.trainable_variables)
             if not any(re.search(p, variable.path) for p in self.exclude)
             and not variable.overwrite_with_gradient
+            and id(variable) in within
         ]
 
     def _perturbed_variables(self) -> list[Any]:

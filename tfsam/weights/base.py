@@ -1,14 +1,16 @@
 """Base class of weight perturbations, and helpers shared by the family.
 
 A weight perturbation is an object whose methods are pure functions of lists of
-tensors. Only `perturb` is required. The other four methods are None where a
+tensors. Only `perturb` is required. The other six methods are None where a
 perturbation does not need them, and the train step then skips them:
 
     init(weights, seed)                            -> state
+    before(weights, momentum, state, step)         -> weights of the first pass
     due(state, step)                               -> bool: make a second pass?
     perturb(weights, gradients, state, step)       -> weights, state
     select(losses, perturbed_losses, state, step)  -> positions in the batch
     combine(gradients, perturbed_gradients, state, step) -> gradients, state
+    after(weights, gradients, perturbed_gradients, state, step) -> weights
 
 - `weights` and `gradients` are lists of tensors in the order of `step.kinds`,
   one for each perturbed trainable variable of the model. Gradients carry
@@ -22,6 +24,18 @@ perturbation does not need them, and the train step then skips them:
   `perturbed_gradients` (LookSAM's cheap steps).
 - `select` chooses the examples of the second pass from the losses before and
   after the perturbation (ESAM).
+- `before` moves the weights of the first pass, its attack included (MSAM). The
+  BatchNorm statistics and the metrics are those of this pass; the optimizer
+  descends from the weights themselves. `momentum` is the optimizer's momentum
+  as a sum of gradients, which points uphill whatever sign the optimizer keeps
+  it in; None where the optimizer has none.
+- `after` moves the weights once more, after the optimizer's step (decoupled
+  WSAM). The gradients are means over the replicas, equal to each other on
+  steps without a second pass. The step is left out where a gradient is not
+  finite, as the optimizer's is under loss scaling.
+
+With `combines_all`, the lists of `combine` and `after` are of all trainable
+weights.
 """
 
 import types
@@ -37,6 +51,9 @@ from tfsam.geometry import global_norm
 from tfsam.support.configurable import Configurable
 
 Tensors = Sequence[tf.Tensor]
+
+# The layers whose weights a perturbation may be restricted to.
+LAYERS = ("all", "normalization")
 
 
 class Step(NamedTuple):
@@ -106,14 +123,17 @@ class WeightPerturbation(Configurable):
     """Base class of weight perturbations.
 
     A subclass implements `perturb` and, where needed, the optional methods
-    `init`, `due`, `select` and `combine`; see the module's docstring for their
-    arguments. Every constructor argument must be kept as an attribute of the
-    same name, and the class registered with
+    `init`, `before`, `due`, `select`, `combine` and `after`; see the module's
+    docstring for their arguments. Every constructor argument must be kept as an
+    attribute of the same name, and the class registered with
     `keras.saving.register_keras_serializable`, so that models can be saved.
 
     Attributes:
         init: None, or a method (weights, seed) -> state that returns the
             initial state. `seed` is an int32 array (2,).
+        before: None, or a method (weights, momentum, state, step) -> weights
+            that returns the weights of the first pass. None means the current
+            ones.
         due: None, or a method (state, step) -> bool that decides whether the
             step makes a second pass. None means on every step.
         select: None, or a method (losses, perturbed_losses, state, step) ->
@@ -122,6 +142,16 @@ class WeightPerturbation(Configurable):
         combine: None, or a method (gradients, perturbed_gradients, state, step)
             -> (gradients, state) that returns the gradients of the descent
             step. None descends along `perturbed_gradients`.
+        after: None, or a method (weights, gradients, perturbed_gradients,
+            state, step) -> weights that changes the weights after the
+            optimizer's step.
+        layers: "all", or "normalization" to perturb the scales and offsets of
+            normalization layers alone, which are found by their type.
+        combines_all: Whether `combine` and `after` work on all trainable
+            weights, instead of the perturbed ones alone. Weights that they do
+            not work on descend along the gradient of the second pass.
+        needs_momentum: Whether the perturbation requires an optimizer with
+            momentum.
         needs_classes: Whether the perturbation requires a network that returns
             class logits, and labels that name classes.
         extra_passes: Forward and backward passes of a training step in addition
@@ -145,9 +175,14 @@ class WeightPerturbation(Configurable):
     """
 
     init: Any = None
+    before: Any = None
     due: Any = None
     select: Any = None
     combine: Any = None
+    after: Any = None
+    layers: Any = "all"
+    combines_all: Any = False
+    needs_momentum: Any = False
     needs_classes: Any = False
     extra_passes: Any = 1.0
     flag_names: Mapping[str, str] = types.MappingProxyType(
@@ -204,6 +239,59 @@ def along(
         w + tf.cast(scale * tf.cast(d, scale.dtype), w.dtype)
         for w, d in zip(weights, directions, strict=True)
     ]
+
+
+def all_finite(tensors: Tensors) -> tf.Tensor:
+    """Computes whether all values of a list of tensors are finite.
+
+    Args:
+        tensors: List of tensors. Those of integers count as finite.
+
+    Returns:
+        Scalar bool tensor.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> bool(all_finite([tf.ones(2), tf.constant([1.0, float("nan")])]))
+        False
+    """
+    found = [
+        tf.reduce_all(tf.math.is_finite(t))
+        for t in tensors
+        if t.dtype.is_floating
+    ]
+    return tf.reduce_all([True, *found])
+
+
+def averaged(
+    means: Tensors, values: Tensors, decay: float, begun: tf.Tensor
+) -> list[tf.Tensor]:
+    """Updates exponential moving averages, which begin with the first value.
+
+    Args:
+        means: List of float tensors, the averages so far.
+        values: List of tensors of the same shapes.
+        decay: Share of the old average that is kept, in [0, 1].
+        begun: Scalar float tensor, 0 while no value is in the averages.
+
+    Returns:
+        List of tensors decay * mean + (1 - decay) * value, of the dtypes of
+        `means`; the values if the averages have not begun.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> means, values = [tf.constant([2.0])], [tf.constant([4.0])]
+        >>> averaged(means, values, 0.75, tf.ones(()))[0].numpy().tolist()
+        [2.5]
+        >>> averaged(means, values, 0.75, tf.zeros(()))[0].numpy().tolist()
+        [4.0]
+    """
+    found = []
+    for mean, value in zip(means, values, strict=True):
+        # In the precision of the average: a float32 0.6 is none in float64.
+        kept = tf.where(begun > 0, tf.constant(decay, mean.dtype), 0)
+        found.append(kept * mean + (1 - kept) * tf.cast(value, mean.dtype))
+    return found
 
 
 def inner(one: Tensors, other: Tensors) -> tf.Tensor:
