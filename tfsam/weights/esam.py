@@ -3,8 +3,10 @@
 import keras
 import tensorflow as tf
 
+from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_fraction
 from tfsam.support.validators import check_number
+from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
@@ -28,6 +30,8 @@ class ESAM(WeightPerturbation):
             paper's beta.
         sample_fraction: Part of the batch in the second pass, in (0, 1], at
             least one example; the paper's gamma.
+        layers: "all", or "normalization" to perturb the weights of
+            normalization layers alone.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -46,6 +50,7 @@ class ESAM(WeightPerturbation):
         *,
         weight_fraction: float = 0.6,
         sample_fraction: float = 0.5,
+        layers: str = "all",
     ) -> None:
         self.rho = check_number("rho", rho)
         self.weight_fraction = check_fraction(
@@ -54,6 +59,7 @@ class ESAM(WeightPerturbation):
         self.sample_fraction = check_fraction(
             "sample_fraction", sample_fraction
         )
+        self.layers = check_choice("layers", layers, LAYERS)
         # None saves the forward pass whose losses the selection compares.
         self.select = None if self.sample_fraction == 1 else self._hardest
 

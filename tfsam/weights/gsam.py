@@ -3,8 +3,10 @@
 import keras
 import tensorflow as tf
 
+from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_interval
 from tfsam.support.validators import check_number
+from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
@@ -27,6 +29,8 @@ class GSAM(WeightPerturbation):
         rho_min: Smallest radius, in [0, rho]. None keeps the radius at `rho`.
         learning_rates: (lowest, highest) learning rate of the schedule. None
             means 0 and the highest learning rate so far.
+        layers: "all", or "normalization" to perturb the weights of
+            normalization layers alone.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -48,6 +52,7 @@ class GSAM(WeightPerturbation):
         alpha: float = 0.4,
         rho_min: float | None = None,
         learning_rates: tuple[float, float] | None = None,
+        layers: str = "all",
     ) -> None:
         self.rho = check_number("rho", rho)
         self.alpha = check_number("alpha", alpha)
@@ -59,6 +64,7 @@ class GSAM(WeightPerturbation):
         self.learning_rates = check_interval("learning_rates", learning_rates)
         for rate in self.learning_rates or ():
             check_number("learning_rates", rate)
+        self.layers = check_choice("layers", layers, LAYERS)
 
     def init(self, weights: Tensors, seed: tf.Tensor) -> list[tf.Tensor]:
         """Returns the highest learning rate so far, 0, if it is needed."""

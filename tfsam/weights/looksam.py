@@ -7,8 +7,10 @@ import tensorflow as tf
 
 from tfsam.geometry import TINY
 from tfsam.geometry import global_norm
+from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
+from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
@@ -31,6 +33,8 @@ class LookSAM(WeightPerturbation):
         every: Number of training steps from one second pass to the next, >= 1;
             with 1 it equals SAM.
         alpha: Weight of g_v, >= 0.
+        layers: "all", or "normalization" to perturb the weights of
+            normalization layers alone.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -43,11 +47,17 @@ class LookSAM(WeightPerturbation):
     """
 
     def __init__(
-        self, rho: float = 0.05, *, every: int = 5, alpha: float = 0.7
+        self,
+        rho: float = 0.05,
+        *,
+        every: int = 5,
+        alpha: float = 0.7,
+        layers: str = "all",
     ) -> None:
         self.rho = check_number("rho", rho)
         self.every = check_count("every", every, 1)
         self.alpha = check_number("alpha", alpha)
+        self.layers = check_choice("layers", layers, LAYERS)
 
     def init(self, weights: Tensors, seed: tf.Tensor) -> list[tf.Tensor]:
         """Returns the initial direction g_v: zeros of the weights' shapes."""

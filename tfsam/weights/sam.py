@@ -14,6 +14,7 @@ from tfsam.geometry import global_norm
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
+from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
@@ -59,6 +60,10 @@ class SAM(WeightPerturbation):
     projected onto the ball. Each further step costs a forward and a backward
     pass.
 
+    With `layers="normalization"` this is SAM-ON (Mueller et al., 2023), whose
+    radius is larger. The authors' manual has ASAM-ON, which is
+    `ASAM(10, adaptive="all", layers="normalization")`.
+
     Args:
         rho: Radius of the ball of weights, >= 0. With 0, training is standard.
         steps: Number of ascent steps, >= 1.
@@ -66,6 +71,8 @@ class SAM(WeightPerturbation):
         normalize: If False, an ascent step is step_size * g instead of
             step_size * g / ||g||: shorter where the loss is flat. The total
             still stays within `rho`.
+        layers: "all", or "normalization" to perturb the weights of
+            normalization layers alone.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -92,6 +99,7 @@ class SAM(WeightPerturbation):
         steps: int = 1,
         step_size: float | None = None,
         normalize: bool = True,
+        layers: str = "all",
     ) -> None:
         self.rho = check_number("rho", rho)
         self.steps = check_count("steps", steps, 1)
@@ -99,6 +107,7 @@ class SAM(WeightPerturbation):
             step_size = check_number("step_size", step_size)
         self.step_size = step_size
         self.normalize = bool(normalize)
+        self.layers = check_choice("layers", layers, LAYERS)
 
     @property
     def extra_passes(self) -> float:
@@ -149,6 +158,8 @@ class ASAM(WeightPerturbation):
         adaptive: "kernels", as in the authors' code: T = |w| + eta for kernels
             and for scales of normalization layers, and 1 for other weights.
             Or "all": T = |w| + eta for every weight.
+        layers: "all", or "normalization" to perturb the weights of
+            normalization layers alone.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -164,11 +175,17 @@ class ASAM(WeightPerturbation):
     """
 
     def __init__(
-        self, rho: float = 0.5, *, eta: float = 0.01, adaptive: str = "kernels"
+        self,
+        rho: float = 0.5,
+        *,
+        eta: float = 0.01,
+        adaptive: str = "kernels",
+        layers: str = "all",
     ) -> None:
         self.rho = check_number("rho", rho)
         self.eta = check_number("eta", eta)
         self.adaptive = check_choice("adaptive", adaptive, ("kernels", "all"))
+        self.layers = check_choice("layers", layers, LAYERS)
 
     def perturb(
         self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step
@@ -201,6 +218,8 @@ class FSAM(WeightPerturbation):
     Args:
         rho: Radius, the paper's gamma, >= 0.
         eta: Weight of the Fisher information, >= 0; with 0 it equals SAM.
+        layers: "all", or "normalization" to perturb the weights of
+            normalization layers alone.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -214,9 +233,12 @@ class FSAM(WeightPerturbation):
         [0.3 0.4]
     """
 
-    def __init__(self, rho: float = 0.1, *, eta: float = 1.0) -> None:
+    def __init__(
+        self, rho: float = 0.1, *, eta: float = 1.0, layers: str = "all"
+    ) -> None:
         self.rho = check_number("rho", rho)
         self.eta = check_number("eta", eta)
+        self.layers = check_choice("layers", layers, LAYERS)
 
     def perturb(
         self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step

@@ -13,6 +13,7 @@ from tfsam.geometry import global_norm
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
+from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
@@ -53,6 +54,8 @@ class SSAM(WeightPerturbation):
             exchanges, in [0, 1].
         total_steps: Number of training steps after which nothing is exchanged,
             >= 1. None keeps exchanging `drop_fraction`.
+        layers: "all", or "normalization" to perturb the weights of
+            normalization layers alone.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -75,6 +78,7 @@ class SSAM(WeightPerturbation):
         samples: int = 1024,
         drop_fraction: float = 0.5,
         total_steps: int | None = None,
+        layers: str = "all",
     ) -> None:
         self.rho = check_number("rho", rho)
         self.sparsity = check_number("sparsity", sparsity, 0, 1)
@@ -85,6 +89,7 @@ class SSAM(WeightPerturbation):
         if total_steps is not None:
             total_steps = check_count("total_steps", total_steps, 1)
         self.total_steps = total_steps
+        self.layers = check_choice("layers", layers, LAYERS)
 
     @property
     def needs_classes(self) -> bool:
