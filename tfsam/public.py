@@ -53,9 +53,13 @@ from tfsam.weights import AWP
 from tfsam.weights import ESAM
 from tfsam.weights import FSAM
 from tfsam.weights import GSAM
+from tfsam.weights import MSAM
 from tfsam.weights import SAM
 from tfsam.weights import SSAM
+from tfsam.weights import WSAM
+from tfsam.weights import FriendlySAM
 from tfsam.weights import LookSAM
+from tfsam.weights import VaSSO
 from tfsam.weights import WeightPerturbation
 
 __all__ = [
@@ -68,19 +72,23 @@ __all__ = [
     "FSAM",
     "GSAM",
     "MART",
+    "MSAM",
     "PGD",
     "SAM",
     "SGD",
     "SSAM",
     "SWA",
     "TRADES",
+    "WSAM",
     "EntropySGD",
+    "FriendlySAM",
     "Landscape",
     "LookSAM",
     "Objective",
     "RobustModel",
     "RobustValidation",
     "StopAtCollapse",
+    "VaSSO",
     "WeightPerturbation",
     "attacks",
     "bpda",

@@ -144,6 +144,11 @@ CHANGES = {
     "SSAM-F": tfsam.SSAM(RHO, sparsity=0.5, refresh_every=2, samples=4),
     "SSAM-D": tfsam.SSAM(RHO, sparsity=0.5, mask="dynamic", refresh_every=2),
     "AWP": tfsam.AWP(0.1),
+    "FriendlySAM": tfsam.FriendlySAM(RHO),
+    "VaSSO": tfsam.VaSSO(RHO, theta=0.5),
+    "MSAM": tfsam.MSAM(RHO),
+    "WSAM": tfsam.WSAM(RHO),
+    "SAM-ON": tfsam.SAM(RHO, layers="normalization"),
 }
 
 
@@ -154,7 +159,7 @@ def test_each_does_something_of_its_own(name, sam, standard):
     assert name == "SAM" or difference(found, sam) > 1e-4
 
 
-@pytest.mark.parametrize("name", some(CHANGES, ("GSAM", "ESAM")))
+@pytest.mark.parametrize("name", some(CHANGES, ("GSAM", "ESAM", "MSAM")))
 def test_each_trains_with_an_attack(name):
     """Trains with an attack, and checks that all weights stay finite."""
     attack = tfsam.PGD(0.1, steps=2)
@@ -163,7 +168,10 @@ def test_each_trains_with_an_attack(name):
     assert np.isfinite(weights).all()
 
 
-@pytest.mark.parametrize("name", some(CHANGES, ("LookSAM", "SSAM-F", "ESAM")))
+@pytest.mark.parametrize(
+    "name",
+    some(CHANGES, ("LookSAM", "SSAM-F", "ESAM", "FriendlySAM", "MSAM")),
+)
 def test_state_is_saved_and_training_goes_on(name, tmp_path):
     """Four steps equal two steps, saving and loading, and two steps."""
     method = CHANGES[name]
@@ -386,6 +394,10 @@ def test_m_sharpness_refuses_a_sum():
             {"sub_batches": 2, "perturb_weights": tfsam.SSAM(RHO)},
             "keeps a state .* Received: sub_batches=2",
         ),
+        (
+            {"sub_batches": 2, "perturb_weights": tfsam.FriendlySAM(RHO)},
+            "keeps a state .* Received: sub_batches=2",
+        ),
         ({"objective": tfsam.TRADES()}, "TRADES.* Received: perturb_inputs"),
         ({"attack_mode": "training"}, "Received: attack_mode=training"),
         ({"attack_mode": "eval"}, "Received: attack_mode=eval"),
@@ -441,6 +453,17 @@ STATEFUL = {
     "SSAM-F": tfsam.SSAM(RHO, sparsity=0.5, refresh_every=3, samples=4),
     "SSAM-D": tfsam.SSAM(RHO, sparsity=0.5, mask="dynamic", refresh_every=2),
     "GSAM": tfsam.GSAM(RHO, rho_min=0.1),
+    "FriendlySAM": tfsam.FriendlySAM(RHO),
+    "VaSSO": tfsam.VaSSO(RHO, theta=0.5),
+}
+STATELESS = {
+    # ESAM selects on each replica; replicas share only the masks.
+    "ESAM": tfsam.ESAM(RHO, sample_fraction=1),
+    "FSAM": tfsam.FSAM(RHO, eta=1e3),
+    "AWP": tfsam.AWP(0.1),
+    "MSAM": tfsam.MSAM(RHO),
+    "WSAM": tfsam.WSAM(RHO),
+    "WSAM, coupled": tfsam.WSAM(RHO, decoupled=False),
 }
 
 
@@ -457,18 +480,10 @@ def test_replicas_agree_on_what_is_kept(name):
 
 
 @pytest.mark.parametrize(
-    "name", some([*STATEFUL, "ESAM", "FSAM", "AWP"], ("LookSAM",))
+    "name", some([*STATEFUL, *STATELESS], ("LookSAM", "MSAM", "WSAM"))
 )
 def test_global_sharpness_makes_two_replicas_one(name):
-    # ESAM selects on each replica; replicas share only the masks.
-    method = (
-        STATEFUL.get(name)
-        or {
-            "ESAM": tfsam.ESAM(RHO, sample_fraction=1),
-            "FSAM": tfsam.FSAM(RHO, eta=1e3),
-            "AWP": tfsam.AWP(0.1),
-        }[name]
-    )
+    method = (STATEFUL | STATELESS)[name]
     one = replicated(method, 1)
     two = replicated(method, 2, "global")
     assert difference(one, two) < 1e-5

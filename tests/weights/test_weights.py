@@ -122,6 +122,10 @@ FAMILY = [
     tfsam.LookSAM(0.1),
     tfsam.ESAM(0.1),
     tfsam.SSAM(0.1, mask="dynamic"),
+    tfsam.FriendlySAM(0.1),
+    tfsam.VaSSO(0.1),
+    tfsam.MSAM(0.1),
+    tfsam.WSAM(0.1),
 ]
 
 
@@ -169,6 +173,12 @@ def test_a_gradient_of_zero_moves_nothing(method):
         ),
         (lambda: tfsam.SSAM(0.1, sparsity=1.1), "Received: sparsity=1.1"),
         (lambda: tfsam.SSAM(0.1, mask="random"), "Received: mask=random"),
+        (lambda: tfsam.FriendlySAM(0.1, sigma=-1), "Received: sigma=-1"),
+        (lambda: tfsam.FriendlySAM(0.1, decay=1.1), "Received: decay=1.1"),
+        (lambda: tfsam.VaSSO(0.1, theta=0), "Received: theta=0"),
+        (lambda: tfsam.MSAM(-1), "Received: rho=-1"),
+        (lambda: tfsam.WSAM(0.1, gamma=1), "Received: gamma=1"),
+        (lambda: tfsam.SAM(0.1, layers="bn"), "Received: layers=bn"),
     ],
 )
 def test_bad_arguments(make, message):

@@ -17,13 +17,17 @@ from tfsam.weights.base import Step
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import kind
 from tfsam.weights.esam import ESAM
+from tfsam.weights.friendly_sam import FriendlySAM
 from tfsam.weights.gsam import GSAM
 from tfsam.weights.looksam import LookSAM
+from tfsam.weights.msam import MSAM
 from tfsam.weights.sam import ASAM
 from tfsam.weights.sam import AWP
 from tfsam.weights.sam import FSAM
 from tfsam.weights.sam import SAM
 from tfsam.weights.ssam import SSAM
+from tfsam.weights.vasso import VaSSO
+from tfsam.weights.wsam import WSAM
 
 GROUP = registries.WEIGHTS.group
 
@@ -64,10 +68,14 @@ __all__ = [
     "FSAM",
     "GROUP",
     "GSAM",
+    "MSAM",
     "SAM",
     "SSAM",
+    "WSAM",
+    "FriendlySAM",
     "LookSAM",
     "Step",
+    "VaSSO",
     "WeightPerturbation",
     "factory",
     "get",
