@@ -161,6 +161,7 @@ def test_help_is_grouped_and_shows_the_preset_s_values():
     "name, parts",
     [
         ("looksam", ["looksam: method", "every=5", "Liu et al., 2022"]),
+        ("friendly_sam", ["friendly_sam: method", "decay=0.6", "Li et al."]),
         ("autoattack", ["autoattack: attack"]),
         ("trades", ["trades: method", "beta=6"]),
         ("preact_resnet8", ["network"]),

@@ -248,6 +248,23 @@ def test_a_step_s_passes_are_the_table_s(method):
     assert methods.passes(config) == pytest.approx(eval(cost, dict(config)))
 
 
+def test_the_table_says_what_the_weight_perturbations_say_of_themselves():
+    for name, row in methods.methods().items():
+        if row.perturb_weights is not None and row.perturb_inputs is None:
+            part = registries.WEIGHTS.load(row.perturb_weights.split(":")[0])
+            own = registries.WEIGHTS.fact(part, "source")
+            assert own in ("", row.source), name
+    table = methods.table()
+    for line in (
+        "| `friendly_sam:sigma=1:decay=0.6` | `--rho=0.2` | 2 | Li et al., 20",
+        "| `vasso:theta=0.9` | `--rho=0.2` | 2 | Li and Giannakis, 2023 |",
+        "at the perturbed weights | - | `msam` | `--rho=0.3` | 1 | Becker et",
+        "| `wsam` | `--rho=0.05` `--gamma=0.88` | 2 | Yue et al., 2023 |",
+        "| `sam:layers=normalization` | `--rho=0.5` `--ascent_steps=1` | 2 |",
+    ):
+        assert line in table
+
+
 def test_parts_add_their_passes():
     config = settings_of(
         "--method=trades", "--perturb_weights=awp", "--steps=4"
@@ -257,6 +274,9 @@ def test_parts_add_their_passes():
     assert methods.passes(config) == pytest.approx(8 / 3 + 1 / 3 + 4)
     config = settings_of("--method=sam", "--ascent_steps=3").config()
     assert methods.passes(config) == 4
+    config = settings_of("--method=msam", "--perturb_inputs=pgd").config()
+    # Ten steps, and the only pass of the weights.
+    assert methods.passes(config) == pytest.approx(23 / 3)
 
 
 def built(*arguments):

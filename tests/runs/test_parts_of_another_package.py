@@ -4,7 +4,9 @@ import importlib.metadata
 import json
 
 import keras
+import numpy as np
 import pytest
+from helpers import settings_of
 
 import tfsam
 from experiments import sweep
@@ -44,11 +46,52 @@ def test_their_help_is_their_docstring():
     assert lines[-1] == "  heads=0.5: the probability of moving up."
 
 
+def test_the_command_line_knows_their_options(capsys):
+    """A module and two lines of metadata are all that there is of it."""
+    assert run.main(["--help=drift"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        "drift: method\n  a pass downstream, and a small step back "
+        "(a river, 2026)\n"
+    )
+    assert "rho=0.05: how far the weights move" in shown
+    assert "back=0.25: the part of the way" in shown
+    assert run.main(["--help"]) == 0
+    assert "\n  drift " in capsys.readouterr().out
+    made = settings_of("--method=drift", "--perturb_weights=drift:back=1")
+    moved = made.training.build("perturb_weights")
+    assert (moved.rho, moved.back) == (0.05, 1.0)
+    assert made.training.passes() == 1
+
+
+def test_the_verbs_before_and_after_the_step_are_optional():
+    """Two steps, by hand, of the logits w and a loss of mean (w - y)^2 / 2."""
+    drift = tfsam.weights.get("drift", rho=0.5, back=0.5)
+    network = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]
+    )
+    network.set_weights([np.array([[2.0]])])
+    model = tfsam.RobustModel(network, perturb_weights=drift)
+    model.compile(tfsam.SGD(0.1, momentum=0.9), "mse", run_eagerly=True)
+    w, v = 2.0, 0.0
+    for _ in range(2):
+        model.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))
+        gradient = 2 * (w - 0.5 * v)
+        v = 0.9 * v + gradient
+        w = w - 0.1 * v + 0.25 * gradient
+        assert float(network.get_weights()[0][0, 0]) == pytest.approx(w)
+    coin = tfsam.RobustModel(network, perturb_weights=tfsam.weights.get("coin"))
+    coin.compile("adam", "mse", run_eagerly=True)
+    coin.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))
+
+
 def test_they_are_rows_of_the_table():
     table = methods.table()
     for row in (
         "| `coin` | a step of all weights, up or down as a coin falls | - "
-        "| `coin` | `--rho=0.05` | 2 | a casino, 2026 |",
+        "| `coin:heads=0.5` | `--rho=0.05` | 2 | a casino, 2026 |",
+        "| `drift` | a pass downstream, and a small step back | - "
+        "| `drift:back=0.25` | `--rho=0.05` | 1 | a river, 2026 |",
         "| `blend` | A blend of the losses of clean and perturbed inputs "
         "| `pgd` | - | `--epsilon=8/255` `--norm=linf` `--steps=5` "
         "`--step_size` `--attack_loss=cross_entropy` | 5.33 |  |",

@@ -112,7 +112,8 @@ FLAGS: dict[str, Flag] = {
     ),
     "gamma": Flag(
         TRAINING,
-        "AWP: size of the perturbation relative to the kernel's.",
+        "AWP: size of the perturbation relative to the kernel's. WSAM: weight "
+        "of the sharpness.",
         number,
     ),
     "sub_batches": Flag(

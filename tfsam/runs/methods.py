@@ -29,7 +29,8 @@ class Method:
         cost: the formula of a training step's forward and backward passes,
             relative to standard training; empty to compute it from the parts.
         perturb_inputs: name of an attack in `registries.ATTACKS`, or None.
-        perturb_weights: name in `registries.WEIGHTS`, or None.
+        perturb_weights: name in `registries.WEIGHTS`, with options that make
+            it this method, or None.
         objective: name in `registries.OBJECTIVES`, or None.
         optimizer: name in `registries.OPTIMIZERS`.
         average: name in `registries.AVERAGES`, or None.
@@ -105,6 +106,41 @@ _NATIVE = {
         "Zhuang et al., 2022",
         "2",
         perturb_weights="gsam",
+    ),
+    "friendly_sam": Method(
+        "SAM along the gradient without its moving average",
+        "Li et al., 2024",
+        "2",
+        perturb_weights="friendly_sam",
+    ),
+    "vasso": Method(
+        "SAM along a moving average of the gradient",
+        "Li and Giannakis, 2023",
+        "2",
+        perturb_weights="vasso",
+    ),
+    "msam": Method(
+        "SAM along the momentum, in a single pass; metrics and BatchNorm "
+        "statistics of training are at the perturbed weights",
+        "Becker et al., 2025",
+        "1",
+        perturb_weights="msam",
+    ),
+    "wsam": Method(
+        "SAM with the sharpness as a term of its own weight, outside of the "
+        "momentum",
+        "Yue et al., 2023",
+        "2",
+        perturb_weights="wsam",
+    ),
+    "sam_on": Method(
+        "SAM on the scales and offsets of normalization layers alone",
+        "Mueller et al., 2023",
+        "2",
+        perturb_weights="sam:layers=normalization",
+        # Ten times SAM's, as the authors' radius of ASAM-ON is about ten times
+        # that of ASAM.
+        settings={"rho": 0.5},
     ),
     "at": Method(
         "adversarial training with PGD",
@@ -480,7 +516,7 @@ def _line(name: str) -> str:
     )
     inputs, moved = (
         f"`{text}`" if text else "-"
-        for text in (row.perturb_inputs, row.perturb_weights)
+        for text in (row.perturb_inputs, _with_defaults(row.perturb_weights))
     )
     return (
         f"| `{name}` | {row.help} | {inputs} | {moved} | {shown} "
@@ -488,11 +524,27 @@ def _line(name: str) -> str:
     )
 
 
+def _with_defaults(spec: str | None) -> str | None:
+    """Returns a weight perturbation with its numbers that no flag sets."""
+    if spec is None:
+        return None
+    registry = PARTS["perturb_weights"]
+    known = {*flags_of("perturb_weights", spec).values()}
+    known |= {*registry.parse(spec)[1]}
+    for option, parameter in registry.options(spec).items():
+        value = parameter.default
+        number = isinstance(value, (int, float)) and type(value) is not bool
+        if number and option not in known:
+            spec += f":{option}={value:g}"
+    return spec
+
+
 def _has_part_of_others(name: str) -> bool:
     """Returns whether another package registers a part of a method."""
     row = methods()[name]
+    names = {part: (getattr(row, part) or "").split(":")[0] for part in PARTS}
     return any(
-        registry.packages().get(getattr(row, part), "tfsam") != "tfsam"
+        registry.packages().get(names[part], "tfsam") != "tfsam"
         for part, registry in PARTS.items()
     )
 
