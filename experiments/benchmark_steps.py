@@ -70,6 +70,15 @@ METHODS = {
     "gsam": Method({"perturb_weights": tfsam.GSAM(0.1)}, 2, 2.15),
     "ssam_f": Method({"perturb_weights": _SSAM(mask="fisher")}, 2, 2.15),
     "ssam_d": Method({"perturb_weights": _SSAM(mask="dynamic")}, 2, 2.15),
+    "friendly_sam": Method(
+        {"perturb_weights": tfsam.FriendlySAM(0.1)}, 2, 1.05, "sam"
+    ),
+    "vasso": Method({"perturb_weights": tfsam.VaSSO(0.1)}, 2, 1.05, "sam"),
+    "msam": Method({"perturb_weights": tfsam.MSAM(0.1)}, 1, 1.1),
+    "wsam": Method({"perturb_weights": tfsam.WSAM(0.1)}, 2, 2.15),
+    "sam_on": Method(
+        {"perturb_weights": tfsam.SAM(0.1, layers="normalization")}, 2, 2.15
+    ),
     "sam_4_parts": Method({"perturb_weights": _SAM, "sub_batches": 4}, 2),
     # A static graph saves no time by frozen weights, and passes the half of the
     # batch that it chose forward again.

@@ -46,6 +46,7 @@ _GRADIENTS = {
     "ema": 1,
     "swa": 1,
     "entropy_sgd": 1,
+    "msam": 1,
     "looksam": 1.2,
     "esam": 1.5,
     "fgsm_at": 2,

@@ -91,7 +91,8 @@ def reductions(method, sharpness):
     method reads it (`combine`: LookSAM, GSAM); all this for each part of a
     batch. Once for each part of a state as large as the weights (LookSAM's
     direction, SSAM's mask and its scores), which becomes the mean over
-    the replicas.
+    the replicas. With sharpness=per_replica once for each of two gradients
+    that a step after the optimizer's takes (`after`: WSAM).
 
     Args:
         method: arguments of `RobustModel`.
@@ -102,10 +103,15 @@ def reductions(method, sharpness):
         return 1
     ascents = getattr(perturbation, "steps", 1)
     looked_at = ascents + (perturbation.combine is not None)
+    later = 0
     if sharpness == "per_replica":
+        looked_at, later = 0, 2 * (perturbation.after is not None)
+    elif not perturbation.extra_passes:  # A single pass: MSAM.
         looked_at = 0
+    elif perturbation.layers == "normalization":
+        looked_at = 0  # A thousandth of the weights.
     parts = method.get("sub_batches", 1)
-    return 1 + _state(perturbation) + parts * looked_at
+    return 1 + _state(perturbation) + parts * looked_at + later
 
 
 def _state(perturbation):

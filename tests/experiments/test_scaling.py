@@ -25,6 +25,9 @@ def test_ring_all_reduce_by_hand():
         (tfsam.LookSAM(0.1), 2, 4),
         (tfsam.SAM(0.1, steps=3), 1, 4),
         (tfsam.SSAM(0.1, refresh_every=9), 3, 4),
+        (tfsam.FriendlySAM(0.1), 2, 3),
+        (tfsam.MSAM(0.1), 1, 1),
+        (tfsam.SAM(0.1, layers="normalization"), 1, 1),
     ],
 )
 def test_reductions(perturbation, per_replica, both):
@@ -36,6 +39,12 @@ def test_reductions(perturbation, per_replica, both):
     if perturbation is not None:
         parts = per_replica + 4 * (both - per_replica)
         assert scaling.reductions(method, "global") == parts
+
+
+def test_reductions_of_a_step_after_the_optimizer_s():
+    method = {"perturb_weights": tfsam.WSAM(0.1)}
+    assert scaling.reductions(method, "per_replica") == 3
+    assert scaling.reductions(method, "global") == 3
 
 
 def test_predicted_step():
