@@ -10,6 +10,19 @@ import tensorflow as tf
 _PARALLEL_BLOCKS = 2
 
 
+def batch_size(x: tf.Tensor) -> Any:
+    """Returns the size of a batch, an int if it is known in a graph.
+
+    Args:
+        x: Tensor (batch, ...).
+
+    Example:
+        >>> batch_size(tf.zeros([2, 3]))
+        2
+    """
+    return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+
+
 def in_blocks(
     function: Any, rows: int, active: tf.Tensor | None, *tensors: Any
 ) -> tuple[tf.Tensor, ...]:
@@ -34,14 +47,14 @@ def in_blocks(
         >>> found.numpy().tolist()
         [[2], [4], [6]]
     """
-    batch = tf.shape(tensors[0])[0]
+    batch = batch_size(tensors[0])
     chosen = tf.range(batch)
     if active is not None:
-        chosen = tf.cast(tf.where(active)[:, 0], tf.int32)
+        chosen = tf.cast(tf.reshape(tf.where(active), [-1]), tf.int32)
     count = tf.size(chosen)
     blocks = (count + rows - 1) // rows
     filled = tf.gather(chosen, tf.minimum(tf.range(blocks * rows), count - 1))
-    filled = tf.reshape(filled, [blocks, rows])
+    filled = tf.reshape(filled, [-1, rows])
 
     def take(indices: tf.Tensor) -> list[Any]:
         return [
@@ -64,10 +77,12 @@ def in_blocks(
     )
 
     def place(values: tf.Tensor) -> tf.Tensor:
-        shape = tf.concat([[blocks * rows], tf.shape(values)[2:]], 0)
-        values = tf.reshape(values, shape)[:count]
-        whole = tf.concat([[batch], tf.shape(values)[1:]], 0)
-        return tf.scatter_nd(chosen[:, None], values, whole)
+        shape = values.shape[2:]
+        if not shape.is_fully_defined():
+            shape = tf.unstack(tf.shape(values)[2:])
+        values = tf.reshape(values, [-1, *shape])[:count]
+        places = tf.reshape(chosen, [-1, 1])
+        return tf.scatter_nd(places, values, [batch, *shape])
 
     return tuple(
         tf.ensure_shape(place(f), [tensors[0].shape[0], *spec.shape[1:]])

@@ -201,6 +201,15 @@ class Logits:
         """Returns the logits in float32 or float64, of the declared shape."""
         return self._declared(self.function(x))
 
+    def _once(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the logits; in a graph, by a trace that all losses share.
+
+        The gradient of the trace is shared, too.
+        """
+        if not tf.inside_function():
+            return self._logits(x)
+        return self.once("logits", lambda: traced(self._logits))(x)
+
     def _declared(self, outputs: Any) -> tf.Tensor:
         """Returns outputs as logits of the declared shape."""
         logits = tf.convert_to_tensor(outputs)
@@ -323,7 +332,7 @@ class Logits:
             that are not active have zeros.
         """
         self.count([1, 0], x, active)
-        return self.run("predict", lambda x: (self._logits(x),), active, x)[0]
+        return self.run("predict", lambda x: (self._once(x),), active, x)[0]
 
     def gradient(self, loss: LossFn) -> Callable[..., Any]:
         """Returns the `input_gradient` of a loss; in a graph it is traced once.
@@ -339,7 +348,7 @@ class Logits:
             x: tf.Tensor, labels: Any, active: tf.Tensor | None = None
         ) -> tuple[tf.Tensor, tf.Tensor]:
             self.count([0, 1], x, active)
-            plain = plain_gradient(self._logits, loss, self.independent)
+            plain = plain_gradient(self._once, loss, self.independent)
             slopes, logits = self.run(loss, plain, active, x, labels)
             return self.finite(slopes, active), logits
 
@@ -440,9 +449,13 @@ class Logits:
             plain = functools.partial(in_blocks, function, self.rows)
             if not tf.inside_function():
                 return plain(active, *tensors)
-            # An attack makes the same calls in and before its loops.
-            blocks = self.once(("blocks", key), lambda: traced(plain))
-            return blocks(active, *tensors)
+            # An attack makes the same calls in and before its loops, on the
+            # batch and on copies of it.
+            blocks = self.once(("blocks", key), lambda: of_any_batch(plain))
+            return tuple(
+                tf.ensure_shape(found, [batch, *found.shape[1:]])
+                for found in blocks(active, *tensors)
+            )
         if self.parts > 1:
             return in_parts(function, self.parts, *tensors)
         return function(*tensors)
@@ -474,6 +487,41 @@ def traced(
         jit_compile=jit_compile,
         autograph=False,
     )
+
+
+def of_any_batch(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a `tf.function` that is traced once for batches of any size.
+
+    Args:
+        function: Function from tensors (batch, ...), structures of them or
+            None, to tensors (batch, ...).
+
+    Returns:
+        The function. The batch size of its results is unknown in a graph.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> sizes = []
+        >>> double = of_any_batch(lambda x: sizes.append(len(sizes)) or 2 * x)
+        >>> [float(tf.reduce_sum(double(tf.ones([n])))) for n in (1, 2, 3)]
+        [2.0, 4.0, 6.0]
+        >>> len(sizes)
+        1
+    """
+    whole = traced(function)
+
+    def call(*tensors: Any) -> Any:
+        specs = tf.nest.map_structure(
+            lambda t: t if t is None else _any_batch(t), tensors
+        )
+        return whole.get_concrete_function(*specs)(*tensors)
+
+    return call
+
+
+def _any_batch(tensor: tf.Tensor) -> tf.TensorSpec:
+    """Returns the spec of a tensor, for batches of any size."""
+    return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
 
 
 def _without_collections(function: Callable[..., Any], *tensors: Any) -> Any:

@@ -107,7 +107,7 @@ def margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """
     right = one_hot(logits, labels)
     others = tf.where(
-        right, tf.fill(tf.shape(logits), logits.dtype.min), logits
+        right, tf.constant(logits.dtype.min, logits.dtype), logits
     )
     return tf.reduce_max(others, axis=-1) - _pick(logits, right)
 
@@ -256,9 +256,10 @@ def one_hot(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         >>> one_hot(tf.zeros([1, 2]), tf.constant([1])).numpy().tolist()
         [[False, True]]
     """
-    return tf.one_hot(
-        classes(labels), tf.shape(logits)[-1], on_value=True, off_value=False
-    )
+    count = logits.shape[-1]
+    if count is None:
+        count = tf.shape(logits)[-1]
+    return tf.one_hot(classes(labels), count, on_value=True, off_value=False)
 
 
 def _pick(logits: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:

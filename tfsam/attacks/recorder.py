@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
+from tfsam.attacks.logits import of_any_batch
 from tfsam.attacks.logits import traced
 
 # The last gradients of a path, in which its loss should no longer rise: 10, as
@@ -111,9 +112,9 @@ class Recorder:
         self._count = counter()
         self._low, self._high = counter(batch), counter(batch)
         self._ring = counter(WINDOW, batch)
-        # An attack calls them in and before its loops, on the same shapes.
+        # An attack calls them in and before its loops, on any number of copies.
         self._begin_traced = traced(self._begin)
-        self._record_traced = traced(self._record)
+        self._record_traced = of_any_batch(self._record)
 
     def start(self, x: Any, y: Any) -> None:
         """Resets the counters for a batch.
@@ -220,11 +221,11 @@ class Recorder:
         active: tf.Tensor,
     ) -> None:
         """Updates the counters with a gradient of copies of the batch."""
-        rows, batch = x.shape[0], self._shape[0]
-        copies = rows // batch
+        batch = self._shape[0]
+        copies = tf.shape(x)[0] // batch
 
         def repeated(values: tf.Tensor) -> tf.Tensor:
-            return tf.concat([values] * copies, 0) if copies > 1 else values
+            return tf.tile(values, [copies] + [1] * (values.shape.rank - 1))
 
         margin = tf.cast(losses.margin(logits, repeated(self._y)), tf.float32)
         active &= tf.math.is_finite(margin)
@@ -238,7 +239,7 @@ class Recorder:
         still = active & ~tf.reduce_any(slopes != 0, axis=axes)
 
         def folded(values: tf.Tensor) -> tf.Tensor:
-            return tf.reshape(values, [copies, batch])
+            return tf.reshape(values, [-1, batch])
 
         taken = tf.reduce_any(folded(active), axis=0)
         moving = tf.reduce_any(folded(active & ~still), axis=0)

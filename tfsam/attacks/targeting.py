@@ -123,7 +123,7 @@ def by_logits(logits: tf.Tensor, labels: tf.Tensor, count: int) -> tf.Tensor:
     count = min(count, logits.shape[-1] - 1)
     right = losses.one_hot(logits, labels)
     others = tf.where(
-        right, tf.fill(tf.shape(logits), logits.dtype.min), logits
+        right, tf.constant(logits.dtype.min, logits.dtype), logits
     )
     return tf.cast(tf.math.top_k(others, count).indices, tf.int64)
 

@@ -33,6 +33,7 @@ from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import next_seeds
 from tfsam.attacks.base import per_example
 from tfsam.attacks.base import where
+from tfsam.attacks.blocks import batch_size
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import compiled
@@ -119,7 +120,6 @@ class APGD(Attack):
     in_graph = True
     norms = geometry.NORMS
     selective = True
-    stops = True
     tensor_epsilon = True
 
     def __init__(
@@ -384,23 +384,23 @@ def _search(
 
 def _initial(attack: APGD, start: tf.Tensor) -> _State:
     """Returns the state of a search at its starting point."""
-    nothing = tf.zeros_like(start[:, :1])
-    nothing = tf.reshape(nothing, [tf.shape(start)[0], -1])[:, 0]
-    lowest = tf.fill(tf.shape(nothing), start.dtype.min)
+    batch, dtype = [batch_size(start)], start.dtype
+    nothing = tf.zeros(batch, dtype)
+    lowest = tf.fill(batch, tf.constant(dtype.min, dtype))
     # So that the first evaluation does not count as a rise.
-    highest = tf.fill(tf.shape(nothing), start.dtype.max)
+    highest = tf.fill(batch, tf.constant(dtype.max, dtype))
     return _State(
         x=start,
         previous=start,
         step_size=nothing + 2 * attack.epsilon,
-        broken=tf.zeros_like(nothing, tf.bool),
+        broken=tf.zeros(batch, tf.bool),
         loss=highest,
         best=start,
         best_loss=lowest,
         best_slope=tf.zeros_like(start),
         rises=tf.zeros_like(nothing),
         checkpoint_loss=lowest,
-        just_halved=tf.ones_like(nothing, tf.bool),
+        just_halved=tf.ones(batch, tf.bool),
     )
 
 
