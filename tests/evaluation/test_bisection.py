@@ -3,14 +3,23 @@
 import numpy as np
 import pytest
 from helpers import assert_one_line_error
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tfsam
+from tfsam.evaluation import bisection
+from tfsam.evaluation import outcomes
 from tfsam.evaluation.bisection import first_broken
-from tfsam.evaluation.bisection import sweep
+from tfsam.evaluation.red_flags import Facts
 from tfsam.evaluation.verdicts import MISCLASSIFIED
 from tfsam.evaluation.verdicts import STANDS
 
 EPSILONS = 8
+
+
+def nowhere(numbers, chosen):
+    """Judges scaled images, none of which is misclassified."""
+    return np.zeros(len(chosen), bool)
 
 
 def counted(thresholds):
@@ -20,53 +29,132 @@ def counted(thresholds):
     def attack(number, chosen):
         for index in chosen:
             tried[index].append(number)
-        return number >= thresholds[chosen]
+        return np.where(number >= thresholds[chosen], number, EPSILONS)
 
     return attack, tried
 
 
-@pytest.mark.parametrize("downwards", [False, True])
-def test_every_threshold_is_found(downwards):
+@pytest.mark.parametrize("start", range(EPSILONS))
+def test_every_threshold_is_found(start):
     thresholds = np.arange(EPSILONS + 1)
     attack, tried = counted(thresholds)
-    found = first_broken(attack, EPSILONS, len(thresholds), downwards)
+    starts = np.full(len(thresholds), start)
+    found = first_broken(attack, nowhere, EPSILONS, starts)
     np.testing.assert_array_equal(found, thresholds)
     assert all(len(set(each)) == len(each) for each in tried)
-    if downwards:
-        failures = [
-            sum(n < t for n in each)
-            for each, t in zip(tried, thresholds, strict=True)
-        ]
-        assert failures == [0] + [1] * EPSILONS
-    else:
-        # Nine outcomes: three or four attacks decide.
-        assert {len(each) for each in tried} == {3, 4}
+    for each, threshold in zip(tried, thresholds, strict=True):
+        assert each[0] == start
+        # In vain at the start, and just below the threshold.
+        assert {n for n in each if n < threshold} <= {start, threshold - 1}
 
 
-@pytest.mark.parametrize("downwards", [False, True])
-def test_the_attacks_on_an_example_do_not_depend_on_the_others(downwards):
-    thresholds = np.array([5, 0, 8, 2, 7])
-    attack, together = counted(thresholds)
-    first_broken(attack, EPSILONS, len(thresholds), downwards)
-    for index, threshold in enumerate(thresholds):
-        attack, (alone,) = counted(np.array([threshold]))
-        first_broken(attack, EPSILONS, 1, downwards)
-        assert together[index] == alone
+@pytest.mark.parametrize("start", range(EPSILONS))
+def test_scaled_images_lead_to_the_threshold_in_two_attacks(start):
+    thresholds = np.arange(EPSILONS + 1)
+    attack, tried = counted(thresholds)
+
+    def along(numbers, chosen):
+        return numbers >= thresholds[chosen]
+
+    starts = np.full(len(thresholds), start)
+    found = first_broken(attack, along, EPSILONS, starts)
+    np.testing.assert_array_equal(found, thresholds)
+    for each, threshold in zip(tried, thresholds, strict=True):
+        assert set(each) <= {start, threshold - 1}
+    # A start just below the threshold decides alone.
+    attack, tried = counted(thresholds)
+    found = first_broken(attack, along, EPSILONS, np.maximum(thresholds - 1, 0))
+    np.testing.assert_array_equal(found, thresholds)
+    assert {len(each) for each in tried} == {1}
+
+
+def test_an_image_within_a_smaller_epsilon_counts_there():
+    def attack(number, chosen):
+        return np.full(len(chosen), 0)
+
+    assert first_broken(attack, nowhere, 4, np.array([3, 2])).tolist() == [0, 0]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            *[st.lists(st.booleans(), min_size=5, max_size=5)] * 2,
+            st.integers(0, 4),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_the_search_of_an_example_does_not_depend_on_the_others(examples):
+    def searched(examples):
+        breaks, scaled, start = map(np.array, zip(*examples, strict=True))
+        tried = [[] for _ in examples]
+
+        def attack(number, chosen):
+            for index in chosen:
+                tried[index].append(number)
+            return np.where(breaks[chosen, number], number, 5)
+
+        def along(numbers, chosen):
+            return scaled[chosen, numbers]
+
+        found = first_broken(attack, along, 5, start)
+        return list(zip(found.tolist(), tried, strict=True))
+
+    together = searched(examples)
+    assert together == [searched([example])[0] for example in examples]
+    for (first, tried), (breaks, scaled, _) in zip(
+        together, examples, strict=True
+    ):
+        assert len(set(tried)) == len(tried)
+        # Broken by an attack or by a scaled image, and never just assumed.
+        assert first == 5 or breaks[first] or scaled[first]
+        if first:
+            assert first - 1 in tried
+            assert not breaks[first - 1]
 
 
 def test_an_example_that_stands_is_taken_to_stand_at_smaller_epsilons():
-    def attack(number, chosen):
-        return np.full(len(chosen), number == 1)  # Breaks at a single epsilon.
+    def attack(number, chosen):  # Breaks at a single epsilon.
+        return np.full(len(chosen), number if number == 1 else 4)
 
-    assert first_broken(attack, 4, 1, downwards=True).tolist() == [4]
+    assert first_broken(attack, nowhere, 4, np.array([3])).tolist() == [4]
 
 
 def test_nothing_is_attacked_without_examples_or_epsilons():
     def attack(number, chosen):
         raise AssertionError
 
-    assert first_broken(attack, 3, 0).tolist() == []
-    assert first_broken(attack, 0, 2).tolist() == [0, 0]
+    nobody = np.zeros(0, int)
+    assert first_broken(attack, nowhere, 3, nobody).tolist() == []
+    two = np.zeros(2, int)
+    assert first_broken(attack, nowhere, 0, two).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_images_are_scaled_to_other_lengths(norm):
+    random = np.random.default_rng(0)
+    x = random.random((3, 4, 5), dtype="float32") / 2 + 0.25
+    images = x + random.normal(0, 0.01, x.shape).astype("float32")
+    images[2] = x[2]
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    radii = np.array([0.03, 0.2, 0.1])
+    found = bisection.rescaled(x, images, radii, norm, (0.0, 1.0))
+    assert found.dtype == x.dtype
+
+    def vectors(points):
+        return (points.astype(float) - x).reshape(3, -1)
+
+    lengths = np.linalg.norm(vectors(found), order, axis=1)
+    np.testing.assert_allclose(lengths, [0.03, 0.2, 0], rtol=1e-5, atol=1e-7)
+    wanted = vectors(images)
+    wanted /= np.maximum(np.linalg.norm(wanted, order, axis=1), 1e-9)[:, None]
+    np.testing.assert_allclose(
+        vectors(found), wanted * lengths[:, None], atol=1e-6
+    )
+    wide = bisection.rescaled(x, images, 10 + 0 * radii, norm, (0.0, 1.0))
+    assert wide.min() == 0
+    assert wide.max() == 1
 
 
 # Of a linear model of two classes, with its boundary through the middle:
@@ -97,10 +185,12 @@ def evaluate(attacks, sweep, curve=CURVE, **options):
 @pytest.mark.parametrize(
     ("attack", "attacked"),
     [
-        # By halves: 0.15 first, for the five that are classified correctly.
-        (("pgd", {"steps": 4, "random_start": False}), [2, 3, 5, 2]),
-        # Stops at a success: from the largest epsilon down.
-        (("apgd_ce", {"steps": 4}), [2, 3, 4, 5]),
+        # The gradient leads to the epsilon below the threshold, where the
+        # attack fails. Its image, scaled to the threshold, is misclassified.
+        (("pgd", {"steps": 4, "random_start": False}), [2, 1, 1, 1]),
+        # Returns no image where it fails, so that three examples are also
+        # attacked at the largest epsilon.
+        (("fab_t", {"steps": 4}), [2, 1, 1, 4]),
     ],
 )
 def test_the_curve_is_that_of_a_full_sweep(attack, attacked, tmp_path):
@@ -121,6 +211,25 @@ def test_the_curve_is_that_of_a_full_sweep(attack, attacked, tmp_path):
         with pytest.raises(ValueError, match="Received") as error:
             evaluate([attack], workdir=tmp_path, **change)
         assert_one_line_error(error)
+
+
+def test_scaled_images_break_and_are_kept(tmp_path):
+    attack = ("pgd", {"steps": 4, "random_start": False})
+    options = {"workdir": tmp_path, "save_adversarial": True}
+    evaluate([attack], "bisect", **options)
+    for number, epsilon in enumerate(CURVE):
+        folder = tmp_path / "00-pgd" / f"linf-{epsilon!r}"
+        images = np.concatenate(
+            [
+                np.load(file)["adversarial"]
+                for file in sorted(folder.glob("*.npz"))
+            ]
+        )
+        broken = linear(images).argmax(axis=1) != Y
+        assert broken.sum() == 2 + number
+        # Each at the smallest epsilon that breaks it.
+        moved = np.abs(images - X).max(axis=1)[broken & (STEPS > 0)]
+        np.testing.assert_allclose(moved, CURVE[: number + 1], rtol=1e-5)
 
 
 def test_a_minimum_norm_attack_ignores_it():
@@ -157,6 +266,14 @@ def test_an_attack_that_fails_has_errors_at_all_epsilons():
     assert not any("error" in row for row in others)
 
 
+def nothing(natural):
+    """Returns the outcome before an attack, of images of one pixel."""
+    n = len(natural)
+    x, lengths = np.zeros([n, 1]), np.full([n, 3], np.inf)
+    facts = [Facts(gradient_free=False, follows_gradient=True, targets=0)]
+    return outcomes.unattacked(x, natural, lengths, np.zeros(n), {}, facts)
+
+
 def test_images_are_those_of_the_smallest_epsilon_that_breaks():
     natural = np.array([STANDS, MISCLASSIFIED, STANDS], np.int8)
     thresholds = np.array([1, 0, 3])
@@ -164,18 +281,29 @@ def test_images_are_those_of_the_smallest_epsilon_that_breaks():
     def attack(number, verdict):
         chosen = verdict == STANDS
         broken = chosen & (number >= thresholds)
-        return {
-            "verdict": np.where(broken, 1, verdict).astype(np.int8),
-            "lengths": np.where(broken, number, np.inf)[:, None],
-            "adversarial": np.where(chosen, 10 * number, 0)[:, None],
-        }
+        found = nothing(natural)
+        found.verdict[broken] = 1
+        found.lengths[broken] = number
+        found.largest[chosen] = number
+        found.attacked[chosen] = True
+        found.passes[chosen] = [1, 2]
+        found.images[chosen] = 10 * number
+        return found
 
-    found = sweep(attack, 3, natural, downwards=True)
-    images = [arrays["adversarial"][:, 0].tolist() for arrays in found]
+    def rescale(found, radii, chosen):
+        return nothing(natural)
+
+    found = bisection.sweep(
+        attack, rescale, np.outer(range(3), np.ones(3)), nothing(natural), None
+    )
+    images = [outcome.images[:, 0].tolist() for outcome in found]
     assert images == [[0, 0, 0], [10, 0, 0], [10, 0, 20]]
-    assert [arrays["verdict"].tolist() for arrays in found] == [
+    assert [outcome.verdict.tolist() for outcome in found] == [
         [STANDS, MISCLASSIFIED, STANDS],
         [1, MISCLASSIFIED, STANDS],
         [1, MISCLASSIFIED, STANDS],
     ]
-    assert found[2]["lengths"][:, 0].tolist() == [1, np.inf, np.inf]
+    assert found[2].lengths[:, 0].tolist() == [1, np.inf, np.inf]
+    summed = [outcomes.summed(outcome) for outcome in found]
+    assert [int(each["attacked"]) for each in summed] == [1, 1, 2]
+    assert summed[2]["passes"].tolist() == [2, 4]

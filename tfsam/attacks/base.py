@@ -108,10 +108,6 @@ class Attack(Configurable):
             multi-label classification and segmentation. The default is True.
         version: For AutoAttack, the name of the version: "standard", "rand" or
             "plus". The default is None.
-        stops: Whether the attack ends for an example at its first misclassified
-            point, so that it takes less time to succeed than to fail. A sweep
-            by bisection then begins with the largest epsilon. The default is
-            False.
         tensor_epsilon: Whether `perturb` accepts an epsilon that is a tensor.
             A sweep over epsilons then traces the attack once. The default is
             False.
@@ -152,7 +148,6 @@ class Attack(Configurable):
     targets: int = 0
     needs_classes: Any = True
     version: str | None = None
-    stops: Any = False
     tensor_epsilon: bool = False
     selective: bool = False
 

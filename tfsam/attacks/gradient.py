@@ -160,11 +160,6 @@ class PGD(Attack):
         return crosses(self.epsilon, self.steps, length)
 
     @property
-    def stops(self) -> bool:
-        """Whether it ends at an example's first misclassified iterate."""
-        return self.early_stop
-
-    @property
     def needs_classes(self) -> bool:
         """Whether it needs class labels, regardless of the compiled loss."""
         several = self.restarts > 1 or self.early_stop or self.targets

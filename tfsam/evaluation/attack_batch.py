@@ -141,12 +141,7 @@ def attack_batch(
     counts, facts = _measured(worker, attack, batch, in_graph)
     budget = Budget(norm, np.inf if epsilon is None else epsilon)
     largest = _checked(plan, batch, x_adv, budget, counts.nonfinite)
-    judged = draws.judge(plan, worker, x_adv, indices)
-    if not np.isfinite(judged.outputs).all():
-        raise ValueError(
-            "the model must return finite logits under attack. "
-            "Received: NaN or infinity"
-        )
+    judged = judged_images(plan, worker, x_adv, indices)
     return Found(
         as_numpy(x_adv)[: len(indices)],
         *judged,
@@ -157,6 +152,30 @@ def attack_batch(
         path and Path(*(values[: len(indices)] for values in path)),
         _fools(plan, worker, x_adv, batch, indices),
     )
+
+
+def judged_images(
+    plan: Plan, worker: Worker, images: Any, indices: np.ndarray
+) -> draws.Judged:
+    """Judges adversarial images of some examples.
+
+    Args:
+        plan: The plan of the evaluation.
+        worker: The worker that runs the model.
+        images: Float array or tensor (size, ...), the images, filled up with
+            any others to a size that the model was traced for.
+        indices: Int array (count,), the indices of the examples.
+
+    Raises:
+        ValueError: If the model returns NaN or infinity.
+    """
+    judged = draws.judge(plan, worker, images, indices)
+    if not np.isfinite(judged.outputs).all():
+        raise ValueError(
+            "the model must return finite logits under attack. "
+            "Received: NaN or infinity"
+        )
+    return judged
 
 
 def _batch(plan: Plan, indices: np.ndarray, selective: bool) -> _Batch:

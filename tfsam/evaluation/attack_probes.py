@@ -1,7 +1,10 @@
-"""Probes of the first chunk for indicators that the attack's path cannot tell.
+"""Probes of the attacked model beside the attacks.
 
-See `tfsam.evaluation.diagnosis`. Both are computed on a few examples only, so
-that they cost little even if the first chunk is the whole evaluation.
+`changes_of_loss` and `unbroken_without_budget` compute indicators that the path
+of an attack cannot tell; see `tfsam.evaluation.diagnosis`. They look at a few
+examples of the first chunk only, so that they cost little even if it is the
+whole evaluation. `steepest_images` leads sweeps by bisection to the epsilons
+that they try first.
 """
 
 import copy
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfsam import geometry
 from tfsam.attacks import Attack
 from tfsam.attacks import losses
 from tfsam.attacks.check import contract
@@ -17,6 +21,7 @@ from tfsam.evaluation import draws
 from tfsam.evaluation.attack_batch import attack_batch
 from tfsam.evaluation.attack_batch import kind_of
 from tfsam.evaluation.budgets import Budget
+from tfsam.evaluation.model_probes import traced_gradient
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.workers import Worker
@@ -192,3 +197,33 @@ def _broken_by_few(
         return none
     images = as_numpy(x_adv)[np.resize(np.arange(len(indices)), plan.size)]
     return draws.judge(plan, worker, images, indices).broken
+
+
+def steepest_images(
+    plan: Plan, worker: Worker, indices: np.ndarray, norm: str
+) -> np.ndarray | None:
+    """Moves images along the gradient of the cross-entropy.
+
+    Args:
+        plan: The plan of the evaluation.
+        worker: The worker whose source is attacked.
+        indices: Int array (count,), the examples of a chunk.
+        norm: Norm of the perturbations.
+
+    Returns:
+        Float array (count, ...), images at the distance 1 in the direction in
+        which the linearised loss rises most, in l1 that of l2, which changes
+        more than one pixel. They may be outside the bounds. None for a model
+        without gradients.
+    """
+    batch = np.resize(indices, plan.size)
+    active = np.arange(plan.size) < len(indices)
+    x = tf.constant(plan.data.x[batch])
+    try:
+        gradient = traced_gradient(worker.source, worker.traceable)
+        labels = tf.constant(plan.data.y[batch])
+        slopes, _ = gradient(x, labels, tf.constant(active))
+    except Exception:  # As in `model_probes.probe_gradients`, which reports it.
+        return None
+    moved = x + geometry.steepest(slopes, "l2" if norm == "l1" else norm)
+    return moved.numpy()[: len(indices)]

@@ -1,43 +1,64 @@
 """Sweeps by bisection: the smallest epsilon that breaks each example.
 
 A sweep over epsilons attacks every survivor at every epsilon. By bisection, an
-example that stands at an epsilon is taken to stand at all smaller ones, so that
-a few attacks on an example decide the whole curve. This is an assumption: an
-attack may fail at a larger epsilon and succeed at a smaller one, and then the
-curve is higher than that of a full sweep.
+example that stands at an epsilon is taken to stand at all smaller ones. This is
+an assumption: an attack may fail at a larger epsilon and succeed at a smaller
+one, and then the curve is higher than that of a full sweep.
+
+An image that an attack returned is also tried at other epsilons: its
+perturbation is scaled to their lengths, which costs a forward pass. A scaled
+image that is misclassified breaks the example, as any image in the ball does.
+Where a full sweep misses such an image, the curve is lower than that of a full
+sweep. The scaled images lead to the epsilon at which the attack is tried next.
+The first epsilon is chosen in the same way, from images in the direction of the
+gradient, which break nothing. One or two attacks on an example therefore decide
+the whole curve.
 """
 
 from collections.abc import Callable
-from collections.abc import Mapping
 
 import numpy as np
+import tensorflow as tf
 
+from tfsam import geometry
+from tfsam.evaluation import outcomes
+from tfsam.evaluation.outcomes import Outcome
 from tfsam.evaluation.verdicts import MISCLASSIFIED
 from tfsam.evaluation.verdicts import STANDS
+from tfsam.evaluation.worst_case import within
 
-Arrays = Mapping[str, np.ndarray]
+# Functions of the numbers of epsilons and the indices of examples.
+_Attack = Callable[[int, np.ndarray], np.ndarray]
+_Along = Callable[[np.ndarray, np.ndarray], np.ndarray]
+_Rescale = Callable[[Outcome, np.ndarray, np.ndarray], Outcome]
 
 
 def first_broken(
-    attack: Callable[[int, np.ndarray], np.ndarray],
+    attack: _Attack,
+    along: _Along,
     epsilons: int,
-    examples: int,
-    downwards: bool = False,
+    start: np.ndarray,
 ) -> np.ndarray:
     """Searches for the smallest epsilon that breaks each example.
 
-    The order of an example's attacks depends on its own verdicts only, neither
-    on other examples nor on chunks.
+    After the first attack, an example is always attacked at the epsilon below
+    the smallest one that is known to break it, until the attack fails. The
+    order of an example's attacks depends on its own verdicts only, neither on
+    other examples nor on chunks.
 
     Args:
-        attack: Function (number, indices) -> broken, which attacks the examples
-            of the indices, int (some,), at the epsilon of the number, and
-            returns a bool array (some,).
+        attack: Function (number, indices) -> reached, which attacks the
+            examples of the indices, int (some,), at the epsilon of the number.
+            It returns an int array (some,), the number of the smallest epsilon
+            whose ball holds the misclassified image that was found, `epsilons`
+            where none was found.
+        along: Function (numbers, indices) -> broken, a bool array (some,):
+            whether the examples are broken by the images that their last
+            attacks returned, scaled to the epsilons of the numbers, int
+            (some,).
         epsilons: Number of epsilons, in ascending order.
-        examples: Number of examples.
-        downwards: Whether to try the epsilons from the largest one down,
-            instead of halving their number. An example is then attacked in vain
-            at most once, which pays if an attack stops as soon as it succeeds.
+        start: Int array (examples,), the numbers of the epsilons at which the
+            examples are attacked first.
 
     Returns:
         Int array (examples,), the numbers of the epsilons; `epsilons` for
@@ -45,69 +66,187 @@ def first_broken(
 
     Example:
         >>> thresholds = np.array([0, 2, 3])
-        >>> first_broken(lambda e, i: e >= thresholds[i], 3, 3).tolist()
+        >>> def attack(number, indices):
+        ...     return np.where(number >= thresholds[indices], number, 3)
+        >>> def along(numbers, indices):
+        ...     return np.zeros(len(indices), bool)
+        >>> start = np.array([2, 2, 2])
+        >>> first_broken(attack, along, 3, start).tolist()
         [0, 2, 3]
     """
-    low = np.zeros(examples, int)  # No smaller epsilon breaks the example.
-    high = np.full(examples, epsilons)  # This epsilon does.
+    low = np.zeros(len(start), int)  # No smaller epsilon breaks the example.
+    high = np.full(len(start), epsilons)  # This epsilon does.
+    tried = start.copy()
     while (left := low < high).any():
-        tried = high - 1 if downwards else (low + high) // 2
-        # From above, so that a cheap success comes first.
-        number = tried[left].max()
+        # From above, so that examples of several epsilons meet in one attack.
+        number = int(tried[left].max())
         chosen = np.flatnonzero(left & (tried == number))
-        broken = np.asarray(attack(int(number), chosen))
-        high[chosen[broken]] = number
-        low[chosen[~broken]] = number + 1
+        reached = np.asarray(attack(number, chosen))
+        low[chosen[reached == epsilons]] = number + 1
+        high[chosen] = np.minimum(high[chosen], reached)
+        high[chosen] = along_rays(along, chosen, low[chosen], high[chosen])
+        tried[chosen] = high[chosen] - 1
+    return high
+
+
+def along_rays(
+    along: _Along, chosen: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """Searches by halves for the smallest epsilons at which images break.
+
+    Args:
+        along: See `first_broken`.
+        chosen: Int array (some,), the indices of the examples.
+        low: Int array (some,), the first numbers to search.
+        high: Int array (some,), the numbers after the last ones.
+
+    Returns:
+        Int array (some,); `high` where no image breaks its example.
+    """
+    low, high = low.copy(), high.copy()
+    while (left := low < high).any():
+        middle = (low + high) // 2
+        broken = np.zeros(len(chosen), bool)
+        broken[left] = along(middle[left], chosen[left])
+        high = np.where(broken, middle, high)
+        low = np.where(left & ~broken, middle + 1, low)
     return high
 
 
 def sweep(
-    attack: Callable[[int, np.ndarray], Arrays],
-    epsilons: int,
-    natural: np.ndarray,
-    downwards: bool = False,
-) -> list[Arrays]:
+    attack: Callable[[int, np.ndarray], Outcome],
+    rescale: _Rescale,
+    radii: np.ndarray,
+    before: Outcome,
+    guess: np.ndarray | None,
+) -> list[Outcome]:
     """Attacks a chunk of examples at several epsilons by bisection.
 
     Args:
-        attack: Function (number, verdict) -> arrays, which attacks the examples
-            that stand by `verdict`, int8 (n,), at the epsilon of the number.
-            The arrays are those that a record holds, by name; `verdict`,
-            `lengths`, `adversarial` and `wrong` have a row for each example.
-        epsilons: Number of epsilons, in ascending order.
-        natural: Int8 array (n,), the verdicts without an attack.
-        downwards: See `first_broken`.
+        attack: Function (number, verdict) -> outcome, which attacks the
+            examples that stand by `verdict`, int8 (n,), at the epsilon of the
+            number.
+        rescale: Function (outcome, radii, chosen) -> outcome, which judges the
+            images of an outcome after scaling those of the examples `chosen`,
+            int (some,), to the lengths `radii`, float (some,).
+        radii: Float array (epsilons, n), the radii of the balls of the examples
+            at each epsilon, ascending.
+        before: The outcome without an attack.
+        guess: Float array (n, ...), images that lead to the first epsilons, or
+            None to begin with the largest one.
 
     Returns:
-        The arrays of each epsilon. An example that a smaller epsilon broke has
-        its verdict and its image from there. Counts are those of the attacks
-        that were made at the epsilon itself.
+        The outcome at each epsilon. An example that a smaller epsilon broke has
+        its verdict and its image from there. Counts and costs are those of the
+        attacks that were made at the epsilon itself.
     """
-    tries: dict[int, Arrays] = {}
-    nobody = np.full_like(natural, MISCLASSIFIED)
-    standing = np.flatnonzero(natural == STANDS)
+    every = np.arange(len(before.verdict))
+    standing = np.flatnonzero(before.verdict == STANDS)
+    nobody = np.full_like(before.verdict, MISCLASSIFIED)
+    found = [_copied(before) for _ in radii]
+    # The last image of each example, and the one within the smallest epsilon.
+    last, nearest = _copied(before), _copied(before)
 
-    def broken(number: int, chosen: np.ndarray) -> np.ndarray:
-        verdict = nobody.copy()
-        verdict[standing[chosen]] = STANDS
-        tries[number] = attack(number, verdict)
-        return tries[number]["verdict"][standing[chosen]] != STANDS
+    def attacked(number: int, places: np.ndarray) -> np.ndarray:
+        chosen, verdict = standing[places], nobody.copy()
+        verdict[chosen] = STANDS
+        outcome = attack(number, verdict)
+        for kept in (found[number], last):
+            outcomes.put(kept, outcome, chosen)
+        broken = outcome.verdict[chosen] != STANDS
+        outcomes.put(nearest, outcome, chosen[broken])
+        outside = ~within(outcome.largest[chosen], radii[:, chosen])
+        reached = np.minimum(outside.sum(axis=0), number)
+        return np.where(broken, reached, len(radii))
 
-    first = np.full(len(natural), epsilons)
-    first[standing] = first_broken(broken, epsilons, len(standing), downwards)
-    found: list[Arrays] = []
-    for number in range(epsilons):
-        new = dict(tries.get(number) or attack(number, nobody))
-        rows = {
-            "verdict": natural.copy(),
-            "lengths": np.full_like(new["lengths"], np.inf),
-        }
-        for name in {"adversarial", "wrong"} & new.keys():
-            rows[name] = new[name].copy()
-        for smaller in range(number + 1):
-            here = first == smaller
-            for name, values in rows.items():
-                if here.any():
-                    values[here] = tries[smaller][name][here]
-        found.append(new | rows | {"sweep": np.array("bisect")})
+    def along(numbers: np.ndarray, places: np.ndarray) -> np.ndarray:
+        chosen = standing[places]
+        outcome = rescale(last, radii[numbers, chosen], chosen)
+        broken = outcome.verdict[chosen] != STANDS
+        outcomes.put(nearest, outcome, chosen[broken], outcomes.FOUND)
+        return broken
+
+    first = np.full(len(every), len(radii))
+    start = first[standing]
+    if guess is not None:
+        images = before._replace(images=guess)
+        start = _reached(rescale, radii, images, standing)
+    first[standing] = first_broken(
+        attacked, along, len(radii), np.maximum(start - 1, 0)
+    )
+    for number, outcome in enumerate(found):
+        broken = every[first <= number]
+        outcomes.put(outcome, nearest, broken, outcomes.FOUND)
     return found
+
+
+def _reached(
+    rescale: _Rescale, radii: np.ndarray, images: Outcome, chosen: np.ndarray
+) -> np.ndarray:
+    """Returns the numbers of the first epsilons at which scaled images break.
+
+    Args:
+        rescale: See `sweep`.
+        radii: Float array (epsilons, n).
+        images: The outcome that holds the images.
+        chosen: Int array (some,), the examples.
+    """
+
+    def broken(numbers: np.ndarray, places: np.ndarray) -> np.ndarray:
+        some = chosen[places]
+        outcome = rescale(images, radii[numbers, some], some)
+        return outcome.verdict[some] != STANDS
+
+    low = np.zeros(len(chosen), int)
+    return along_rays(broken, np.arange(len(chosen)), low, low + len(radii))
+
+
+def _copied(before: Outcome) -> Outcome:
+    """Returns an outcome without an attack, whose arrays may be changed."""
+    return outcomes.unattacked(
+        before.images,
+        before.verdict,
+        before.lengths,
+        before.wrong,
+        before.counters,
+        before.facts,
+    )
+
+
+def rescaled(
+    x: np.ndarray,
+    images: np.ndarray,
+    radii: np.ndarray,
+    norm: str,
+    bounds: tuple[float, float] | None,
+) -> np.ndarray:
+    """Scales the perturbations of images to other lengths.
+
+    Args:
+        x: Float array (n, ...), the clean images.
+        images: Float array (n, ...), the perturbed images.
+        radii: Float array (n,), the lengths.
+        norm: "linf", "l2" or "l1".
+        bounds: (lowest, highest) value of a pixel, or None.
+
+    Returns:
+        Array of the shape and dtype of x: the points at these distances in the
+        directions of the perturbations, projected into the bounds, where they
+        may be nearer. The clean image where there is no perturbation.
+
+    Example:
+        >>> x, image = np.zeros([1, 2]), np.array([[0.25, 0.5]])
+        >>> rescaled(x, image, np.array([0.125]), "linf", (0.0, 1.0)).tolist()
+        [[0.0625, 0.125]]
+    """
+    centres = tf.constant(x)
+    radius = tf.reshape(
+        tf.constant(radii, centres.dtype), [-1] + [1] * (x.ndim - 1)
+    )
+    offsets = tf.constant(images, centres.dtype) - centres
+    lengths = geometry.example_norms(offsets, norm)
+    moved = centres + tf.math.divide_no_nan(offsets, lengths) * radius
+    points = geometry.project_within(centres, moved, radius, norm, bounds)
+    if norm != "linf":
+        points = geometry.shrink(centres, points, radius, norm)
+    return points.numpy()

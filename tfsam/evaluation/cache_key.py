@@ -38,9 +38,12 @@ from tfsam.support import identity
 _DECISIVE = (
     "attacks/**/*.py",
     "evaluation/attack_batch.py",
+    "evaluation/bisection.py",
     "evaluation/chunks.py",
     "evaluation/draws.py",
     "evaluation/natural.py",
+    "evaluation/outcomes.py",
+    "evaluation/reaches.py",
     "evaluation/workers.py",
     "models/*.py",
     "geometry.py",

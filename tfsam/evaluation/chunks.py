@@ -7,7 +7,6 @@ after each epsilon; see `verdicts.py`.
 
 import time
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -15,21 +14,28 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfsam.attacks.check import contract
 from tfsam.evaluation import bisection
 from tfsam.evaluation import diagnosis
 from tfsam.evaluation import draws
+from tfsam.evaluation import outcomes
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.attack_batch import Found
 from tfsam.evaluation.attack_batch import attack_batch
+from tfsam.evaluation.attack_batch import judged_images
 from tfsam.evaluation.attack_batch import kind_of
+from tfsam.evaluation.attack_probes import steepest_images
 from tfsam.evaluation.attack_probes import unbroken_without_budget
 from tfsam.evaluation.budgets import Budget
+from tfsam.evaluation.outcomes import Outcome
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import can_start
 from tfsam.evaluation.progress import FAILED
 from tfsam.evaluation.progress import LOADED
+from tfsam.evaluation.reaches import Reach
+from tfsam.evaluation.reaches import reach_of
 from tfsam.evaluation.verdicts import MISCLASSIFIED
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.verdicts import STANDS
@@ -70,38 +76,6 @@ class Turn(NamedTuple):
         """Returns the part of the record that holds the verdicts."""
         part = self.record.part(self.number)
         return verdicts.part_at(part, Budget(self.norm, epsilon))
-
-
-class _Reach(NamedTuple):
-    """The result of a minimum-norm attack, which serves all epsilons.
-
-    Attributes:
-        distances: Float array (n,): 0 if an example is misclassified, infinity
-            if the attack found no adversarial image.
-        lengths: Float array (n, 3), the `lengths` of the nearest adversarial
-            images.
-        wrong: Float array (n,), the fraction of the draws of a random model
-            that are wrong there.
-        images: Float array (n, ...), these images, or None if they are not
-            kept.
-        attacked: Number of examples that were attacked.
-        passes: Int array (2,), forward and gradient passes of the network.
-        nonfinite: Number of gradients that were NaN or infinite.
-        facts: Facts about the attack.
-        seconds: Duration of the attack.
-        diagnosed: Arrays for the diagnosis; see `diagnosis.of_row`.
-    """
-
-    distances: np.ndarray
-    lengths: np.ndarray
-    wrong: np.ndarray
-    images: np.ndarray | None
-    attacked: int
-    passes: np.ndarray
-    nonfinite: int
-    facts: red_flags.Facts
-    seconds: float
-    diagnosed: Arrays
 
 
 def attack_chunk(turn: Turn, worker: Worker, chunk: int) -> None:
@@ -205,7 +179,7 @@ class _Chunk:
         self._natural = self.verdict = natural
         self._lengths = np.full((len(natural), len(LENGTHS)), np.inf)
         self._images: np.ndarray | None = None  # Of the last epsilon.
-        self._reaches: dict[Any, _Reach] = {}
+        self._reaches: dict[Any, Reach] = {}
         self._unconstrained = np.zeros(2, np.int64)
 
     def take(self, saved: Arrays) -> None:
@@ -221,7 +195,7 @@ class _Chunk:
         if "wrong" in saved:
             self._wrong = np.where(survives, saved["wrong"], self._wrong)
         if str(saved.get("kind", "")) and not self._turn.plan.keep_images:
-            self._reaches.setdefault(str(saved["kind"]), _reach_of(saved))
+            self._reaches.setdefault(str(saved["kind"]), reach_of(saved))
 
     def attack(self, epsilon: float) -> Arrays:
         """Attacks the survivors at an epsilon.
@@ -261,73 +235,152 @@ class _Chunk:
             minimum-norm attack.
         """
         turn, natural = self._turn, self._natural
-        largest = Budget(turn.norm, epsilons[-1])
-        attack = turn.plan.made(turn.entry, largest)
+        made = [
+            turn.plan.made(turn.entry, Budget(turn.norm, epsilon))
+            for epsilon in epsilons
+        ]
         surrogate = self._worker.source.surrogate
-        if ATTACKS.fact(attack, "minimum_norm") and not surrogate:
+        if ATTACKS.fact(made[-1], "minimum_norm") and not surrogate:
             return {}
 
-        def attempt(number: int, verdict: np.ndarray) -> Arrays:
+        def attempt(number: int, verdict: np.ndarray) -> Outcome:
             self.verdict = verdict
-            return self.attack(epsilons[number])
+            return self._outcome(made[number], epsilons[number])
 
-        stops = bool(ATTACKS.fact(attack, "stops")) and not surrogate
-        found = bisection.sweep(attempt, len(epsilons), natural, stops)
+        def rescale(
+            found: Outcome, radii: np.ndarray, chosen: np.ndarray
+        ) -> Outcome:
+            return self._rescaled(made[-1], found, radii, chosen)
+
         self.verdict = natural
-        return dict(zip(epsilons, found, strict=True))
+        found = bisection.sweep(
+            attempt,
+            rescale,
+            np.outer(epsilons, np.ones(len(natural))),
+            self._unattacked(made[-1]),
+            steepest_images(turn.plan, self._worker, self._indices, turn.norm),
+        )
+        self.verdict = natural
+        bisected = {"sweep": np.array("bisect")}
+        return {
+            epsilon: self._arrays(attack, outcome) | bisected
+            for epsilon, attack, outcome in zip(
+                epsilons, made, found, strict=True
+            )
+        }
 
     def _attack_stages(self, attack: Any, epsilon: float) -> Arrays:
-        """Attacks the survivors, stage by stage if the attack is an ensemble.
+        """Attacks the survivors.
 
         Returns:
             The arrays to be saved, by name.
         """
-        plan, started = self._turn.plan, time.perf_counter()
-        verdict = self.verdict.copy()
-        stages = ATTACKS.fact(attack, "stages") or [("", attack)]
-        warm = plan.warm_start and can_start(attack)
-        start = self._images if warm else None
-        images, reached = self._x.copy(), self._lengths.copy()
-        wrong = self._wrong.copy()
-        largest, passes, nonfinite = 0.0, np.zeros(2, np.int64), 0
-        facts = [red_flags.facts_of(stage) for _, stage in stages]
-        diagnosed = self._counters(len(stages))
+        warm = self._turn.plan.warm_start and can_start(attack)
+        outcome = self._outcome(attack, epsilon, self._images if warm else None)
+        self._images = outcome.images
+        return self._arrays(attack, outcome)
+
+    def _unattacked(self, attack: Any) -> Outcome:
+        """Returns the outcome before an attack."""
+        stages = _stages(attack)
+        return outcomes.unattacked(
+            self._x,
+            self.verdict,
+            self._lengths,
+            self._wrong,
+            self._counters(len(stages)),
+            [red_flags.facts_of(stage) for _, stage in stages],
+        )
+
+    def _outcome(
+        self, attack: Any, epsilon: float, start: np.ndarray | None = None
+    ) -> Outcome:
+        """Attacks the survivors, stage by stage if the attack is an ensemble.
+
+        Args:
+            attack: The attack.
+            epsilon: The budget.
+            start: Float array (n, ...), images to start from, or None.
+        """
+        outcome, stages = self._unattacked(attack), _stages(attack)
         for number, (name, stage) in enumerate(stages, 1):
-            survivors = np.flatnonzero(verdict == STANDS)
+            survivors = np.flatnonzero(outcome.verdict == STANDS)
             if not len(survivors):
                 break
+            started = time.perf_counter()
             key = (number, kind_of(stage, epsilon))
             found = self._run(stage, key, survivors, epsilon, start)
-            broken, wrong[survivors] = found.broken, found.wrong
-            verdict[survivors[broken]] = number
-            images[survivors] = found.images
-            reached[survivors[broken]] = self._moved(found, survivors)[broken]
-            largest = max(largest, found.largest)
-            passes += found.passes
-            nonfinite += found.nonfinite
-            facts[number - 1] = found.facts
-            diagnosis.keep(diagnosed, number - 1, survivors, found, stage)
+            outcomes.add_stage(
+                outcome,
+                number,
+                survivors,
+                found,
+                found.images.astype(np.float64) - self._x[survivors],
+                self._turn.norm,
+                time.perf_counter() - started,
+            )
+            diagnosis.keep(
+                outcome.counters, number - 1, survivors, found, stage
+            )
             if number < len(stages):
-                self._turn.tell(epsilon, verdict, name)
-        self._images = images
-        saved = {
-            "verdict": verdict,
-            "lengths": reached,
-            "largest": np.array(largest),
-            "attacked": np.array(int((self.verdict == STANDS).sum())),
-            "passes": passes,
-            "nan_gradients": np.array(nonfinite),
-            "stages": np.array([name for name, _ in stages]),
-            "version": np.array(ATTACKS.fact(attack, "version") or ""),
-            **_columns(facts),
-            **self._of_draws(attack, facts, wrong),
-            "seconds": np.array(time.perf_counter() - started),
-            **diagnosed,
-            **self._without_budget(verdict),
-        }
-        return saved | ({"adversarial": images} if plan.keep_images else {})
+                self._turn.tell(epsilon, outcome.verdict, name)
+        return outcome
 
-    def _counters(self, stages: int) -> Arrays:
+    def _rescaled(
+        self,
+        attack: Any,
+        found: Outcome,
+        radii: np.ndarray,
+        chosen: np.ndarray,
+    ) -> Outcome:
+        """Judges the images of an outcome at other lengths.
+
+        The last stage of an ensemble is taken to break an example that no stage
+        broke at its own epsilon.
+
+        Args:
+            attack: The attack.
+            found: The outcome.
+            radii: Float array (count,), the lengths.
+            chosen: Int array (count,), the examples to judge.
+
+        Returns:
+            An outcome with the verdicts of the chosen examples.
+        """
+        plan, norm, x = self._turn.plan, self._turn.norm, self._x[chosen]
+        images = bisection.rescaled(
+            x, found.images[chosen], radii, norm, plan.bounds
+        )
+        for radius in np.unique(radii):
+            at = radii == radius
+            contract(x[at], images[at], radius, norm, plan.bounds)
+        judged = judged_images(
+            plan,
+            self._worker,
+            np.resize(images, (plan.size, *images.shape[1:])),
+            self._indices[chosen],
+        )
+        moved = lengths(images.astype(np.float64) - x)
+        outcome, before = self._unattacked(attack), found.verdict[chosen]
+        stage = np.where(before == STANDS, len(_stages(attack)), before)
+        outcome.verdict[chosen] = np.where(judged.broken, stage, STANDS)
+        outcome.images[chosen], outcome.lengths[chosen] = images, moved
+        outcome.wrong[chosen] = judged.wrong
+        return outcome
+
+    def _arrays(self, attack: Any, outcome: Outcome) -> dict[str, Any]:
+        """Returns the arrays to be saved of an outcome, by name."""
+        images = {"adversarial": outcome.images}
+        return {
+            **outcomes.summed(outcome),
+            "stages": np.array([name for name, _ in _stages(attack)]),
+            "version": np.array(ATTACKS.fact(attack, "version") or ""),
+            **self._of_draws(attack, outcome.facts, outcome.wrong),
+            **self._without_budget(outcome.verdict),
+            **(images if self._turn.plan.keep_images else {}),
+        }
+
+    def _counters(self, stages: int) -> dict[str, np.ndarray]:
         """Returns the arrays that a diagnosis needs; none without one."""
         plan = self._turn.plan
         if not plan.diagnose:
@@ -393,7 +446,7 @@ class _Chunk:
         images = found.images.astype(np.float64)
         return lengths(images - self._x[chosen])
 
-    def _reach(self, attack: Any, kind: Any) -> _Reach:
+    def _reach(self, attack: Any, kind: Any) -> Reach:
         """Runs a minimum-norm attack, whose result serves all epsilons."""
         started, norm = time.perf_counter(), self._turn.norm
         distances = np.where(self._natural == STANDS, np.inf, 0.0)
@@ -418,7 +471,7 @@ class _Chunk:
             tried = [len(correct), int(np.isinf(distances).sum())]
             diagnosed = {**diagnosed, "unconstrained": np.array(tried)}
         seconds = time.perf_counter() - started
-        return _Reach(
+        return Reach(
             distances=distances,
             lengths=reached,
             wrong=wrong,
@@ -431,7 +484,7 @@ class _Chunk:
             diagnosed=diagnosed,
         )
 
-    def _within(self, attack: Any, epsilon: float, reach: _Reach) -> Arrays:
+    def _within(self, attack: Any, epsilon: float, reach: Reach) -> Arrays:
         """Derives the verdicts at an epsilon from a minimum-norm attack's run.
 
         Returns:
@@ -450,7 +503,7 @@ class _Chunk:
             # Not set to 0 after the first epsilon: its run serves them all.
             "nan_gradients": np.array(reach.nonfinite),
             "stages": np.array([""]),
-            **_columns([reach.facts]),
+            **outcomes.columns([reach.facts]),
             **self._of_draws(attack, [reach.facts], wrong),
             "seconds": np.array(reach.seconds),
             "distances": reach.distances,
@@ -465,31 +518,6 @@ class _Chunk:
         return saved
 
 
-def _reach_of(saved: Arrays) -> _Reach:
-    """Returns the result of a minimum-norm attack from its saved arrays.
-
-    Its cost was charged to the epsilon at which it ran.
-    """
-    facts = [saved[name][0] for name in red_flags.Facts._fields]
-    return _Reach(
-        distances=saved["distances"],
-        lengths=saved["lengths"],
-        wrong=saved.get("wrong_nearest", np.zeros(len(saved["lengths"]))),
-        images=None,
-        attacked=0,
-        passes=0 * saved["passes"],
-        nonfinite=int(saved["nan_gradients"]),
-        facts=red_flags.Facts(bool(facts[0]), bool(facts[1]), int(facts[2])),
-        seconds=0.0,
-        diagnosed=diagnosis.recorded(saved),
-    )
-
-
-def _columns(facts: Iterable[red_flags.Facts]) -> Arrays:
-    """Returns the facts about all stages as arrays, one for each fact."""
-    return {
-        name: np.array(column)
-        for name, column in zip(
-            red_flags.Facts._fields, zip(*facts, strict=True), strict=True
-        )
-    }
+def _stages(attack: Any) -> Sequence[tuple[str, Any]]:
+    """Returns the (name, attack) of an ensemble's stages, or of an attack."""
+    return ATTACKS.fact(attack, "stages") or [("", attack)]

@@ -166,12 +166,13 @@ def evaluate(
             smaller epsilon. A warning names the other attacks. Results of
             attacks with different starts are not comparable.
         sweep: "full" attacks every survivor at every epsilon. "bisect" takes an
-            example that stands at an epsilon to stand at all smaller ones, so
-            that a few attacks on an example decide the whole curve. It begins
-            with the largest epsilon if the attack `stops` at its first success,
-            and halves the epsilons otherwise. An attack may fail at a larger
-            epsilon and succeed at a smaller one; accuracies are then higher
-            than those of a full sweep, and the rows have `sweep`, "bisect".
+            example that stands at an epsilon to stand at all smaller ones, and
+            also scales the attack's images to other epsilons, so that one or
+            two attacks on an example decide the whole curve; see
+            `tfsam.evaluation.bisection`. An attack may fail at a larger epsilon
+            and succeed at a smaller one, where accuracies are then higher than
+            those of a full sweep; a scaled image may succeed where the attack
+            does not, and they are lower. The rows have `sweep`, "bisect".
             Minimum-norm attacks ignore it. It is refused with `warm_start` and
             with standard AutoAttack.
         name: Name by which `workdir` recognises the model, instead of its

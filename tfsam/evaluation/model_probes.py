@@ -193,10 +193,7 @@ def probe_gradients(
         examples. Also `culprit`, a text: the layer at which the gradients are
         lost, if it is known.
     """
-    gradient: Callable[..., Any] = input_gradient(logits)
-    if traceable:
-        plain = gradient
-        gradient = logits.once("probe", lambda: traced(plain))
+    gradient = traced_gradient(logits, traceable)
     active, labels = tf.constant(right), tf.constant(y)
     counts = []
     lost: Callable[[Any], bool] | None = None
@@ -224,6 +221,23 @@ def probe_gradients(
         "nan_gradients_at_bounds": np.array(counts[0]),
         "probed": np.array(right.sum()),
     }
+
+
+def traced_gradient(logits: Logits, traceable: bool) -> Callable[..., Any]:
+    """Returns the gradient that probes of a model use, traced if possible.
+
+    Args:
+        logits: The model.
+        traceable: Whether `tf.function` can trace it.
+
+    Returns:
+        Function (x, labels, active) -> (gradient, logits); see
+        `tfsam.attacks.logits.input_gradient`.
+    """
+    gradient: Callable[..., Any] = input_gradient(logits)
+    if not traceable:
+        return gradient
+    return logits.once("probe", lambda: traced(gradient))
 
 
 def _culprit(

@@ -66,12 +66,12 @@ def lengths(perturbations: np.ndarray) -> np.ndarray:
     return np.stack([np.linalg.norm(flat, p, axis=1) for p in orders], axis=1)
 
 
-def within(length: np.ndarray, epsilon: float) -> np.ndarray:
+def within(length: np.ndarray, epsilon: Any) -> np.ndarray:
     """Returns which perturbations lie in a ball, but for rounding errors.
 
     Args:
         length: Float array (n,), the norms of perturbations.
-        epsilon: Radius of the ball.
+        epsilon: Radius of the ball, a number or a float array (n,).
     """
     return length <= epsilon * (1 + TOLERANCE) + TOLERANCE
 

@@ -71,7 +71,6 @@ class AutoAttack(Attack):
     in_graph = True
     norms = geometry.NORMS
     selective = True
-    stops = True
     tensor_epsilon = True
     version = "standard"
 

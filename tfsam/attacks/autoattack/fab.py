@@ -91,7 +91,6 @@ class FABT(Attack):
     norms = geometry.NORMS
     tensor_epsilon = True
     selective = True
-    stops = True
     # Although it searches for the nearest point: separate runs for each epsilon
     # are cheaper, because they skip broken examples and stop early.
     minimum_norm = False

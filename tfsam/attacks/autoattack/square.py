@@ -95,7 +95,6 @@ class Square(Attack):
     norms = geometry.NORMS
     gradient_free = True
     selective = True
-    stops = True
     tensor_epsilon = True
 
     def __init__(
