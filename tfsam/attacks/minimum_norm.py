@@ -46,8 +46,61 @@ _STEP_SIZE_LEFT = 0.01
 _GAMMA_LEFT = 0.02
 
 
+class NearestPoint(Attack):
+    """Base class of attacks that search for the nearest misclassified point."""
+
+    climbs = False
+
+    def perturb(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns a misclassified point within epsilon, or x.
+
+        On a surrogate, returns the point at epsilon in the direction of the
+        nearest misclassified point.
+        """
+        enough = 0.0 if is_surrogate(logits_fn) else self.epsilon
+        nearest, distance = self._search(logits_fn, x, y, seeds, enough)
+        return reached(self, logits_fn, x, nearest, distance)
+
+    def closest(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
+    ) -> tf.Tensor:
+        """Finds the nearest misclassified point, regardless of epsilon.
+
+        Args:
+            logits_fn: Function from pixels to logits.
+            x: Float tensor (batch, ...).
+            y: Class numbers, or one-hot or smoothed labels.
+            seeds: int32 tensor (batch, 2), the keys of random starts.
+
+        Returns:
+            Tensor of x's shape; x itself where it is misclassified or where no
+            misclassified point was found.
+        """
+        return self._search(logits_fn, x, y, seeds, 0.0)[0]
+
+    def _search(
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        seeds: tf.Tensor,
+        enough: Any,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the nearest points and their distances (batch,) from x.
+
+        The search for an example may end at a point within the distance
+        `enough`.
+        """
+        raise TypeError(
+            "An attack that searches for nearest points must implement "
+            f"_search(). Received: {type(self).__name__}"
+        )
+
+
 @keras.saving.register_keras_serializable(package="tfsam")
-class FMN(Attack):
+class FMN(NearestPoint):
     """The fast minimum-norm attack (Pintor et al., 2021, algorithm 1).
 
     The attack ascends the margin within a ball around the image, and adapts the
@@ -100,7 +153,6 @@ class FMN(Attack):
     # A run costs the same for every epsilon, so that a single call of `closest`
     # serves all epsilons.
     minimum_norm = True
-    climbs = False
 
     def __init__(
         self,
@@ -123,37 +175,15 @@ class FMN(Attack):
         self.targets = check_count("targets", targets)
         self.target_order = check_order(target_order)
 
-    def perturb(
-        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
-    ) -> tf.Tensor:
-        """Returns the nearest misclassified point if within epsilon, else x.
-
-        On a surrogate, returns the point at epsilon in the same direction.
-        """
-        nearest, distance = self._search(logits_fn, x, y)
-        return reached(self, logits_fn, x, nearest, distance)
-
-    def closest(
-        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
-    ) -> tf.Tensor:
-        """Finds the nearest misclassified point, regardless of epsilon.
-
-        Args:
-            logits_fn: Function from pixels to logits.
-            x: Float tensor (batch, ...).
-            y: Class numbers, or one-hot or smoothed labels.
-            seeds: int32 tensor (batch, 2), not used.
-
-        Returns:
-            Tensor of x's shape; x itself where it is misclassified or where no
-            misclassified point was found.
-        """
-        return self._search(logits_fn, x, y)[0]
-
     def _search(
-        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor
+        self,
+        logits_fn: LogitsFn,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        seeds: tf.Tensor,
+        enough: Any,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the nearest points, and their distances (batch,) from x."""
+        """Returns the nearest points, after all steps; see `NearestPoint`."""
         active = examples(logits_fn, x)
         if not self.targets:
             return self._ascend(logits_fn, losses.margin, y, x, y, active)

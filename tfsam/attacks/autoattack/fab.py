@@ -21,7 +21,6 @@ from tfsam.attacks.attempts import copies
 from tfsam.attacks.attempts import first_copy
 from tfsam.attacks.attempts import side_by_side
 from tfsam.attacks.attempts import turns
-from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import per_example
 from tfsam.attacks.base import where
@@ -31,9 +30,8 @@ from tfsam.attacks.logits import crossed
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import in_turn
 from tfsam.attacks.logits import input_gradient
-from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import predict
-from tfsam.attacks.minimum_norm import reached
+from tfsam.attacks.minimum_norm import NearestPoint
 from tfsam.attacks.targeting import check_order
 from tfsam.attacks.targeting import targets_of
 from tfsam.geometry import example_norms
@@ -48,7 +46,7 @@ _NEWTON_STEPS = 30
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
-class FABT(Attack):
+class FABT(NearestPoint):
     """Targeted FAB (Croce and Hein, 2020, algorithm 1).
 
     An iteration is x_{k+1} = clip((1 - alpha) (x_k + eta delta_k) + alpha (x +
@@ -94,7 +92,6 @@ class FABT(Attack):
     # Although it searches for the nearest point: separate runs for each epsilon
     # are cheaper, because they skip broken examples and stop early.
     minimum_norm = False
-    climbs = False
 
     def __init__(
         self,
@@ -116,35 +113,6 @@ class FABT(Attack):
         self.eta = check_number("eta", eta, 1)
         self.beta = check_number("beta", beta, 0, 1)
         self.target_order = check_order(target_order)
-
-    def perturb(
-        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
-    ) -> tf.Tensor:
-        """Returns a misclassified point within epsilon, or x.
-
-        On a surrogate, returns the point at epsilon in the direction of the
-        nearest misclassified point.
-        """
-        enough = 0.0 if is_surrogate(logits_fn) else self.epsilon
-        nearest, distance = self._search(logits_fn, x, y, seeds, enough)
-        return reached(self, logits_fn, x, nearest, distance)
-
-    def closest(
-        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
-    ) -> tf.Tensor:
-        """Finds the nearest misclassified point, regardless of epsilon.
-
-        Args:
-            logits_fn: Function from pixels to logits.
-            x: Float tensor (batch, ...).
-            y: Class numbers, or one-hot or smoothed labels.
-            seeds: int32 tensor (batch, 2), which only `FAB` uses.
-
-        Returns:
-            Tensor of x's shape; x itself where it is misclassified or where no
-            misclassified point was found.
-        """
-        return self._search(logits_fn, x, y, seeds, 0.0)[0]
 
     def _search(
         self,
