@@ -10,6 +10,7 @@ the best point. The search stops at an example's first misclassified iterate.
 In l1 the search is another one, in `apgd_l1.py`.
 """
 
+import copy
 import itertools
 import math
 from typing import Any
@@ -34,10 +35,13 @@ from tfsam.attacks.base import next_seeds
 from tfsam.attacks.base import per_example
 from tfsam.attacks.base import where
 from tfsam.attacks.blocks import batch_size
+from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn
+from tfsam.attacks.logits import Untraced
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
+from tfsam.attacks.targeting import CANDIDATES
 from tfsam.attacks.targeting import check_order
 from tfsam.attacks.targeting import targets_of
 from tfsam.support.validators import check_choice
@@ -105,6 +109,11 @@ class APGD(Attack):
         target_order: "logits" tries the most likely wrong class first,
             "distance" the one of the nearest boundary; see
             `tfsam.attacks.targeting`.
+        random_start: Whether to start at a random point on the ball's surface
+            instead of at x.
+        early_stop: Whether to stop at an example's first misclassified point.
+            Otherwise the point of the highest loss is returned, as training
+            needs it; of several attempts, the point of the largest margin.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -115,6 +124,17 @@ class APGD(Attack):
         >>> x_adv = APGD(epsilon=0.2, steps=10)(lambda x: 10 * x, x, y)
         >>> bool(x_adv[0, 1] > x_adv[0, 0])
         True
+
+        Adversarial training by two steps from x, as in "Revisiting Adversarial
+        Training for ImageNet" (Singh et al., 2023):
+
+        >>> import tfsam
+        >>> layers = [keras.Input((4,)), keras.layers.Dense(2)]
+        >>> steps = {"steps": 2, "random_start": False, "early_stop": False}
+        >>> attack = APGD(4 / 255, **steps)
+        >>> model = tfsam.RobustModel(
+        ...     keras.Sequential(layers), perturb_inputs=attack
+        ... )
     """
 
     in_graph = True
@@ -134,6 +154,8 @@ class APGD(Attack):
         bounds: Bounds = (0.0, 1.0),
         eot: int = 1,
         target_order: str = "logits",
+        random_start: bool = True,
+        early_stop: bool = True,
     ) -> None:
         super().__init__(epsilon, norm, bounds)
         self.steps = check_count("steps", steps, 1)
@@ -144,15 +166,45 @@ class APGD(Attack):
         self.rho = check_number("rho", rho, 0, 1)
         self.eot = check_count("eot", eot, 1)
         self.target_order = check_order(target_order)
+        self.random_start = random_start
+        self.early_stop = early_stop
+
+    @property
+    def stops(self) -> bool:
+        """Whether it ends at an example's first misclassified point."""
+        return self.early_stop
+
+    @property
+    def gradients(self) -> int:
+        """Number of gradients for a batch, over all restarts and targets.
+
+        An order of targets by distance costs one for each candidate, of which
+        there may be fewer than counted here.
+        """
+        ordered = self.targets and self.target_order == "distance"
+        runs = self.restarts * max(self.targets, 1)
+        return (self.steps * runs + (CANDIDATES if ordered else 0)) * self.eot
+
+    @property
+    def predictions(self) -> int:
+        """Number of forward passes: for the last point of each run, and at x.
+
+        The pass at x chooses the targets.
+        """
+        runs = self.restarts * max(self.targets, 1)
+        return (runs + bool(self.targets)) * self.eot
 
     def perturb(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
     ) -> tf.Tensor:
         """Returns the first misclassified point, else that of the highest loss.
 
-        On a surrogate, returns the point of the highest loss of each attempt,
-        and of several attempts the point of the largest margin.
+        On a surrogate, or without `early_stop`, returns the point of the
+        highest loss of each attempt, and of several attempts the point of the
+        largest margin.
         """
+        if not self.early_stop:
+            logits_fn = _without_stops(logits_fn)
         active = examples(logits_fn, x)
         network = Averaged(logits_fn, self.eot, seeds)
         loss: LossFn
@@ -189,7 +241,9 @@ class APGD(Attack):
                 beside=beside,
                 seeds=next_seeds(seeds, round * (self.steps + 1)),
             )
-            starts = start(self, copies(x, beside), keys)
+            starts = copies(x, beside)
+            if self.random_start:
+                starts = start(self, starts, keys)
             return search(self, searches, x, starts, active)
 
         best = network.score(y, active)
@@ -203,6 +257,8 @@ def apgd_ce(
     restarts: int = 1,
     bounds: Bounds = (0.0, 1.0),
     eot: int = 1,
+    random_start: bool = True,
+    early_stop: bool = True,
 ) -> APGD:
     """Makes APGD on the cross-entropy, the first attack of AutoAttack.
 
@@ -213,6 +269,9 @@ def apgd_ce(
         restarts: Number of attempts, >= 1.
         bounds: (lowest, highest) value of x, or None.
         eot: Number of draws of a random network in each step; see `APGD`.
+        random_start: Whether to start at a random point, or at x; see `APGD`.
+        early_stop: Whether to stop at the first misclassified point; see
+            `APGD`.
 
     Returns:
         The attack.
@@ -224,7 +283,16 @@ def apgd_ce(
         >>> apgd_ce(epsilon=8 / 255).loss
         'cross_entropy'
     """
-    return APGD(epsilon, norm, steps, restarts=restarts, bounds=bounds, eot=eot)
+    return APGD(
+        epsilon,
+        norm,
+        steps,
+        restarts=restarts,
+        bounds=bounds,
+        eot=eot,
+        random_start=random_start,
+        early_stop=early_stop,
+    )
 
 
 def apgd_dlr(
@@ -234,6 +302,8 @@ def apgd_dlr(
     restarts: int = 1,
     bounds: Bounds = (0.0, 1.0),
     eot: int = 1,
+    random_start: bool = True,
+    early_stop: bool = True,
 ) -> APGD:
     """Makes APGD on the difference of logits ratio, untargeted.
 
@@ -244,6 +314,9 @@ def apgd_dlr(
         restarts: Number of attempts, >= 1.
         bounds: (lowest, highest) value of x, or None.
         eot: Number of draws of a random network in each step; see `APGD`.
+        random_start: Whether to start at a random point, or at x; see `APGD`.
+        early_stop: Whether to stop at the first misclassified point; see
+            `APGD`.
 
     Returns:
         The attack.
@@ -256,7 +329,15 @@ def apgd_dlr(
         'dlr'
     """
     return APGD(
-        epsilon, norm, steps, "dlr", restarts=restarts, bounds=bounds, eot=eot
+        epsilon,
+        norm,
+        steps,
+        "dlr",
+        restarts=restarts,
+        bounds=bounds,
+        eot=eot,
+        random_start=random_start,
+        early_stop=early_stop,
     )
 
 
@@ -269,6 +350,8 @@ def apgd_t(
     bounds: Bounds = (0.0, 1.0),
     eot: int = 1,
     target_order: str = "logits",
+    random_start: bool = True,
+    early_stop: bool = True,
 ) -> APGD:
     """Makes APGD on the targeted DLR loss, the second attack of AutoAttack.
 
@@ -284,6 +367,9 @@ def apgd_t(
         target_order: "logits" tries the most likely wrong class first,
             "distance" the one of the nearest boundary; see
             `tfsam.attacks.targeting`.
+        random_start: Whether to start at a random point, or at x; see `APGD`.
+        early_stop: Whether to stop at the first misclassified point; see
+            `APGD`.
 
     Returns:
         The attack.
@@ -305,6 +391,8 @@ def apgd_t(
         bounds=bounds,
         eot=eot,
         target_order=target_order,
+        random_start=random_start,
+        early_stop=early_stop,
     )
 
 
@@ -331,6 +419,18 @@ def checkpoints(steps: int) -> list[int]:
     # Rounds first: 0.41 * 100 is slightly more than 41 in floating point.
     found = {math.ceil(round(share * steps, 6)) for share in shares}
     return sorted(w for w in found if w <= steps)
+
+
+def _without_stops(logits_fn: LogitsFn) -> LogitsFn:
+    """Returns the same function, as a surrogate: no search on it stops early.
+
+    Args:
+        logits_fn: Function from pixels to logits.
+    """
+    known = isinstance(logits_fn, (Logits, Untraced))
+    other: Any = copy.copy(logits_fn) if known else Logits(logits_fn)
+    other.surrogate = True
+    return other
 
 
 def _start(attack: APGD, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
