@@ -70,13 +70,14 @@ class PGD(Attack):
         early_stop: Whether to stop at an example's first misclassified iterate.
             The robust accuracy is then never higher than with the last iterate.
             Attacks on a surrogate do not stop early.
-        loss: "cross_entropy"; "margin", Carlini and Wagner's loss; "dlr"; or
-            "kl", the divergence from the predictions at x (TRADES, Zhang et
-            al., 2019). "kl" needs a random start, because its gradient at x is
-            zero. None means the compiled loss while a `RobustModel` trains, and
-            cross-entropy elsewhere. The compiled loss is used for each example
-            separately, without `sample_weight`, `class_weight` and
-            `loss_weights`.
+        loss: "cross_entropy"; "margin", Carlini and Wagner's loss; "dlr"; "kl",
+            the divergence from the predictions at x (TRADES, Zhang et al.,
+            2019); or "squared_error", the squared distance from them (SCORE,
+            Pang et al., 2022). The last two need a random start, because their
+            gradient at x is zero. None means the compiled loss while a
+            `RobustModel` trains, and cross-entropy elsewhere. The compiled loss
+            is used for each example separately, without `sample_weight`,
+            `class_weight` and `loss_weights`.
         restarts: Number of starts, >= 1; each attacks the survivors of the
             previous ones.
         targets: Number of wrong classes to attack in turn, >= 0; if there are
@@ -131,9 +132,9 @@ class PGD(Attack):
         self.steps = check_count("steps", steps)
         if step_size is not None:
             step_size = check_number("step_size", step_size)
-        if loss == "kl" and targets:
+        if loss in losses.DISTANCES and targets:
             raise ValueError(
-                f"loss='kl' takes no targets. Received: targets={targets}"
+                f"loss={loss!r} takes no targets. Received: targets={targets}"
             )
         if random_start not in (True, False, "normal"):
             raise ValueError(
@@ -144,7 +145,8 @@ class PGD(Attack):
         self.random_start = random_start
         self.early_stop = early_stop
         if loss is not None:
-            check_choice("loss", loss, sorted([*losses.LOSSES, "kl"]))
+            known = sorted([*losses.LOSSES, *losses.DISTANCES])
+            check_choice("loss", loss, known)
         self.loss = loss
         self.restarts = check_count("restarts", restarts, 1)
         self.targets = check_count("targets", targets)
@@ -180,7 +182,8 @@ class PGD(Attack):
     @property
     def predictions(self) -> int:
         """Number of forward passes: 1 for the predictions at x, or targets."""
-        return self.eot if self.loss == "kl" or self.targets else 0
+        first = self.loss in losses.DISTANCES or self.targets
+        return self.eot if first else 0
 
     def perturb(
         self,
@@ -204,8 +207,8 @@ class PGD(Attack):
         network = Averaged(logits_fn, self.eot, seeds)
         runs, choices, labels = self.restarts, None, y
         loss: LossFn
-        if self.loss == "kl":
-            loss = losses.kl
+        if self.loss in losses.DISTANCES:
+            loss = losses.DISTANCES[self.loss]
             labels = tf.nn.softmax(network.predict(x, active))
         elif self.targets:
             loss = losses.LOSSES[self.loss or "cross_entropy"][1]
@@ -363,6 +366,7 @@ fgsm_rs = functools.partial(FGSM, random_start=True)
 pgd_cw = functools.partial(PGD, loss="margin")
 pgd_dlr = functools.partial(PGD, loss="dlr")
 pgd_kl = functools.partial(PGD, loss="kl", random_start="normal")
+pgd_squared = functools.partial(PGD, loss="squared_error")
 pgd_t = functools.partial(PGD, targets=9)
 
 

@@ -166,6 +166,29 @@ def kl(logits: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
     )
 
 
+def squared_error(logits: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+    """Computes |softmax(logits) - p|^2 of each example.
+
+    This is the loss of SCORE's attack (Pang et al., 2022), with p the
+    predictions for the clean images.
+
+    Args:
+        logits: Float tensor (batch, classes).
+        probabilities: Float tensor (batch, classes), p.
+
+    Returns:
+        Float tensor (batch,), in [0, 2].
+
+    Example:
+        >>> import tensorflow as tf
+        >>> p = tf.constant([[1.0, 0.0]])
+        >>> squared_error(tf.zeros([1, 2]), p).numpy().tolist()
+        [0.5]
+    """
+    apart = tf.nn.softmax(logits) - probabilities
+    return tf.reduce_sum(tf.square(apart), axis=-1)
+
+
 def difference(
     logits: tf.Tensor, labels: tuple[tf.Tensor, tf.Tensor]
 ) -> tf.Tensor:
@@ -273,3 +296,6 @@ LOSSES = {
     "margin": (margin, difference),
     "dlr": (dlr, targeted_dlr),
 }
+
+# Distances from the predictions at x, by name. Their gradient at x is zero.
+DISTANCES = {"kl": kl, "squared_error": squared_error}
