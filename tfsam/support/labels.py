@@ -116,6 +116,26 @@ def assert_distributions(y: tf.Tensor) -> tf.Tensor:
     return required(held, f"{NO_DISTRIBUTION} Received: sums of rows", sums)
 
 
+def assert_one_hot(y: tf.Tensor, part: str) -> tf.Tensor:
+    """Asserts that each label is that of a single class, also in a graph.
+
+    Args:
+        y: Tensor (batch, classes), distributions over the classes.
+        part: Name of the part that needs it, for the message.
+
+    Returns:
+        The assertion; see `assertions.required`.
+    """
+    shares = tf.reduce_max(tf.cast(y, tf.float64), axis=-1)
+    slack = sum_slack(y.dtype.size if y.dtype.is_floating else 4)
+    return required(
+        tf.reduce_all(shares >= 1 - slack),
+        f"{part} needs the true class of each example, so labels must not be "
+        "mixed or smoothed. Received: largest entries of y",
+        shares,
+    )
+
+
 def assert_class_numbers(
     y: tf.Tensor, classes: int, ignored: int | None = None
 ) -> tf.Tensor:

@@ -25,6 +25,8 @@ _CROSS_ENTROPIES = (
     keras.losses.categorical_focal_crossentropy,
     keras.losses.sparse_categorical_crossentropy,
 )
+# The names by which `compile` takes the cross-entropy of class numbers.
+_SPARSE = ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy")
 # Keras's class for a loss that is a function; it has no public name.
 _WRAPPER = keras.losses.MeanSquaredError.__base__
 
@@ -120,7 +122,7 @@ def outputs(model: Any, x: Any, y: Any) -> Outputs:
     found = []
     for position, shape in enumerate(shapes):
         ending, loss = known[position], losses.get(position)
-        function, options = _called(loss)
+        function, options = called(loss)
         of = labels[position] if len(labels) == len(shapes) else None
         takes = None if loss is None else _takes(loss, shape, of)
         found.append(Output(shape, ending, loss, takes, function, options))
@@ -177,7 +179,7 @@ def mask_of(output: Output, y: tf.Tensor, y_pred: tf.Tensor) -> Any:
         y_pred: tensor of predictions.
     """
     loss = output.loss
-    if loss is None:
+    if loss is None or are_soft(loss, y, y_pred):
         return None
     found = loss.call(tf.cast(y, loss.dtype), tf.cast(y_pred, loss.dtype))
     return getattr(found, "_keras_mask", None)
@@ -228,10 +230,55 @@ def _resolved(compiled: Any) -> list[tuple[int, Any]]:
     return found
 
 
-def _called(loss: Any) -> tuple[Any, dict[str, Any]]:
+def is_sparse(compiled: Any) -> bool:
+    """Returns whether a loss is the cross-entropy of class numbers.
+
+    Args:
+        compiled: the argument `loss` of `compile`, or a `keras.losses.Loss`.
+    """
+    found = tf.nest.flatten(compiled)
+    if len(found) != 1:
+        return False
+    (loss,) = found
+    if isinstance(loss, str):
+        return loss in _SPARSE
+    if isinstance(loss, type):
+        known = issubclass(loss, keras.losses.SparseCategoricalCrossentropy)
+        loss = loss() if known else None
+    if isinstance(loss, keras.losses.Loss):
+        loss, _ = called(loss)
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return loss is keras.losses.sparse_categorical_crossentropy
+
+
+def are_soft(compiled: Any, y: Any, y_pred: Any) -> bool:
+    """Returns whether labels are distributions, for a loss of class numbers.
+
+    Args:
+        compiled: see `is_sparse`.
+        y: labels, a tensor or its spec.
+        y_pred: predictions, a tensor or its spec.
+
+    Returns:
+        True for a sparse categorical cross-entropy with y and y_pred of shape
+        (batch, classes), classes > 1.
+    """
+    shapes = [tuple(getattr(part, "shape", ())) for part in (y, y_pred)]
+    if [len(shape) for shape in shapes] != [2, 2]:
+        return False
+    classes = {shape[-1] for shape in shapes}
+    return len(classes) == 1 and not classes & {1, None} and is_sparse(compiled)
+
+
+def called(loss: Any) -> tuple[Any, dict[str, Any]]:
     """Returns Keras's function that a loss calls, and its keyword arguments.
 
-    They are (None, {}) if the loss has code of its own.
+    Args:
+        loss: a `keras.losses.Loss`, or None.
+
+    Returns:
+        (function, arguments); (None, {}) if the loss has code of its own.
     """
     own = getattr(type(loss), "call", None) is not _WRAPPER.call
     if own or not isinstance(loss, _WRAPPER):
@@ -247,7 +294,7 @@ def _called(loss: Any) -> tuple[Any, dict[str, Any]]:
 
 def _takes(loss: Any, shape: Sequence[int | None], labels: Any) -> str | None:
     """Returns "logits", "probabilities", or None for other losses."""
-    function, options = _called(loss)
+    function, options = called(loss)
     if function in _CROSS_ENTROPIES:
         logits = options.get("from_logits", False)
     elif isinstance(getattr(loss, "from_logits", None), bool):
