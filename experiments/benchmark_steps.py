@@ -97,6 +97,10 @@ METHODS = {
     "fgsm_at": Method(
         {"perturb_inputs": tfsam.FGSM(8 / 255, random_start=True)}, 5 / 3, 1.75
     ),
+    "nfgsm_at": Method({"perturb_inputs": tfsam.NFGSM(8 / 255)}, 5 / 3, 1.75),
+    # A step uses its batch eight times; the gradient of the pixels is that of
+    # the first layer alone.
+    "free_at": Method({"perturb_inputs": tfsam.FreeAT(8 / 255)}, 8),
     "at": Method({"perturb_inputs": _PGD5}, 13 / 3, 4.5),
     "at10": Method({"perturb_inputs": _PGD10}, 23 / 3),
     "trades": Method(
@@ -104,6 +108,9 @@ METHODS = {
     ),
     "mart": Method(
         {"perturb_inputs": _PGD10, "objective": tfsam.MART()}, 26 / 3
+    ),
+    "ikl": Method(
+        {"perturb_inputs": _TRADES_PGD10, "objective": tfsam.IKL()}, 9
     ),
     "awp": Method(
         {"perturb_inputs": _PGD10, "perturb_weights": tfsam.AWP()},

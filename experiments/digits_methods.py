@@ -50,10 +50,14 @@ _GRADIENTS = {
     "looksam": 1.2,
     "esam": 1.5,
     "fgsm_at": 2,
+    "nfgsm_at": 2,
+    "free_at": 8,
     "at": 6,
     "at_sam": 7,
     "trades": 12,
     "mart": 12,
+    "ikl": 12,
+    "score": 12,
     "awp": 12,
 }
 _PGD = ("--attacks=pgd", "--linf_epsilons=0.05,0.1", "--l2_epsilons=0.25,0.5")

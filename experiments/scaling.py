@@ -29,6 +29,7 @@ from experiments import benchmark_steps
 from experiments import command
 from experiments import workers
 from tfsam.support import devices
+from tfsam.training import replays
 
 FLAGS = flags.FlagValues()
 _ROUNDS = flags.DEFINE_integer(
@@ -221,13 +222,15 @@ def counted(model, batch):
 
 
 def _cells(names=METHODS):
-    return [
-        (name, sharpness)
-        for name in names
-        for sharpness in ("per_replica", "global")
-        if sharpness == "per_replica"
-        or "perturb_weights" in benchmark_steps.METHODS[name].options
-    ]
+    found = []
+    for name in names:
+        options = benchmark_steps.METHODS[name].options
+        if replays.of(options.get("perturb_inputs")):
+            continue  # Free training takes a single device.
+        found.append((name, "per_replica"))
+        if "perturb_weights" in options:
+            found.append((name, "global"))
+    return found
 
 
 def measure_devices(rounds, batch_size):

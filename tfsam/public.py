@@ -29,7 +29,9 @@ from tfsam import networks
 from tfsam import reports
 from tfsam import weights
 from tfsam.attacks import FGSM
+from tfsam.attacks import NFGSM
 from tfsam.attacks import PGD
+from tfsam.attacks import FreeAT
 from tfsam.attacks.bpda import BPDA
 from tfsam.attacks.bpda import bpda
 from tfsam.evaluation import verdicts
@@ -42,12 +44,14 @@ from tfsam.training.averages import EMA
 from tfsam.training.averages import SWA
 from tfsam.training.collapse import StopAtCollapse
 from tfsam.training.entropy_sgd import EntropySGD
+from tfsam.training.ikl import IKL
 from tfsam.training.model import RobustModel
 from tfsam.training.objectives import MART
 from tfsam.training.objectives import TRADES
 from tfsam.training.objectives import Objective
 from tfsam.training.optimizers import SGD
 from tfsam.training.robust_validation import RobustValidation
+from tfsam.training.score import SCORE
 from tfsam.weights import ASAM
 from tfsam.weights import AWP
 from tfsam.weights import ESAM
@@ -71,16 +75,20 @@ __all__ = [
     "FGSM",
     "FSAM",
     "GSAM",
+    "IKL",
     "MART",
     "MSAM",
+    "NFGSM",
     "PGD",
     "SAM",
+    "SCORE",
     "SGD",
     "SSAM",
     "SWA",
     "TRADES",
     "WSAM",
     "EntropySGD",
+    "FreeAT",
     "FriendlySAM",
     "Landscape",
     "LookSAM",

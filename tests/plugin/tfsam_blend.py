@@ -11,6 +11,7 @@ class Blend:
         clean: the weight of the clean loss, in [0, 1].
     """
 
+    source = "a kitchen, 2026"
     needs_attack = True
     passes = 2
 

@@ -88,7 +88,8 @@ def trained(workdir, *arguments):
 )
 def test_each_method_goes_on_from_any_step(tmp_path, method, step):
     arguments = [f"--method={method}", "--epochs=2"]
-    if methods.methods()[method].perturb_inputs and method != "fgsm_at":
+    attack = methods.methods()[method].perturb_inputs
+    if attack and "steps" in methods.flags_of("perturb_inputs", attack):
         arguments.append("--steps=1")
     weights, history = trained(tmp_path / "whole", *arguments)
     with pytest.MonkeyPatch.context() as patch:

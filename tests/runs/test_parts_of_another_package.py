@@ -12,6 +12,8 @@ import tfsam
 from experiments import sweep
 from tfsam import registries
 from tfsam import run
+from tfsam.runs import command_line
+from tfsam.runs import help
 from tfsam.runs import methods
 
 SHORT = (
@@ -94,7 +96,8 @@ def test_they_are_rows_of_the_table():
         "| `drift:back=0.25` | `--rho=0.05` | 1 | a river, 2026 |",
         "| `blend` | A blend of the losses of clean and perturbed inputs "
         "| `pgd` | - | `--epsilon=8/255` `--norm=linf` `--steps=5` "
-        "`--step_size` `--attack_loss=cross_entropy` | 5.33 |  |",
+        "`--step_size` `--attack_loss=cross_entropy` | 5.33 "
+        "| a kitchen, 2026 |",
         "| `shift` | Makes an image darker or brighter, whichever has the "
         "higher loss | `shift` | - | `--epsilon=8/255` `--norm=linf` | 1.67 "
         "|  |",
@@ -104,6 +107,16 @@ def test_they_are_rows_of_the_table():
     assert help_lines["coin"] == (
         "weight perturbation of the package tfsam-shift-fixture"
     )
+
+
+def test_an_objective_names_the_attack_of_its_method(monkeypatch):
+    blend = registries.OBJECTIVES.load("blend")
+    monkeypatch.setattr(blend, "attack", "pgd_kl:steps=3", raising=False)
+    recipe = settings_of("--method=blend", "--objective=blend:clean=0").recipe
+    assert (recipe.perturb_inputs, recipe.steps) == ("pgd_kl:steps=3", 3)
+    assert recipe.build("objective").clean == 0
+    assert "| `pgd_kl:steps=3` |" in methods.table()
+    assert " blend," in help.answer(command_line.parse(["--help"]))
 
 
 def test_a_package_that_is_broken_spoils_no_table(monkeypatch):

@@ -28,11 +28,13 @@ from tfsam.attacks.autoattack.versions import AutoAttackRand
 from tfsam.attacks.base import Attack
 from tfsam.attacks.bpda import BPDA
 from tfsam.attacks.check import check
+from tfsam.attacks.free import FreeAT
 from tfsam.attacks.gradient import FGSM
 from tfsam.attacks.gradient import PGD
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.malt import MALT
 from tfsam.attacks.minimum_norm import FMN
+from tfsam.attacks.nfgsm import NFGSM
 from tfsam.attacks.noise import NoiseL1
 from tfsam.attacks.noise import NoiseL2
 from tfsam.attacks.noise import NoiseLinf
@@ -96,11 +98,13 @@ __all__ = [
     "FMN",
     "GROUP",
     "MALT",
+    "NFGSM",
     "PGD",
     "Attack",
     "AutoAttack",
     "AutoAttackPlus",
     "AutoAttackRand",
+    "FreeAT",
     "Logits",
     "NoiseL1",
     "NoiseL2",

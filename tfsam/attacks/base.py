@@ -97,8 +97,15 @@ class Attack(Configurable):
             boundary. The default is True.
         norms: The norms that the attack takes. The default is l-inf and l2;
             in another norm the attack is rejected.
+        leaves_ball: Whether the images may be farther than epsilon from x. Such
+            an attack is for training, and an evaluation rejects it. The default
+            is False.
         library: Name of the distribution package whose version the attack
             depends on, or None.
+        replays: Number of times that training uses each batch, with offsets
+            that the attack's method `moved` changes by the gradient of the
+            training pass; see `tfsam.training.replays`. 0, the default, for
+            attacks that perturb each batch by themselves.
         stages: For an ensemble, the list of its attacks in order, as (name,
             attack); empty for other attacks.
         targets: Number of wrong classes that the attack aims at, most likely
@@ -139,11 +146,13 @@ class Attack(Configurable):
     in_graph: bool | None = None
     gradient_free: bool | None = False
     follows_gradient: Any = None
+    replays: int = 0
     stages: Any = ()
     eot: int = 1
     minimum_norm: bool = False
     climbs: bool = True
     norms: tuple[str, ...] = ("linf", "l2")
+    leaves_ball: bool = False
     library: str | None = None
     targets: int = 0
     needs_classes: Any = True

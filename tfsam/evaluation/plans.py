@@ -144,6 +144,7 @@ def _entry(given: Any) -> Entry:
     _check_options(attack, options)
     function = getattr(attack, "func", attack)  # For a functools.partial.
     known_as = getattr(function, "__name__", type(function).__name__)
+    _check_ball(attack, name or known_as)
     fixed = dict(getattr(attack, "keywords", None) or {})
 
     def make(**arguments: Any) -> Any:
@@ -187,6 +188,7 @@ def _registered(spec: str, options: Mapping[str, Any]) -> Entry:
     spec = ATTACKS.canonical(spec)
     _, named = ATTACKS.parse(spec)
     _check_options(attack, named)
+    _check_ball(attack, spec)
     # The class in foolbox:LinfPGD is part of the name.
     named = {k: v for k, v in named.items() if f":{k}=" in spec}
     return Entry(
@@ -216,6 +218,24 @@ def _check_options(
             f"Received: {name}={options[name]}"
         )
     check_options(attack, options)
+
+
+def _check_ball(attack: Callable[..., Any], name: str) -> None:
+    """Checks that an attack's images stay within epsilon.
+
+    Args:
+        attack: Factory of attacks.
+        name: Name of the attack, for the message.
+
+    Raises:
+        ValueError: If the attack is for training alone.
+    """
+    if ATTACKS.fact(attack, "leaves_ball"):
+        raise ValueError(
+            f"the attack {name} is for training: its images may be farther "
+            "than epsilon from x. Evaluate with one that stays within "
+            f"epsilon, such as fgsm or pgd. Received: attack={name}"
+        )
 
 
 def cold_entries(

@@ -37,6 +37,12 @@ def steps_per_epoch(
             f"batch_size must be a multiple of {replicas}, the number of "
             f"devices. Received: batch_size={size}"
         )
+    if replicas > 1 and settings.recipe.replays > 1:
+        raise ValueError(
+            f"{settings.recipe.perturb_inputs} keeps an offset for each "
+            "position in a batch, which devices do not share: give --devices "
+            f"a single one. Received: {replicas} devices"
+        )
     sub_batches = settings.recipe.sub_batches
     smallest = rest if rest and strategy is None else size
     if smallest < (sub_batches or 1) * replicas:

@@ -45,7 +45,7 @@ FLAGS: dict[str, Flag] = {
     ),
     "objective": Flag(
         TRAINING,
-        "Objective of training, which replaces the method's: trades, mart, "
+        "Objective of training, which replaces the method's: {objectives}, "
         "with options such as trades:beta=3, or none.",
     ),
     "optimizer": Flag(
@@ -131,8 +131,8 @@ FLAGS: dict[str, Flag] = {
     ),
     "beta": Flag(
         TRAINING,
-        "TRADES, MART: weight of the distance between the predictions for "
-        "clean and perturbed images.",
+        "TRADES, MART, IKL, SCORE: weight of the distance between the "
+        "predictions for clean and perturbed images.",
         number,
     ),
     "inner_steps": Flag(
@@ -248,7 +248,8 @@ FLAGS: dict[str, Flag] = {
     ),
     "attack_loss": Flag(
         ATTACK,
-        "Loss that the attack maximizes: cross_entropy, margin, dlr or kl.",
+        "Loss that the attack maximizes: cross_entropy, margin, dlr, kl or "
+        "squared_error.",
     ),
     "attack_mode": Flag(
         ATTACK,
@@ -263,8 +264,9 @@ FLAGS: dict[str, Flag] = {
     ),
     "collapse_drop": Flag(
         ATTACK,
-        "fgsm_at: stops training where the accuracy under PGD drops by more "
-        "than this within an epoch (catastrophic overfitting); 1 disables it.",
+        "fgsm_at, free_at: stops training where the accuracy under PGD drops "
+        "by more than this within an epoch (catastrophic overfitting); 1 "
+        "disables it.",
         number,
         least=0,
     ),

@@ -76,6 +76,7 @@ def _help(values: Mapping[str, Any]) -> str:
         "attacks": ", ".join(registries.ATTACKS.names()),
         "corruptions": ", ".join(registries.CORRUPTIONS.names()),
         "networks": ", ".join(registries.NETWORKS.names()),
+        "objectives": ", ".join(registries.OBJECTIVES.names()),
         "sources": ", ".join(registries.SOURCES.names()),
     }
     lines = [_USAGE, f"Defaults are those of --preset={preset}."]

@@ -30,6 +30,11 @@ def opening(
             f"{settings.dataset}, {recipe.network}, {recipe.epochs} epochs, "
             f"seed {settings.seed}"
         )
+        if recipe.replays > 1:
+            lines.append(
+                f"each batch is used {recipe.replays} times in a row: an epoch "
+                f"takes as long as {recipe.replays} of standard training"
+            )
         lines += [
             f"{title}: {described}"
             for title, part in _PARTS.items()

@@ -156,6 +156,21 @@ _NATIVE = {
         perturb_inputs="fgsm_rs",
         settings={"epsilon": 8 / 255},
     ),
+    "free_at": Method(
+        "free adversarial training: each batch is used `replays` times in a "
+        "row, and the preset's epochs are divided by it",
+        "Shafahi et al., 2019",
+        "replays",
+        perturb_inputs="free",
+        settings={"epsilon": 8 / 255},
+    ),
+    "nfgsm_at": Method(
+        "adversarial training with one step from noise beyond the ball",
+        "de Jorge et al., 2022",
+        "5/3",
+        perturb_inputs="nfgsm",
+        settings={"epsilon": 8 / 255},
+    ),
     "trades": Method(
         "clean loss plus the divergence under attack",
         "Zhang et al., 2019",
@@ -171,6 +186,22 @@ _NATIVE = {
         perturb_inputs="pgd",
         objective="mart",
         settings=_TRADES | {"beta": 5.0},
+    ),
+    "ikl": Method(
+        "clean loss plus a divergence that moves both predictions",
+        "Cui et al., 2024",
+        "(2 steps + 7) / 3",
+        perturb_inputs="pgd_kl",
+        objective="ikl",
+        settings={"epsilon": 8 / 255, "steps": 10, "step_size": 2 / 255},
+    ),
+    "score": Method(
+        "squared errors of the clean predictions and of those under attack",
+        "Pang et al., 2022",
+        "(2 steps + 7) / 3",
+        perturb_inputs="pgd_squared",
+        objective="score",
+        settings={"epsilon": 8 / 255, "steps": 10, "step_size": 2 / 255},
     ),
     "awp": Method(
         "adversarial training that also perturbs the kernels",
@@ -288,9 +319,8 @@ def method(name: str) -> Method:
     facts: dict[str, Any] = {"help": registry.summary(found)}
     facts["source"] = registry.fact(factory, "source")
     if part == "objective" and registry.fact(factory, "needs_attack"):
-        at = _NATIVE["at"]
-        facts["perturb_inputs"] = at.perturb_inputs
-        facts["settings"] = at.settings
+        facts["perturb_inputs"] = registry.fact(factory, "attack")
+        facts["settings"] = _AT
     return dataclasses.replace(row, **facts)
 
 
@@ -480,7 +510,24 @@ def passes(config: Mapping[str, Any]) -> float:
     if attack is not None:
         cost += registries.ATTACKS.fact(attack, "predictions") / 3
         cost += 2 / 3 * registries.ATTACKS.fact(attack, "gradients")
-    return cost
+    return cost * replays(config["perturb_inputs"])
+
+
+def replays(spec: str | None) -> int:
+    """Returns the number of times that a training step uses its batch.
+
+    Args:
+        spec: the name of the attack, with or without options, or None.
+
+    Returns:
+        1 but for free training, whose `epochs` are that many fewer by default.
+    """
+    if spec is None:
+        return 1
+    registry = registries.ATTACKS
+    name, options = registry.parse(spec)
+    usual = registry.fact(registry.load(name), "replays")
+    return int(options.get("replays", usual) if usual else 1)
 
 
 def table() -> str:

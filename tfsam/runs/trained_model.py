@@ -67,7 +67,7 @@ def make_network(
             trusted=settings.trust or (),
             log=log,
         )
-    steps = recipe.epochs * steps_per_epoch(settings, images, strategy)
+    steps = recipe.epochs * optimizer_steps(settings, images, strategy)
     line = freezing.slow_statistics(network, steps)
     if line and recipe.average is None:
         log(line)
@@ -91,7 +91,7 @@ def make_model(
     recipe = settings.recipe
     if network is None:
         network = make_network(settings, images, strategy)
-    steps = steps_per_epoch(settings, images, strategy)
+    steps = optimizer_steps(settings, images, strategy)
     with scope(strategy), _precision(recipe.precision):
         if devices.workers(strategy) > 1:
             network = trainable.copied(network)
@@ -103,6 +103,20 @@ def make_model(
             jit_compile=use_xla(settings.compiles),
         )
     return model
+
+
+def optimizer_steps(
+    settings: Settings, images: data.Images, strategy: Any
+) -> int:
+    """Returns the optimizer's steps in an epoch.
+
+    Args:
+        settings: the settings of the run.
+        images: the images that are trained on.
+        strategy: a `tf.distribute` strategy or None.
+    """
+    batches = steps_per_epoch(settings, images, strategy)
+    return batches * settings.recipe.replays
 
 
 def scope(strategy: Any) -> contextlib.AbstractContextManager[Any]:
@@ -131,7 +145,7 @@ def optimizer(settings: Settings, steps: int) -> keras.Optimizer:
 
     Args:
         settings: the settings of the run.
-        steps: steps per epoch.
+        steps: the optimizer's steps per epoch.
     """
     recipe = settings.recipe
     return recipe.build(
@@ -151,19 +165,20 @@ def robust_model(
     Args:
         settings: the settings of the run.
         network: the network.
-        steps: steps per epoch.
+        steps: the optimizer's steps per epoch.
     """
     recipe = settings.recipe
     return RobustModel(
         network,
-        recipe.build("perturb_inputs"),
+        recipe.build("perturb_inputs", batch_size=recipe.batch_size),
         recipe.build(
             "perturb_weights",
             # Five epochs between two masks of SSAM, as its authors have it.
             refresh_every=5 * steps,
             total_steps=recipe.epochs * steps,
         ),
-        objective=recipe.build("objective"),
+        # IKL takes its class means over an epoch, as its authors have it.
+        objective=recipe.build("objective", refresh_every=steps),
         sharpness=recipe.sharpness,
         sub_batches=recipe.sub_batches or 1,
         attack_mode=recipe.attack_mode or "inference",

@@ -1,6 +1,7 @@
 """The settings that training alone uses."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,6 +76,11 @@ class Training:
         """Whether training images are held out for validation."""
         return self.select != "last" or self.validate_every is not None
 
+    @property
+    def replays(self) -> int:
+        """The optimizer's steps for a batch; see `methods.replays`."""
+        return methods.replays(self.perturb_inputs)
+
     def build(self, part: str, *arguments: Any, **others: Any) -> Any:
         """Makes a part of the method; see `methods.build`.
 
@@ -119,6 +125,9 @@ def fill_parts(
     free = not {"step_size"} & {*given, *in_specs}
     if free and values["epsilon"] != row.settings.get("epsilon"):
         values["step_size"] = None
+    if "epochs" not in given:  # Free training takes as many steps in fewer.
+        replays = methods.replays(values["perturb_inputs"])
+        values["epochs"] = math.ceil(values["epochs"] / replays)
     unused = [f for f in methods.SETTINGS if f in given and f not in defaults]
     holds_out = values["select"] != "last" or values["validate_every"]
     if not holds_out and "validation_images" in given:

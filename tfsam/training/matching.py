@@ -22,11 +22,13 @@ from tfsam.attacks.check import contract
 from tfsam.support import assertions
 from tfsam.support.labels import assert_class_numbers
 from tfsam.support.labels import assert_distributions
+from tfsam.support.labels import assert_one_hot
 from tfsam.support.logit_checks import assert_logits
 from tfsam.support.logit_checks import assert_probabilities
 from tfsam.support.logit_checks import check_class_outputs
 from tfsam.support.rescaling import flattened
 from tfsam.training.compiled_losses import Output
+from tfsam.training.compiled_losses import are_soft
 
 
 def check_network(network: keras.Model, exclude: list[str]) -> None:
@@ -212,12 +214,26 @@ def checked_labels(model: Any, x: Any, y: Any) -> tuple[Any, Any]:
         if output.single_logit:
             classes = 2
         rows = len(label.shape) == 2 and label.shape[-1] != 1
-        if of_classes and rows:
-            found.append(assert_distributions(label))
+        soft = are_soft(output.loss, label, output)
+        if rows and (of_classes or soft):
+            found += _assertions_on_rows(model.objective, label)
         elif classes and (of_classes or output.sparse):
             found.append(assert_class_numbers(label, classes, output.ignored))
     behind: tuple[Any, Any] = assertions.behind(found, (x, y))
     return behind
+
+
+def _assertions_on_rows(objective: Any, y: tf.Tensor) -> list[tf.Tensor]:
+    """Returns assertions that labels are distributions, as a part needs them.
+
+    Args:
+        objective: the objective, or None.
+        y: labels (batch, classes).
+    """
+    found = [assert_distributions(y)]
+    if registries.OBJECTIVES.fact(objective, "needs_true_class"):
+        found.append(assert_one_hot(y, _name(objective)))
+    return found
 
 
 def assertions_on(model: Any, y_pred: Any) -> list[tf.Tensor]:
@@ -305,6 +321,8 @@ def check_attacked(attack: Any, x: tf.Tensor, x_adv: Any) -> None:
     epsilon = getattr(attack, "epsilon", None)
     if norm not in geometry.NORMS or not isinstance(epsilon, numbers.Real):
         norm, epsilon = "linf", np.inf
+    if registries.ATTACKS.fact(attack, "leaves_ball"):
+        epsilon = np.inf
     try:
         contract(
             x.numpy(),

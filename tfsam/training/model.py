@@ -33,6 +33,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam import registries
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
 from tfsam.evaluation import red_flags
@@ -45,6 +46,7 @@ from tfsam.support.validators import check_count
 from tfsam.training import arguments
 from tfsam.training import foreign_code
 from tfsam.training import matching
+from tfsam.training import replays
 from tfsam.training import sharpness as second_pass
 from tfsam.training import sub_batches as m_sharpness
 from tfsam.training.batch import Batch
@@ -167,7 +169,8 @@ class RobustModel(PureModel):
         check_choice("sharpness", sharpness, arguments.SHARPNESS)
         check_choice("attack_mode", attack_mode, arguments.MODES)
         arguments.warn_of_ignored_methods(network)
-        if perturb_inputs is not None and attack_mode == "inference":
+        alone = perturb_inputs is not None and not replays.of(perturb_inputs)
+        if alone and attack_mode == "inference":
             arguments.warn_of_augmentation(network)
         bounds = getattr(perturb_inputs, "bounds", None)
         warn_of_rescaling(network, bounds)
@@ -193,6 +196,7 @@ class RobustModel(PureModel):
         )
         self.exclude = arguments.patterns(exclude)
         arguments.check_combination(self)
+        replays.check(self)
         if seed is None:  # Each worker would draw a different one.
             drawn = int(np.random.randint(2**31 - 1))
             seed = devices.of_chief(tf.distribute.get_strategy(), drawn)
@@ -223,7 +227,27 @@ class RobustModel(PureModel):
             name="step_count",
         )  # fmt: skip
         self._state_of = [v.path for v in self._perturbed_variables()]
-        self.perturbation_state = [
+        self.perturbation_state = self._made_variables(
+            self._initial_state(), "perturbation_state"
+        )
+        self.objective_state = self._made_variables(
+            self._initial_objective_state(input_shape), "objective_state"
+        )
+        self.offsets = None
+        if replays.of(self.perturb_inputs):
+            self.offsets = self.add_weight(
+                shape=replays.offsets_shape(self, input_shape),
+                initializer="zeros",
+                trainable=False,
+                name="offsets",
+            )
+        self.built = True
+
+    def _made_variables(
+        self, values: Sequence[tf.Tensor], name: str
+    ) -> list[Any]:
+        """Makes variables of a state, numbered after a name."""
+        return [
             self.add_weight(
                 shape=value.shape,
                 initializer=lambda shape, dtype, value=value: tf.constant(
@@ -232,11 +256,10 @@ class RobustModel(PureModel):
                 dtype=value.dtype.name,
                 trainable=False,
                 aggregation="mean",
-                name=f"perturbation_state_{index}",
+                name=f"{name}_{index}",
             )
-            for index, value in enumerate(self._initial_state())
+            for index, value in enumerate(values)
         ]
-        self.built = True
 
     def _initial_state(self) -> list[tf.Tensor]:
         """Returns the state that the weight perturbation begins with."""
@@ -258,6 +281,29 @@ class RobustModel(PureModel):
             )
         return values
 
+    def _initial_objective_state(self, input_shape: Any) -> list[tf.Tensor]:
+        """Returns the state that the objective begins with.
+
+        Args:
+            input_shape: of the network; see `build`.
+        """
+        init = registries.OBJECTIVES.fact(self.objective, "init")
+        if init is None:
+            return []
+        outputs = getattr(self.network, "outputs", None)
+        if not outputs:
+            outputs = self.network.compute_output_spec(_symbolic(input_shape))
+        shapes = [tuple(o.shape) for o in keras.tree.flatten(outputs)]
+        if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][1] is None:
+            raise ValueError(
+                f"{self.objective} keeps a state for each class, so the "
+                "network must return one tensor of logits (batch, classes). "
+                f"Received: outputs of shape {shapes}"
+            )
+        classes = max(shapes[0][1], 2)  # A single logit is of two classes.
+        with tf.init_scope():  # See `_initial_state`.
+            return list(map(tf.convert_to_tensor, init(classes)))
+
     def train_step(self, data: Any) -> Any:
         """Perturbs the inputs, then the weights, then descends.
 
@@ -272,13 +318,34 @@ class RobustModel(PureModel):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self.build_for(data)
         x, y = matching.checked_labels(self, x, y)
+        if replays.of(self.perturb_inputs):
+            return replays.step(self, x, y, sample_weight)
+        _, results = self.step_on(
+            Batch(x, x, y, sample_weight), self._perturbed_inputs
+        )
+        return results
+
+    def step_on(
+        self, batch: Batch, perturbed: Callable[..., Any]
+    ) -> tuple[Pass, Any]:
+        """Makes a step of the optimizer on a batch.
+
+        Args:
+            batch: the batch, with the clean inputs in place of the perturbed.
+            perturbed: a function (weights, state, x, y, count, seed) -> x_adv;
+                see `_perturbed_inputs`.
+
+        Returns:
+            (pass, results): the pass by whose gradients the step was made, and
+            a dict from names of metrics to values.
+        """
         weights, state = self._values()
         count, seed = self._next_step()
         step = self._step(count, seed)
 
         weights = second_pass.before_step(self, weights, step)
-        x_adv = self._perturbed_inputs(weights, state, x, y, count, seed)
-        batch = Batch(x, x_adv, y, sample_weight)
+        x_adv = perturbed(weights, state, batch.x, batch.y, count, seed)
+        batch = batch._replace(x_adv=x_adv)
         # Everything in `first` is of the pass at w, except the gradients.
         first = self._sharpened_by_parts(weights, state, batch, step)
         first = self._checked_pass(first)
@@ -286,9 +353,10 @@ class RobustModel(PureModel):
         second_pass.after_step(self, first, step)
 
         self._track_loss(first.loss, batch.size())
-        return self.compute_metrics(
-            x_adv, y, self._predicted(first), sample_weight
+        results = self.compute_metrics(
+            x_adv, batch.y, self._predicted(first), batch.sample_weight
         )
+        return first, results
 
     def _values(self) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """Returns the values of the trainable and of the other variables."""
@@ -501,6 +569,7 @@ class RobustModel(PureModel):
         self._symbolic_build(data_batch=data)
         self._check_loss(data)
         second_pass.check_optimizer(self)
+        replays.check_optimizer(self)
         if self.sub_batches > 1:
             m_sharpness.check_losses(self)
         foreign_code.inspect(self, data)
@@ -547,6 +616,8 @@ class RobustModel(PureModel):
         if self.perturb_inputs is not None and tf.is_tensor(x):
             bounds = getattr(self.perturb_inputs, "bounds", None)
             x = assert_inside(x, bounds, self._pixels)
+            if replays.of(self.perturb_inputs):
+                replays.checked(self, x)
             if tf.is_tensor(y) and matching.needs_attacked(self.perturb_inputs):
                 self._check_attack(x, y)
         if matching.needs_predictions(self):
@@ -566,7 +637,8 @@ class RobustModel(PureModel):
         matching.check_attacked(attack, x, x_adv)
 
     def _own_variables(self) -> list[Any]:
-        return [self.step_count, *self.perturbation_state]
+        offsets = [] if self.offsets is None else [self.offsets]
+        return [self.step_count, *self.perturbation_state, *offsets]
 
     def __identity__(self) -> keras.Model:
         """Returns the network: in inference there is nothing else."""

@@ -18,6 +18,9 @@ from tfsam.support.configurable import Configurable
 from tfsam.support.single_logits import of_two_classes
 from tfsam.support.validators import check_number
 from tfsam.training.batch import Batch
+from tfsam.training.soft_labels import check_smoothing
+from tfsam.training.soft_labels import check_takes_rows
+from tfsam.training.soft_labels import smoothed
 from tfsam.training.trainer import replicas
 
 
@@ -36,16 +39,27 @@ class Objective(Configurable):
     `with model.unrecorded():`, so that BatchNorm statistics are those of the
     first call.
 
+    An objective may keep a state from batch to batch: `init` returns its first
+    values, and `model.objective_state` holds the variables. The values assigned
+    in a step's first pass are kept, and saved with the model.
+
     An objective need not inherit from this class: any callable with the same
     arguments and result will do, and a fact that it does not state has the
     default that is declared here.
 
     Attributes:
+        attack: name of the attack that trains by the method which is named
+            after the objective, with or without options; for an objective with
+            `needs_attack`.
         clean_statistics: whether the BatchNorm statistics, and the predictions
             for the metrics, are those of the clean inputs.
+        init: None, or a method (classes) -> list of tensors, the state that the
+            objective begins with.
         needs_attack: whether `RobustModel` must have `perturb_inputs`.
         needs_classes: whether the network must return logits of classes, and
             the labels must name classes.
+        needs_true_class: whether each label must be that of a single class, so
+            that labels which are mixed or smoothed are refused.
         passes: number of forward and backward passes through the network.
 
     Example:
@@ -73,9 +87,12 @@ class Objective(Configurable):
         >>> history = model.fit(tf.ones([4, 64]), tf.range(4), verbose=0)
     """
 
+    attack = "pgd"
     clean_statistics = False
+    init: Any = None
     needs_attack = False
     needs_classes = False
+    needs_true_class = False
     passes: Any = 1.0
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Any, ...]:
@@ -175,9 +192,14 @@ class TRADES(_CleanAgainstPerturbed):
 
     Args:
         beta: the paper's 1/lambda, >= 0.
+        label_smoothing: share of each label that goes to all classes alike, in
+            [0, 1]; for the compiled loss, which must be a cross-entropy. 0.1 in
+            "Better Diffusion Models Further Improve Adversarial Training" (Wang
+            et al., 2023); 0, the default, changes nothing.
 
     Raises:
-        ValueError: if beta is negative or not finite.
+        ValueError: if beta is negative or not finite, or label_smoothing is not
+            in [0, 1].
 
     Example:
         >>> import keras, tfsam
@@ -190,10 +212,14 @@ class TRADES(_CleanAgainstPerturbed):
         ...     objective=tfsam.TRADES(beta=6),
         ... )
         >>> model.objective
-        TRADES(beta=6.0)
+        TRADES(beta=6.0, label_smoothing=0.0)
     """
 
     clean_statistics = True
+
+    def __init__(self, beta: float = 6.0, label_smoothing: float = 0.0) -> None:
+        super().__init__(beta)
+        self.label_smoothing = check_smoothing(label_smoothing)
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Any, Any, Any]:
         """Computes the objective of a batch.
@@ -207,19 +233,13 @@ class TRADES(_CleanAgainstPerturbed):
             inputs (batch, classes), and the loss of each example (batch,).
         """
         y_pred = model(batch.x, training=True)
-        loss = model.compute_loss(
-            x=batch.x,
-            y=batch.y,
-            y_pred=y_pred,
-            sample_weight=batch.sample_weight,
-            training=True,
-        )
+        loss, plain = clean_loss(model, batch, y_pred, self.label_smoothing)
         with model.unrecorded():
-            perturbed = _precise(model(batch.x_adv, training=True))
-        clean = _precise(y_pred)
+            perturbed = precise(model(batch.x_adv, training=True))
+        clean = precise(y_pred)
         apart = self.beta * losses.kl(perturbed, tf.nn.softmax(clean))
         loss += tf.cast(self.mean(apart, batch.sample_weight), loss.dtype)
-        return loss, y_pred, losses.cross_entropy(clean, batch.y) + apart
+        return loss, y_pred, plain + apart
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
@@ -230,7 +250,8 @@ class MART(_CleanAgainstPerturbed):
     cross-entropy BCE = -log p_adv_y - log(1 - max_{k != y} p_adv_k). It
     replaces the compiled loss; losses that layers add are kept. The constants
     that avoid log 0 are the authors'. Gradients flow through p as well. The
-    paper's attack is PGD on the cross-entropy.
+    paper's attack is PGD on the cross-entropy. Labels that are mixed or
+    smoothed have no true class y, and are refused.
 
     Args:
         beta: the paper's lambda, >= 0.
@@ -252,6 +273,8 @@ class MART(_CleanAgainstPerturbed):
         MART(beta=5.0)
     """
 
+    needs_true_class = True
+
     def __call__(self, model: Any, batch: Batch) -> tuple[Any, Any, Any]:
         """Computes the objective of a batch.
 
@@ -266,12 +289,12 @@ class MART(_CleanAgainstPerturbed):
         y_pred = model(batch.x_adv, training=True)
         penalties = self.penalties(model)
         with model.unrecorded():
-            clean = tf.nn.softmax(_precise(model(batch.x, training=True)))
-        perturbed = tf.nn.softmax(_precise(y_pred))
+            clean = tf.nn.softmax(precise(model(batch.x, training=True)))
+        perturbed = tf.nn.softmax(precise(y_pred))
         right = losses.one_hot(perturbed, batch.y)
         zeros = tf.zeros_like(perturbed)
         other = tf.reduce_max(tf.where(right, zeros, perturbed), axis=-1)
-        boosted = losses.cross_entropy(_precise(y_pred), batch.y)
+        boosted = losses.cross_entropy(precise(y_pred), batch.y)
         boosted -= tf.math.log(1.0001 - other + TINY)
         apart = tf.reduce_sum(
             tf.math.xlogy(clean, clean) - clean * tf.math.log(perturbed + TINY),
@@ -285,7 +308,47 @@ class MART(_CleanAgainstPerturbed):
         return loss, y_pred, each
 
 
-def _precise(logits: tf.Tensor) -> tf.Tensor:
-    """Returns logits of classes in float32, or in float64 if they are."""
+def clean_loss(
+    model: Any, batch: Batch, y_pred: tf.Tensor, label_smoothing: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Computes the compiled loss of the clean inputs, with smoothed labels.
+
+    Args:
+        model: the `RobustModel`.
+        batch: the batch.
+        y_pred: the predictions for the clean inputs.
+        label_smoothing: share of each label that goes to all classes alike.
+
+    Returns:
+        (loss, losses): the loss of the batch, with those that layers add, and
+        the cross-entropy of each example (batch,).
+
+    Raises:
+        ValueError: if labels are smoothed for a compiled loss that is no
+            cross-entropy.
+    """
+    clean, y, rows = precise(y_pred), batch.y, batch.y
+    if label_smoothing:
+        check_takes_rows(model)
+        y = rows = smoothed(batch.y, clean, label_smoothing)
+        if y_pred.shape[-1] == 1:  # A loss of the logit of class 1.
+            y = rows[:, 1:]
+    loss = model.compute_loss(
+        x=batch.x,
+        y=y,
+        y_pred=y_pred,
+        sample_weight=batch.sample_weight,
+        training=True,
+    )
+    return loss, losses.cross_entropy(clean, rows)
+
+
+def precise(logits: tf.Tensor) -> tf.Tensor:
+    """Returns logits of classes in float32, or in float64 if they are.
+
+    Args:
+        logits: float tensor (batch, classes); a single logit becomes those of
+            two classes.
+    """
     logits = of_two_classes(logits)
     return logits if logits.dtype.size > 4 else tf.cast(logits, tf.float32)

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfsam import registries
 from tfsam.attacks.base import where
+from tfsam.attacks.losses import classes
 from tfsam.attacks.losses import cross_entropy
 from tfsam.support.logit_checks import class_logits
 from tfsam.support.onednn import copies_of_one
@@ -25,11 +26,14 @@ from tfsam.support.single_logits import of_two_classes
 from tfsam.training import compiled_losses
 from tfsam.training import foreign_code
 from tfsam.training import matching
+from tfsam.training import replays
 from tfsam.training.batch import Batch
+from tfsam.training.compiled_losses import are_soft
 from tfsam.training.returned_values import objective_values
 from tfsam.training.scope import AssigningScope
 from tfsam.training.scope import PureScope
 from tfsam.training.scope import current
+from tfsam.training.soft_labels import SoftCrossEntropy
 from tfsam.training.trainer import Trainer
 from tfsam.weights.base import kind
 from tfsam.weights.normalization import normalization_weights
@@ -56,6 +60,8 @@ class Pass(NamedTuple):
             in the pass, first to last.
         both: for a weight perturbation with a method `after`, the gradients at
             w and at w + e, as it sees them.
+        slope: the gradient of the perturbed inputs, of their shape, for an
+            attack that takes it from the pass; None for others.
     """
 
     loss: Any
@@ -66,6 +72,7 @@ class Pass(NamedTuple):
     updates: Any
     versions: Any
     both: Any = None
+    slope: Any = None
 
     def ended(self, weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Returns the weights as the pass left them.
@@ -134,6 +141,59 @@ class PureModel(Trainer):
         """
         return self.network(inputs)
 
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Computes the compiled loss, and those that layers add.
+
+        Args:
+            x: the inputs that the network saw.
+            y: labels. A loss of class numbers also takes soft labels, see
+                `tfsam.training.soft_labels`.
+            y_pred: predictions.
+            sample_weight: weights of the examples, or None.
+            training: whether the loss is one of training.
+
+        Returns:
+            A scalar.
+        """
+        if not are_soft(self.loss, y, y_pred):
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        compiled = self._compile_loss
+        if not compiled.built:
+            compiled.build(classes(y), y_pred)
+        (found,) = compiled._flat_losses
+        loss = SoftCrossEntropy(found.loss)(y, y_pred, sample_weight)
+        loss = keras.ops.cast(loss, compiled.dtype)
+        if found.loss_weights is not None:
+            loss = keras.ops.multiply(loss, found.loss_weights)
+        others = [self._aggregate_additional_loss(part) for part in self.losses]
+        return keras.ops.sum([loss, *others]) if others else loss
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> Any:
+        """Computes Keras's metrics; see `Trainer.compute_metrics`.
+
+        Args:
+            x: the inputs that the network saw.
+            y: labels. Beside a loss of class numbers, the metrics of soft
+                labels are those of the class of the largest share.
+            y_pred: predictions.
+            sample_weight: weights of the examples, or None.
+
+        Returns:
+            A dict from names to values.
+        """
+        if are_soft(self.loss, y, y_pred):
+            y = classes(y)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
     def unrecorded(self) -> Any:
         """Returns a context in which calls of the model leave no trace.
 
@@ -170,16 +230,16 @@ class PureModel(Trainer):
             versions: those of an earlier pass, see `_scope`; None in the first
                 pass of a step.
         """
+        # Free training takes the gradient of the pixels from the same pass.
+        pixels = [batch.x_adv] if replays.of(self.perturb_inputs) else []
         with tf.GradientTape() as tape:
-            tape.watch(weights)
+            tape.watch([weights, pixels])
             with self._scope(weights, state, tape, versions) as scope:
                 loss, y_pred, losses = self._objective(batch)
             scaled = loss * tf.cast(scale, loss.dtype)
         foreign_code.check_reads(self, tape)
-        gradients = [
-            foreign_code.total(found)
-            for found in tape.gradient(scaled, scope.versions)
-        ]
+        *slopes, each = tape.gradient(scaled, [*pixels, scope.versions])
+        gradients = list(map(foreign_code.total, each))
         lost = [i for i in scope.read if gradients[i] is None]
         if lost:
             foreign_code.check_lost(self, lost, batch)
@@ -193,7 +253,9 @@ class PureModel(Trainer):
             if len(values) > 1
         }
         updates = self._updates(scope, state)
-        return Pass(loss, losses, y_pred, masks, gradients, updates, assigned)
+        slope = dense(slopes, pixels)[0] if pixels else None
+        found = loss, losses, y_pred, masks, gradients, updates, assigned
+        return Pass(*found, slope=slope)
 
     def _updates(
         self, scope: PureScope, state: Sequence[tf.Tensor]
