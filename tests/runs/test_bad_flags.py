@@ -54,6 +54,12 @@ BAD_FLAGS = [
     (["--method=ema", "--average_momentum=2"], ["momentum", "2"]),
     (["--method=entropy_sgd", "--inner_steps=-1"], ["inner_steps", "-1"]),
     (["--method=looksam", "--sub_batches=2"], ["state", "sub_batches=2"]),
+    (["--method=wsam", "--sub_batches=2"], ["WSAM(", "sub_batches=2"]),
+    (["--method=msam", "--momentum=0"], ["MSAM(", "momentum=0"]),
+    (
+        ["--method=msam", "--optimizer=entropy_sgd"],
+        ["compile with tfsam.SGD", "optimizer=EntropySGD"],
+    ),
     (["--method=sam", "--sub_batches=99"], ["sub_batches", "99"]),
     (["--method=at", "--attack_mode=eval"], ["training", "eval"]),
     (["--select=best"], ["last", "robust", "best"]),

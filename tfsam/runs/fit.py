@@ -26,6 +26,7 @@ from tfsam.training import monitoring
 from tfsam.training import progress
 from tfsam.training.model import RobustModel
 from tfsam.training.robust_validation import RobustValidation
+from tfsam.training.sharpness import check_optimizer
 
 Log = Callable[[str], None]
 
@@ -60,10 +61,13 @@ def check(settings: Settings, images: data.Images, strategy: Any) -> None:
         seed=0,
         augment=settings.recipe.augment,
     )
-    # Any network shows whether the parts combine.
-    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    # Any network with weights of all kinds shows whether the parts combine.
+    layers = [keras.layers.LayerNormalization(), keras.layers.Dense(2)]
+    network = keras.Sequential([keras.Input((2,)), *layers])
     model = trained_model.robust_model(settings, network, steps)
-    trained_model.optimizer(settings, steps)
+    model.compile(trained_model.optimizer(settings, steps))
+    model.optimizer.build(model.trainable_variables)
+    check_optimizer(model)
     try:
         model.get_config()  # Checkpoints need it.
     except (AttributeError, TypeError) as error:
