@@ -1,5 +1,6 @@
 """Validators of arguments, and their errors."""
 
+import numpy as np
 import pytest
 
 from tfsam.support import validators
@@ -56,3 +57,32 @@ def test_choices(value):
     assert str(error.value) == (
         f"norm must be one of linf, l2. Received: norm={value}"
     )
+
+
+def test_bounds_are_two_numbers_or_two_arrays():
+    found = validators.check_interval("bounds", (0, np.float32(255)))
+    assert found == (0.0, 255.0) and all(type(end) is float for end in found)
+    channels = np.array([[-1.0, -2.0], [1.0, 2.0]])
+    expected = ((-1.0, -2.0), (1.0, 2.0))
+    assert validators.check_interval("bounds", channels) == expected
+    assert validators.check_interval("bounds", expected) == expected
+    # One of them may be a number, and equal numbers are one.
+    mixed = validators.check_interval("bounds", ([0, 0], [[1], [2]]))
+    assert mixed == (0.0, ((1.0,), (2.0,)))
+    assert validators.check_interval("bounds", None) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [(1, 0), (0, 0), 3, "ab", (0, 1, 2), ([0, 2], [1, 2]), ([0, 1], [2] * 3)],
+)
+def test_bounds_that_are_none_of_these(value):
+    with pytest.raises(ValueError, match=r"^bounds must be \(lowest, highest"):
+        validators.check_interval("bounds", value)
+
+
+def test_long_bounds_are_shown_by_their_shape():
+    text = validators.bounds_text((0.0, np.ones((8, 8, 3))))
+    assert text == "(0.0, numbers of shape (8, 8, 3))"
+    assert validators.bounds_text(((0.0, 1.0), 2)) == "((0.0, 1.0), 2)"
+    assert validators.bounds_text(7) == "7"

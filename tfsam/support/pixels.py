@@ -5,13 +5,15 @@ outside them. A value outside the bounds is therefore rejected, unless rounding
 errors explain it.
 """
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
 from tfsam.support.assertions import behind
 from tfsam.support.assertions import required
-
-Bounds = tuple[float, float] | None
+from tfsam.support.validators import Bounds
+from tfsam.support.validators import bounds_text
 
 # Tolerance in units in the last place: resizing and dividing white images gives
 # up to three units above white.
@@ -31,7 +33,7 @@ def check_floating(x: tf.Tensor, bounds: Bounds) -> None:
     if not x.dtype.is_floating:
         raise ValueError(
             "x must be of a floating-point dtype, with pixels in "
-            f"{bounds}. Received: x.dtype={x.dtype.name}"
+            f"{bounds_text(bounds)}. Received: x.dtype={x.dtype.name}"
         )
 
 
@@ -39,7 +41,8 @@ def inside_bounds(x: np.ndarray, bounds: Bounds) -> np.ndarray:
     """Clips rounding errors outside the bounds, and rejects larger deviations.
 
     Args:
-        x: Float array of pixels, in the dtype in which they were computed.
+        x: Float array (batch, ...) of pixels, in the dtype in which they were
+            computed.
         bounds: (lowest, highest) value, or None for inputs that are not images.
 
     Returns:
@@ -47,7 +50,8 @@ def inside_bounds(x: np.ndarray, bounds: Bounds) -> np.ndarray:
         the last place of its dtype.
 
     Raises:
-        ValueError: If a value lies further outside, or is NaN.
+        ValueError: If a value lies further outside, or is NaN, or if the bounds
+            do not broadcast against an image.
 
     Example:
         >>> inside_bounds(np.float32([0.5, 1 + 1e-7]), (0.0, 1.0)).tolist()
@@ -56,19 +60,68 @@ def inside_bounds(x: np.ndarray, bounds: Bounds) -> np.ndarray:
     if bounds is None or x.size == 0:
         return x
     low, high = (np.asarray(bound).astype(x.dtype) for bound in bounds)
-    lowest, highest = x.min(), x.max()
-    if lowest >= low and highest <= high:
+    each = bool(low.ndim or high.ndim)
+    if each:
+        check_shape(bounds, x.shape[1:])
+        beyond = _farthest_outside(x, low, high)
+    else:
+        lowest, highest = x.min(), x.max()
+        # In float64, so that an infinite half or a NaN is never inside.
+        beyond = max(float(low) - float(lowest), float(highest) - float(high))
+    if beyond <= 0:
         return x
-    slack = _UNITS * rounding(x.dtype, bounds)
-    # In float64, so that an infinite half or a NaN is never inside.
-    beyond = max(float(low) - float(lowest), float(highest) - float(high))
-    if not beyond <= slack:
+    if not beyond <= _UNITS * rounding(x.dtype, bounds):
+        received = (
+            f"a value that is {beyond:g} outside"
+            if each
+            else f"x in [{short(lowest)}, {short(highest)}]"
+        )
         raise ValueError(
-            f"x must lie in bounds={tuple(map(float, bounds))}; normalisation "
-            "belongs inside the model. Received: x in "
-            f"[{short(lowest)}, {short(highest)}]"
+            f"x must lie in bounds={bounds_text(bounds)}; normalisation "
+            f"belongs inside the model. Received: {received}"
         )
     return np.clip(x, low, high).astype(x.dtype, copy=False)
+
+
+def _farthest_outside(
+    x: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> float:
+    """Returns how far values lie outside bounds of their own, NaN for a NaN."""
+    wide = x.astype(np.float64)
+    return float(np.maximum(low - wide, wide - high).max())
+
+
+def check_shape(bounds: Bounds, shape: Any) -> None:
+    """Checks that bounds broadcast against an image.
+
+    Args:
+        bounds: (lowest, highest) value, or None.
+        shape: Shape of an image, without the batch.
+
+    Raises:
+        ValueError: If they do not.
+
+    Example:
+        >>> check_shape(((0.0, 0.0, -1.0), 1.0), (32, 32, 3))
+    """
+    for end in bounds or ():
+        own, image = tf.TensorShape(np.shape(end)), tf.TensorShape(shape)
+        if not own.rank or image.rank is None:
+            continue
+        try:
+            both = tf.broadcast_static_shape(own, image)
+        except ValueError:
+            both = None
+        if (
+            both is None
+            or both.rank > image.rank
+            or not both.is_compatible_with(image)
+        ):
+            raise ValueError(
+                "bounds must be two numbers, or arrays that broadcast against "
+                f"an image of shape {tuple(image)}. Received: bounds of shape "
+                f"{tuple(own)}"
+            )
 
 
 def assert_inside(
@@ -77,7 +130,7 @@ def assert_inside(
     """Clips rounding errors like `inside_bounds`, also in a graph.
 
     Args:
-        x: Float tensor of pixels.
+        x: Float tensor (batch, ...) of pixels.
         bounds: (lowest, highest) value, or None.
         dtype: Dtype in which the pixels were computed; None means that of x.
 
@@ -86,31 +139,40 @@ def assert_inside(
         further outside than `inside_bounds` allows.
 
     Raises:
-        ValueError: If the pixels are not floats.
+        ValueError: If the pixels are not floats, or the bounds do not broadcast
+            against an image.
     """
     check_floating(x, bounds)
     if bounds is None:
         return x
-    low, high = map(float, bounds)
+    check_shape(bounds, x.shape[1:])
+    low, high = (np.asarray(bound, np.float64) for bound in bounds)
     slack = _UNITS * rounding(dtype or x.dtype, bounds)
+    least = tf.constant(low - slack, x.dtype)
+    most = tf.constant(high + slack, x.dtype)
     held = required(
-        tf.reduce_all((x >= low - slack) & (x <= high + slack)),
-        f"x must lie in bounds=({low}, {high}), those of the attack; "
+        tf.reduce_all((x >= least) & (x <= most)),
+        f"x must lie in bounds={bounds_text(bounds)}, those of the attack; "
         "normalisation is a layer of the network, or give the attack other "
         "bounds. Received: x",
         x,
     )
-    return behind([held], tf.clip_by_value(x, low, high))
+    return behind(
+        [held],
+        tf.clip_by_value(
+            x, tf.constant(low, x.dtype), tf.constant(high, x.dtype)
+        ),
+    )
 
 
-def rounding(dtype: tf.DType, bounds: tuple[float, float]) -> float:
+def rounding(dtype: tf.DType, bounds: tuple[Any, Any]) -> float:
     """Returns the unit in the last place of the largest value of an image.
 
     Args:
         dtype: A floating-point dtype of NumPy or TensorFlow.
         bounds: (lowest, highest) value.
     """
-    largest = np.asarray(max(map(abs, bounds)))
+    largest = np.asarray(max(float(np.abs(bound).max()) for bound in bounds))
     dtype = tf.as_dtype(dtype).as_numpy_dtype
     return float(np.spacing(largest.astype(dtype)))
 

@@ -7,6 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfsam.support.validators import Bounds
+from tfsam.support.validators import bounds_text
+
 # Pixels within a smaller range after a Rescaling were probably in another range
 # than the layer expects.
 LEAST_RANGE = 0.02
@@ -52,24 +55,24 @@ def rescaled(network: Any, width: float) -> float:
     return abs(scale) * width if found else np.inf
 
 
-def warn_of_rescaling(
-    network: keras.Model, bounds: tuple[float, float] | None
-) -> None:
+def warn_of_rescaling(network: keras.Model, bounds: Bounds) -> None:
     """Warns if a network seems to expect other pixels than an attack's bounds.
 
     Args:
         network: The network.
         bounds: (lowest, highest) value of the pixels, or None.
     """
-    seen = (
-        np.inf if bounds is None else rescaled(network, bounds[1] - bounds[0])
-    )
+    seen = np.inf
+    if bounds is not None:
+        width = float(np.max(np.subtract(bounds[1], bounds[0])))
+        seen = rescaled(network, width)
     if seen < LEAST_RANGE:
         warnings.warn(
             "The network begins with a Rescaling layer, after which all pixels "
-            f"within the attack's bounds={bounds} lie within {seen:.2g} of "
-            "each other. Likely cause: the network expects pixels in 0..255 "
-            "and is given pixels in [0, 1]. Remove the layer, or give the "
-            "attack bounds=(0, 255) and an epsilon in the same units.",
+            f"within the attack's bounds={bounds_text(bounds)} lie within "
+            f"{seen:.2g} of each other. Likely cause: the network expects "
+            "pixels in 0..255 and is given pixels in [0, 1]. Remove the layer, "
+            "or give the attack bounds=(0, 255) and an epsilon in the same "
+            "units.",
             stacklevel=3,
         )

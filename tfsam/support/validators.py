@@ -7,11 +7,19 @@ A check returns the value, so that it can be used in an assignment:
 import math
 import numbers
 from collections.abc import Collection
-from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+
+# (lowest, highest), or None. Each of the two is a float, or nested tuples of
+# floats that broadcast against an image.
+Bounds = tuple[Any, Any] | None
 
 # Relative tolerance for the width of the bounds.
 _ROUNDING = 1e-6
+
+# Largest number of bounds that a message shows.
+_SHOWN = 16
 
 
 def check_number(
@@ -94,41 +102,92 @@ def check_count(name: str, value: Any, least: int = 0) -> int:
     return int(value)
 
 
-def check_interval(name: str, value: Any) -> tuple[float, float] | None:
-    """Checks that a value is None or a pair of numbers, the lower first.
+def check_interval(name: str, value: Any) -> Bounds:
+    """Checks that a value is None, or (lowest, highest), the lower first.
+
+    Each of the two is a number, or an array or nested list of numbers that
+    broadcasts against an image, such as one number for each channel.
 
     Args:
         name: Name of the argument, for the message.
         value: The value to check.
 
     Returns:
-        The value as a tuple (lowest, highest) of floats, or None.
+        None, or a tuple (lowest, highest). Each is a float, or a nested tuple
+        of floats, so that bounds can be compared, hashed and written as JSON.
+        An array of equal numbers becomes a float.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or a lowest value is not below its
+            highest.
 
     Example:
         >>> check_interval("bounds", [0, 255])
         (0.0, 255.0)
+        >>> check_interval("bounds", ([-2.1, -2.0], [2.2, 2.4]))
+        ((-2.1, -2.0), (2.2, 2.4))
     """
     if value is None:
         return None
     try:
-        lowest, highest = (float(number) for number in value)
+        lowest, highest = (np.asarray(end, np.float64) for end in value)
+        below = np.less(lowest, highest)
     except (TypeError, ValueError):
-        lowest = highest = math.nan
-    if not lowest < highest:
+        below = np.zeros(1, bool)
+    if not below.size or not below.all():
         raise ValueError(
             f"{name} must be (lowest, highest) or None. "
-            f"Received: {name}={value}"
+            f"Received: {name}={bounds_text(value)}"
         )
-    return lowest, highest
+    return _plain(lowest), _plain(highest)
+
+
+def _plain(end: np.ndarray[Any, Any]) -> Any:
+    """Converts an array to a float or to nested tuples of floats."""
+    if (end == end.flat[0]).all():
+        return float(end.flat[0])
+
+    def nested(values: Any) -> Any:
+        if isinstance(values, list):
+            return tuple(map(nested, values))
+        return values
+
+    return nested(end.tolist())
+
+
+def bounds_text(bounds: Any) -> str:
+    """Returns bounds as a text, which shows long ones by their shape.
+
+    Args:
+        bounds: (lowest, highest), or another value.
+
+    Example:
+        >>> bounds_text((0.0, 1.0))
+        '(0.0, 1.0)'
+        >>> bounds_text((0.0, tuple(range(1, 100))))
+        '(0.0, numbers of shape (99,))'
+    """
+    if not isinstance(bounds, (tuple, list, np.ndarray)):
+        return str(bounds)
+    return f"({', '.join(map(_end_text, bounds))})"
+
+
+def _end_text(end: Any) -> str:
+    """Returns one of two bounds as a text."""
+    shown = end.tolist() if isinstance(end, np.ndarray) else end
+    try:
+        shape = np.shape(shown)
+    except ValueError:  # A ragged list.
+        return str(shown)
+    if math.prod(shape) > _SHOWN:
+        return f"numbers of shape {shape}"
+    return str(shown)
 
 
 def check_budget(
     epsilon: Any,
     norm: str | None,
-    bounds: Sequence[float] | None,
+    bounds: Bounds,
     name: str = "epsilon",
 ) -> None:
     """Rejects an l-inf epsilon that is larger than the width of the bounds.
@@ -141,7 +200,8 @@ def check_budget(
         epsilon: Budget of an attack, >= 0. Values that are not numbers, such as
             tensors, are not checked.
         norm: Norm of the attack, or None.
-        bounds: (lowest, highest) value of the pixels, or None.
+        bounds: (lowest, highest) value of the pixels, or None. Of bounds per
+            pixel or channel, the widest count.
         name: Name of the argument, for the message.
 
     Raises:
@@ -156,7 +216,7 @@ def check_budget(
         or not isinstance(epsilon, numbers.Real)
     ):
         return
-    width = float(bounds[1]) - float(bounds[0])
+    width = float(np.max(np.subtract(bounds[1], bounds[0])))
     if epsilon <= width * (1 + _ROUNDING):
         return
     guess = (
@@ -167,7 +227,7 @@ def check_budget(
     raise ValueError(
         f"{name} must be at most {width:g}, the width of the bounds, in linf; "
         f"epsilon is in units of the pixels: {guess}? "
-        f"Received: {name}={epsilon:g}, bounds={tuple(bounds)}"
+        f"Received: {name}={epsilon:g}, bounds={bounds_text(bounds)}"
     )
 
 
