@@ -46,7 +46,7 @@ _DECISIVE = (
     "evaluation/reaches.py",
     "evaluation/workers.py",
     "models/*.py",
-    "geometry.py",
+    "geometry/*.py",
     "support/random_states.py",
 )
 
