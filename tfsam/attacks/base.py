@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from typing import Any
 from typing import Self
 
+import numpy as np
 import tensorflow as tf
 
 from tfsam import geometry
@@ -41,11 +42,11 @@ from tfsam.support.logit_checks import check_ending
 from tfsam.support.pixels import assert_inside
 from tfsam.support.pixels import check_floating
 from tfsam.support.pixels import inside_bounds
+from tfsam.support.validators import Bounds as Bounds
+from tfsam.support.validators import bounds_text
 from tfsam.support.validators import check_budget
 from tfsam.support.validators import check_interval
 from tfsam.support.validators import check_number
-
-Bounds = tuple[float, float] | None
 
 
 class Attack(Configurable):
@@ -58,10 +59,12 @@ class Attack(Configurable):
     apply to any attribute that they lack.
 
     Args:
-        epsilon: Largest perturbation, in the units of x, >= 0.
+        epsilon: Largest perturbation, in the units of x, >= 0; for one of each
+            example, see `with_epsilon`.
         norm: "linf", "l2" or "l1"; one of `norms`.
         bounds: (lowest, highest) value of x, or None for inputs that are not
-            images.
+            images. Each of the two is a number, or an array that broadcasts
+            against an image, such as one number for each channel.
 
     Attributes:
         collapses: Whether training with the attack is known to collapse
@@ -118,6 +121,11 @@ class Attack(Configurable):
         tensor_epsilon: Whether `perturb` accepts an epsilon that is a tensor.
             A sweep over epsilons then traces the attack once. The default is
             False.
+        example_epsilons: Whether `perturb` also accepts a tensor (batch,), one
+            epsilon for each example; see `radius` and `radii`. The default is
+            False.
+        two_bounds: Whether the bounds must be two numbers, for instance because
+            the library of the attack takes no others. The default is False.
         selective: Whether `perturb` skips the examples that are not in
             `tfsam.attacks.logits.examples(logits_fn, x)`, so that the network
             computes only the survivors. The default is False.
@@ -158,6 +166,8 @@ class Attack(Configurable):
     needs_classes: Any = True
     version: str | None = None
     tensor_epsilon: bool = False
+    example_epsilons: bool = False
+    two_bounds: bool = False
     selective: bool = False
 
     def __init__(
@@ -174,6 +184,12 @@ class Attack(Configurable):
                 f"{type(self).__name__}. Received: norm={norm}"
             )
         self.bounds = check_interval("bounds", bounds)
+        if self.two_bounds and any(map(np.ndim, self.bounds or ())):
+            raise ValueError(
+                f"{type(self).__name__} takes two numbers as bounds, the same "
+                "for all channels; use an attack of tfsam's own. "
+                f"Received: bounds={bounds_text(self.bounds)}"
+            )
 
     @property
     def gradients(self) -> int:
@@ -219,17 +235,19 @@ class Attack(Configurable):
 
         Raises:
             ValueError: If x is not of a floating-point dtype, if epsilon is
-                larger than the width of the bounds in l-inf, if x lies outside
-                the bounds, or if logits_fn is a Keras model that ends in a
-                softmax or a sigmoid. In a graph, pixels outside the bounds
-                raise an InvalidArgumentError at run time; XLA, which drops
-                assertions, clips them.
+                larger than the width of the bounds in l-inf or holds another
+                number of values than the batch, if x lies outside the bounds,
+                if the bounds do not broadcast against an image, or if logits_fn
+                is a Keras model that ends in a softmax or a sigmoid. In a
+                graph, pixels outside the bounds raise an InvalidArgumentError
+                at run time; XLA, which drops assertions, clips them.
         """
         check_scale(self)
         check_ending(logits_fn)
         x = tf.convert_to_tensor(x)
         if not (tf.inside_function() and setting(logits_fn, "checked")):
             x = self._checked(x)
+        self._check_length(x)
         y = tf.convert_to_tensor(y)
         seeds = example_seeds(seed, tf.shape(x)[0])
         inputs = {"x": x, "y": y, "seeds": seeds}
@@ -245,6 +263,19 @@ class Attack(Configurable):
             return assert_inside(x, self.bounds)
         check_floating(x, self.bounds)
         return tf.convert_to_tensor(inside_bounds(x.numpy(), self.bounds))
+
+    def _check_length(self, x: tf.Tensor) -> None:
+        """Rejects epsilons of each example for a batch of another size."""
+        epsilon: Any = getattr(self, "epsilon", None)
+        if not _of_each(epsilon) or x.shape[:1].is_compatible_with(
+            epsilon.shape
+        ):
+            return
+        raise ValueError(
+            "an attack with an epsilon for each example needs as many as the "
+            f"batch has examples. Received: {epsilon.shape[0]} epsilons, "
+            f"{x.shape[0]} examples"
+        )
 
     def perturb(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor
@@ -274,24 +305,35 @@ class Attack(Configurable):
         """Returns the same attack with another budget.
 
         Args:
-            epsilon: A number, or a scalar tensor if `tensor_epsilon`. For a
-                number, the attack is constructed again, so that attributes that
-                the constructor derives from epsilon follow. For a tensor, all
-                other attributes stay as they are.
+            epsilon: A number, a scalar tensor if `tensor_epsilon`, or an array
+                or tensor (batch,) if `example_epsilons`: one for each example
+                of the batches that the attack will be given. For a number, the
+                attack is constructed again, so that attributes that the
+                constructor derives from epsilon follow. For a tensor or an
+                array, all other attributes stay as they are.
 
         Raises:
-            ValueError: If the number is out of its range, or the attack cannot
-                be constructed again because an argument of its constructor has
-                no attribute.
+            ValueError: If an epsilon is out of its range, if the attack takes
+                only one for all examples, or if it cannot be constructed again
+                because an argument of its constructor has no attribute.
 
         Example:
             >>> from tfsam.attacks import PGD
             >>> PGD(epsilon=0.1, steps=5).with_epsilon(0.2).epsilon
             0.2
+
+            Of two equal images, the second may change twice as much:
+
+            >>> import tensorflow as tf
+            >>> attack = PGD(0.1, steps=5).with_epsilon([0.1, 0.2])
+            >>> x, y = tf.fill([2, 2], 0.5), tf.constant([0, 0])
+            >>> print(attack(lambda x: 10 * x, x, y).numpy().round(3))
+            [[0.4 0.6]
+             [0.3 0.7]]
         """
         if not isinstance(epsilon, numbers.Real):
             other = copy.copy(self)
-            other.epsilon = epsilon
+            other.epsilon = self._checked_radii(epsilon)
             return other
         try:
             config = self.get_config()
@@ -303,6 +345,83 @@ class Attack(Configurable):
             ) from error
         made = self.from_config(config | {"epsilon": epsilon})
         return _with_attributes(made, vars(self))
+
+    def _checked_radii(self, epsilon: Any) -> tf.Tensor:
+        """Returns an epsilon that is no number as a tensor () or (batch,)."""
+        if not tf.is_tensor(epsilon):
+            epsilon = tf.constant(np.asarray(epsilon, np.float64))
+        if not epsilon.shape.rank:  # Also of an unknown rank.
+            return epsilon
+        if epsilon.shape.rank > 1:
+            raise ValueError(
+                "epsilon must be a number, or of shape (batch,), one for each "
+                "example. For an epsilon of each channel, put the division by "
+                "it into the network, such as a Normalization layer. "
+                f"Received: epsilon of shape {tuple(epsilon.shape)}"
+            )
+        if not self.example_epsilons:
+            raise ValueError(
+                f"{type(self).__name__} takes one epsilon for all examples. "
+                f"Received: epsilon of shape {tuple(epsilon.shape)}"
+            )
+        # The values of a tensor in a graph are unknown.
+        known = isinstance(epsilon, tf.Tensor) and hasattr(epsilon, "numpy")
+        if known and epsilon.shape[0]:
+            check_number("epsilon", float(epsilon.numpy().min()))
+            largest = check_number("epsilon", float(epsilon.numpy().max()))
+            check_budget(largest, self.norm, self.bounds)
+        return epsilon
+
+    def radii(self, x: tf.Tensor) -> Any:
+        """Returns epsilon such that it broadcasts against a number an example.
+
+        Args:
+            x: Float tensor (rows, ...), a batch or copies of it, one after the
+                other.
+
+        Returns:
+            `epsilon` itself, or for one of each example a tensor (rows,) of the
+            dtype of x.
+
+        Example:
+            >>> import tensorflow as tf
+            >>> from tfsam.attacks import PGD
+            >>> attack = PGD(0.1).with_epsilon([0.25, 0.5])
+            >>> attack.radii(tf.zeros([4, 3])).numpy().tolist()
+            [0.25, 0.5, 0.25, 0.5]
+        """
+        if not _of_each(self.epsilon):
+            return self.epsilon
+        epsilon = tf.cast(self.epsilon, x.dtype)
+        rows, batch = x.shape[0], epsilon.shape[0]
+        if rows is not None and rows == batch:
+            return epsilon
+        if rows is None or batch is None:
+            times = tf.shape(x)[0] // tf.shape(epsilon)[0]
+        else:
+            times = rows // batch
+        return tf.ensure_shape(tf.tile(epsilon, [times]), x.shape[:1])
+
+    def radius(self, x: tf.Tensor) -> Any:
+        """Returns epsilon such that it broadcasts against images.
+
+        Args:
+            x: Float tensor (rows, ...), a batch or copies of it, one after the
+                other.
+
+        Returns:
+            `epsilon` itself, or for one of each example a tensor (rows, 1, ...,
+            1) of the dtype and the rank of x.
+
+        Example:
+            >>> import tensorflow as tf
+            >>> from tfsam.attacks import PGD
+            >>> attack = PGD(0.1).with_epsilon([0.25, 0.5])
+            >>> attack.radius(tf.zeros([2, 3])).numpy().tolist()
+            [[0.25], [0.5]]
+        """
+        radii = self.radii(x)
+        return per_example(radii, x) if _of_each(radii) else radii
 
     def clip(self, x: tf.Tensor) -> tf.Tensor:
         """Clips pixels to `bounds`.
@@ -326,7 +445,7 @@ class Attack(Configurable):
             Tensor of x's shape and dtype; see `geometry.project_within`.
         """
         return geometry.project_within(
-            x, moved, self.epsilon, self.norm, self.bounds
+            x, moved, self.radius(x), self.norm, self.bounds
         )
 
 
@@ -360,9 +479,36 @@ def _attacked(
     x_adv = attack.perturb(logits_fn, precise, y, seeds, **given)
     x_adv = tf.ensure_shape(tf.cast(x_adv, x.dtype), x.shape)
     if attack.norm != "linf":
-        x_adv = geometry.shrink(x, x_adv, attack.epsilon, attack.norm)
+        x_adv = geometry.shrink(x, x_adv, attack.radius(precise), attack.norm)
         x_adv = tf.ensure_shape(x_adv, x.shape)
     return tf.stop_gradient(x_adv)
+
+
+def _of_each(epsilon: Any) -> bool:
+    """Returns whether an epsilon is one of each example, a tensor (batch,)."""
+    return tf.is_tensor(epsilon) and epsilon.shape.rank == 1
+
+
+def check_one_epsilon(attack: Any) -> None:
+    """Rejects an attack that has an epsilon for each example of a batch.
+
+    Args:
+        attack: A callable.
+
+    Raises:
+        ValueError: If its attribute `epsilon` is a tensor or array (batch,).
+
+    Example:
+        >>> from tfsam.attacks import PGD
+        >>> check_one_epsilon(PGD(epsilon=8 / 255))
+    """
+    epsilon: Any = getattr(attack, "epsilon", None)
+    if not isinstance(epsilon, numbers.Real) and np.ndim(epsilon) == 1:
+        raise ValueError(
+            "an attack with an epsilon for each example belongs to a single "
+            "batch, and cannot be used on batches that change; give it one "
+            f"epsilon. Received: {len(epsilon)} epsilons"
+        )
 
 
 def _with_attributes(attack: Any, attributes: Mapping[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from tfsam import attacks as registry
 from tfsam import geometry
 from tfsam.attacks.base import Bounds
 from tfsam.registries import ATTACKS
+from tfsam.support.validators import bounds_text
 
 # The relative rounding error of a norm that is computed in float32.
 TOLERANCE = 1e-6
@@ -42,7 +43,7 @@ _SEED = 3
 def contract(
     x: np.ndarray[Any, Any],
     x_adv: Any,
-    epsilon: float,
+    epsilon: float | np.ndarray[Any, Any],
     norm: str,
     bounds: Bounds,
 ) -> float:
@@ -54,7 +55,8 @@ def contract(
     Args:
         x: Float array (batch, ...), the attacked images.
         x_adv: Output of the attack.
-        epsilon: Budget of the attack, >= 0.
+        epsilon: Budget of the attack, >= 0, or an array (batch,), the budget of
+            each example.
         norm: "linf", "l2" or "l1".
         bounds: (lowest, highest) value of x, or None.
 
@@ -85,24 +87,47 @@ def contract(
             "the attack must return finite pixels. Received: NaN or infinity"
         )
     if bounds is not None:
-        low, high = found.min(), found.max()
-        if low < bounds[0] - tolerance or high > bounds[1] + tolerance:
+        outside = np.maximum(bounds[0] - found, found - bounds[1])
+        if outside.max(initial=0.0) > tolerance:
             raise ValueError(
-                f"the attack left the image range {bounds}. "
-                f"Received: pixels in [{low:g}, {high:g}]"
+                f"the attack left the image range {bounds_text(bounds)}. "
+                f"Received: pixels in [{found.min():g}, {found.max():g}]"
             )
     perturbation = (found - x.astype(np.float64)).reshape(len(x), -1)
+    return _check_ball(perturbation, epsilon, norm, tolerance, unit)
+
+
+def _check_ball(
+    perturbation: np.ndarray[Any, Any],
+    epsilon: float | np.ndarray[Any, Any],
+    norm: str,
+    tolerance: float,
+    unit: float,
+) -> float:
+    """Checks that perturbations are in their balls; returns the largest size.
+
+    Args:
+        perturbation: float64 array (batch, pixels).
+        epsilon: Radius of the balls, or an array (batch,).
+        norm: "linf", "l2" or "l1".
+        tolerance: Tolerance for a pixel.
+        unit: The largest unit in the last place.
+    """
     order = geometry.FACTS[norm].order
-    largest = float(np.linalg.norm(perturbation, order, axis=1).max())
+    sizes = np.linalg.norm(perturbation, order, axis=1)
+    radii = np.broadcast_to(np.asarray(epsilon, np.float64), sizes.shape)
+    slack = np.full_like(radii, tolerance)
     if norm != "linf":
         added = unit / 2 * perturbation.shape[1] ** (1 / order)
-        tolerance = max(tolerance, min(added, _OF_EPSILON * epsilon))
-    if largest > epsilon * (1 + TOLERANCE) + tolerance:
+        slack = np.maximum(slack, np.minimum(added, _OF_EPSILON * radii))
+    outside = sizes - (radii * (1 + TOLERANCE) + slack)
+    if outside.max(initial=0.0) > 0:
+        worst = int(outside.argmax())
         raise ValueError(
-            f"the attack left its ball of radius {epsilon:g} in {norm}. "
-            f"Received: a perturbation of {largest:g}"
+            f"the attack left its ball of radius {radii[worst]:g} in {norm}. "
+            f"Received: a perturbation of {sizes[worst]:g}"
         )
-    return largest
+    return float(sizes.max(initial=0.0))
 
 
 def _rounding(x: np.ndarray[Any, Any]) -> tuple[float, float]:
@@ -130,6 +155,8 @@ def check(attack: Any, **options: Any) -> None:
     - the same seed gives the same result;
     - x and y are not modified;
     - an unknown option is rejected;
+    - for attacks with `example_epsilons`, each example stays within an epsilon
+      of its own;
     - for attacks with `in_graph`, a `tf.function` gives the eager result, and
       a `tf.function` for batches of unknown size, as traced in training,
       satisfies the budget.
@@ -214,6 +241,12 @@ def _check_norm(make: Callable[..., Any], norm: str) -> None:
             contract(x, run(attack, labels, seed), epsilon, norm, _BOUNDS)
     with _prefix_errors("with epsilon = 0, "):
         contract(x, run(make(0.0), y, _SEED), 0.0, norm, _BOUNDS)
+    if ATTACKS.fact(attack, "example_epsilons"):
+        with _prefix_errors("with an epsilon for each example, "):
+            radii = np.linspace(0.0, _EPSILON[norm], _BATCH)
+            x_adv = run(attack.with_epsilon(radii), y, _SEED)
+            limits = radii if math.isfinite(epsilon) else epsilon
+            contract(x, x_adv, limits, norm, _BOUNDS)
     if ATTACKS.fact(attack, "in_graph"):
         inputs = tf.constant(x), tf.constant(y), tf.constant(rows, tf.int32)
 

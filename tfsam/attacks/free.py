@@ -98,9 +98,9 @@ class FreeAT(PGD):
         """
         step_size: Any = self.step_size
         if step_size is None:
-            step_size = self._default_step_size()
+            step_size = self._default_step_size(self.epsilon)
         reached = offset + step_size * tf.sign(slope)
         return tf.clip_by_value(reached, -self.epsilon, self.epsilon)
 
-    def _default_step_size(self) -> float:
-        return self.epsilon
+    def _default_step_size(self, epsilon: Any) -> Any:
+        return epsilon

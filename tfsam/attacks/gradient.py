@@ -8,6 +8,7 @@ and are implemented in `tfsam.geometry`.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -111,6 +112,7 @@ class PGD(Attack):
     norms = geometry.NORMS
     selective = True
     tensor_epsilon = True
+    example_epsilons = True
 
     def __init__(
         self,
@@ -158,7 +160,7 @@ class PGD(Attack):
         """Whether it makes several steps, at least epsilon long in total."""
         length = self.step_size
         if length is None:
-            length = self._default_step_size()
+            length = self._default_step_size(self.epsilon)
         return crosses(self.epsilon, self.steps, length)
 
     @property
@@ -248,13 +250,14 @@ class PGD(Attack):
         """Returns the starting point of an attempt."""
         if self.random_start == "normal":
             noise = geometry.random_normal(seeds, tf.shape(x), x.dtype)
-            offset = geometry.project(0.001 * noise, self.epsilon, self.norm)
+            radius = self.radius(x)
+            offset = geometry.project(0.001 * noise, radius, self.norm)
             return self.clip(x + offset)
         return random_start(self, x, seeds) if self.random_start else x
 
-    def _default_step_size(self) -> float:
+    def _default_step_size(self, epsilon: Any) -> Any:
         """Returns the step size for `step_size=None`."""
-        return geometry.default_step(self.epsilon, self.norm)
+        return geometry.default_step(epsilon, self.norm)
 
     def _direction(self, x_adv: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
         """Returns the direction of a step, of length 1 in the norm."""
@@ -280,7 +283,7 @@ class PGD(Attack):
         """Returns the last iterate, and which examples stopped early."""
         step_size = self.step_size
         if step_size is None:
-            step_size = self._default_step_size()
+            step_size = self._default_step_size(self.radius(x))
 
         def loop(
             x: tf.Tensor, start: tf.Tensor, active: tf.Tensor
@@ -357,8 +360,8 @@ class FGSM(PGD):
         """Returns x after a single step."""
         return super().perturb(logits_fn, x, y, seeds)
 
-    def _default_step_size(self) -> float:
-        return self.epsilon * (1.25 if self.random_start else 1.0)
+    def _default_step_size(self, epsilon: Any) -> Any:
+        return epsilon * (1.25 if self.random_start else 1.0)
 
 
 # Attacks that are registered under names of their own.
@@ -409,6 +412,6 @@ def random_start(attack: Attack, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
     return attack.clip(
         x
         + geometry.random_point(
-            seeds, tf.shape(x), attack.epsilon, attack.norm, x.dtype
+            seeds, tf.shape(x), attack.radius(x), attack.norm, x.dtype
         )
     )

@@ -59,7 +59,7 @@ class NearestPoint(Attack):
         On a surrogate, returns the point at epsilon in the direction of the
         nearest misclassified point.
         """
-        enough = 0.0 if is_surrogate(logits_fn) else self.epsilon
+        enough = 0.0 if is_surrogate(logits_fn) else self.radii(x)
         nearest, distance = self._search(logits_fn, x, y, seeds, enough)
         return reached(self, logits_fn, x, nearest, distance)
 
@@ -149,6 +149,7 @@ class FMN(NearestPoint):
     in_graph = True
     norms = geometry.NORMS
     tensor_epsilon = True
+    example_epsilons = True
     selective = True
     # A run costs the same for every epsilon, so that a single call of `closest`
     # serves all epsilons.
@@ -350,9 +351,9 @@ def reached(
         [[0.1]
          [0. ]]
     """
-    epsilon = tf.cast(attack.epsilon, x.dtype)
     if not is_surrogate(logits_fn):
+        epsilon = tf.cast(attack.radii(x), x.dtype)
         return where(distance <= epsilon, nearest, x)
     lengths = example_norms(nearest - x, attack.norm)
     directions = tf.math.divide_no_nan(nearest - x, lengths)
-    return attack.clip(x + epsilon * directions)
+    return attack.clip(x + tf.cast(attack.radius(x), x.dtype) * directions)

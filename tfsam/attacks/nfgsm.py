@@ -60,6 +60,7 @@ class NFGSM(Attack):
     norms = ("linf",)
     selective = True
     tensor_epsilon = True
+    example_epsilons = True
 
     def __init__(
         self,
@@ -91,7 +92,9 @@ class NFGSM(Attack):
         start = self._start(x, seeds)
         loss = setting(logits_fn, "loss") or losses.cross_entropy
         slope, _ = input_gradient(logits_fn, loss)(start, y, active)
-        step_size = self.epsilon if self.step_size is None else self.step_size
+        step_size = self.step_size
+        if step_size is None:
+            step_size = self.radius(x)
         return where(active, self.clip(start + step_size * tf.sign(slope)), x)
 
     def _start(self, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
@@ -99,4 +102,4 @@ class NFGSM(Attack):
         noise = geometry.random_point(
             seeds, tf.shape(x), 1.0, self.norm, x.dtype
         )
-        return self.clip(x + self.noise * self.epsilon * noise)
+        return self.clip(x + self.noise * self.radius(x) * noise)

@@ -41,6 +41,7 @@ class _Noise(Attack):
     gradient_free = True
     selective = True
     tensor_epsilon = True
+    example_epsilons = True
     # The norm of the ball in which noise is drawn, before it is scaled.
     ball: str
 
@@ -68,12 +69,13 @@ class _Noise(Attack):
             run: tf.Tensor, active: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor]:
             noise = self._noise(next_seeds(seeds, run), tf.shape(x), x.dtype)
-            x_adv = self.clip(x + tf.cast(self.epsilon, x.dtype) * noise)
+            x_adv = self.clip(x + radius * noise)
             if self.samples == 1 or is_surrogate(logits_fn):
                 return x_adv, active
             logits = predict(logits_fn, x_adv, active)
             return x_adv, active & losses.misclassified(logits, y)
 
+        radius = tf.cast(self.radius(x), x.dtype)
         active = examples(logits_fn, x)
         best = score(logits_fn, y, active)
         return repeat(attempt, self.samples, x, active, best)

@@ -19,6 +19,7 @@ from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.logits import of_any_batch
 from tfsam.attacks.logits import traced
+from tfsam.support.validators import Bounds
 
 # The last gradients of a path, in which its loss should no longer rise: 10, as
 # in the paper, but no more than a quarter of the path, and at least 2. The 10
@@ -29,8 +30,6 @@ OF_PATH = 4
 
 # Differences of margins that are rounding errors, relative to the margins.
 _ROUNDING = 1e-5
-
-Bounds = tuple[float, float] | None
 
 
 class Path(NamedTuple):
@@ -257,9 +256,11 @@ class Recorder:
         length = tf.cast(length, tf.float32)
         if self._bounds is None:
             return length
-        low, high = self._bounds
+        low, high = (np.asarray(bound, np.float64) for bound in self._bounds)
         slack = 1e-6 * (high - low)
-        outside = (x < low - slack) | (x > high + slack)
+        least = tf.constant(low - slack, x.dtype)
+        most = tf.constant(high + slack, x.dtype)
+        outside = (x < least) | (x > most)
         axes = list(range(1, x.shape.rank))
         return tf.where(tf.reduce_any(outside, axis=axes), math.inf, length)
 

@@ -128,7 +128,10 @@ def _function(
         return None
     states = network, made
     epsilon = attack.epsilon if any_epsilon else 0.0
-    extra = {"epsilon": tf.cast(epsilon, inputs["x"].dtype)}
+    dtype = inputs["x"].dtype
+    # An epsilon in float16 would be that of another ball.
+    dtype = dtype if dtype.size >= 4 else tf.float32
+    extra = {"epsilon": tf.cast(epsilon, dtype)}
     if active is not None:
         extra["active"] = active
     whole = inputs | extra

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from tfsam import registries
+from tfsam.attacks.base import check_one_epsilon
 from tfsam.attacks.base import check_scale
 from tfsam.training.stateless import augmentation_layers
 
@@ -37,6 +38,7 @@ def check_parts(
         "tfsam.attacks.get({!r}, epsilon=8 / 255)",
     )
     check_scale(perturb_inputs)
+    check_one_epsilon(perturb_inputs)
     if registries.ATTACKS.fact(perturb_inputs, "in_graph") is False:
         raise ValueError(
             "perturb_inputs must be an attack that can run in a graph; this "

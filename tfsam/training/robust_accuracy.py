@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import registries
+from tfsam.attacks.base import check_one_epsilon
 from tfsam.attacks.base import check_scale
 from tfsam.attacks.base import example_seeds
 from tfsam.attacks.check import contract
@@ -158,6 +159,7 @@ class Measuring(keras.callbacks.Callback):
                 f"Received: attack={attack}"
             )
         check_scale(attack)
+        check_one_epsilon(attack)
         if not isinstance(average, (WeightAverage, type(None))):
             raise ValueError(
                 "average must be a tfsam.EMA or tfsam.SWA, among the callbacks "

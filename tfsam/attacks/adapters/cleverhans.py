@@ -67,6 +67,7 @@ class _CleverhansAttack(Attack):
     library = "cleverhans"
     in_graph = True
     selective = True
+    two_bounds = True
 
     def perturb(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor

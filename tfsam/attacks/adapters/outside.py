@@ -36,7 +36,7 @@ class Adapter(Attack):
         epsilon: Largest perturbation, in the units of x, >= 0.
         norm: "linf", "l2" or "l1".
         attack: Name of a class of the library.
-        bounds: (lowest, highest) value of x; None is rejected.
+        bounds: (lowest, highest) value of x, two numbers.
         options: Keyword arguments of that class.
 
     Raises:
@@ -54,6 +54,7 @@ class Adapter(Attack):
     """
 
     in_graph = False
+    two_bounds = True
     # Depends on the attack of the library.
     gradient_free = None
     bounds: tuple[float, float]

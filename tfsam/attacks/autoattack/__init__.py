@@ -72,6 +72,7 @@ class AutoAttack(Attack):
     norms = geometry.NORMS
     selective = True
     tensor_epsilon = True
+    example_epsilons = True
     version = "standard"
 
     @property

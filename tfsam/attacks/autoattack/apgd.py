@@ -141,6 +141,7 @@ class APGD(Attack):
     norms = geometry.NORMS
     selective = True
     tensor_epsilon = True
+    example_epsilons = True
 
     def __init__(
         self,
@@ -439,7 +440,7 @@ def _start(attack: APGD, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         seeds, tf.shape(x), 1.0, attack.norm, x.dtype
     )
     norms = geometry.example_norms(points, attack.norm)
-    return attack.clip(x + attack.epsilon * points / norms)
+    return attack.clip(x + attack.radius(x) * points / norms)
 
 
 def _search(
@@ -492,7 +493,7 @@ def _initial(attack: APGD, start: tf.Tensor) -> _State:
     return _State(
         x=start,
         previous=start,
-        step_size=nothing + 2 * attack.epsilon,
+        step_size=nothing + 2 * attack.radii(start),
         broken=tf.zeros(batch, tf.bool),
         loss=highest,
         best=start,

@@ -143,7 +143,7 @@ def start(attack: Attack, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
     noise = geometry.random_normal(seeds, tf.shape(x), x.dtype)
     noise = tf.ensure_shape(noise, x.shape)
     return geometry.project_within(
-        x, x + noise, _RADII[0] * attack.epsilon, "l1", attack.bounds
+        x, x + noise, _RADII[0] * attack.radius(x), "l1", attack.bounds
     )
 
 
@@ -177,7 +177,8 @@ def search(
 
     def loop(x: tf.Tensor, starts: tf.Tensor, active: tf.Tensor) -> Any:
         x = copies(x, searches.beside)
-        epsilon = tf.cast(attack.epsilon, x.dtype)
+        epsilon = tf.cast(attack.radii(x), x.dtype)
+        epsilon = tf.broadcast_to(epsilon, tf.shape(x)[:1])
 
         def step(index: tf.Tensor, state: _State) -> tuple[tf.Tensor, _State]:
             slope, value, broken = searches.look(state, active, index)
@@ -211,12 +212,17 @@ def search(
 
 
 def _initial(starts: tf.Tensor, radius: tf.Tensor) -> _State:
-    """Returns the state of a search at its starting point."""
+    """Returns the state of a search at its starting point.
+
+    Args:
+        starts: Float tensor (copies * batch, ...).
+        radius: Float tensor (copies * batch,), the radii of the balls.
+    """
     batch, pixels = tf.shape(starts)[:1], tf.reduce_prod(tf.shape(starts)[1:])
     share = _FIRST_SHARE * tf.cast(pixels, tf.float32)
     return _State(
         x=starts,
-        step_size=tf.fill(batch, radius),
+        step_size=radius,
         count=tf.fill(batch, tf.cast(tf.math.ceil(share), tf.int32)),
         sparsity=tf.fill(batch, pixels),
         broken=tf.zeros(batch, tf.bool),
@@ -267,7 +273,7 @@ def _entered(
     attack: Any, x: tf.Tensor, state: _State, radius: tf.Tensor
 ) -> _State:
     """Continues in a smaller ball from the best point, projected onto it."""
-    point = geometry.project_within(x, state.best, radius, "l1", attack.bounds)
+    point = _projected(attack, x, state.best, radius)
     sparsity = _sparsity(point - x)
     fresh = _initial(point, radius)
     return fresh._replace(
@@ -285,8 +291,17 @@ def _moved(
     """Makes a step, without momentum, and projects it."""
     direction = geometry.steepest_sparse(slope, state.count)
     point = state.x + per_example(state.step_size, x) * direction
-    point = geometry.project_within(x, point, radius, "l1", attack.bounds)
+    point = _projected(attack, x, point, radius)
     return state._replace(x=where(state.broken, state.x, point))
+
+
+def _projected(
+    attack: Any, x: tf.Tensor, point: tf.Tensor, radius: tf.Tensor
+) -> tf.Tensor:
+    """Projects points onto balls of the radii (batch,) and into the bounds."""
+    return geometry.project_within(
+        x, point, per_example(radius, x), "l1", attack.bounds
+    )
 
 
 def _sparsity(perturbations: tf.Tensor) -> tf.Tensor:

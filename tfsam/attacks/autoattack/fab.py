@@ -88,6 +88,7 @@ class FABT(NearestPoint):
     in_graph = True
     norms = geometry.NORMS
     tensor_epsilon = True
+    example_epsilons = True
     selective = True
     # Although it searches for the nearest point: separate runs for each epsilon
     # are cheaper, because they skip broken examples and stop early.
@@ -134,6 +135,8 @@ class FABT(NearestPoint):
         network = in_turn(logits_fn, beside, x)
         gradient = input_gradient(network, losses.difference)
         enough = tf.cast(enough, x.dtype)
+        if enough.shape.rank:
+            enough = copies(enough, beside)
         classes = losses.classes(copies(y, beside))
 
         # A single loop over all targets: `steps` iterations for the first

@@ -147,7 +147,7 @@ class FAB(FABT):
         self, x: tf.Tensor, distance: tf.Tensor, unit: tf.Tensor
     ) -> tf.Tensor:
         """Returns the starting point of a run."""
-        radius = tf.minimum(distance, tf.cast(self.epsilon, x.dtype)) / 2
+        radius = tf.minimum(distance, tf.cast(self.radii(x), x.dtype)) / 2
         each = [-1] + [1] * (x.shape.rank - 1)
         return self.clip(x + tf.reshape(radius, each) * unit)
 

@@ -13,6 +13,7 @@ holds the random choices of iteration i, and there is a function from (x, best,
 move) to the next candidate.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ from tfsam.geometry import TINY
 from tfsam.geometry import example_norms
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_fraction
+from tfsam.support.validators import check_interval
 
 # The iterations, out of 10,000, after which p is halved (section 3.2).
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -96,6 +98,7 @@ class Square(Attack):
     gradient_free = True
     selective = True
     tensor_epsilon = True
+    example_epsilons = True
 
     def __init__(
         self,
@@ -118,14 +121,26 @@ class Square(Attack):
         returned in any case.
         """
         active = examples(logits_fn, x)
-        image = x
+        image, attack = x, self
         if x.shape.rank != 4:
             image = tf.reshape(x, [-1, math.prod(x.shape[1:]), 1, 1])
+            attack = self._on_column(x.shape[1:])
         prepare = _PREPARED[self.norm]
-        start, moves, propose = prepare(self, image, seeds)
+        start, moves, propose = prepare(attack, image, seeds)
         search = self._search(logits_fn, x, y, propose)
         best = compiled(logits_fn, search)(image, start, moves, active)
         return where(active, tf.reshape(best, tf.shape(x)), x)
+
+    def _on_column(self, shape: tf.TensorShape) -> "Square":
+        """Returns the attack for inputs as columns, with bounds of each row."""
+        other = copy.copy(self)
+        if any(map(np.ndim, self.bounds or ())):
+            columns = [
+                np.broadcast_to(bound, tuple(shape)).reshape(-1, 1, 1)
+                for bound in self.bounds or ()
+            ]
+            other.bounds = check_interval("bounds", columns)
+        return other
 
     def _search(
         self,
@@ -308,9 +323,9 @@ def _squares(attack: Square, x: tf.Tensor, seeds: tf.Tensor) -> _Search:
     point. Therefore a candidate copies its window from one of the two faces.
     """
     _, height, width, channels = x.shape
-    epsilon = tf.cast(attack.epsilon, x.dtype)
 
     def faces(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        epsilon = _radius(attack, x)
         return attack.clip(x - epsilon), attack.clip(x + epsilon)
 
     lower, upper = faces(x)
@@ -342,7 +357,6 @@ def _squares(attack: Square, x: tf.Tensor, seeds: tf.Tensor) -> _Search:
 def _bumps(attack: Square, x: tf.Tensor, seeds: tf.Tensor) -> _Search:
     """Prepares algorithm 3, l2 and l1: moves mass between two windows."""
     _, height, width, channels = x.shape
-    epsilon = tf.cast(attack.epsilon, x.dtype)
     patterns, tiles = _tiles(height, width, attack.norm)
     first, numbers = _uniform(
         seeds,
@@ -374,7 +388,7 @@ def _bumps(attack: Square, x: tf.Tensor, seeds: tf.Tensor) -> _Search:
         if attack.norm == "l1":
             return attack.project(x, x + delta)
         size = example_norms(delta, "l2") + TINY
-        return attack.clip(x + delta * (epsilon / size))
+        return attack.clip(x + delta * (_radius(attack, x) / size))
 
     def propose(
         x: tf.Tensor, best: tf.Tensor, move: Sequence[tf.Tensor]
@@ -382,11 +396,16 @@ def _bumps(attack: Square, x: tf.Tensor, seeds: tf.Tensor) -> _Search:
         target, source, signs = move
         bump = tf.gather(table, pixels + target)
         emptied = tf.gather(table, pixels + source) != 0
-        delta = move_mass(best - x, bump, emptied, signs, epsilon)
+        delta = move_mass(best - x, bump, emptied, signs, _radius(attack, x))
         return at_epsilon(x, delta)
 
     start = _first_bumps(first, patterns, tiles, channels, x.dtype)
     return at_epsilon(x, start), moves, propose
+
+
+def _radius(attack: Square, x: tf.Tensor) -> tf.Tensor:
+    """Returns epsilon as a tensor that broadcasts against images."""
+    return tf.cast(attack.radius(x), x.dtype)
 
 
 _PREPARED = {"linf": _squares, "l2": _bumps, "l1": _bumps}
@@ -408,7 +427,7 @@ def _move_mass(
         emptied: Bool tensor (batch, height, width, 1), the window that loses
             its mass.
         signs: Signs of the bump, (batch, 1, 1, channels).
-        epsilon: Budget, a scalar tensor.
+        epsilon: Budget, a tensor () or (batch, 1, 1, 1).
 
     Returns:
         Tensor of the shape of `delta`, before it is rescaled to epsilon.
