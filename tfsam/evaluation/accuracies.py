@@ -91,7 +91,7 @@ def result(
     ]
     breaks = [attack.breaks for attack in attacks]
     union = worst_case.union(correct, breaks, asked.budgets)
-    return {
+    found = {
         "natural": accuracy_of(correct)
         | _of_draws(header, _wrong(natural), ~correct),
         "robust": robust,
@@ -99,6 +99,38 @@ def result(
         **({} if union is None else {"union": union}),
         "warnings": _warnings(record, chunks, natural, correct, attacks, asked),
     }
+    factors = _factors(natural)
+    return found if factors is None else _per_example(found, factors)
+
+
+def _factors(natural: Sequence[Arrays]) -> np.ndarray | None:
+    """Returns the factors of the epsilons of each example, None without any.
+
+    Args:
+        natural: The natural arrays of the chunks.
+    """
+    if not all("epsilon_factors" in arrays for arrays in natural):
+        return None
+    return np.concatenate([arrays["epsilon_factors"] for arrays in natural])
+
+
+def _per_example(result: dict[str, Any], factors: np.ndarray) -> dict[str, Any]:
+    """Marks a result that was measured with an epsilon for each example."""
+    for row in [*result["robust"], *result["worst_case"]]:
+        if "per_example" in row:  # An epsilon that was given twice.
+            continue
+        row["epsilon_text"] += " per example"
+        row["per_example"] = True
+        if "standard" in row:
+            row["standard"] = False
+    if "union" in result:
+        result["union"]["per_example"] = True
+    extremes = {
+        "lowest": float(factors.min()),
+        "highest": float(factors.max()),
+        "mean": float(factors.mean()),
+    }
+    return result | {"epsilon_factors": extremes}
 
 
 def _everything(header: Header) -> Asked:
@@ -126,6 +158,7 @@ def _attack(
     attack = record.header["attacks"][number]
     correct = np.concatenate([arrays["correct"] for arrays in natural])
     probes = _probes(record, attack["surrogate"], chunks, natural)
+    factors = _factors(natural)
     failed = [budget for other, budget in errors if other == number]
     breaks = worst_case.Breaks(
         attack["name"], attack["surrogate"] is not None, {}, [], failed
@@ -137,11 +170,10 @@ def _attack(
             if budget in failed:
                 continue
             inherited = int((before & correct).sum())
-            names = _add(found, attack, budget, held, verdict)
+            names = _add(found, attack, budget, held, verdict, factors)
             row = _row(held, verdict, names, inherited, record.header)
-            failures = diagnosis.of_row(
-                attack, held, verdict, budget.epsilon, probes
-            )
+            radii = budget.epsilon * (1.0 if factors is None else factors)
+            failures = diagnosis.of_row(attack, held, verdict, radii, probes)
             diagnosed = {} if failures is None else {"diagnosis": failures}
             new = _wrong(held)
             if wrong is not None and new is not None:
@@ -165,6 +197,7 @@ def _add(
     budget: Budget,
     held: Sequence[Arrays],
     verdict: np.ndarray,
+    factors: np.ndarray | None,
 ) -> list[str]:
     """Adds what was measured at a budget, except for the row.
 
@@ -174,6 +207,8 @@ def _add(
         budget: The budget.
         held: The arrays of the budget, chunk by chunk.
         verdict: Int8 array (n,), the verdicts.
+        factors: Float array (n,), the radii of the balls in units of epsilon;
+            None if they are 1.
 
     Returns:
         The names of the stages.
@@ -187,9 +222,19 @@ def _add(
     found.verdicts[budget] = verdict
     found.breaks.broken[budget] = verdict != STANDS
     if all("lengths" in arrays for arrays in held):
-        lengths = [arrays["lengths"] for arrays in held]
-        found.breaks.lengths.append(np.concatenate(lengths))
+        lengths = np.concatenate([arrays["lengths"] for arrays in held])
+        if factors is not None:
+            # In units of the factors, epsilon is the radius of all balls.
+            lengths = _quotients(lengths, factors[:, None])
+        found.breaks.lengths.append(lengths)
     return names
+
+
+def _quotients(lengths: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Divides lengths by factors; 0 / 0 is 0, and others over 0 infinite."""
+    beyond = np.where(lengths > 0, np.inf, 0.0)
+    safe = np.where(factors > 0, factors, 1.0)
+    return np.where(factors > 0, lengths / safe, beyond)
 
 
 def _probes(

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tfsam.evaluation import budgets as balls
 from tfsam.evaluation.budgets import Budgets
 from tfsam.evaluation.plans import Entry
@@ -20,8 +22,7 @@ from tfsam.evaluation.workers import known_devices
 from tfsam.registries import ATTACKS
 from tfsam.support import files
 from tfsam.support import validators
-
-Bounds = tuple[float, float] | None
+from tfsam.support.validators import Bounds
 
 # The default of `epsilons`.
 EPSILONS = (1 / 255, 2 / 255)
@@ -38,6 +39,7 @@ class What:
     norm: str
     epsilons: Any
     budgets: Any
+    epsilon_factors: Any
     bounds: Any
     seed: Any
     draws: Any
@@ -102,6 +104,7 @@ def made_plan(what: What, how: How, where: Where) -> Plan:
                 stacklevel=3,
             )
     data = load_data(what.data, bounds, what.steps, what.model)
+    factors = _factors(what.epsilon_factors, len(data.x), given, bounds)
     size = min(batch_size, len(data.x))
     check_shard(how.shard, len(data.x), size)
     known_devices(how.devices)
@@ -116,6 +119,7 @@ def made_plan(what: What, how: How, where: Where) -> Plan:
         bisect=what.sweep == "bisect",
         keep_images=where.save_adversarial,
         diagnose=how.diagnose,
+        factors=factors,
     )
 
 
@@ -188,6 +192,29 @@ def _budgets(what: What, bounds: Bounds) -> Budgets:
             f"budgets={what.budgets}"
         )
     return balls.parse(what.budgets, bounds)
+
+
+def _factors(
+    given: Any, examples: int, budgets: Budgets, bounds: Bounds
+) -> np.ndarray | None:
+    """Returns the factors of the epsilons of each example, float64 (n,)."""
+    if given is None:
+        return None
+    factors = np.asarray(given, np.float64)
+    if factors.shape != (examples,):
+        raise ValueError(
+            f"epsilon_factors must be of shape ({examples},), one for each "
+            f"example. Received: epsilon_factors of shape {factors.shape}"
+        )
+    if not (np.isfinite(factors).all() and factors.min() >= 0):
+        raise ValueError(
+            "epsilon_factors must be finite and >= 0. Received: "
+            f"epsilon_factors in [{factors.min():g}, {factors.max():g}]"
+        )
+    for norm, epsilon in balls.flat(budgets):
+        largest = epsilon * float(factors.max())
+        validators.check_budget(largest, norm, bounds, "epsilon * factor")
+    return factors
 
 
 def _entries(what: What) -> list[Entry]:

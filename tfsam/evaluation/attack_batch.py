@@ -18,7 +18,6 @@ from tfsam.attacks.recorder import Recorder
 from tfsam.evaluation import draws
 from tfsam.evaluation import model_probes
 from tfsam.evaluation import red_flags
-from tfsam.evaluation.budgets import Budget
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import has_epsilon
 from tfsam.evaluation.workers import Worker
@@ -27,6 +26,8 @@ from tfsam.evaluation.workers import attacked_predict
 from tfsam.registries import ATTACKS
 from tfsam.support import identity
 from tfsam.support import trace_state
+from tfsam.support.validators import Bounds
+from tfsam.support.validators import check_interval
 
 
 class Found(NamedTuple):
@@ -66,6 +67,8 @@ class _Batch(NamedTuple):
         x: Float array (size, ...).
         y: Labels, an array (size, ...).
         seeds: Int32 array (size, 2), the seed and the index of each example.
+        radius: The epsilon of all examples, or a float array (size,), that of
+            each; infinite without a budget.
         active: Bool tensor (size,), true for the examples, false for copies.
         attacked: Number of examples for which the attack computes.
     """
@@ -73,8 +76,19 @@ class _Batch(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     seeds: np.ndarray
+    radius: Any
     active: tf.Tensor
     attacked: int
+
+    def tensors(self) -> list[tf.Tensor]:
+        """Returns the arguments of the functions of `_function`."""
+        return [
+            tf.constant(self.x),
+            tf.constant(self.y),
+            tf.constant(self.seeds),
+            self.active,
+            tf.constant(self.radius, self.x.dtype),
+        ]
 
 
 def attack_batch(
@@ -106,8 +120,9 @@ def attack_batch(
         start: Float array (count, ...), images to start from, or None.
 
     Raises:
-        ValueError: If the result breaks the contract of attacks, or the model
-            returns NaN or infinity for it.
+        ValueError: If the result breaks the contract of attacks, the model
+            returns NaN or infinity for it, or the attack takes no epsilons of
+            each example.
     """
     in_graph = worker.traceable and ATTACKS.fact(attack, "in_graph")
     # Only a network that runs in blocks processes fewer examples for it.
@@ -116,10 +131,11 @@ def attack_batch(
         and ATTACKS.fact(attack, "selective")
         and worker.source.rows is not None
     )
-    batch = _batch(plan, indices, selective)
+    batch = _batch(plan, indices, selective, epsilon)
+    _check_radii(attack, batch, epsilon)
     recorder = _recorder(plan, worker, batch, norm)
     # The data was checked when it was loaded.
-    inside = getattr(attack, "bounds", None) == plan.bounds
+    inside = _has_bounds(attack, plan.bounds)
     run = _function(worker, attack, selective, epsilon, recorder, inside)
     if in_graph:
         depends_on = (
@@ -129,18 +145,10 @@ def attack_batch(
         run = _traced_once(worker, attack, epsilon, key, depends_on, run)
     worker.source.count_passes()
     with draws.alone(plan):
-        x_adv = run(
-            tf.constant(batch.x),
-            tf.constant(batch.y),
-            tf.constant(batch.seeds),
-            batch.active,
-            tf.constant(epsilon or 0.0, batch.x.dtype),
-            *_starts(start, batch),
-        )
+        x_adv = run(*batch.tensors(), *_starts(start, batch))
     path = None if recorder is None else recorder.path()
     counts, facts = _measured(worker, attack, batch, in_graph)
-    budget = Budget(norm, np.inf if epsilon is None else epsilon)
-    largest = _checked(plan, batch, x_adv, budget, counts.nonfinite)
+    largest = _checked(plan, batch, x_adv, norm, counts.nonfinite)
     judged = judged_images(plan, worker, x_adv, indices)
     return Found(
         as_numpy(x_adv)[: len(indices)],
@@ -178,7 +186,34 @@ def judged_images(
     return judged
 
 
-def _batch(plan: Plan, indices: np.ndarray, selective: bool) -> _Batch:
+def _has_bounds(attack: Any, bounds: Bounds) -> bool:
+    """Returns whether the bounds of an attack are those of the evaluation."""
+    try:
+        own = check_interval("bounds", getattr(attack, "bounds", None))
+    except ValueError:
+        return False
+    return own == bounds
+
+
+def _check_radii(attack: Any, batch: _Batch, epsilon: float | None) -> None:
+    """Checks that an attack takes the epsilons of the examples of a batch."""
+    each = ATTACKS.fact(attack, "example_epsilons")
+    takes = each and _any_epsilon(attack, epsilon)
+    if np.ndim(batch.radius) and not takes:
+        raise ValueError(
+            "the attack takes one epsilon for all examples; leave "
+            "epsilon_factors out. "
+            f"Received: attack={type(attack).__name__}, epsilon_factors"
+        )
+
+
+def _batch(
+    plan: Plan,
+    indices: np.ndarray,
+    selective: bool,
+    epsilon: float | None,
+) -> _Batch:
+    """Makes a batch of some examples; see `attack_batch` for the arguments."""
     count = len(indices)
     size = plan.size if selective else _batch_size(count, plan.size)
     batch = np.resize(indices, size)
@@ -187,6 +222,7 @@ def _batch(plan: Plan, indices: np.ndarray, selective: bool) -> _Batch:
         x=plan.data.x[batch],
         y=plan.data.y[batch],
         seeds=seeds.astype(np.int32),
+        radius=np.inf if epsilon is None else plan.radii(epsilon, batch),
         active=tf.constant(np.arange(size) < count),
         attacked=count if selective else size,
     )
@@ -331,13 +367,12 @@ def _checked(
     plan: Plan,
     batch: _Batch,
     x_adv: Any,
-    budget: Budget,
+    norm: str,
     nonfinite: int,
 ) -> float:
     """Checks the contract of attacks; returns the largest perturbation."""
-    norm, epsilon = budget
     try:
-        return contract(batch.x, x_adv, epsilon, norm, plan.bounds)
+        return contract(batch.x, x_adv, batch.radius, norm, plan.bounds)
     except ValueError as error:
         if not nonfinite:
             raise

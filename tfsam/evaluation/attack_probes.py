@@ -81,10 +81,10 @@ def changes_of_loss(
     return np.nan_to_num(changes.mean(axis=0), nan=1.0)
 
 
-def _width(plan: Plan) -> float:
-    """Returns the width of the bounds, or of the data without bounds."""
+def _width(plan: Plan) -> np.ndarray:
+    """Returns the widths of the bounds, or of the data without bounds."""
     low, high = plan.data.ends if plan.bounds is None else plan.bounds
-    return float(high - low)
+    return np.subtract(high, low, dtype=np.float64)
 
 
 def _around(plan: Plan, index: int, draw: int) -> np.ndarray:
@@ -95,7 +95,7 @@ def _around(plan: Plan, index: int, draw: int) -> np.ndarray:
     low, high = plan.bounds or (-np.inf, np.inf)
     random = np.random.default_rng([plan.seed, index, draw])
     noise = random.random(image.shape, np.float32) - 0.5
-    moved = image + np.float32(_SIDE * _width(plan)) * noise
+    moved = image + (_SIDE * _width(plan)).astype(np.float32) * noise
     return moved.clip(low, high).astype(image.dtype)
 
 
@@ -134,10 +134,11 @@ def unbroken_without_budget(
         Int array [tried, unbroken].
     """
     chosen = chosen[:_TRIED]
+    plan = plan._replace(factors=None)
     pixels = plan.data.x[:1].size
     _, norm = part
     power = {"linf": 0.0, "l2": 0.5}.get(norm, 1.0)
-    epsilon = _width(plan) * pixels**power
+    epsilon = float(_width(plan).max() * pixels**power)
     left = chosen
     try:
         attack = plan.made(entry, Budget(norm, epsilon))

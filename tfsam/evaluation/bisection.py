@@ -26,6 +26,7 @@ from tfsam.evaluation.outcomes import Outcome
 from tfsam.evaluation.verdicts import MISCLASSIFIED
 from tfsam.evaluation.verdicts import STANDS
 from tfsam.evaluation.worst_case import within
+from tfsam.support.validators import Bounds
 
 # Functions of the numbers of epsilons and the indices of examples.
 _Attack = Callable[[int, np.ndarray], np.ndarray]
@@ -218,7 +219,7 @@ def rescaled(
     images: np.ndarray,
     radii: np.ndarray,
     norm: str,
-    bounds: tuple[float, float] | None,
+    bounds: Bounds,
 ) -> np.ndarray:
     """Scales the perturbations of images to other lengths.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from tfsam import geometry
 from tfsam.support import validators
+from tfsam.support.validators import Bounds
 
 # The epsilons of each norm, in the order in which they were given.
 Budgets = Mapping[str, list[float]]
@@ -27,7 +28,7 @@ class Budget(NamedTuple):
     epsilon: float
 
 
-def parse(given: Any, bounds: tuple[float, float] | None) -> Budgets:
+def parse(given: Any, bounds: Bounds) -> Budgets:
     """Checks the epsilons of each norm.
 
     Args:
@@ -56,9 +57,7 @@ def parse(given: Any, bounds: tuple[float, float] | None) -> Budgets:
     }
 
 
-def _checked(
-    given: Any, norm: str, bounds: tuple[float, float] | None
-) -> float:
+def _checked(given: Any, norm: str, bounds: Bounds) -> float:
     epsilon = validators.check_number("epsilon", given)
     validators.check_budget(epsilon, norm, bounds)
     return epsilon

@@ -19,6 +19,7 @@ import numpy as np
 
 from tfsam.attacks.logits import Logits
 from tfsam.data import rows
+from tfsam.data.rows import Pixels
 from tfsam.evaluation.budgets import Budget
 from tfsam.evaluation.budgets import ascending
 from tfsam.evaluation.budgets import flat
@@ -258,8 +259,17 @@ def data_digest(data: Data) -> str:
     Args:
         data: The examples of an evaluation.
     """
+    return array_digest(data.x, data.y)
+
+
+def array_digest(*arrays: Pixels) -> str:
+    """Computes a checksum of arrays, with their dtypes and shapes.
+
+    Args:
+        *arrays: Arrays, or `Rows`.
+    """
     total = hashlib.sha256()
-    for array in (data.x, data.y):
+    for array in arrays:
         total.update(f"{array.dtype} {array.shape}".encode())
         for block in rows.blocks(array):
             total.update(np.ascontiguousarray(block).data)

@@ -253,10 +253,11 @@ class _Chunk:
             return self._rescaled(made[-1], found, radii, chosen)
 
         self.verdict = natural
+        balls = [turn.plan.radii(e, self._indices) for e in epsilons]
         found = bisection.sweep(
             attempt,
             rescale,
-            np.outer(epsilons, np.ones(len(natural))),
+            np.stack([np.broadcast_to(b, natural.shape) for b in balls]),
             self._unattacked(made[-1]),
             steepest_images(turn.plan, self._worker, self._indices, turn.norm),
         )
@@ -351,9 +352,7 @@ class _Chunk:
         images = bisection.rescaled(
             x, found.images[chosen], radii, norm, plan.bounds
         )
-        for radius in np.unique(radii):
-            at = radii == radius
-            contract(x[at], images[at], radius, norm, plan.bounds)
+        contract(x, images, radii, norm, plan.bounds)
         judged = judged_images(
             plan,
             self._worker,
@@ -490,7 +489,8 @@ class _Chunk:
         Returns:
             The arrays to be saved, by name.
         """
-        reached = within(reach.distances, epsilon)
+        radii = self._turn.plan.radii(epsilon, self._indices)
+        reached = within(reach.distances, radii)
         survivors = self.verdict == STANDS
         verdict = np.where(survivors & reached, 1, self.verdict)
         wrong = np.where(survivors & reached, reach.wrong, self._wrong)

@@ -138,7 +138,7 @@ def of_row(
     attack: Attack,
     held: Sequence[Arrays],
     verdict: np.ndarray,
-    epsilon: float,
+    epsilon: Any,
     natural: Sequence[Arrays] = (),
 ) -> list[Indicator] | str | None:
     """Returns the `diagnosis` of a row.
@@ -147,7 +147,7 @@ def of_row(
         attack: The attack in the record's header, {`name`, `options`}.
         held: The arrays of the row's epsilon, chunk by chunk.
         verdict: Int8 array (n,); negative for survivors.
-        epsilon: Budget of the row.
+        epsilon: Radius of the balls, a number or a float array (n,).
         natural: The natural arrays of the chunks, with the probes of the first.
 
     Returns:
@@ -195,7 +195,7 @@ def _of_path(
     attack: Attack,
     found: Arrays,
     survives: np.ndarray,
-    epsilon: float,
+    epsilon: Any,
     held: Sequence[Arrays],
     natural: Sequence[Arrays],
 ) -> list[Indicator]:

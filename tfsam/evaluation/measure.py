@@ -54,8 +54,7 @@ from tfsam.evaluation.workers import spread
 from tfsam.models.functions import count_classes
 from tfsam.support import files
 from tfsam.support.logit_checks import check_logits
-
-Bounds = tuple[float, float] | None
+from tfsam.support.validators import Bounds
 
 
 class _Models(NamedTuple):
@@ -80,7 +79,8 @@ def evaluate(
     epsilons: float | Sequence[float] | np.ndarray = EPSILONS,
     *,
     budgets: Mapping[str, Any] | None = None,
-    bounds: tuple[float, float] | None = (0.0, 1.0),
+    epsilon_factors: Any = None,
+    bounds: Bounds = (0.0, 1.0),
     seed: int = 0,
     batch_size: int = 128,
     strict: bool = False,
@@ -103,11 +103,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures natural accuracy, and accuracy under each and under all attacks.
 
-    The arguments `model` to `epsilons`, `budgets`, `bounds`, `seed`, `draws`,
-    `steps`, `pixels`, `surrogate`, `transfer_attacks` and `warm_start` say what
-    is measured; `batch_size`, `strict`, `jit_compile`, `progress`, `devices`,
-    `shard` and `diagnose` how it is computed; and `workdir`,
-    `save_adversarial`, `name` and `surrogate_name` where verdicts are kept.
+    The arguments `model` to `epsilons`, `budgets`, `epsilon_factors`, `bounds`,
+    `seed`, `draws`, `steps`, `pixels`, `surrogate`, `transfer_attacks` and
+    `warm_start` say what is measured; `batch_size`, `strict`, `jit_compile`,
+    `progress`, `devices`, `shard` and `diagnose` how it is computed; and
+    `workdir`, `save_adversarial`, `name` and `surrogate_name` where verdicts
+    are kept.
 
     Args:
         model: A Keras model or a callable from pixels (batch, ...) to logits
@@ -129,8 +130,15 @@ def evaluate(
         epsilons: The budgets, in the units of x, >= 0.
         budgets: Epsilons in several norms, {"linf": [...], "l2": [...]}, in
             place of `norm` and `epsilons`.
+        epsilon_factors: None, or an array (n,) of factors >= 0, for an epsilon
+            of each example: example i is attacked within epsilon times factor
+            i, at each of the epsilons. Attacks that take only one epsilon for
+            all examples get a row with an `error`.
         bounds: (lowest, highest) value of x, or None for inputs that are not
-            images.
+            images. Each of the two is a number, or an array that broadcasts
+            against an image, such as one number for each channel of inputs
+            that are standardized outside the model. Epsilon is in the units of
+            x for all channels.
         seed: Integer >= 0. With the index of an example, it determines the
             random numbers for that example.
         batch_size: Number of examples in a chunk, which are attacked together.
@@ -241,6 +249,11 @@ def evaluate(
         `tfsam.evaluation.diagnosis`. It is "not recorded" for an attack whose
         path is unknown, unless an indicator that needs no path holds.
 
+        With `epsilon_factors`, the result has {`lowest`, `highest`, `mean`} of
+        them, and each row of `robust` and `worst_case` has `per_example`, true,
+        and an `epsilon_text` that ends in "per example". No such row is
+        `standard`.
+
         For a model from a path, `model` says what it is, as
         `tfsam.models.inspect` does; `surrogate` does for a surrogate.
 
@@ -279,6 +292,7 @@ def evaluate(
         norm=norm,
         epsilons=epsilons,
         budgets=budgets,
+        epsilon_factors=epsilon_factors,
         bounds=bounds,
         seed=seed,
         draws=draws,
@@ -386,6 +400,8 @@ def _record(
     origin = models.judge.origin or {}
     if origin.get("logits") == LOGARITHMS:
         header["logits"] = LOGARITHMS
+    if plan.factors is not None:
+        header["epsilon_factors"] = cache_key.array_digest(plan.factors)
     if plan.bisect:
         header["sweep"] = what.sweep
     if plan.draws is not None:

@@ -16,6 +16,7 @@ from tfsam.attacks.logits import traced
 from tfsam.models import gradient_flow
 from tfsam.support.rescaling import flattened
 from tfsam.support.rescaling import rescaled
+from tfsam.support.validators import Bounds
 
 # The relative rounding error of a dtype.
 _UNITS = {
@@ -263,9 +264,7 @@ def look_at_slopes(logits: Logits, x: np.ndarray, y: np.ndarray) -> None:
     input_gradient(logits)(tf.constant(x), tf.constant(y))
 
 
-def pushed_to_bounds(
-    x: np.ndarray, bounds: tuple[float, float] | None, reach: float
-) -> np.ndarray:
+def pushed_to_bounds(x: np.ndarray, bounds: Bounds, reach: float) -> np.ndarray:
     """Moves the pixels near a bound onto it, as attacks do.
 
     Args:
@@ -281,8 +280,8 @@ def pushed_to_bounds(
     if bounds is None:
         return x
     low, high = (np.asarray(bound, x.dtype) for bound in bounds)
-    reach = min(reach, float(high - low) / 2)
+    within = np.minimum(reach, (high - low) / 2)
     pushed = np.where(
-        x <= low + reach, low, np.where(x >= high - reach, high, x)
+        x <= low + within, low, np.where(x >= high - within, high, x)
     )
     return pushed.astype(x.dtype)

@@ -64,6 +64,8 @@ def _measure_chunk(
             "model must return finite logits. Received: NaN or infinity"
         )
     found = {"correct": ~judged.broken, "logits": judged.outputs}
+    if plan.factors is not None:
+        found["epsilon_factors"] = plan.factors[indices]
     if plan.draws is not None:
         found["wrong"] = judged.wrong
     if chunk == 0:  # Always the same chunk, whichever process measures it.
@@ -93,6 +95,8 @@ def measure_gradients(
     """
     part = verdicts.gradients_of(surrogate)
     reach = max((budget.epsilon for budget in flat(plan.budgets)), default=0.0)
+    if plan.factors is not None:
+        reach *= float(plan.factors.max())
     held = record.load(part, 0)
     found: dict[str, np.ndarray] = {}
     indices = verdicts.chunk_indices(record.header, 0)

@@ -9,8 +9,8 @@ from tfsam.models import pixel_ranges
 from tfsam.models import trial
 from tfsam.models.loading import load_logits
 from tfsam.models.loading import open_model
-
-Bounds = tuple[float, float] | None
+from tfsam.support.validators import Bounds
+from tfsam.support.validators import check_interval
 
 
 def open_logits(
@@ -42,7 +42,7 @@ def open_logits(
         )
     if not of_file:
         return load_logits(model, jit_compile)
-    if bounds is None or tuple(bounds) != (0, 1):
+    if check_interval("bounds", bounds) != (0.0, 1.0):
         if pixels is not None:
             raise ValueError(
                 "pixels is a range for inputs in [0, 1]; with other bounds the "

@@ -22,6 +22,9 @@ from tfsam.registries import ATTACKS
 from tfsam.support.factories import check_options
 from tfsam.support.labels import class_labels
 from tfsam.support.pixels import inside_bounds
+from tfsam.support.validators import Bounds
+from tfsam.support.validators import bounds_text
+from tfsam.support.validators import check_interval
 
 
 class Data(NamedTuple):
@@ -77,12 +80,14 @@ class Plan(NamedTuple):
             call of another model.
         diagnose: Whether the paths of attacks are recorded.
         bisect: Whether sweeps over epsilons are made by bisection.
+        factors: Float array (n,): the radius of the ball of each example, in
+            units of epsilon. None means 1 for all.
     """
 
     data: Data
     entries: list[Entry]
     budgets: Budgets
-    bounds: tuple[float, float] | None
+    bounds: Bounds
     seed: int
     size: int
     warm_start: bool
@@ -90,10 +95,26 @@ class Plan(NamedTuple):
     draws: Any = None
     diagnose: bool = False
     bisect: bool = False
+    factors: np.ndarray | None = None
 
     def epsilons(self, norm: str) -> list[float]:
         """Returns the epsilons of a norm, ascending, without duplicates."""
         return ascending(self.budgets)[norm]
+
+    def radii(self, epsilon: float, indices: np.ndarray) -> Any:
+        """Returns the radii of the balls of some examples.
+
+        Args:
+            epsilon: The epsilon of the budget.
+            indices: Int array (count,), the indices of the examples.
+
+        Returns:
+            A float array (count,), or `epsilon` itself if it is the radius of
+            all balls.
+        """
+        if self.factors is None:
+            return epsilon
+        return epsilon * self.factors[indices]
 
     def made(self, entry: Entry, budget: Budget) -> Any:
         """Makes an attack for a budget.
@@ -242,7 +263,7 @@ def cold_entries(
     entries: Iterable[Entry],
     norms: Iterable[str],
     epsilon: float,
-    bounds: tuple[float, float] | None,
+    bounds: Bounds,
 ) -> list[str]:
     """Returns the names of the attacks that cannot start from a given image.
 
@@ -298,7 +319,7 @@ def has_epsilon(attack: Any, epsilon: float) -> bool:
 
 def load_data(
     data: Any,
-    bounds: tuple[float, float] | None,
+    bounds: Bounds,
     steps: int | None = None,
     network: Any = None,
 ) -> Data:
@@ -312,24 +333,43 @@ def load_data(
 
     Raises:
         ValueError: If the data are not images with labels, or a value of x is
-            outside the bounds, NaN or infinite.
+            outside the bounds, NaN or infinite, or the bounds do not fit.
     """
+    bounds = check_interval("bounds", bounds)
     x, y = examples.load(data, steps=steps, network=network)
     if not tf.as_dtype(x.dtype).is_floating:
         advice = "convert it to floats on that scale"
         if bounds == (0, 1):
             advice = "divide images of 0 to 255 by 255"
         raise ValueError(
-            f"x must be float with values in {bounds}; {advice}. Received: "
-            f"x.dtype={x.dtype}"
+            f"x must be float with values in {bounds_text(bounds)}; {advice}. "
+            f"Received: x.dtype={x.dtype}"
         )
     ends = rows.extremes(x)
     if not np.isfinite(ends).all():
         raise ValueError("x must be finite. Received: x with NaN or infinity")
-    clipped = inside_bounds(ends, bounds)
-    if (clipped != ends).any():
-        x = rows.changed(x, functools.partial(inside_bounds, bounds=bounds))
+    x, ends = _inside(x, ends, bounds)
     if x.dtype.itemsize < 4:
         # Rounded to float16, an adversarial image could leave its ball.
         x = rows.changed(x, lambda part: part.astype(np.float32), np.float32)
-    return Data(x, *class_labels(y), clipped.astype(x.dtype))
+    return Data(x, *class_labels(y), ends.astype(x.dtype))
+
+
+def _inside(
+    x: Pixels, ends: np.ndarray, bounds: Bounds
+) -> tuple[Pixels, np.ndarray]:
+    """Returns images inside their bounds, and their extremes.
+
+    Args:
+        x: Float array (n, ...), or `Rows`.
+        ends: Float array (2,), the lowest and the highest value of x.
+        bounds: (lowest, highest) value of x, or None.
+    """
+    clip = functools.partial(inside_bounds, bounds=bounds)
+    if bounds is not None and any(map(np.ndim, bounds)):
+        inside = all(clip(block) is block for block in rows.blocks(x))
+        clipped = ends.clip(np.min(bounds[0]), np.max(bounds[1]))
+    else:
+        clipped = clip(ends)
+        inside = bool((clipped == ends).all())
+    return x if inside else rows.changed(x, clip), clipped
