@@ -23,6 +23,8 @@ METHODS = {
     "st": {"validate": True},
     "sam": {"perturb_weights": tfsam.SAM(0.3)},
     "looksam": {"perturb_weights": tfsam.LookSAM(0.3, every=3)},
+    "msam": {"perturb_weights": tfsam.MSAM(0.3)},
+    "wsam": {"perturb_weights": tfsam.WSAM(0.3, gamma=0.7)},
     "at": {"perturb_inputs": L2},
     "awp": {"perturb_inputs": L2, "perturb_weights": tfsam.AWP(0.1)},
     "sam_xla": {

@@ -68,7 +68,10 @@ def assert_same(found, expected):
 
 
 # By default the tests of the devices compare these in float32.
-SHARED = ("sam", "looksam", "at", "awp", "linf", "st", "sam_xla")
+SHARED = (
+    *("sam", "looksam", "msam", "wsam"),
+    *("at", "awp", "linf", "st", "sam_xla"),
+)
 
 
 @pytest.mark.slow
@@ -81,7 +84,7 @@ def test_two_devices_train_as_one(name, one_device):
 @pytest.mark.slow
 def test_the_methods_differ(one_device):
     """Otherwise the equalities would prove nothing."""
-    names = ["sam", "looksam", "at", "awp"]
+    names = ["sam", "looksam", "msam", "wsam", "at", "awp"]
     kernels = [one_device(name)[0] for name in names]
     for index, one in enumerate(kernels):
         for other in kernels[:index]:

@@ -97,21 +97,34 @@ def test_the_first_step_perturbs_nothing():
         np.testing.assert_array_equal(a, b)
 
 
+def dense(sub_batches=1, **options):
+    """Returns a model without BatchNorm, in which parts of a batch add up."""
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    model = tfsam.RobustModel(
+        network, perturb_weights=tfsam.MSAM(RHO), sub_batches=sub_batches
+    )
+    optimizer = tfsam.SGD(0.1, momentum=0.9, **options)
+    model.compile(optimizer, LOSS, run_eagerly=True)
+    return model
+
+
 def test_parts_of_a_batch_have_one_momentum():
-    """Without BatchNorm the mean over the parts is the batch's gradient."""
-    found = []
-    for count in (1, 2):
-        keras.utils.set_random_seed(0)
-        network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
-        model = tfsam.RobustModel(
-            network, perturb_weights=tfsam.MSAM(RHO), sub_batches=count
-        )
-        model.compile(tfsam.SGD(0.1, momentum=0.9), LOSS, run_eagerly=True)
-        for _ in range(3):
-            model.train_on_batch(X, Y)
-        found.append(network.get_weights())
-    for one, other in zip(*found, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+    """Also where the parts are steps whose gradients are accumulated."""
+    whole, parts = dense(), dense(sub_batches=2)
+    steps = dense(gradient_accumulation_steps=2)
+    for _ in range(3):
+        whole.train_on_batch(X, Y)
+        parts.train_on_batch(X, Y)
+        for some in (slice(0, 4), slice(4, 8)):
+            steps.train_on_batch(X[some], Y[some])
+    for model in (parts, steps):
+        for one, other in zip(
+            model.network.get_weights(),
+            whole.network.get_weights(),
+            strict=True,
+        ):
+            np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 @pytest.mark.parametrize(

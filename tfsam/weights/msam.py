@@ -31,6 +31,8 @@ class MSAM(WeightPerturbation):
 
     `keras.optimizers.SGD` keeps minus the learning rate times v, `tfsam.SGD`
     v itself; both may use Nesterov's momentum. Other optimizers are refused.
+    All parts of a batch, and all steps whose gradients the optimizer
+    accumulates, are perturbed by the same v.
 
     Args:
         rho: Radius, >= 0; with 0, training is standard. The default is that of
