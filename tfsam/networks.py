@@ -1,13 +1,14 @@
-"""Residual networks built from stock Keras layers.
+"""Residual networks, and a vision transformer, built from stock Keras layers.
 
 The networks take pixels in [0, 1] and return logits. Their first layer
 normalises each channel, so that an attack's epsilon is in the units of the
 pixels. Their `.keras` files and SavedModels load without tfsam.
 
-The architectures follow He et al., 2016, "Identity mappings in deep residual
-networks", as in the paper's code: no biases in convolutions, padding of one
-pixel on each side (Keras's "same" pads only one side at stride 2), BatchNorm
-with momentum 0.9 and epsilon 1e-5, and kernels uniform in +-1/sqrt(fan_in).
+The residual architectures follow He et al., 2016, "Identity mappings in deep
+residual networks", as in the paper's code: no biases in convolutions, padding
+of one pixel on each side (Keras's "same" pads only one side at stride 2),
+BatchNorm with momentum 0.9 and epsilon 1e-5, and kernels uniform in
++-1/sqrt(fan_in).
 
 The layout is always (batch, height, width, channels), as in tfsam's data and in
 evaluations, regardless of `keras.config.image_data_format()`.
@@ -15,24 +16,42 @@ evaluations, regardless of `keras.config.image_data_format()`.
 
 from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 
 import keras
 from keras import layers
 
+from tfsam.models.networks.pixel_statistics import CIFAR10_STATISTICS
+from tfsam.models.networks.pixel_statistics import CIFAR100_STATISTICS
+from tfsam.models.networks.pixel_statistics import Statistics
+from tfsam.models.networks.pixel_statistics import normalized
+from tfsam.models.networks.vision_transformer import vision_transformer
+from tfsam.support.validators import check_choice
+
+__all__ = [
+    "CIFAR10_STATISTICS",
+    "CIFAR100_STATISTICS",
+    "Statistics",
+    "preact_resnet8",
+    "preact_resnet18",
+    "vision_transformer",
+    "wide_resnet",
+]
+
 _LAYOUT = "channels_last"
 
-CIFAR10_STATISTICS = (
-    (0.4914, 0.4822, 0.4465),
-    (0.2471, 0.2435, 0.2616),
-)
-CIFAR100_STATISTICS = (
-    (0.5071, 0.4865, 0.4409),
-    (0.2673, 0.2564, 0.2762),
-)
 
+class _Style(NamedTuple):
+    """The layers between two convolutions.
 
-# Means and standard deviations of the channels.
-Statistics = tuple[Sequence[float], Sequence[float]]
+    Attributes:
+        activation: Name of a Keras activation.
+        normalization: "batch" for BatchNorm, or "none", which gives the
+            convolutions biases instead.
+    """
+
+    activation: str
+    normalization: str
 
 
 def preact_resnet18(
@@ -41,6 +60,8 @@ def preact_resnet18(
     width: int = 64,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     statistics: Statistics | None = None,
+    activation: str = "relu",
+    normalization: str = "batch",
 ) -> keras.Model:
     """Builds a PreActResNet-18, with 64-128-256-512 channels in four stages.
 
@@ -50,13 +71,21 @@ def preact_resnet18(
         num_classes: Number of logits.
         width: Number of channels of the first stage.
         input_shape: (height, width, channels).
-        statistics: (means, standard deviations) of the channels. None means
-            the statistics of CIFAR-100 for 100 classes and of CIFAR-10
-            otherwise, and (0.5, 0.25) for images that are not RGB.
+        statistics: (means, standard deviations) of the channels, or "none" to
+            leave the pixels as they are. None means the statistics of CIFAR-100
+            for 100 classes and of CIFAR-10 otherwise, and (0.5, 0.25) for
+            images that are not RGB.
+        activation: Name of a Keras activation, such as "silu".
+        normalization: "batch" for BatchNorm, or "none", which gives the
+            convolutions biases instead.
 
     Returns:
         A functional `keras.Model` from pixels in [0, 1], a float tensor
         (batch, height, width, channels), to logits (batch, num_classes).
+
+    Raises:
+        ValueError: If Keras has no such activation, or an argument is another
+            word.
 
     Example:
         >>> preact_resnet18(num_classes=100, width=8).output_shape
@@ -69,6 +98,7 @@ def preact_resnet18(
         stages=[(width, 2), (2 * width, 2), (4 * width, 2), (8 * width, 2)],
         input_shape=input_shape,
         statistics=statistics,
+        style=_checked_style(activation, normalization),
     )
 
 
@@ -78,6 +108,8 @@ def preact_resnet8(
     width: int = 16,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     statistics: Statistics | None = None,
+    activation: str = "relu",
+    normalization: str = "batch",
 ) -> keras.Model:
     """Builds a small network of three stages with a single block each.
 
@@ -89,6 +121,8 @@ def preact_resnet8(
         width: Number of channels of the first stage.
         input_shape: (height, width, channels).
         statistics: See `preact_resnet18`.
+        activation: See `preact_resnet18`.
+        normalization: See `preact_resnet18`.
 
     Returns:
         A functional `keras.Model`; see `preact_resnet18`.
@@ -104,6 +138,7 @@ def preact_resnet8(
         stages=[(width, 1), (2 * width, 1), (4 * width, 1)],
         input_shape=input_shape,
         statistics=statistics,
+        style=_checked_style(activation, normalization),
     )
 
 
@@ -114,6 +149,8 @@ def wide_resnet(
     widen_factor: int = 10,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     statistics: Statistics | None = None,
+    activation: str = "relu",
+    normalization: str = "batch",
 ) -> keras.Model:
     """Builds a WRN-depth-widen_factor (Zagoruyko and Komodakis, 2016).
 
@@ -124,12 +161,14 @@ def wide_resnet(
             channels.
         input_shape: (height, width, channels).
         statistics: See `preact_resnet18`.
+        activation: See `preact_resnet18`.
+        normalization: See `preact_resnet18`.
 
     Returns:
         A functional `keras.Model`; see `preact_resnet18`.
 
     Raises:
-        ValueError: If depth is not 6 * n + 4.
+        ValueError: If depth is not 6 * n + 4; see `preact_resnet18`.
 
     Example:
         >>> wide_resnet(depth=10, widen_factor=1).name
@@ -147,7 +186,21 @@ def wide_resnet(
         stages=[(c * widen_factor, blocks) for c in (16, 32, 64)],
         input_shape=input_shape,
         statistics=statistics,
+        style=_checked_style(activation, normalization),
     )
+
+
+def _checked_style(activation: str, normalization: str) -> _Style:
+    """Returns the layers between convolutions; rejects unknown ones."""
+    try:
+        keras.activations.get(activation)
+    except ValueError as error:
+        raise ValueError(
+            "activation must be the name of a Keras activation, such as relu, "
+            f"silu or gelu. Received: activation={activation}"
+        ) from error
+    check_choice("normalization", normalization, ("batch", "none"))
+    return _Style(activation, normalization)
 
 
 def _preact_resnet(
@@ -157,23 +210,18 @@ def _preact_resnet(
     stages: Sequence[tuple[int, int]],
     input_shape: tuple[int, int, int],
     statistics: Statistics | None,
+    style: _Style,
 ) -> keras.Model:
     """Builds a network; `stages` holds (channels, blocks) for each stage."""
-    mean, deviation = statistics or _default_statistics(
-        num_classes, input_shape[-1]
-    )
     inputs = keras.Input(input_shape, name="pixels")
-    x = layers.Normalization(
-        mean=list(mean),
-        variance=[float(s) ** 2 for s in deviation],
-        name="normalization",
-    )(inputs)
-    x = _convolution(x, stem, 3, 1, "stem")
+    x = normalized(inputs, statistics, num_classes)
+    x = _convolution(x, stem, 3, 1, style, "stem")
     for index, (channels, blocks) in enumerate(stages):
         for block in range(blocks):
             stride = 2 if index > 0 and block == 0 else 1
-            x = _block(x, channels, stride, f"stage{index + 1}_{block + 1}")
-    x = _activation(x, "final")
+            name_of_block = f"stage{index + 1}_{block + 1}"
+            x = _block(x, channels, stride, style, name_of_block)
+    x = _activation(x, style, "final")
     x = layers.GlobalAveragePooling2D(data_format=_LAYOUT, name="pool")(x)
     fan_in = x.shape[-1]
     logits = layers.Dense(
@@ -189,29 +237,36 @@ def _preact_resnet(
     return keras.Model(inputs, logits, name=name)
 
 
-def _block(x: Any, channels: int, stride: int, name: str) -> Any:
+def _block(x: Any, channels: int, stride: int, style: _Style, name: str) -> Any:
     """Adds two 3x3 convolutions and a shortcut.
 
     The identity shortcut starts before the first activation, a shortcut with a
     convolution after it.
     """
-    activated = _activation(x, f"{name}_a")
+    activated = _activation(x, style, f"{name}_a")
     shortcut = x
     if stride != 1 or x.shape[-1] != channels:
         pixels = _every(stride, activated, f"{name}_shortcut_pixels")
-        shortcut = _convolution(pixels, channels, 1, 1, f"{name}_shortcut")
-    y = _convolution(activated, channels, 3, stride, f"{name}_conv_a")
-    y = _activation(y, f"{name}_b")
-    y = _convolution(y, channels, 3, 1, f"{name}_conv_b")
+        shortcut = _convolution(
+            pixels, channels, 1, 1, style, f"{name}_shortcut"
+        )
+    y = _convolution(activated, channels, 3, stride, style, f"{name}_conv_a")
+    y = _activation(y, style, f"{name}_b")
+    y = _convolution(y, channels, 3, 1, style, f"{name}_conv_b")
     return layers.Add(name=f"{name}_add")([y, shortcut])
 
 
-def _activation(x: Any, name: str) -> Any:
-    """Adds BatchNorm and ReLU."""
-    x = layers.BatchNormalization(
-        momentum=0.9, epsilon=1e-5, name=f"{name}_norm"
+def _activation(x: Any, style: _Style, name: str) -> Any:
+    """Adds the normalisation and the activation."""
+    if style.normalization == "batch":
+        x = layers.BatchNormalization(
+            momentum=0.9, epsilon=1e-5, name=f"{name}_norm"
+        )(x)
+    if style.activation == "relu":
+        return layers.ReLU(name=f"{name}_relu")(x)
+    return layers.Activation(
+        style.activation, name=f"{name}_{style.activation}"
     )(x)
-    return layers.ReLU(name=f"{name}_relu")(x)
 
 
 def _every(stride: int, x: Any, name: str) -> Any:
@@ -228,9 +283,12 @@ def _every(stride: int, x: Any, name: str) -> Any:
 
 
 def _convolution(
-    x: Any, channels: int, size: int, stride: int, name: str
+    x: Any, channels: int, size: int, stride: int, style: _Style, name: str
 ) -> Any:
-    """Adds a convolution without bias, padded by size // 2 on each side."""
+    """Adds a convolution, padded by size // 2 on each side.
+
+    It has a bias only if no normalisation follows, which would remove it.
+    """
     padding = "same"
     if stride > 1:
         x = layers.ZeroPadding2D(
@@ -243,7 +301,7 @@ def _convolution(
         strides=stride,
         padding=padding,
         data_format=_LAYOUT,
-        use_bias=False,
+        use_bias=style.normalization == "none",
         kernel_initializer=_uniform_initializer(),
         name=name,
     )(x)
@@ -257,10 +315,3 @@ def _uniform_initializer() -> keras.initializers.Initializer:
     return keras.initializers.VarianceScaling(
         scale=1 / 3, mode="fan_in", distribution="uniform"
     )
-
-
-def _default_statistics(num_classes: int, channels: int) -> Statistics:
-    """Returns the means and standard deviations that are used by default."""
-    if channels == 3:
-        return CIFAR100_STATISTICS if num_classes == 100 else CIFAR10_STATISTICS
-    return (0.5,) * channels, (0.25,) * channels

@@ -156,6 +156,7 @@ NETWORKS = Registry(
         "kerashub": "tfsam.models.networks.keras_hub:keras_hub_preset",
         "preact_resnet8": "tfsam.networks:preact_resnet8",
         "preact_resnet18": "tfsam.networks:preact_resnet18",
+        "vision_transformer": "tfsam.networks:vision_transformer",
         "wide_resnet": "tfsam.networks:wide_resnet",
     },
     argument="name",
