@@ -96,6 +96,32 @@ OPTIMIZERS = Registry(
     },
 )
 
+SCHEDULES = Registry(
+    "schedule",
+    "tfsam.schedules",
+    {
+        "cosine": "tfsam.training.schedules:cosine",
+        "one_cycle": "tfsam.training.schedules:one_cycle",
+        "piecewise": "tfsam.training.schedules:piecewise",
+    },
+    given=("learning_rate", "epochs", "steps_per_epoch", "warmup_epochs"),
+)
+
+AUGMENTATIONS = Registry(
+    "augmentation",
+    "tfsam.augmentations",
+    {
+        "augmix": "tfsam.data.augmentation:augmix",
+        "cutmix": "tfsam.data.augmentation:cutmix",
+        "mixup": "tfsam.data.augmentation:mixup",
+        "mixup_or_cutmix": "tfsam.data.augmentation:MixUpOrCutMix",
+        "randaugment": "tfsam.data.augmentation:randaugment",
+        "random_erasing": "tfsam.data.augmentation:random_erasing",
+        "shift_flip": "tfsam.data.augmentation:ShiftFlip",
+    },
+    base="tfsam.data.augmentation:Augmentation",
+)
+
 AVERAGES = Registry(
     "average",
     "tfsam.averages",

@@ -5,9 +5,14 @@ import pytest
 from helpers import assert_one_line_error
 
 from tfsam import data
+from tfsam.data import augmentation
 from tfsam.data import batches
 
 RNG = np.random.default_rng(0)
+
+
+def shifted(images, seed):
+    return augmentation.ShiftFlip()(images, None, seed)[0]
 
 
 def test_as_float():
@@ -45,7 +50,7 @@ def test_statistics_error():
 
 def test_augment():
     images = RNG.random((200, 12, 13, 2)).astype(np.float32)
-    result = batches.augment(images, [1, 2]).numpy()
+    result = shifted(images, [1, 2]).numpy()
     assert result.shape == images.shape and result.dtype == np.float32
     seen = set()
     for image, output in zip(images, result, strict=True):
@@ -61,8 +66,8 @@ def test_augment():
         seen.add(crops[output.tobytes()])
     rows, columns, steps = (set(values) for values in zip(*seen, strict=True))
     assert rows == columns == set(range(9)) and steps == {1, -1}
-    np.testing.assert_array_equal(batches.augment(images, [1, 2]), result)
-    assert not np.array_equal(batches.augment(images, [1, 3]), result)
+    np.testing.assert_array_equal(shifted(images, [1, 2]), result)
+    assert not np.array_equal(shifted(images, [1, 3]), result)
 
 
 def make_training_arrays(n=23):

@@ -5,57 +5,24 @@ resumes with exactly the batches that it would have had.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from tfsam.data.augmentation import Augmentation
+from tfsam.data.augmentation import ShiftFlip
 from tfsam.data.files.decoding import refusal
 from tfsam.data.images import as_float
 from tfsam.data.rows import Pixels
 from tfsam.data.rows import Rows
 from tfsam.support.validators import check_count
+from tfsam.support.validators import check_number
 
-_PADDING = 4
 _READ_AHEAD = 2  # Batches, of images that are not in memory.
 
-
-def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Shifts each image by up to 4 pixels and flips every other one.
-
-    The images are padded by 4 reflected pixels on each side, cropped back at
-    a random place, and flipped left to right with probability 1/2.
-
-    Args:
-      images: (batch, height, width, channels), height and width at least 5.
-      seed: int32 or int64 (2,), which alone decides the shifts and the flips.
-
-    Returns:
-      A tensor of the shape and dtype of `images`.
-    """
-    images = tf.convert_to_tensor(images)
-    batch, height, width, channels = tf.unstack(tf.shape(images))
-    # One draw holds the three choices: a row and a column offset, a flip.
-    offsets = 2 * _PADDING + 1
-    draw = tf.random.stateless_uniform(
-        [batch, 1], seed, 0, offsets * offsets * 2, tf.int32
-    )
-    flip, row, column = draw % 2, draw // 2 % offsets, draw // 2 // offsets
-    positions = tf.range(width)
-    columns = column + tf.where(flip == 1, positions[::-1], positions)
-    rows = _reflected(row + tf.range(height) - _PADDING, height)
-    columns = _reflected(columns - _PADDING, width)
-    # One gather of single pixels: nothing is padded, and nothing is copied
-    # twice.
-    corners = tf.range(batch)[:, tf.newaxis, tf.newaxis] * height * width
-    pixels = corners + (rows * width)[:, :, tf.newaxis] + columns[:, tf.newaxis]
-    augmented = tf.gather(tf.reshape(images, [-1, channels]), pixels)
-    return tf.ensure_shape(augmented, images.shape)
-
-
-def _reflected(positions: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Mirrors positions outside an axis at its ends, which do not repeat."""
-    positions = tf.abs(positions)
-    return tf.minimum(positions, 2 * (size - 1) - positions)
+# Images (n, height, width, channels) and labels (n,).
+Examples = tuple[Pixels, np.ndarray]
 
 
 def training_batches(
@@ -67,7 +34,10 @@ def training_batches(
     seed: int,
     initial_epoch: int = 0,
     initial_step: int = 0,
-    augment: bool = False,
+    augment: bool | Sequence[Augmentation] = False,
+    classes: int | None = None,
+    mix: Examples | None = None,
+    mix_fraction: float = 0.0,
     drop_remainder: bool = False,
 ) -> tf.data.Dataset:
     """Makes the batches of a whole training run, one epoch after another.
@@ -89,12 +59,20 @@ def training_batches(
       seed: a non-negative integer.
       initial_epoch: the epoch to start at, as in `fit`.
       initial_step: the step of that epoch to start at.
-      augment: whether to shift and flip the images, see `augment`.
+      augment: augmentations in their order; True means `ShiftFlip` alone, False
+        none.
+      classes: number of classes, needed if an augmentation `mixes`.
+      mix: (images, labels) of another source, such as synthetic images, which
+        are drawn with replacement.
+      mix_fraction: part of each batch that is drawn from `mix`, in [0, 1]. The
+        number of steps of an epoch stays the same, so that an epoch then uses
+        only a random part of `images`.
       drop_remainder: whether to leave out a smaller last batch.
 
     Returns:
       A `tf.data.Dataset` of known cardinality that yields float32 images in
-      [0, 1] and int64 labels.
+      [0, 1] and labels: int64 (batch,) or, if an augmentation mixes, float32
+      (batch, classes).
 
     Raises:
       ValueError: if the arrays do not match, or a number is out of range.
@@ -104,7 +82,10 @@ def training_batches(
     labels = np.asarray(labels)
     if images.dtype != np.uint8:
         images = as_float(images)
-    _check_training_arrays(images, labels, augment)
+    augmentations = _augmentations(augment)
+    _check_training_arrays(images, labels)
+    for augmentation in augmentations:
+        augmentation.check(images.shape[1:])
     check_count("batch_size", batch_size, 1)
     check_count("initial_epoch", initial_epoch)
     check_count("initial_step", initial_step)
@@ -118,16 +99,14 @@ def training_batches(
             " drop_remainder",
             batch_size,
         )
-    images_at = _gather(images)
-    labels_at = _gather(labels.astype(np.int64))
+    taken = _mixed((images, labels), mix, mix_fraction)
+    changed = _augmented(augmentations, classes)
 
     def batch(
         indices: tf.Tensor, step_seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        chosen = images_at(indices)
-        if augment:
-            chosen = _augment(chosen, step_seed)
-        return _as_float(chosen), labels_at(indices)
+        chosen, chosen_labels = changed(*taken(indices, step_seed), step_seed)
+        return _as_float(chosen), chosen_labels
 
     static_size = batch_size if drop_remainder else None
     total = max((epochs - initial_epoch) * steps - initial_step, 0)
@@ -219,12 +198,86 @@ def _epoch_indices(
     return indices_of
 
 
-_augment = augment  # `training_batches` has an argument of that name.
+def _augmentations(
+    augment: bool | Sequence[Augmentation],
+) -> Sequence[Augmentation]:
+    if isinstance(augment, bool):
+        return [ShiftFlip()] if augment else []
+    return augment
 
 
-def _check_training_arrays(
-    images: Pixels, labels: np.ndarray, augmented: bool
-) -> None:
+def _augmented(
+    augmentations: Sequence[Augmentation], classes: int | None
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """Returns a function (images, labels, seed) that augments a batch."""
+    mixes = any(augmentation.mixes for augmentation in augmentations)
+    if mixes and classes is None:
+        raise refusal(
+            "classes must be given for augmentations that mix labels", classes
+        )
+
+    def augmented(
+        images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        if mixes:
+            labels = tf.one_hot(labels, classes)
+        for number, augmentation in enumerate(augmentations):
+            if number or not isinstance(augmentation, ShiftFlip):
+                images = _as_float(images)
+            own = tf.random.fold_in(seed, number) if number else seed
+            images, labels = augmentation(images, labels, own)
+        return images, labels
+
+    return augmented
+
+
+def _mixed(
+    examples: Examples, mix: Examples | None, fraction: float
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """Returns a function (indices, seed) that reads a batch.
+
+    A part of the batch is drawn from `mix` instead, with replacement.
+    """
+    check_number("mix_fraction", fraction, 0, 1)
+    at = _gather(examples[0]), _gather(examples[1].astype(np.int64))
+    if mix is None or not fraction:
+        return lambda indices, seed: (at[0](indices), at[1](indices))
+    if mix[0].shape[1:] != examples[0].shape[1:] or not len(mix[0]):
+        raise refusal(
+            f"mixed images must be (n, *{tuple(examples[0].shape[1:])})",
+            mix[0].shape,
+        )
+    known = isinstance(mix[0], Rows) or mix[0].dtype == np.uint8
+    images_of_mix = mix[0] if known else as_float(mix[0])
+    other = _gather(images_of_mix), _gather(np.asarray(mix[1], np.int64))
+
+    def taken(
+        indices: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        size = tf.shape(indices)[0]
+        drawn = tf.cast(
+            tf.round(fraction * tf.cast(size, tf.float32)), tf.int32
+        )
+        # A key that no augmentation has.
+        own = tf.random.fold_in(seed, -1)
+        others = tf.random.stateless_uniform(
+            [drawn], own, 0, len(mix[0]), tf.int64
+        )
+        kept = indices[: size - drawn]
+        images = [_as_float(at[0](kept)), _as_float(other[0](others))]
+        labels = [at[1](kept), other[1](others)]
+        size = indices.shape[0]
+        return (
+            tf.ensure_shape(
+                tf.concat(images, 0), [size, *examples[0].shape[1:]]
+            ),
+            tf.ensure_shape(tf.concat(labels, 0), [size]),
+        )
+
+    return taken
+
+
+def _check_training_arrays(images: Pixels, labels: np.ndarray) -> None:
     if images.ndim != 4 or not images.size:
         raise refusal(
             "images must be (n, height, width, channels)", images.shape
@@ -233,8 +286,3 @@ def _check_training_arrays(
         raise refusal(f"labels must be ({len(images)},)", labels.shape)
     if not np.issubdtype(labels.dtype, np.integer):
         raise refusal("labels must be integers", labels.dtype)
-    if augmented and min(images.shape[1:3]) <= _PADDING:
-        raise refusal(
-            f"augmented images must have more than {_PADDING} pixels a side",
-            images.shape,
-        )
