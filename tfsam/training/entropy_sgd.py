@@ -86,6 +86,8 @@ class EntropySGD(SGD):
             noise * sqrt(2 * inner_learning_rate) to each weight.
         inner_learning_rate: of x', > 0.
         seed: of the noise, an integer >= 0.
+        decay_exclude: see `tfsam.SGD`.
+        global_clipnorm: see `tfsam.SGD`.
         name: the optimizer's name.
         **kwargs: arguments of `keras.optimizers.Optimizer`.
 
@@ -118,10 +120,15 @@ class EntropySGD(SGD):
         inner_learning_rate: float = 0.1,
         seed: int = 0,
         name: str = "entropy_sgd",
+        decay_exclude: str = "none",
+        global_clipnorm: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            learning_rate, momentum, weight_decay, nesterov, name, **kwargs
+            *(learning_rate, momentum, weight_decay, nesterov, name),
+            decay_exclude=decay_exclude,
+            global_clipnorm=global_clipnorm,
+            **kwargs,
         )
         self.inner_steps = check_count("inner_steps", inner_steps)
         self.gamma = check_number("gamma", gamma)

@@ -1,5 +1,6 @@
 """SGD with the weight decay that the papers use; the momentum of optimizers."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,9 @@ import tensorflow as tf
 from keras import ops
 
 from tfsam.support.validators import check_number
+from tfsam.training.decay_rules import FLAG_NAMES
+from tfsam.training.decay_rules import exclude
+from tfsam.training.decay_rules import pattern
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
@@ -32,6 +36,11 @@ class SGD(keras.optimizers.Optimizer):
         weight_decay: coefficient of the decay, >= 0. Weights that are named to
             `exclude_from_weight_decay` do not decay.
         nesterov: whether to use Nesterov's momentum.
+        decay_exclude: weights that do not decay: "none", "one_dimensional" for
+            biases and the weights of normalisation, or a regular expression for
+            their paths.
+        global_clipnorm: largest norm of the gradient of all weights together;
+            None does not clip.
         name: the optimizer's name.
         **kwargs: arguments of `keras.optimizers.Optimizer` (clipnorm, use_ema,
             gradient_accumulation_steps, ...).
@@ -41,7 +50,8 @@ class SGD(keras.optimizers.Optimizer):
         momentum_sign: the sign of the gradients in the momentum buffer.
 
     Raises:
-        ValueError: if momentum or weight_decay is out of range.
+        ValueError: if momentum or weight_decay is out of range, or
+            decay_exclude is no rule.
 
     Example:
         >>> import keras, tfsam
@@ -53,6 +63,7 @@ class SGD(keras.optimizers.Optimizer):
     """
 
     momentum_sign: Any = 1
+    flag_names: Mapping[str, str] = FLAG_NAMES
 
     def __init__(
         self,
@@ -61,13 +72,23 @@ class SGD(keras.optimizers.Optimizer):
         weight_decay: float | None = 0.0,
         nesterov: bool = False,
         name: str = "sgd",
+        *,
+        decay_exclude: str = "none",
+        global_clipnorm: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        super().__init__(
+            learning_rate=learning_rate,
+            global_clipnorm=global_clipnorm,
+            name=name,
+            **kwargs,
+        )
         self.momentum = check_number("momentum", momentum, 0, 1)
         # Keras's own default is None.
         self.weight_decay = check_number("weight_decay", weight_decay or 0.0)
         self.nesterov = nesterov
+        pattern(decay_exclude)
+        self.decay_exclude = decay_exclude
 
     def build(self, variables: list[Any]) -> None:
         """Creates a momentum buffer for each variable, if there is momentum.
@@ -77,6 +98,7 @@ class SGD(keras.optimizers.Optimizer):
         """
         if self.built:
             return
+        exclude(self, variables)
         super().build(variables)
         if self.momentum:
             self.momentums = [
@@ -123,6 +145,8 @@ class SGD(keras.optimizers.Optimizer):
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
         )
+        if self.decay_exclude != "none":
+            config["decay_exclude"] = self.decay_exclude
         return config
 
 
