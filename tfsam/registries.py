@@ -123,13 +123,13 @@ AUGMENTATIONS = Registry(
     "augmentation",
     "tfsam.augmentations",
     {
-        "augmix": "tfsam.data.augmentation:augmix",
         "cutmix": "tfsam.data.augmentation:cutmix",
         "mixup": "tfsam.data.augmentation:mixup",
         "mixup_or_cutmix": "tfsam.data.augmentation:MixUpOrCutMix",
         "randaugment": "tfsam.data.augmentation:randaugment",
         "random_erasing": "tfsam.data.augmentation:random_erasing",
         "shift_flip": "tfsam.data.augmentation:ShiftFlip",
+        "smooth_labels": "tfsam.data.augmentation:SmoothLabels",
     },
     base="tfsam.data.augmentation:Augmentation",
 )

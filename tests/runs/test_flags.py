@@ -89,6 +89,14 @@ OVERRIDES = {
     "sub_batches": ("2", 2),
     "beta": ("1", 1.0),
     "inner_steps": ("3", 3),
+    "nesterov": ("true", True),
+    "decay_exclude": ("one_dimensional", "one_dimensional"),
+    "clip_norm": ("2", 2.0),
+    "schedule": ("cosine:final=0.01", "cosine:final=0.01"),
+    "warmup_epochs": ("2", 2.0),
+    "label_smoothing": ("0.1", 0.1),
+    "mix": ("npz:a.npz", "npz:a.npz"),
+    "mix_fraction": ("0.5", 0.5),
     "average_momentum": ("0.9", 0.9),
     "average_start": ("3", 3),
     "epsilon_warmup": ("3", 3),
@@ -134,7 +142,7 @@ OF = {
 # These change the set of other settings.
 PARTS = (
     *("method", "evaluate", "perturb_inputs", "perturb_weights", "average"),
-    *("objective", "optimizer"),
+    *("objective", "optimizer", "mix"),
 )
 
 
@@ -148,6 +156,8 @@ def test_any_flag_overrides_its_preset(flag):
         arguments.append("--surrogate=other.keras")
     if flag == "validation_images":
         arguments.append("--select=clean")
+    if flag == "mix_fraction":
+        arguments.append("--mix=npz:a.npz")
     if flag == "severities":
         arguments.append("--corruptions=all")
     before = settings_of(*arguments).config()

@@ -8,7 +8,8 @@ import tfsam
 from tfsam import registries
 
 # Each decays by its argument weight_decay; entropy_sgd without a walk is SGD.
-NAMES = [name for name in registries.OPTIMIZERS.names() if name != "muon"]
+# Without a gradient, FTRL moves weights to zero, and Muon's rule has its own.
+NAMES = sorted({*registries.OPTIMIZERS.names()} - {"ftrl", "muon"})
 
 
 def made(name, **options):
@@ -36,9 +37,7 @@ def decayed(optimizer, model):
     zeros = [np.zeros(v.shape, "float32") for v in model.trainable_variables]
     optimizer.apply(zeros, model.trainable_variables)
     return {
-        v.path.split("/", 1)[-1]
-        for v in model.trainable_variables
-        if (np.asarray(v) != 1).any()
+        v.path for v in model.trainable_variables if (np.asarray(v) != 1).any()
     }
 
 

@@ -6,7 +6,8 @@ An augmentation is a callable
 
 of tensors, which draws from nothing but `seed`: a run that resumes repeats the
 draws. Keras's own layers are used where they serve; `ByLayer` replaces their
-random state by the seed of the step.
+random state by the seed of the step. (`keras.layers.AugMix` does not serve: it
+chooses its operations once, by Python's generator, while it is traced.)
 """
 
 from collections.abc import Sequence
@@ -216,29 +217,6 @@ def randaugment(num_ops: int = 2, factor: float = 0.5) -> ByLayer:
     )
 
 
-def augmix(num_chains: int = 3, chain_depth: int = 3) -> ByLayer:
-    """Mixes several chains of operations (Hendrycks et al., 2020).
-
-    See `keras.layers.AugMix`.
-
-    Args:
-        num_chains: Number of chains, >= 1.
-        chain_depth: Number of operations of a chain, >= 1.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Example:
-        >>> augmix(num_chains=2).layer.num_chains
-        2
-    """
-    return ByLayer(
-        keras.layers.AugMix(
-            value_range=(0, 1), num_chains=num_chains, chain_depth=chain_depth
-        )
-    )
-
-
 def random_erasing(factor: float = 1.0) -> ByLayer:
     """Replaces a rectangle of each image by noise (Zhong et al., 2020).
 
@@ -332,6 +310,37 @@ class MixUpOrCutMix(Augmentation):
             for one, other in zip(cut, mixed, strict=True)
         )
         return made, soft
+
+
+class SmoothLabels(Augmentation):
+    """Smooths labels (Szegedy et al., 2016): (1 - amount) y + amount / classes.
+
+    The cross-entropy of smoothed labels is Keras's with `label_smoothing`.
+
+    Args:
+        amount: Part of the probability that all classes share, in [0, 1].
+
+    Raises:
+        ValueError: If it is out of its range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> _, labels = SmoothLabels(0.2)(None, tf.constant([[0.0, 1.0]]), None)
+        >>> labels.numpy().round(2).tolist()
+        [[0.10000000149011612, 0.8999999761581421]]
+    """
+
+    mixes = True
+
+    def __init__(self, amount: float = 0.1) -> None:
+        self.amount = check_number("amount", amount, 0, 1)
+
+    def __call__(
+        self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Smooths the labels of a batch; see `Augmentation`."""
+        classes = tf.cast(tf.shape(labels)[-1], labels.dtype)
+        return images, (1 - self.amount) * labels + self.amount / classes
 
 
 def _check_positive(name: str, value: float) -> None:

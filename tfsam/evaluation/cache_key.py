@@ -42,6 +42,7 @@ _DECISIVE = (
     "evaluation/bisection.py",
     "evaluation/chunks.py",
     "evaluation/draws.py",
+    "evaluation/model_probes.py",
     "evaluation/natural.py",
     "evaluation/outcomes.py",
     "evaluation/reaches.py",

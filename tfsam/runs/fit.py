@@ -16,6 +16,7 @@ from tfsam.evaluation import measure
 from tfsam.runs import batch_sharing
 from tfsam.runs import early_stops
 from tfsam.runs import held_out
+from tfsam.runs import recipes
 from tfsam.runs import trained_model
 from tfsam.runs.settings import Settings
 from tfsam.support import devices
@@ -59,7 +60,8 @@ def check(settings: Settings, images: data.Images, strategy: Any) -> None:
         batch_size=1,
         epochs=1,
         seed=0,
-        augment=settings.recipe.augment,
+        augment=recipes.augmentations(settings),
+        classes=len(images.class_names),
     )
     # Any network with weights of all kinds shows whether the parts combine.
     layers = [keras.layers.LayerNormalization(), keras.layers.Dense(2)]
@@ -77,6 +79,7 @@ def check(settings: Settings, images: data.Images, strategy: Any) -> None:
             f"Received: {error}"
         ) from error
     trained_model.average(settings, images, None)
+    recipes.mix(settings, images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,7 @@ class _Session:
         state: the state of the callbacks at that position.
         average: the callback that averages the weights, or None.
         validation: the callback that attacks held-out images, or None.
+        mix: images of another source and their labels, or None.
     """
 
     settings: Settings
@@ -102,6 +106,7 @@ class _Session:
     state: Any
     average: Any
     validation: RobustValidation | None
+    mix: batches.Examples | None
 
     @property
     def epochs(self) -> int:
@@ -124,7 +129,10 @@ class _Session:
             seed=self.settings.seed,
             initial_epoch=done,
             initial_step=step,
-            augment=recipe.augment,
+            augment=recipes.augmentations(self.settings),
+            classes=len(self.images.class_names),
+            mix=self.mix,
+            mix_fraction=recipe.mix_fraction or 0.0,
             # Replicas cannot share a batch smaller than their number.
             drop_remainder=self.strategy is not None,
         )
@@ -254,7 +262,7 @@ def _begin(
     steps = batch_sharing.steps_per_epoch(settings, images, strategy)
     return model, _Session(
         *(settings, images, strategy, steps, position, state),
-        *(average, validation),
+        *(average, validation, recipes.mix(settings, images, log)),
     )
 
 

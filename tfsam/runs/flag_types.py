@@ -88,6 +88,14 @@ def boolean(text: str) -> bool:
     return bool(value)
 
 
+def boolean_or_words(text: str) -> bool | list[str]:
+    """Parses true or false, or words separated by commas."""
+    try:
+        return boolean(text)
+    except ValueError:
+        return words(text)
+
+
 @dataclasses.dataclass(frozen=True)
 class Flag:
     """A flag of the command line.
@@ -112,7 +120,7 @@ class Flag:
     @property
     def is_switch(self) -> bool:
         """Whether the flag may come without a value, and as --noNAME."""
-        return self.parse is boolean
+        return self.parse in (boolean, boolean_or_words)
 
     def check(self, name: str, value: Any) -> None:
         """Raises a ValueError unless a value, or None, is allowed."""

@@ -8,6 +8,7 @@ that were given into the settings of a run.
 from tfsam import registries
 from tfsam.runs.flag_types import Flag
 from tfsam.runs.flag_types import boolean
+from tfsam.runs.flag_types import boolean_or_words
 from tfsam.runs.flag_types import integer
 from tfsam.runs.flag_types import integers
 from tfsam.runs.flag_types import number
@@ -50,7 +51,10 @@ FLAGS: dict[str, Flag] = {
     ),
     "optimizer": Flag(
         TRAINING,
-        "Optimizer, which replaces the method's: sgd or entropy_sgd.",
+        "Optimizer, which replaces the method's: {optimizers}, with options "
+        "such as adamw:beta_2=0.95. The learning rate, momentum and "
+        "weight decay of the preset are for sgd and entropy_sgd; others have "
+        "Keras's defaults.",
     ),
     "average": Flag(
         TRAINING,
@@ -181,17 +185,51 @@ FLAGS: dict[str, Flag] = {
     ),
     "learning_rate": Flag(
         TRAINING,
-        "Learning rate; it is multiplied by 0.1 after 75 % and after 90 % of "
-        "the epochs.",
+        "Largest learning rate of the --schedule.",
+        number,
+        least=0,
+    ),
+    "schedule": Flag(
+        TRAINING,
+        "Learning rate over the epochs: piecewise divides it by 10 after 75 % "
+        "and after 90 %, cosine falls along a cosine, one_cycle rises and "
+        "falls; with options such as cosine:final=5e-6: {schedules}.",
+    ),
+    "warmup_epochs": Flag(
+        TRAINING,
+        "Epochs over which the learning rate rises at the start.",
         number,
         least=0,
     ),
     "momentum": Flag(TRAINING, "Momentum of SGD.", number, least=0, most=1),
+    "nesterov": Flag(TRAINING, "Nesterov's momentum.", boolean),
     "weight_decay": Flag(
         TRAINING,
-        "Weight decay of SGD, added to the gradient.",
+        "Weight decay; sgd and entropy_sgd add it to the gradient, Keras's "
+        "optimizers decay the weights themselves.",
         number,
         least=0,
+    ),
+    "decay_exclude": Flag(
+        TRAINING,
+        "Weights that do not decay: none, one_dimensional (biases, and the "
+        "scales and offsets of normalisation), or a regular expression for "
+        "their paths. The default is none.",
+    ),
+    "clip_norm": Flag(
+        TRAINING,
+        "Largest norm of the gradient of all weights together. By default it "
+        "is not clipped.",
+        number,
+        least=0,
+    ),
+    "label_smoothing": Flag(
+        TRAINING,
+        "Part of the probability that labels give to all classes alike, in "
+        "the loss; objectives apply it where their papers do.",
+        number,
+        least=0,
+        most=1,
     ),
     "precision": Flag(
         TRAINING,
@@ -322,7 +360,27 @@ FLAGS: dict[str, Flag] = {
         "(0, 1, 2, 10), or a file of names, one a line, in the order of a "
         "network's outputs.",
     ),
-    "augment": Flag(DATA, "Random crops and flips in training.", boolean),
+    "augment": Flag(
+        DATA,
+        "Random crops and flips in training, as --augment alone; or "
+        "augmentations in their order, separated by commas, with options such "
+        "as shift_flip,mixup:alpha=0.8: {augmentations}.",
+        boolean_or_words,
+    ),
+    "mix": Flag(
+        DATA,
+        "Images to mix into each training batch, such as synthetic ones: a "
+        "source as for --dataset, whose training images have the same size "
+        "and classes.",
+    ),
+    "mix_fraction": Flag(
+        DATA,
+        "Part of each batch that is drawn from --mix, with replacement. The "
+        "default is 0.7.",
+        number,
+        least=0,
+        most=1,
+    ),
     "cache_dir": Flag(
         DATA,
         "Folder that keeps decoded images for later runs, or none. The "
@@ -537,5 +595,7 @@ REGISTRIES: dict[str, Registry] = {
     "objective": registries.OBJECTIVES,
     "optimizer": registries.OPTIMIZERS,
     "average": registries.AVERAGES,
+    "schedule": registries.SCHEDULES,
+    "augment": registries.AUGMENTATIONS,
     "network": registries.NETWORKS,
 }

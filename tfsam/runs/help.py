@@ -75,8 +75,11 @@ def _help(values: Mapping[str, Any]) -> str:
     known = {
         "attacks": ", ".join(registries.ATTACKS.names()),
         "corruptions": ", ".join(registries.CORRUPTIONS.names()),
+        "augmentations": ", ".join(registries.AUGMENTATIONS.names()),
         "networks": ", ".join(registries.NETWORKS.names()),
         "objectives": ", ".join(registries.OBJECTIVES.names()),
+        "optimizers": ", ".join(registries.OPTIMIZERS.names()),
+        "schedules": ", ".join(registries.SCHEDULES.names()),
         "sources": ", ".join(registries.SOURCES.names()),
     }
     lines = [_USAGE, f"Defaults are those of --preset={preset}."]

@@ -246,7 +246,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
         *("refresh_every", "gamma"),
     ),
     "objective": ("beta",),
-    "optimizer": ("inner_steps",),
+    "optimizer": ("inner_steps", "nesterov", "decay_exclude", "clip_norm"),
     "average": ("average_momentum", "average_start"),
 }
 
@@ -255,6 +255,12 @@ _OF_THE_MODEL: dict[str, dict[str, Any]] = {
     "perturb_inputs": {"attack_mode": "inference", "epsilon_warmup": 0},
     "perturb_weights": {"sub_batches": 1},
 }
+
+# Settings of every method, which its line of the table does not show.
+_OF_ALL = (
+    *("sub_batches", "attack_mode", "epsilon_warmup"),
+    *("nesterov", "decay_exclude", "clip_norm"),
+)
 
 # Flags whose default depends on the length of the run.
 _BY_THE_RUN = ("refresh_every", "average_start")
@@ -559,7 +565,7 @@ def _line(name: str) -> str:
         if value is not None
         else f"`--{flag}`"
         for flag, value in settings.items()
-        if flag not in ("sub_batches", "attack_mode", "epsilon_warmup")
+        if flag not in _OF_ALL
     )
     inputs, moved = (
         f"`{text}`" if text else "-"

@@ -11,6 +11,9 @@ _PAPER: dict[str, Any] = {
     "learning_rate": 0.1,
     "momentum": 0.9,
     "weight_decay": 5e-4,
+    "schedule": "piecewise",
+    "warmup_epochs": 0,
+    "label_smoothing": 0,
     "augment": True,
     "select": "last",
     "seed": 0,
@@ -42,6 +45,57 @@ _EPSILONS_OF_DIGITS: dict[str, Any] = {
     "l2_epsilons": [0.25, 0.5],
 }
 
+# Wang et al., 2023, "Better diffusion models further improve adversarial
+# training", which mixes 70 % of synthetic images into each batch: --mix.
+_ROBUST: dict[str, Any] = {
+    "dataset": "cifar10",
+    "method": "trades",
+    "network": "wide_resnet:activation=silu",
+    "average": "ema",
+    "average_momentum": 0.995,
+    "epochs": 400,
+    "batch_size": 512,
+    "learning_rate": 0.2,
+    "schedule": "one_cycle",
+    "nesterov": True,
+    "decay_exclude": "one_dimensional",
+    "label_smoothing": 0.1,
+    "epsilon": 8 / 255,
+    "steps": 10,
+    "step_size": 2 / 255,
+    "beta": 5.0,
+    "select": "robust",
+    "validation_images": 1024,
+    "linf_epsilons": [8 / 255],
+    "l2_epsilons": [],
+}
+
+# Singh et al., 2023, "Revisiting adversarial training for ImageNet": from a
+# network that was trained on clean images, by APGD of two steps.
+_FINE_TUNING: dict[str, Any] = {
+    "dataset": "cifar10",
+    "method": "at",
+    "network": "keras:ConvNeXtTiny",
+    "weights": "imagenet",
+    "perturb_inputs": "apgd_ce:restarts=1",
+    "optimizer": "adamw",
+    "average": "ema",
+    "average_momentum": 0.9999,
+    "epochs": 50,
+    "learning_rate": 1e-3,
+    "momentum": None,
+    "weight_decay": 0.05,
+    "decay_exclude": "one_dimensional",
+    "schedule": "cosine:final=5e-6",
+    "warmup_epochs": 20,
+    "label_smoothing": 0.1,
+    "augment": ["shift_flip", "mixup_or_cutmix"],
+    "epsilon": 4 / 255,
+    "steps": 2,
+    "linf_epsilons": [4 / 255],
+    "l2_epsilons": [],
+}
+
 PRESETS: dict[str, Mapping[str, Any]] = {
     "digits": _PAPER
     | {
@@ -51,6 +105,8 @@ PRESETS: dict[str, Mapping[str, Any]] = {
         "augment": False,
     },
     "cifar10": _PAPER | {"dataset": "cifar10"},
+    "cifar10-robust": _PAPER | _ROBUST,
+    "cifar10-finetune": _PAPER | _FINE_TUNING,
     "cifar100": _PAPER | {"dataset": "cifar100"},
 }
 

@@ -49,6 +49,14 @@ OLDER: dict[str, Any] = {
     "class_order": "name",
     "weights": None,
     "freeze": None,
+    "nesterov": None,
+    "decay_exclude": None,
+    "clip_norm": None,
+    "schedule": "piecewise",
+    "warmup_epochs": 0,
+    "label_smoothing": 0,
+    "mix": None,
+    "mix_fraction": None,
     "corruptions": None,
     "severities": None,
     "l1_epsilons": [],
@@ -277,7 +285,7 @@ def named(given: command_line.Given) -> dict[str, Any]:
         value = values[name]
         if isinstance(value, list):
             values[name] = [registry.canonical(spec) for spec in value]
-        elif value is not None and value != "none":
+        elif isinstance(value, str) and value != "none":
             values[name] = registry.canonical(value, name)
     # An empty list is as good as no flag.
     values["corruptions"] = values["corruptions"] or None
@@ -369,7 +377,9 @@ def _checked(values: Mapping[str, Any], workdir: pathlib.Path) -> Settings:
         flag.check(name, values.get(FIELDS.get(name, name)))
     training = None
     if values["evaluate"] is None:
-        training = Training(**{name: values[name] for name in TRAINING})
+        training = Training(
+            **{name: _frozen(values[name]) for name in TRAINING}
+        )
         check_parts(training)
         values["network"] = None
     if values["cache_dir"] == "":

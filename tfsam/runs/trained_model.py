@@ -14,6 +14,7 @@ from tfsam.data.rows import part
 from tfsam.models.functions import use_xla
 from tfsam.models.networks import freezing
 from tfsam.models.networks import trainable
+from tfsam.runs import recipes
 from tfsam.runs.batch_sharing import steps_per_epoch
 from tfsam.runs.settings import Settings
 from tfsam.support import devices
@@ -148,12 +149,12 @@ def optimizer(settings: Settings, steps: int) -> keras.Optimizer:
         steps: the optimizer's steps per epoch.
     """
     recipe = settings.recipe
+    rates = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     return recipe.build(
         "optimizer",
         _schedule(settings, steps),
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
         seed=settings.seed,
+        **{name: rate for name, rate in rates.items() if rate is not None},
     )
 
 
@@ -177,8 +178,7 @@ def robust_model(
             refresh_every=5 * steps,
             total_steps=recipe.epochs * steps,
         ),
-        # IKL takes its class means over an epoch, as its authors have it.
-        objective=recipe.build("objective", refresh_every=steps),
+        objective=recipes.objective(settings, steps),
         sharpness=recipe.sharpness,
         sub_batches=recipe.sub_batches or 1,
         attack_mode=recipe.attack_mode or "inference",
@@ -190,23 +190,28 @@ def robust_model(
 def _schedule(
     settings: Settings, steps: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Makes the paper's schedule: times 0.1 at 75 % and 90 % of the epochs.
+    """Makes the schedule of the learning rate.
 
-    For an average such as SWA the rate stays high, at half from the first
-    snapshot on: weights that hardly move are not worth averaging (Izmailov et
-    al., 2018).
+    For an average such as SWA a piecewise one stays high, at half from the
+    first snapshot on: weights that hardly move are not worth averaging
+    (Izmailov et al., 2018).
     """
-    rate, epochs = settings.recipe.learning_rate, settings.recipe.epochs
-    average = settings.recipe.average
-    if average and registries.AVERAGES.fact(
+    recipe = settings.recipe
+    rate, average = recipe.learning_rate, recipe.average
+    holds = average and registries.AVERAGES.fact(
         registries.AVERAGES.factory(average), "holds_rate"
-    ):
+    )
+    if holds and recipe.schedule == "piecewise" and not recipe.warmup_epochs:
         start = max(_average_start(settings) * steps - 1, 0)
-        bounds, rates = [start], [rate, rate / 2]
-    else:
-        bounds = [round(epochs * part) * steps - 1 for part in (0.75, 0.9)]
-        rates = [rate, rate / 10, rate / 100]
-    return keras.optimizers.schedules.PiecewiseConstantDecay(bounds, rates)
+        return keras.optimizers.schedules.PiecewiseConstantDecay(
+            [start], [rate, rate / 2]
+        )
+    made: keras.optimizers.schedules.LearningRateSchedule = (
+        registries.SCHEDULES.factory(recipe.schedule)(
+            rate, recipe.epochs, steps, recipe.warmup_epochs
+        )
+    )
+    return made
 
 
 def _average_start(settings: Settings) -> int:

@@ -7,6 +7,10 @@ from typing import Any
 
 from tfsam import registries
 from tfsam.runs import methods
+from tfsam.runs import presets
+
+# The part of each batch that is drawn from --mix.
+_MIXED = 0.7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,9 @@ class Training:
     gamma: float | None
     beta: float | None
     inner_steps: int | None
+    nesterov: bool | None
+    decay_exclude: str | None
+    clip_norm: float | None
     average_momentum: float | None
     average_start: int | None
     # Options of the model.
@@ -60,9 +67,14 @@ class Training:
     epochs: int
     batch_size: int
     learning_rate: float
-    momentum: float
-    weight_decay: float
-    augment: bool
+    momentum: float | None
+    weight_decay: float | None
+    schedule: str
+    warmup_epochs: float
+    label_smoothing: float
+    augment: bool | tuple[str, ...]
+    mix: str | None
+    mix_fraction: float | None
     precision: str
     limit_train: int | None
     # Validation and checkpoints.
@@ -110,8 +122,9 @@ def fill_parts(
         The flags that are given and that the parts do not use.
     """
     for part in methods.PARTS:
-        spec = values[part] if part in given else getattr(row, part)
+        spec = values[part] if part in given else _default_part(part, values)
         values[part] = None if spec == "none" else spec
+    _fill_rate(values, given)
     chosen = {part: values[part] for part in methods.PARTS}
     defaults = methods.defaults(chosen, row.settings)
     in_specs = methods.named(chosen, given)  # looksam:every=5.
@@ -121,9 +134,11 @@ def fill_parts(
             values[flag] = None
         else:
             values[flag] = defaults[flag] if value is None else value
-    # A step size that the paper gives belongs to the paper's epsilon.
+    # A step size that a paper gives belongs to the paper's epsilon.
+    recipe = presets.PRESETS[values["preset"]]
+    paper = recipe if "step_size" in recipe else row.settings
     free = not {"step_size"} & {*given, *in_specs}
-    if free and values["epsilon"] != row.settings.get("epsilon"):
+    if free and values["epsilon"] != paper.get("epsilon"):
         values["step_size"] = None
     if "epochs" not in given:  # Free training takes as many steps in fewer.
         replays = methods.replays(values["perturb_inputs"])
@@ -132,9 +147,47 @@ def fill_parts(
     holds_out = values["select"] != "last" or values["validate_every"]
     if not holds_out and "validation_images" in given:
         unused.append("validation_images")
+    if values["mix"] is None:
+        unused += {"mix_fraction"} & {*given}
+    elif values["mix_fraction"] is None:
+        values["mix_fraction"] = _MIXED
     if values["perturb_weights"] is None and "sharpness" in given:
         unused.append("sharpness")
     return unused
+
+
+def _default_part(part: str, values: Mapping[str, Any]) -> str | None:
+    """Returns the part that a method and the preset's recipe have.
+
+    The optimizer and the average of a preset are for every method, its other
+    parts for its own method.
+    """
+    recipe = presets.PRESETS[values["preset"]]
+    own = values["method"] == recipe["method"]
+    if recipe.get(part) and (own or part in ("optimizer", "average")):
+        return str(recipe[part])
+    found: str | None = getattr(methods.method(values["method"]), part)
+    return found
+
+
+def _fill_rate(values: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Replaces a preset's rates that are for an optimizer of another kind.
+
+    A learning rate that suits SGD lets Adam diverge, so that optimizers of
+    another kind than the preset's have the defaults of their constructors.
+    """
+    registry = registries.OPTIMIZERS
+    recipe = presets.PRESETS[values["preset"]].get("optimizer", "sgd")
+    kinds = {
+        getattr(registry.factory(name), "is_sgd", False)
+        for name in (recipe, values["optimizer"])
+    }
+    if len(kinds) == 1:
+        return
+    known = registry.options(registry.parse(values["optimizer"])[0])
+    for name in ("learning_rate", "momentum", "weight_decay"):
+        if name not in given:
+            values[name] = known[name].default if name in known else None
 
 
 def check_parts(training: Training) -> None:

@@ -36,7 +36,7 @@ def excluding(base: Any) -> Any:
         'one_dimensional'
     """
 
-    class Excluding(base):  # type: ignore[misc]
+    class Excluding(base):
         flag_names: Mapping[str, str] = FLAG_NAMES
 
         def __init__(
@@ -62,7 +62,7 @@ def excluding(base: Any) -> Any:
         for p in inspect.signature(base).parameters.values()
         if p.kind is not p.VAR_KEYWORD
     ]
-    Excluding.__signature__ = inspect.Signature([*listed, own])  # type: ignore[attr-defined]
+    Excluding.__signature__ = inspect.Signature([*listed, own])
     Excluding.__name__ = Excluding.__qualname__ = base.__name__
     Excluding.__doc__ = (
         f"`keras.optimizers.{base.__name__}`, with the argument "

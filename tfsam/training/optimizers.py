@@ -64,6 +64,8 @@ class SGD(keras.optimizers.Optimizer):
 
     momentum_sign: Any = 1
     flag_names: Mapping[str, str] = FLAG_NAMES
+    # Whether a learning rate and a decay that suit SGD suit this optimizer.
+    is_sgd = True
 
     def __init__(
         self,

@@ -11,11 +11,10 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule as Schedule
 
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
-
-Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 @keras.saving.register_keras_serializable(package="tfsam")

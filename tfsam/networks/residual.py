@@ -1,17 +1,10 @@
-"""Residual networks, and a vision transformer, built from stock Keras layers.
+"""Residual networks built from stock Keras layers.
 
-The networks take pixels in [0, 1] and return logits. Their first layer
-normalises each channel, so that an attack's epsilon is in the units of the
-pixels. Their `.keras` files and SavedModels load without tfsam.
-
-The residual architectures follow He et al., 2016, "Identity mappings in deep
+The architectures follow He et al., 2016, "Identity mappings in deep
 residual networks", as in the paper's code: no biases in convolutions, padding
 of one pixel on each side (Keras's "same" pads only one side at stride 2),
 BatchNorm with momentum 0.9 and epsilon 1e-5, and kernels uniform in
 +-1/sqrt(fan_in).
-
-The layout is always (batch, height, width, channels), as in tfsam's data and in
-evaluations, regardless of `keras.config.image_data_format()`.
 """
 
 from collections.abc import Sequence
@@ -21,22 +14,9 @@ from typing import NamedTuple
 import keras
 from keras import layers
 
-from tfsam.models.networks.pixel_statistics import CIFAR10_STATISTICS
-from tfsam.models.networks.pixel_statistics import CIFAR100_STATISTICS
-from tfsam.models.networks.pixel_statistics import Statistics
-from tfsam.models.networks.pixel_statistics import normalized
-from tfsam.models.networks.vision_transformer import vision_transformer
+from tfsam.networks.pixel_statistics import Statistics
+from tfsam.networks.pixel_statistics import normalized
 from tfsam.support.validators import check_choice
-
-__all__ = [
-    "CIFAR10_STATISTICS",
-    "CIFAR100_STATISTICS",
-    "Statistics",
-    "preact_resnet8",
-    "preact_resnet18",
-    "vision_transformer",
-    "wide_resnet",
-]
 
 _LAYOUT = "channels_last"
 

@@ -1,0 +1,116 @@
+"""The recipe of a run: augmentation, smoothed labels, images mixed in."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+from tfsam import data
+from tfsam import registries
+from tfsam.data import batches
+from tfsam.data.augmentation import Augmentation
+from tfsam.data.augmentation import SmoothLabels
+from tfsam.runs.settings import Settings
+
+Log = Callable[[str], None]
+
+# The part of a source without splits that is left out: an image of each class.
+_LEFT_OUT = 1e-6
+
+
+def augmentations(settings: Settings) -> bool | list[Augmentation]:
+    """Makes the augmentations of the training batches.
+
+    Args:
+        settings: The settings of the run.
+
+    Returns:
+        The value of `augment` of `training_batches`.
+
+    Raises:
+        ValueError: If an option is out of its range.
+    """
+    recipe = settings.recipe
+    augment, smoothing = recipe.augment, recipe.label_smoothing
+    if isinstance(augment, bool) and not smoothing:
+        return augment
+    specs: Sequence[str] = (
+        ("shift_flip",) * augment if isinstance(augment, bool) else augment
+    )
+    found = [registries.AUGMENTATIONS.make(spec) for spec in specs]
+    # An objective applies the smoothing itself, where its paper does.
+    if smoothing and recipe.objective is None:
+        found.append(SmoothLabels(smoothing))
+    return found
+
+
+def objective(settings: Settings, steps: int) -> Any:
+    """Makes the objective of a run, None without one.
+
+    Args:
+        settings: The settings of the run.
+        steps: The optimizer's steps per epoch.
+
+    Raises:
+        ValueError: If labels are to be smoothed, which it does not take.
+    """
+    recipe = settings.recipe
+    spec, smoothing = recipe.objective, recipe.label_smoothing
+    # IKL takes its class means over an epoch, as its authors have it.
+    given: dict[str, Any] = {"refresh_every": steps}
+    if spec and smoothing:
+        if "label_smoothing" not in registries.OBJECTIVES.options(spec):
+            raise ValueError(
+                f"the objective {spec} does not take smoothed labels. "
+                f"Received: label_smoothing={smoothing:g}"
+            )
+        given["label_smoothing"] = smoothing
+    return recipe.build("objective", **given)
+
+
+def mix(
+    settings: Settings, images: data.Images, log: Log = lambda line: None
+) -> batches.Examples | None:
+    """Loads the images that are mixed into the training batches.
+
+    Args:
+        settings: The settings of the run.
+        images: The images of the run.
+        log: Function of a line of text.
+
+    Returns:
+        (images, labels), or None without any.
+
+    Raises:
+        ValueError: If they cannot be loaded, or have other classes.
+    """
+    recipe = settings.recipe
+    if recipe.mix is None:
+        return None
+    height, width = images.x_train.shape[1:3]
+    found = data.load(
+        recipe.mix,
+        seed=settings.seed,
+        image_size=(height, width),
+        resize=settings.resize,
+        bad_images=settings.bad_images,
+        class_order=settings.class_order,
+        test_fraction=_LEFT_OUT,
+    )
+    numbers = tuple(str(n) for n in range(len(images.class_names)))
+    if found.class_names not in (images.class_names, numbers):
+        raise ValueError(
+            "the classes of --mix must be those of --dataset, "
+            f"{_some(images.class_names)}. "
+            f"Received: mix={recipe.mix} with {_some(found.class_names)}"
+        )
+    log(
+        f"{recipe.mix_fraction:g} of each batch is drawn from "
+        f"{len(found.x_train)} images of {recipe.mix}"
+    )
+    return found.x_train, found.y_train
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """Returns the first names of classes, and their number."""
+    dots = ", ..." if len(names) > 3 else ""
+    return f"{len(names)} classes ({', '.join(names[:3])}{dots})"
