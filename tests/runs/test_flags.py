@@ -323,6 +323,10 @@ def test_parts_compose():
     assert type(attack).__name__ == "FGSM"
     assert attack.random_start is True
     assert (type(moved).__name__, moved.every) == ("LookSAM", 3)
+    _, moved, _ = built(
+        "--perturb_weights=asam:layers=normalization", "--rho=9"
+    )
+    assert (moved.layers, moved.rho) == ("normalization", 9)
     attack, moved, _ = built("--method=at_sam", "--perturb_inputs=none")
     assert attack is None
     assert type(moved).__name__ == "SAM"

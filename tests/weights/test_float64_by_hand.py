@@ -105,6 +105,12 @@ def sam(w, v, slope, kept, mask=1):
     return slope(w + RHO * unit(mask * slope(w))), 0
 
 
+def asam_on(w, v, slope, kept, eta=0.05):
+    size = np.abs(w) + eta
+    scaled = NORMALIZATION * size * slope(w)
+    return slope(w + RHO * size * unit(scaled)), 0
+
+
 def friendly(w, v, slope, kept, sigma=0.7, decay=0.6):
     g = slope(w)
     if "m" not in kept:
@@ -183,6 +189,10 @@ GENERIC = {
     "sam_on": (
         tfsam.SAM(RHO, layers="normalization"),
         functools.partial(sam, mask="normalization"),
+    ),
+    "asam_on": (
+        tfsam.ASAM(RHO, eta=0.05, adaptive="all", layers="normalization"),
+        asam_on,
     ),
 }
 

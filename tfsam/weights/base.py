@@ -35,7 +35,7 @@ perturbation does not need them, and the train step then skips them:
   finite, as the optimizer's is under loss scaling.
 
 With `combines_all`, the lists of `combine` and `after` are of all trainable
-weights.
+weights. The `step` of `before` and `after` has no functions.
 """
 
 import types
