@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfsam.attacks import losses
 from tfsam.attacks.attempts import copies
 from tfsam.attacks.base import next_seeds
+from tfsam.attacks.context import Context
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn
@@ -255,8 +256,10 @@ def draw_logits(
         active.
     """
 
-    def compute(x: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor]:
-        return (logits.draw(x, key)[None],)
+    def compute(
+        x: tf.Tensor, key: tf.Tensor, context: Context
+    ) -> tuple[tf.Tensor]:
+        return (logits.draw(x, key, context)[None],)
 
     logits.count([count, 0], x, active)
     (calls,) = _each(logits, "draw", compute, count, (x, seeds), active)
@@ -281,8 +284,10 @@ def draw_batch(
         Float tensor (batch, classes).
     """
 
-    def compute(x: tf.Tensor, keys: tf.Tensor) -> tuple[tf.Tensor]:
-        return (logits.draw(x, keys[0]),)
+    def compute(
+        x: tf.Tensor, keys: tf.Tensor, context: Context
+    ) -> tuple[tf.Tensor]:
+        return (logits.draw(x, keys[0], context),)
 
     logits.count([1, 0], x, active)
     (found,) = logits.run("draw_batch", compute, active, x, keys)
@@ -305,9 +310,11 @@ def _batch_gradient(
     """
 
     def compute(
-        x: tf.Tensor, labels: Any, keys: tf.Tensor
+        x: tf.Tensor, labels: Any, keys: tf.Tensor, context: Context
     ) -> tuple[tf.Tensor, ...]:
-        network = functools.partial(logits.draw, key=keys[0])
+        network = functools.partial(
+            logits.draw, key=keys[0], context=context, loss=loss
+        )
         gradient = plain_gradient(network, loss, logits.independent)
         slopes, found = gradient(x, labels)
         return slopes, found, loss(found, labels)
@@ -336,10 +343,12 @@ def _keyed_gradient(
     """
 
     def compute(
-        x: tf.Tensor, labels: Any, key: tf.Tensor
+        x: tf.Tensor, labels: Any, key: tf.Tensor, context: Context
     ) -> tuple[tf.Tensor, ...]:
-        gradient = plain_gradient(lambda x: logits.draw(x, key), loss)
-        slopes, found = gradient(x, labels)
+        network = functools.partial(
+            logits.draw, key=key, context=context, loss=loss
+        )
+        slopes, found = plain_gradient(network, loss)(x, labels)
         slopes, kept = finite_part(slopes)
         means = (
             _mean_row(slopes),
@@ -366,9 +375,9 @@ def _keyed_values(
     """Returns the means of the logits and the losses; see `_keyed_gradient`."""
 
     def compute(
-        x: tf.Tensor, labels: Any, key: tf.Tensor
+        x: tf.Tensor, labels: Any, key: tf.Tensor, context: Context
     ) -> tuple[tf.Tensor, ...]:
-        found = logits.draw(x, key)
+        found = logits.draw(x, key, context)
         return _mean_row(found), _mean_row(loss(found, labels))
 
     logits.count([eot, 0], batch[0], active)
@@ -391,7 +400,8 @@ def _each(
         logits: The network.
         key: Key of the trace.
         compute: Function of copies of an example (size, ...), its labels, if
-            there are any, and a key (2,). Returns a tuple of tensors (1, ...).
+            there are any, a key (2,), and their context. Returns a tuple of
+            tensors (1, ...).
         draws: Number of copies in all calls.
         batch: Tensors (batch, ...), the last of which are the seeds.
         active: Bool tensor (batch,), or None.
@@ -405,9 +415,11 @@ def _each(
     *tensors, seeds = batch
 
     def one(*example: Any) -> Any:
-        *tensors, seeds = example
-        repeated = tf.nest.map_structure(lambda t: copies(t, size), tensors)
-        return compute(*repeated, seeds[0])
+        *tensors, seeds, context = example
+        *repeated, context = tf.nest.map_structure(
+            lambda t: copies(t, size), [*tensors, context]
+        )
+        return compute(*repeated, seeds[0], context)
 
     found = [
         logits.each(

@@ -33,6 +33,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import geometry
+from tfsam.attacks import goals
 from tfsam.attacks import tracing
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import setting
@@ -210,6 +211,7 @@ class Attack(Configurable):
         y: Any,
         seed: Any = 0,
         start: Any = None,
+        target: Any = None,
     ) -> tf.Tensor:
         """Attacks a batch.
 
@@ -227,6 +229,10 @@ class Attack(Configurable):
             start: None, or a tensor of x's shape: the starting point of attacks
                 whose `perturb` has an argument `start`, instead of x or a
                 random point.
+            target: None, or the class to find in place of any wrong class: an
+                int, or integers (batch,), one for each example. The attack then
+                succeeds only where this class has the largest logit; see
+                `tfsam.attacks.goals`.
 
         Returns:
             Tensor of x's shape and dtype, through which no gradient flows. In
@@ -237,10 +243,12 @@ class Attack(Configurable):
             ValueError: If x is not of a floating-point dtype, if epsilon is
                 larger than the width of the bounds in l-inf or holds another
                 number of values than the batch, if x lies outside the bounds,
-                if the bounds do not broadcast against an image, or if logits_fn
-                is a Keras model that ends in a softmax or a sigmoid. In a
-                graph, pixels outside the bounds raise an InvalidArgumentError
-                at run time; XLA, which drops assertions, clips them.
+                if the bounds do not broadcast against an image, if logits_fn is
+                a Keras model that ends in a softmax or a sigmoid, or if a
+                target is no class of the network or the label of its example.
+                In a graph, targets are not checked, and pixels outside the
+                bounds raise an InvalidArgumentError at run time; XLA, which
+                drops assertions, clips them.
         """
         check_scale(self)
         check_ending(logits_fn)
@@ -249,6 +257,8 @@ class Attack(Configurable):
             x = self._checked(x)
         self._check_length(x)
         y = tf.convert_to_tensor(y)
+        if target is not None:
+            logits_fn, y = goals.aimed(logits_fn, x, y, target)
         seeds = example_seeds(seed, tf.shape(x)[0])
         inputs = {"x": x, "y": y, "seeds": seeds}
         if start is not None:

@@ -210,6 +210,11 @@ class PGD(Attack):
         runs, choices, labels = self.restarts, None, y
         loss: LossFn
         if self.loss in losses.DISTANCES:
+            if setting(logits_fn, "goal") is not None:
+                raise ValueError(
+                    "a distance from the predictions at x leads to no goal; "
+                    f"use another loss. Received: loss={self.loss}"
+                )
             loss = losses.DISTANCES[self.loss]
             labels = tf.nn.softmax(network.predict(x, active))
         elif self.targets:

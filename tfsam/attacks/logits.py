@@ -19,6 +19,8 @@ from tfsam.attacks import losses
 from tfsam.attacks.blocks import in_blocks
 from tfsam.attacks.blocks import in_parts
 from tfsam.attacks.blocks import one_by_one
+from tfsam.attacks.context import NOTHING
+from tfsam.attacks.context import Context
 from tfsam.attacks.pixel_gradients import finite_part
 from tfsam.attacks.pixel_gradients import plain_gradient
 from tfsam.support.trace_state import Unreadable
@@ -31,8 +33,9 @@ _ROUNDING = 1e-5
 # memory that they take does not depend on the number of draws.
 TOGETHER = 32
 
-LogitsFn = Callable[[tf.Tensor], Any]
+LogitsFn = Callable[..., Any]
 LossFn = Callable[[tf.Tensor, Any], tf.Tensor]
+GoalFn = Callable[..., tf.Tensor]
 
 
 class Counts(NamedTuple):
@@ -69,7 +72,7 @@ class Logits:
 
     Args:
         function: Function from pixels (batch, ...) to logits (batch, classes),
-            a pure function of the pixels.
+            a pure function of the pixels, and of the `inputs` of the context.
         jit_compile: Whether to compile its gradient with XLA.
         rows: Number of examples in a block, >= 1. None means the whole batch at
             once.
@@ -91,6 +94,10 @@ class Logits:
         origin: None, or a dict of JSON types about the file that the function
             comes from, for results.
         active: Bool tensor (batch,), the examples to attack. None means all.
+        goal: None, or a function of `tfsam.attacks.goals`, which turns the
+            network's logits into those that attacks see.
+        context: The `Context` of the batch, or of the batch that the rows of a
+            call are copies of.
         checked: Whether all pixels that attacks are given lie inside their
             bounds, so that a graph need not assert it.
         surrogate: Whether the adversarial examples are for another network. If
@@ -148,6 +155,8 @@ class Logits:
         self.identity: Any = None
         self.origin: Any = None
         self.active: tf.Tensor | None = None
+        self.goal: GoalFn | None = None
+        self.context = NOTHING
         self.checked = False
         self.surrogate = False
         self.recorder: Any = None
@@ -170,7 +179,8 @@ class Logits:
         Returns:
             Tensor (batch, classes), float32 or float64.
         """
-        return self._logits(self.guarded(x))
+        x = self.guarded(x)
+        return self._logits(x, self.context.of_rows(x))
 
     def guarded(self, x: Any) -> tf.Tensor:
         """Returns x such that gradients with respect to it are finite.
@@ -197,18 +207,42 @@ class Logits:
 
         return identity(tf.convert_to_tensor(x))
 
-    def _logits(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the logits in float32 or float64, of the declared shape."""
-        return self._declared(self.function(x))
+    def _logits(
+        self, x: tf.Tensor, context: Context, loss: LossFn | None = None
+    ) -> tf.Tensor:
+        """Returns the logits that attacks see, in float32 or float64.
 
-    def _once(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the logits; in a graph, by a trace that all losses share.
+        Args:
+            x: Float tensor (batch, ...).
+            context: The context of its rows.
+            loss: The loss whose gradient is taken, None if it is unknown.
+        """
+        found = self._network(x, *context.inputs)
+        return self._aimed(found, context, loss)
+
+    def _network(self, x: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+        """Returns the network's own logits, of the declared shape."""
+        return self._declared(self.function(x, *others))
+
+    def _aimed(
+        self, logits: tf.Tensor, context: Context, loss: LossFn | None
+    ) -> tf.Tensor:
+        """Turns the network's logits into those of the goal, if any."""
+        if self.goal is None:
+            return logits
+        return self.goal(logits, *context.goal, loss=loss)
+
+    def _once(
+        self, x: tf.Tensor, context: Context, loss: LossFn | None = None
+    ) -> tf.Tensor:
+        """Returns `_logits`; in a graph, by a trace that all losses share.
 
         The gradient of the trace is shared, too.
         """
         if not tf.inside_function():
-            return self._logits(x)
-        return self.once("logits", lambda: traced(self._logits))(x)
+            return self._logits(x, context, loss)
+        network = self.once("logits", lambda: traced(self._network))
+        return self._aimed(network(x, *context.inputs), context, loss)
 
     def _declared(self, outputs: Any) -> tf.Tensor:
         """Returns outputs as logits of the declared shape."""
@@ -217,17 +251,27 @@ class Logits:
             logits = tf.ensure_shape(logits, [None, self.classes])
         return logits if logits.dtype.size > 4 else tf.cast(logits, tf.float32)
 
-    def draw(self, x: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    def draw(
+        self,
+        x: tf.Tensor,
+        key: tf.Tensor,
+        context: Context = NOTHING,
+        loss: LossFn | None = None,
+    ) -> tf.Tensor:
         """Computes the logits with random numbers that depend on a key.
 
         Args:
             x: Float tensor (batch, ...).
             key: int32 tensor (2,), which the method `draw` of `function` takes.
+            context: The context of the rows of x.
+            loss: The loss whose gradient is taken, None if it is unknown.
 
         Returns:
             Tensor (batch, classes), float32 or float64.
         """
-        return self._declared(self.function.draw(x, key))  # type: ignore[attr-defined]
+        draw = self.function.draw  # type: ignore[attr-defined]
+        found = draw(x, key, *context.inputs)
+        return self._aimed(self._declared(found), context, loss)
 
     def __identity__(self) -> Any:
         """Returns the object to describe in an identity in place of this."""
@@ -246,7 +290,30 @@ class Logits:
         """
         other = copy.copy(self)
         other.active = other.identity = other.origin = None
+        other.context = NOTHING
         other._traced = {}
+        return other
+
+    def aimed_at(self, goal: GoalFn | None) -> "Logits":
+        """Returns a copy for attacks with another goal than a wrong class.
+
+        Args:
+            goal: A function of `tfsam.attacks.goals`, or None. It needs a
+                context; see `given`.
+        """
+        other = copy.copy(self)
+        other.goal = goal
+        other._traced = {}
+        return other
+
+    def given(self, context: Context) -> "Logits":
+        """Returns a copy for a batch, which shares all traces.
+
+        Args:
+            context: The context of the batch.
+        """
+        other = copy.copy(self)
+        other.context = context
         return other
 
     def once(
@@ -331,8 +398,12 @@ class Logits:
             Tensor (batch, classes). If the network is run in blocks, examples
             that are not active have zeros.
         """
+
+        def compute(x: tf.Tensor, context: Context) -> tuple[tf.Tensor]:
+            return (self._once(x, context),)
+
         self.count([1, 0], x, active)
-        return self.run("predict", lambda x: (self._once(x),), active, x)[0]
+        return self.run("predict", compute, active, x)[0]
 
     def gradient(self, loss: LossFn) -> Callable[..., Any]:
         """Returns the `input_gradient` of a loss; in a graph it is traced once.
@@ -344,12 +415,15 @@ class Logits:
             Function (x, labels, active=None) -> (gradient, logits).
         """
 
+        def compute(x: tf.Tensor, labels: Any, context: Context) -> Any:
+            network = functools.partial(self._once, context=context, loss=loss)
+            return plain_gradient(network, loss, self.independent)(x, labels)
+
         def gradient(
             x: tf.Tensor, labels: Any, active: tf.Tensor | None = None
         ) -> tuple[tf.Tensor, tf.Tensor]:
             self.count([0, 1], x, active)
-            plain = plain_gradient(self._once, loss, self.independent)
-            slopes, logits = self.run(loss, plain, active, x, labels)
+            slopes, logits = self.run(loss, compute, active, x, labels)
             return self.finite(slopes, active), logits
 
         return gradient
@@ -368,8 +442,8 @@ class Logits:
 
         Args:
             key: Key of the function's trace.
-            function: Function from tensors (1, ...) to a tuple of tensors
-                (1, ...).
+            function: Function from tensors (1, ...), the last of which are the
+                context, to a tuple of tensors (1, ...).
             active: Bool tensor (batch,). None means all.
             *tensors: Tensors (batch, ...), or structures of them.
 
@@ -377,6 +451,7 @@ class Logits:
             A tuple of tensors (batch, ...), with zeros for examples that are
             not active.
         """
+        tensors = (*tensors, self.context.of_rows(tensors[0]))
         if self.rows or self.jit_compile or tf.inside_function():
             if key not in self._traced:
                 self._traced[key] = traced(function, self.jit_compile)
@@ -435,11 +510,12 @@ class Logits:
 
         Args:
             key: Key of the function's trace.
-            function: Function from tensors (batch, ...) to a tuple of tensors
-                (batch, ...).
+            function: Function from tensors (batch, ...), the last of which are
+                the context, to a tuple of tensors (batch, ...).
             active: Bool tensor (batch,). None means all.
             *tensors: Tensors (batch, ...), or structures of them.
         """
+        tensors = (*tensors, self.context.of_rows(tensors[0]))
         if self.rows or self.jit_compile or tf.inside_function():
             if key not in self._traced:
                 self._traced[key] = traced(function, self.jit_compile)

@@ -1,5 +1,6 @@
 """Gradients of losses with respect to the pixels alone."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,8 @@ def plain_gradient(
 
 def _name(function: Any) -> str:
     """Returns the name of a function or a model, without its address."""
+    if isinstance(function, functools.partial):
+        function = function.func
     function = getattr(function, "__self__", function)  # Of a method.
     for part in ("logits", "function", "model", "func"):
         function = getattr(function, part, function)

@@ -23,6 +23,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfsam.attacks.context import NOTHING
+from tfsam.attacks.context import Context
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import traced
@@ -115,9 +117,10 @@ def _function(
     """Returns the trace of an attack, or None if it must be called eagerly."""
     if not attack.in_graph or not _may_trace():
         return None
-    active = None
+    active, context = None, NOTHING
     if isinstance(logits_fn, Logits):
-        logits_fn, active = logits_fn.without_traces(), logits_fn.active
+        active, context = logits_fn.active, logits_fn.context
+        logits_fn = logits_fn.without_traces()
     any_epsilon = bool(attack.tensor_epsilon)
     try:
         network = trace_state.read(logits_fn)
@@ -134,6 +137,7 @@ def _function(
     extra = {"epsilon": tf.cast(epsilon, dtype)}
     if active is not None:
         extra["active"] = active
+    extra |= _named(context)
     whole = inputs | extra
     key = (method, *(state.key for state in states), *_surroundings(whole))
     known, function = _traces.get(key)
@@ -167,6 +171,25 @@ def _surroundings(inputs: Inputs) -> tuple[Hashable, ...]:
     )
 
 
+def _named(context: Context) -> Inputs:
+    """Returns the tensors of a context by names that `_context_in` reads."""
+    return {
+        f"{field} {number}": tensor
+        for field, tensors in context._asdict().items()
+        for number, tensor in enumerate(tensors)
+    }
+
+
+def _context_in(inputs: Inputs) -> Context:
+    """Takes the tensors of a context out of the inputs."""
+
+    def taken(field: str) -> tuple[tf.Tensor, ...]:
+        names = [name for name in inputs if name.startswith(f"{field} ")]
+        return tuple(inputs.pop(name) for name in names)
+
+    return Context(**{field: taken(field) for field in Context._fields})
+
+
 def _traced(
     method: Method, attack: Any, logits_fn: LogitsFn, inputs: Inputs
 ) -> Function | None:
@@ -178,10 +201,13 @@ def _traced(
     def run(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         inputs = dict(inputs)
         radius, active = inputs.pop("epsilon"), inputs.pop("active", None)
+        context = _context_in(inputs)
         made = attack.with_epsilon(radius) if attack.tensor_epsilon else attack
         source: Any = logits_fn
         if active is not None:
             source = source.only(active)
+        if context != NOTHING:
+            source = source.given(context)
         return method(made, source, **inputs)
 
     specs = {k: tf.TensorSpec(v.shape, v.dtype) for k, v in inputs.items()}
