@@ -271,7 +271,10 @@ def nothing(natural):
     n = len(natural)
     x, lengths = np.zeros([n, 1]), np.full([n, 3], np.inf)
     facts = [Facts(gradient_free=False, follows_gradient=True, targets=0)]
-    return outcomes.unattacked(x, natural, lengths, np.zeros(n), {}, facts)
+    unlabelled = np.zeros((n, 0), bool)
+    return outcomes.unattacked(
+        x, natural, lengths, np.zeros(n), unlabelled, {}, facts
+    )
 
 
 def test_images_are_those_of_the_smallest_epsilon_that_breaks():

@@ -12,6 +12,7 @@ from helpers import slow
 import tfsam
 from tfsam.attacks.logits import Logits
 from tfsam.evaluation import draws
+from tfsam.evaluation.goals import AnyWrongClass
 from tfsam.models.loading import load_logits
 
 RNG = np.random.default_rng(0)
@@ -141,7 +142,8 @@ def test_an_example_is_broken_if_at_least_half_of_its_draws_are_wrong():
     for count in (1, 2, 3):
         rows = [*[wrong] * count, *[right] * (4 - count)]
         worker = Stub(Logits(Table(rows)))
-        plan = Stub(data=Stub(labels=np.zeros(9, int)), seed=0)
+        labels = np.zeros(9, int)
+        plan = Stub(goal=AnyWrongClass(labels, labels), seed=0)
         plan.draws = draws.Draws(4, draws.UNKNOWN, 4)
         found = draws.judge(plan, worker, np.zeros((3, 2)), np.array([7]))
         assert found.wrong.tolist() == [count / 4]

@@ -448,7 +448,7 @@ def _pair(batch: _Parts) -> tuple[Any, np.ndarray]:
     x, y, _ = batch
     if y is None:
         raise ValueError(f"{_KINDS} Received: {_described(x)} without labels")
-    if _is_several(x, y) or _is_several(y, x):
+    if is_several(x, y) or is_several(y, x):
         raise ValueError(
             "x and y must each be one tensor, of one input and one output; map "
             "dicts and tuples to (x, y). "
@@ -469,8 +469,18 @@ def _pair(batch: _Parts) -> tuple[Any, np.ndarray]:
     return x, y
 
 
-def _is_several(part: Any, other: Any) -> bool:
-    """Returns whether a part is a structure of arrays with a row an example."""
+def is_several(part: Any, other: Any) -> bool:
+    """Returns whether a part is a structure of arrays with a row an example.
+
+    Args:
+        part: x or y.
+        other: y or x.
+
+    Example:
+        >>> y = np.zeros(3)
+        >>> is_several([np.zeros([3, 4]), np.zeros([3, 1])], y)
+        True
+    """
     if isinstance(part, dict):
         return True
     if not isinstance(part, (tuple, list)):

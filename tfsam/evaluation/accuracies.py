@@ -24,6 +24,10 @@ from tfsam.evaluation.intervals import accuracy_of
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.verdicts import STANDS
 
+# The `target` of a row whose examples have several, and the `version` of rows
+# with a target and with several labels.
+EACH, TARGETED, MULTI_LABEL = "one for each example", "targeted", "multi-label"
+
 Row = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 
@@ -90,13 +94,17 @@ def result(
         if budget in attack.rows
     ]
     breaks = [attack.breaks for attack in attacks]
-    union = worst_case.union(correct, breaks, asked.budgets)
+    standing, _ = _before_attacks(natural)
+    worst = worst_case.rows(standing, breaks, asked.budgets)
+    union = worst_case.union(standing, breaks, asked.budgets)
     found = {
         "natural": accuracy_of(correct)
-        | _of_draws(header, _wrong(natural), ~correct),
+        | _of_draws(header, _wrong(natural), ~correct)
+        | _by_label(_right(natural)),
         "robust": robust,
-        "worst_case": worst_case.rows(correct, breaks, asked.budgets),
-        **({} if union is None else {"union": union}),
+        "worst_case": [row | _of_goal(header) for row in worst],
+        **({} if union is None else {"union": union | _of_goal(header)}),
+        **{key: header[key] for key in ("attacked",) if key in header},
         "warnings": _warnings(record, chunks, natural, correct, attacks, asked),
     }
     factors = _factors(natural)
@@ -133,6 +141,28 @@ def _per_example(result: dict[str, Any], factors: np.ndarray) -> dict[str, Any]:
     return result | {"epsilon_factors": extremes}
 
 
+def _before_attacks(
+    natural: Sequence[Arrays],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the verdicts of all chunks; see `verdicts.before_attacks`."""
+    found = [verdicts.before_attacks(arrays) for arrays in natural]
+    standing, wrong = zip(*found, strict=True)
+    return np.concatenate(standing), np.concatenate(wrong)
+
+
+def _of_goal(header: Mapping[str, Any]) -> Row:
+    """Returns the entries of a row that say what its attacks aim at.
+
+    They are empty for attacks that aim at any wrong class.
+    """
+    if header.get("multi_label"):
+        return {"multi_label": True}
+    if "target" not in header:
+        return {}
+    target = header["target"]
+    return {"target": target if isinstance(target, int) else EACH}
+
+
 def _everything(header: Header) -> Asked:
     """Returns all attacks of a record, and the budgets of any of them."""
     budgets = together(attack["budgets"] for attack in header["attacks"])
@@ -156,7 +186,7 @@ def _attack(
         natural: The natural arrays of the chunks.
     """
     attack = record.header["attacks"][number]
-    correct = np.concatenate([arrays["correct"] for arrays in natural])
+    standing, reached = _before_attacks(natural)
     probes = _probes(record, attack["surrogate"], chunks, natural)
     factors = _factors(natural)
     failed = [budget for other, budget in errors if other == number]
@@ -165,11 +195,13 @@ def _attack(
     )
     found = _Measured({}, {}, {}, breaks)
     for norm in attack["budgets"]:
-        before, wrong = ~correct, _wrong(natural)
+        before = ~standing
+        wrong = None if _wrong(natural) is None else reached
+        right = _right(natural)
         for budget, held, verdict in record.verdicts(number, norm, chunks):
             if budget in failed:
                 continue
-            inherited = int((before & correct).sum())
+            inherited = int((before & standing).sum())
             names = _add(found, attack, budget, held, verdict, factors)
             row = _row(held, verdict, names, inherited, record.header)
             radii = budget.epsilon * (1.0 if factors is None else factors)
@@ -179,15 +211,21 @@ def _attack(
             if wrong is not None and new is not None:
                 wrong = np.where(before, wrong, new)
                 row |= _of_draws(record.header, wrong, verdict != STANDS)
-            found.rows[budget] = _labels(attack, budget) | row | diagnosed
+            new = _right(held)
+            if right is not None and new is not None:
+                right = np.where(before[:, None], right, new)
+                row |= _by_label(right)
+            labels = _labels(attack, budget, record.header)
+            found.rows[budget] = labels | row | diagnosed
             before = verdict != STANDS
     for budget in failed:
-        survives = ~worst_case.verdict_at(breaks, budget, ~correct)
-        inherited = int(correct.sum() - survives.sum())
+        survives = ~worst_case.verdict_at(breaks, budget, ~standing)
+        inherited = int(standing.sum() - survives.sum())
         row = _failed(survives, inherited, errors[number, budget])
         unattackable = diagnosis.of_model(probes)
         diagnosed = {"diagnosis": unattackable} if unattackable else {}
-        found.rows[budget] = _labels(attack, budget) | row | diagnosed
+        labels = _labels(attack, budget, record.header)
+        found.rows[budget] = labels | row | diagnosed
     return found
 
 
@@ -279,11 +317,30 @@ def _of_draws(
     return {"draws": header["draws"], "spread": spread(wrong, broken)}
 
 
-def _labels(attack: Header, budget: Budget) -> Row:
+def _right(held: Sequence[Arrays]) -> np.ndarray | None:
+    """Returns which of several labels are right, None for classes.
+
+    Args:
+        held: The arrays, chunk by chunk.
+    """
+    if not all("right" in arrays for arrays in held):
+        return None
+    return np.concatenate([arrays["right"] for arrays in held])
+
+
+def _by_label(right: np.ndarray | None) -> Row:
+    """Returns the accuracy of each of several labels; an empty dict if none."""
+    if right is None:
+        return {}
+    return {"by_label": right.mean(axis=0, dtype=np.float64).tolist()}
+
+
+def _labels(attack: Header, budget: Budget, header: Header) -> Row:
     """Returns the entries of a row that say what it is."""
     return {
         "attack": attack["name"],
         "options": attack["options"],
+        **_of_goal(header),
         **({} if attack["surrogate"] is None else {"surrogate": True}),
         **budget._asdict(),
         "epsilon_text": epsilon_text(budget.epsilon),
@@ -306,7 +363,8 @@ def _warnings(
         gradients += _gradients(record, asked)
     found = red_flags.of_logits(gradients, header.get("logits"))
     found += red_flags.of_model(probed, gradients)
-    found += red_flags.of_accuracy(correct, header["classes"])
+    if not header.get("multi_label"):
+        found += red_flags.of_accuracy(correct, header["classes"])
     budgets = list(flat(asked.budgets))
     for attack in attacks:
         for norm in asked.budgets:
@@ -316,7 +374,9 @@ def _warnings(
             found += red_flags.of_single_draws(rows)
     stages = [s for a in attacks for norm in a.stages for s in a.stages[norm]]
     targets = [facts.targets for _, facts in stages]
-    found += red_flags.of_classes(header["classes"], max(targets, default=0))
+    if not _of_goal(header):
+        most = max(targets, default=0)
+        found += red_flags.of_classes(header["classes"], most)
     for budget in flat(ascending(asked.budgets)):
         found += _masked(attacks, budget)
     return found
@@ -432,10 +492,12 @@ def _row(
         # Records of tfsam 0.1.0 have no versions.
         standard = "standard" if names == list(STAGES) else ""
         version = str(held[0].get("version", standard))
+        usual = not _of_goal(header)
         if version:
-            row["version"] = version
+            other = MULTI_LABEL if header.get("multi_label") else TARGETED
+            row["version"] = version if usual else other
         if version == "standard":
-            row["standard"] = header["classes"] >= 4
+            row["standard"] = usual and header["classes"] >= 4
     if any(h.get("meaningless") for h in held):
         row["meaningless"] = True
     if "distances" in held[0]:

@@ -13,11 +13,16 @@ import numpy as np
 
 from tfsam.evaluation import budgets as balls
 from tfsam.evaluation.budgets import Budgets
+from tfsam.evaluation.goals import AllLabels
+from tfsam.evaluation.goals import AnyWrongClass
+from tfsam.evaluation.goals import Towards
+from tfsam.evaluation.plans import Data
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import cold_entries
 from tfsam.evaluation.plans import entries_of
 from tfsam.evaluation.plans import load_data
+from tfsam.evaluation.plans import part_inputs
 from tfsam.evaluation.workers import known_devices
 from tfsam.registries import ATTACKS
 from tfsam.support import files
@@ -41,6 +46,9 @@ class What:
     budgets: Any
     epsilon_factors: Any
     bounds: Any
+    target: Any
+    multi_label: bool
+    attacked: str | int | None
     seed: Any
     draws: Any
     steps: int | None
@@ -87,31 +95,36 @@ def made_plan(what: What, how: How, where: Where) -> Plan:
     batch_size = validators.check_count("batch_size", how.batch_size, 1)
     seed = validators.check_count("seed", what.seed)
     bounds = validators.check_interval("bounds", what.bounds)
-    given = _budgets(what, bounds)
+    budgets = _budgets(what, bounds)
     if where.save_adversarial and where.workdir is None:
         raise ValueError(
             "save_adversarial needs a workdir to save to. Received: none"
         )
     entries = _entries(what)
-    _check_sweep(what.sweep, entries, given, bounds, what.warm_start)
-    if what.warm_start and any(given.values()):
-        norms = [norm for norm, epsilons in given.items() if epsilons]
-        cold = _cold(entries, norms, given[norms[0]][0], bounds)
+    _check_sweep(what.sweep, entries, budgets, bounds, what.warm_start)
+    if what.warm_start and any(budgets.values()):
+        norms = [norm for norm, epsilons in budgets.items() if epsilons]
+        cold = _cold(entries, norms, budgets[norms[0]][0], bounds)
         if cold:
             warnings.warn(
                 f"{', '.join(cold)} cannot start from an image: warm_start "
                 "applies to the other attacks only.",
                 stacklevel=3,
             )
-    data = load_data(what.data, bounds, what.steps, what.model)
-    factors = _factors(what.epsilon_factors, len(data.x), given, bounds)
+    given, inputs, others = part_inputs(
+        what.data, what.attacked, what.model, bounds
+    )
+    data = load_data(
+        given, bounds, what.steps, what.model, what.multi_label
+    )._replace(inputs=inputs, others=others)
+    factors = _factors(what.epsilon_factors, len(data.x), budgets, bounds)
     size = min(batch_size, len(data.x))
     check_shard(how.shard, len(data.x), size)
     known_devices(how.devices)
     return Plan(
         data=data,
         entries=entries,
-        budgets=given,
+        budgets=budgets,
         bounds=bounds,
         seed=seed,
         size=size,
@@ -120,7 +133,22 @@ def made_plan(what: What, how: How, where: Where) -> Plan:
         keep_images=where.save_adversarial,
         diagnose=how.diagnose,
         factors=factors,
+        goal=_goal(data, what.target, what.multi_label),
     )
+
+
+def _goal(data: Data, target: Any, multi_label: bool) -> AnyWrongClass:
+    """Returns the goal of the attacks."""
+    if multi_label and target is not None:
+        raise ValueError(
+            "target is a class, and several labels are none: leave it out. "
+            f"Received: target={target}, multi_label=True"
+        )
+    if multi_label:
+        return AllLabels(data.y)
+    if target is None:
+        return AnyWrongClass(data.y, data.labels)
+    return Towards(data.y, data.labels, target)
 
 
 def check_sweep(

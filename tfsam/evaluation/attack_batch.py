@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.attacks.check import contract
+from tfsam.attacks.context import Context
 from tfsam.attacks.logits import traced
 from tfsam.attacks.recorder import Path
 from tfsam.attacks.recorder import Recorder
@@ -37,8 +38,10 @@ class Found(NamedTuple):
         images: Float array (count, ...), the adversarial images.
         outputs: Float array (count, classes), their logits, or the means over
             the draws of a random model.
-        wrong: Float array (count,), the fraction of the draws that are wrong.
+        wrong: Float array (count,), the fraction of the draws that reach the
+            goal of the attack.
         broken: Bool array (count,), the verdicts.
+        right: Bool array (count, labels), which of several labels are right.
         largest: Norm of the largest perturbation.
         passes: Int array (2,), forward and gradient passes of the network.
         nonfinite: Number of gradients that were NaN or infinite.
@@ -52,6 +55,7 @@ class Found(NamedTuple):
     outputs: np.ndarray
     wrong: np.ndarray
     broken: np.ndarray
+    right: np.ndarray
     largest: float
     passes: np.ndarray
     nonfinite: int
@@ -65,7 +69,8 @@ class _Batch(NamedTuple):
 
     Attributes:
         x: Float array (size, ...).
-        y: Labels, an array (size, ...).
+        y: Labels of the logits that the attack sees, an array (size, ...).
+        context: The context of the examples.
         seeds: Int32 array (size, 2), the seed and the index of each example.
         radius: The epsilon of all examples, or a float array (size,), that of
             each; infinite without a budget.
@@ -75,12 +80,13 @@ class _Batch(NamedTuple):
 
     x: np.ndarray
     y: np.ndarray
+    context: Context
     seeds: np.ndarray
     radius: Any
     active: tf.Tensor
     attacked: int
 
-    def tensors(self) -> list[tf.Tensor]:
+    def tensors(self) -> list[Any]:
         """Returns the arguments of the functions of `_function`."""
         return [
             tf.constant(self.x),
@@ -88,6 +94,7 @@ class _Batch(NamedTuple):
             tf.constant(self.seeds),
             self.active,
             tf.constant(self.radius, self.x.dtype),
+            self.context,
         ]
 
 
@@ -152,7 +159,10 @@ def attack_batch(
     judged = judged_images(plan, worker, x_adv, indices)
     return Found(
         as_numpy(x_adv)[: len(indices)],
-        *judged,
+        judged.outputs,
+        judged.wrong,
+        judged.broken,
+        judged.right,
         largest,
         counts.passes,
         counts.nonfinite,
@@ -220,7 +230,8 @@ def _batch(
     seeds = np.stack([np.full_like(batch, plan.seed), batch], axis=1)
     return _Batch(
         x=plan.data.x[batch],
-        y=plan.data.y[batch],
+        y=plan.goal.labels(batch),
+        context=plan.context(batch),
         seeds=seeds.astype(np.int32),
         radius=np.inf if epsilon is None else plan.radii(epsilon, batch),
         active=tf.constant(np.arange(size) < count),
@@ -257,12 +268,13 @@ def _recorder(
 def _fools(
     plan: Plan, worker: Worker, x_adv: Any, batch: _Batch, indices: np.ndarray
 ) -> np.ndarray | None:
-    """Returns which adversarial images the surrogate misclassifies."""
+    """Returns which adversarial images reach the goal on the surrogate."""
     if not plan.diagnose or not worker.source.surrogate:
         return None
-    outputs = as_numpy(attacked_predict(worker)(x_adv, batch.active))
-    found = outputs[: len(indices)].argmax(axis=1)
-    return found != plan.data.labels[indices]
+    predict, others = attacked_predict(worker), batch.context.inputs
+    outputs = as_numpy(predict(x_adv, batch.active, others))
+    found: np.ndarray = plan.goal.reached(outputs[: len(indices)], indices)
+    return found
 
 
 def _starts(start: np.ndarray | None, batch: _Batch) -> list[tf.Tensor]:
@@ -280,10 +292,8 @@ def _function(
     inside: bool,
 ) -> Callable[..., Any]:
     """Returns the attack as a function of tensors, to be traced if possible."""
-    logits: Any = worker.source.recorded(recorder)
-    if not worker.traceable:
-        logits = logits.untraced()
-    elif inside:
+    logits = worker.aimed.recorded(recorder)
+    if worker.traceable and inside:
         logits = logits.on_checked()
     any_epsilon = _any_epsilon(attack, epsilon)
 
@@ -293,10 +303,15 @@ def _function(
         seeds: tf.Tensor,
         active: tf.Tensor,
         radius: tf.Tensor,
+        context: Context,
         *start: tf.Tensor,
     ) -> tf.Tensor:
         made = attack.with_epsilon(radius) if any_epsilon else attack
-        source = logits.only(active) if selective else logits
+        source: Any = logits.given(context)
+        if selective:
+            source = source.only(active)
+        if not worker.traceable:
+            source = source.untraced()
         call = made.closest if epsilon is None else made
         return call(source, x, y, seeds, *start)
 
@@ -358,7 +373,8 @@ def _measured(
     if uncounted and not red_flags.facts_of(attack).gradient_free:
         # Gradients by tapes of the attack's own are not counted in a graph.
         steps = np.inf
-        model_probes.look_at_slopes(worker.source, batch.x, batch.y)
+        aimed = worker.aimed.given(batch.context)
+        model_probes.look_at_slopes(aimed, batch.x, batch.y)
         counts = counts._replace(nonfinite=worker.source.counted().nonfinite)
     return counts, red_flags.facts_of(attack, steps)
 

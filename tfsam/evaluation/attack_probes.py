@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import Attack
-from tfsam.attacks import losses
 from tfsam.attacks.check import contract
 from tfsam.evaluation import draws
 from tfsam.evaluation.attack_batch import attack_batch
@@ -69,10 +68,10 @@ def changes_of_loss(
     for first in range(0, len(pairs), plan.size):
         part = pairs[first : first + plan.size]
         images = np.stack([_around(plan, index, draw) for draw, index in part])
-        found.append(_logits(plan, worker, images))
+        indices = np.array([index for _, index in part])
+        found.append(_logits(plan, worker, images, indices))
     logits = np.concatenate(found)
-    labels = np.tile(plan.data.labels[chosen], _DRAWS + 1)
-    margins = losses.margin(tf.constant(logits), tf.constant(labels)).numpy()
+    margins = plan.goal.margins(logits, np.tile(chosen, _DRAWS + 1))
     margins = margins.reshape(_DRAWS + 1, len(chosen)).astype(np.float64)
     sizes = np.abs(margins[0])
     sizes = np.maximum(sizes, np.median(sizes))
@@ -99,14 +98,24 @@ def _around(plan: Plan, index: int, draw: int) -> np.ndarray:
     return moved.clip(low, high).astype(image.dtype)
 
 
-def _logits(plan: Plan, worker: Worker, images: np.ndarray) -> np.ndarray:
+def _logits(
+    plan: Plan, worker: Worker, images: np.ndarray, indices: np.ndarray
+) -> np.ndarray:
     """Returns the logits of the attacked model, for a chunk of images at most.
 
     They are computed in batches of the size that `predict` is traced for.
+
+    Args:
+        plan: The plan of the evaluation.
+        worker: The worker of the model.
+        images: Float array (count, ...), near images of the data.
+        indices: Int array (count,), the indices of these.
     """
     batch = np.resize(images, (plan.size, *images.shape[1:]))
     active = np.arange(plan.size) < len(images)
-    outputs = attacked_predict(worker)(tf.constant(batch), tf.constant(active))
+    others = plan.data.given(np.resize(indices, plan.size))
+    predict = attacked_predict(worker)
+    outputs = predict(tf.constant(batch), tf.constant(active), others)
     return as_numpy(outputs)[: len(images)]
 
 
@@ -187,9 +196,9 @@ def _broken_by_few(
     x = plan.data.x[batch]
     try:
         x_adv = short.perturb(
-            worker.source,
+            worker.aimed.given(plan.context(batch)),
             tf.constant(x),
-            tf.constant(plan.data.y[batch]),
+            tf.constant(plan.goal.labels(batch)),
             tf.constant(seeds.astype(np.int32)),
         )
         contract(x, x_adv, np.inf, attack.norm, plan.bounds)
@@ -221,8 +230,9 @@ def steepest_images(
     active = np.arange(plan.size) < len(indices)
     x = tf.constant(plan.data.x[batch])
     try:
-        gradient = traced_gradient(worker.source, worker.traceable)
-        labels = tf.constant(plan.data.y[batch])
+        aimed = worker.aimed.given(plan.context(batch))
+        gradient = traced_gradient(aimed, worker.traceable)
+        labels = tf.constant(plan.goal.labels(batch))
         slopes, _ = gradient(x, labels, tf.constant(active))
     except Exception:  # As in `model_probes.probe_gradients`, which reports it.
         return None

@@ -209,6 +209,7 @@ def _copied(before: Outcome) -> Outcome:
         before.verdict,
         before.lengths,
         before.wrong,
+        before.right,
         before.counters,
         before.facts,
     )

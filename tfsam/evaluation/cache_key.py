@@ -42,6 +42,7 @@ _DECISIVE = (
     "evaluation/bisection.py",
     "evaluation/chunks.py",
     "evaluation/draws.py",
+    "evaluation/goals.py",
     "evaluation/model_probes.py",
     "evaluation/natural.py",
     "evaluation/outcomes.py",
@@ -50,6 +51,7 @@ _DECISIVE = (
     "models/*.py",
     "geometry/*.py",
     "support/random_states.py",
+    "support/several_inputs.py",
 )
 
 
@@ -126,7 +128,10 @@ def _described_model(
         label = logits.identity["files"]
     else:
         label = identity.digest(parts)
-    return label, parts, fingerprints.sketch(logits.function, plan.data.x[:16])
+    function: Any = logits.function
+    if plan.data.inputs is not None:
+        function = function.given(*plan.data.given(slice(16)))
+    return label, parts, fingerprints.sketch(function, plan.data.x[:16])
 
 
 def model_identity(role: str, model: Model) -> dict[str, Any]:
@@ -260,7 +265,7 @@ def data_digest(data: Data) -> str:
     Args:
         data: The examples of an evaluation.
     """
-    return array_digest(data.x, data.y)
+    return array_digest(data.x, data.y, *data.others)
 
 
 def array_digest(*arrays: Pixels) -> str:

@@ -173,9 +173,9 @@ class _Chunk:
         self._indices = verdicts.chunk_indices(turn.record.header, chunk)
         self._x = turn.plan.data.x[self._indices]
         saved = turn.record.load(NATURAL, chunk)
-        correct = saved["correct"]
-        natural = np.where(correct, STANDS, MISCLASSIFIED).astype(np.int8)
-        self._wrong = saved.get("wrong", (~correct).astype(np.float64))
+        standing, self._wrong = verdicts.before_attacks(saved)
+        natural = np.where(standing, STANDS, MISCLASSIFIED).astype(np.int8)
+        self._right = saved.get("right", np.zeros((len(natural), 0), bool))
         self._natural = self.verdict = natural
         self._lengths = np.full((len(natural), len(LENGTHS)), np.inf)
         self._images: np.ndarray | None = None  # Of the last epsilon.
@@ -194,6 +194,9 @@ class _Chunk:
             self._lengths[survives] = saved["lengths"][survives]
         if "wrong" in saved:
             self._wrong = np.where(survives, saved["wrong"], self._wrong)
+        if "right" in saved:
+            chosen = survives[:, None]
+            self._right = np.where(chosen, saved["right"], self._right)
         if str(saved.get("kind", "")) and not self._turn.plan.keep_images:
             self._reaches.setdefault(str(saved["kind"]), reach_of(saved))
 
@@ -289,6 +292,7 @@ class _Chunk:
             self.verdict,
             self._lengths,
             self._wrong,
+            self._right,
             self._counters(len(stages)),
             [red_flags.facts_of(stage) for _, stage in stages],
         )
@@ -365,6 +369,7 @@ class _Chunk:
         outcome.verdict[chosen] = np.where(judged.broken, stage, STANDS)
         outcome.images[chosen], outcome.lengths[chosen] = images, moved
         outcome.wrong[chosen] = judged.wrong
+        outcome.right[chosen] = judged.right
         return outcome
 
     def _arrays(self, attack: Any, outcome: Outcome) -> dict[str, Any]:
@@ -375,6 +380,7 @@ class _Chunk:
             "stages": np.array([name for name, _ in _stages(attack)]),
             "version": np.array(ATTACKS.fact(attack, "version") or ""),
             **self._of_draws(attack, outcome.facts, outcome.wrong),
+            **({"right": outcome.right} if outcome.right.size else {}),
             **self._without_budget(outcome.verdict),
             **(images if self._turn.plan.keep_images else {}),
         }
@@ -451,6 +457,7 @@ class _Chunk:
         distances = np.where(self._natural == STANDS, np.inf, 0.0)
         reached = np.full((len(distances), len(LENGTHS)), np.inf)
         images, wrong = self._x.copy(), self._wrong.copy()
+        right = self._right.copy()
         correct = np.flatnonzero(self._natural == STANDS)
         passes, nonfinite = np.zeros(2, np.int64), 0
         facts = red_flags.facts_of(attack)
@@ -458,7 +465,7 @@ class _Chunk:
         if len(correct):
             found = self._run(attack, (1, kind), correct)
             broken = found.broken
-            wrong[correct] = found.wrong
+            wrong[correct], right[correct] = found.wrong, found.right
             reached[correct[broken]] = self._moved(found, correct)[broken]
             distances[correct] = reached[correct, LENGTHS.index(norm)]
             images[correct] = found.images
@@ -474,6 +481,7 @@ class _Chunk:
             distances=distances,
             lengths=reached,
             wrong=wrong,
+            right=right,
             images=images if self._turn.plan.keep_images else None,
             attacked=len(correct),
             passes=passes,
@@ -511,6 +519,10 @@ class _Chunk:
         }
         if self._turn.plan.draws:
             saved["wrong_nearest"] = reach.wrong
+        if reach.right.size:
+            found = (survivors & reached)[:, None]
+            saved["right"] = np.where(found, reach.right, self._right)
+            saved["right_nearest"] = reach.right
         if reach.images is not None:
             images = self._x.copy()
             images[reached] = reach.images[reached]

@@ -29,6 +29,7 @@ from tfsam.evaluation import draws as judging
 from tfsam.evaluation import model_probes
 from tfsam.evaluation.arguments import check_shard
 from tfsam.evaluation.corrupted_verdicts import Verdicts
+from tfsam.evaluation.goals import AnyWrongClass
 from tfsam.evaluation.opening import open_logits
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import load_data
@@ -224,6 +225,7 @@ def _work(
         size=min(size, len(loaded.x)),
         warm_start=False,
         keep_images=False,
+        goal=AnyWrongClass(loaded.y, loaded.labels),
     )
     return _Work(plan, functions, numbers, range(0))
 

@@ -78,13 +78,20 @@ class Judged(NamedTuple):
 
     Attributes:
         outputs: Float array (n, classes), the logits, or their means.
-        wrong: Float array (n,), the fraction of the draws that are wrong.
-        broken: Bool array (n,), whether at least half of the draws are wrong.
+        wrong: Float array (n,), the fraction of the draws that reach the goal
+            of the attacks, a wrong class by default.
+        broken: Bool array (n,), whether at least half of the draws do.
+        mistaken: Float array (n,), the fraction of the draws that are wrong
+            about the label.
+        right: Bool array (n, labels), whether most of the draws are right about
+            each of several labels.
     """
 
     outputs: np.ndarray
     wrong: np.ndarray
     broken: np.ndarray
+    mistaken: np.ndarray
+    right: np.ndarray
 
 
 def planned(draws: Any, logits: Logits, x: Any) -> Draws | None:
@@ -170,13 +177,12 @@ def judge(plan: Plan, worker: Worker, x: Any, indices: np.ndarray) -> Judged:
             others to a size that the model was traced for.
         indices: Int array (n,), the indices of the examples.
     """
-    labels, draws = plan.data.labels[indices], plan.draws
-    active = np.arange(len(x)) < len(indices)
+    draws, active = plan.draws, np.arange(len(x)) < len(indices)
     if draws is None:
-        outputs = worker.predict(tf.constant(x), tf.constant(active))
+        others = plan.data.given(np.resize(indices, len(x)))
+        outputs = worker.predict(tf.constant(x), tf.constant(active), others)
         outputs = as_numpy(outputs)[: len(indices)]
-        broken = outputs.argmax(axis=1) != labels
-        return Judged(outputs, broken.astype(np.float64), broken)
+        return _judged(plan, outputs[:, None], indices)
     keys = np.stack(
         [np.full(len(x), plan.seed ^ _JUDGE), np.resize(indices, len(x))],
         axis=1,
@@ -186,11 +192,20 @@ def judge(plan: Plan, worker: Worker, x: Any, indices: np.ndarray) -> Judged:
     if draws.together < 2:
         find = _in_batches if eager else _in_batches_of_a_graph
     logits = find(draws, worker, np.asarray(x), keys.astype(np.int32), active)
-    wrong = logits.argmax(axis=2) != labels[:, None]
+    return _judged(plan, logits, indices)
+
+
+def _judged(plan: Plan, logits: np.ndarray, indices: np.ndarray) -> Judged:
+    """Judges the logits of several draws, a float array (n, draws, classes)."""
+    wrong = plan.goal.reached(logits, indices)
+    right = plan.goal.right(logits, indices)
+    one = logits.shape[1] == 1
     return Judged(
-        outputs=logits.mean(axis=1),
+        outputs=logits[:, 0] if one else logits.mean(axis=1),
         wrong=wrong.mean(axis=1),
-        broken=2 * wrong.sum(axis=1) >= draws.number,
+        broken=2 * wrong.sum(axis=1) >= logits.shape[1],
+        mistaken=plan.goal.mistaken(logits, indices).mean(axis=1),
+        right=2 * right.sum(axis=1) > logits.shape[1],
     )
 
 

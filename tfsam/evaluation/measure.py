@@ -11,6 +11,7 @@ not depend on other chunks. Processes, devices and resumed runs can therefore
 share the work, and the result is the same to the bit.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ from tfsam.evaluation.chunks import Turn
 from tfsam.evaluation.chunks import attack_chunk
 from tfsam.evaluation.draws import Draws
 from tfsam.evaluation.draws import planned
+from tfsam.evaluation.model_probes import randomness
 from tfsam.evaluation.natural import measure_gradients
 from tfsam.evaluation.natural import measure_natural
 from tfsam.evaluation.opening import open_logits
@@ -81,6 +83,9 @@ def evaluate(
     budgets: Mapping[str, Any] | None = None,
     epsilon_factors: Any = None,
     bounds: Bounds = (0.0, 1.0),
+    target: Any = None,
+    multi_label: bool = False,
+    attacked: str | int | None = None,
     seed: int = 0,
     batch_size: int = 128,
     strict: bool = False,
@@ -104,11 +109,11 @@ def evaluate(
     """Measures natural accuracy, and accuracy under each and under all attacks.
 
     The arguments `model` to `epsilons`, `budgets`, `epsilon_factors`, `bounds`,
-    `seed`, `draws`, `steps`, `pixels`, `surrogate`, `transfer_attacks` and
-    `warm_start` say what is measured; `batch_size`, `strict`, `jit_compile`,
-    `progress`, `devices`, `shard` and `diagnose` how it is computed; and
-    `workdir`, `save_adversarial`, `name` and `surrogate_name` where verdicts
-    are kept.
+    `target`, `multi_label`, `attacked`, `seed`, `draws`, `steps`, `pixels`,
+    `surrogate`, `transfer_attacks` and `warm_start` say what is measured;
+    `batch_size`, `strict`, `jit_compile`, `progress`, `devices`, `shard` and
+    `diagnose` how it is computed; and `workdir`, `save_adversarial`, `name` and
+    `surrogate_name` where verdicts are kept.
 
     Args:
         model: A Keras model or a callable from pixels (batch, ...) to logits
@@ -139,6 +144,23 @@ def evaluate(
             against an image, such as one number for each channel of inputs
             that are standardized outside the model. Epsilon is in the units of
             x for all channels.
+        target: None, or the class that the attacks aim at: an integer, or
+            integers (n,), one for each example, none of which may be its label.
+            An example then counts as broken only if it is classified as its
+            target, so that an `accuracy` under attack, also in the worst case,
+            is the fraction of examples that are not. Those that are
+            misclassified as another class without an attack are attacked as
+            well. `natural` is the accuracy for the labels, as always.
+        multi_label: Whether the outputs are the logits of independent labels,
+            one sigmoid each, and y is 0 or 1 for each of them, (n, labels). An
+            example is classified correctly if all of its labels are right, the
+            logits above 0 being those of the labels that it has, and an attack
+            breaks it if any is wrong.
+        attacked: Name or number of the input that is attacked, for a model of
+            several. x is then a list or dict of arrays, in the structure that
+            the model takes, and the attacks know the other inputs, but do not
+            change them. None is the only input that looks like images in the
+            bounds.
         seed: Integer >= 0. With the index of an example, it determines the
             random numbers for that example.
         batch_size: Number of examples in a chunk, which are attacked together.
@@ -210,7 +232,18 @@ def evaluate(
         `epsilon_text`, `accuracy`, `n`, `interval`, `max_perturbation`,
         `inherited`, `attacked`, `forward_passes`, `gradient_passes`,
         `nan_gradients`, `seconds`}; an attack on a surrogate also has
-        `surrogate`, true.
+        `surrogate`, true. With `target`, all rows of attacks have `target`, the
+        class, or "one for each example".
+
+        With `multi_label`, the rows of attacks have `multi_label`, true, and
+        they and `natural` have `by_label`, a list: for each label, the fraction
+        of all n examples for which it is right, on the image that the attack
+        found at this epsilon or a smaller one. As the attack aims at any label,
+        another attack may break more of each. An example of which a label is
+        wrong without an attack is not attacked.
+
+        For a model of several inputs, `attacked` is the name or the number of
+        the one that is attacked.
 
         Accuracies are fractions of all n examples, and `interval` is Wilson's
         95 % interval. `inherited` counts the examples that a smaller epsilon
@@ -221,9 +254,10 @@ def evaluate(
         `nan_gradients` counts gradients that were NaN or infinite; if there
         are any, the accuracy is not reliable. An ensemble's row also has
         `broken_by`, the number of examples that each stage broke, and the row
-        of AutoAttack has its `version`, "standard", "rand" or "plus". That of
+        of AutoAttack has its `version`, "standard", "rand" or "plus", or
+        "targeted" with `target` and "multi-label" with `multi_label`. That of
         the standard version has `standard`, which is false for fewer than four
-        classes.
+        classes and with either of these.
         The row of a minimum-norm attack has `median_distance` over all
         examples: 0 for misclassified ones, None if at least half survive. If
         an attack failed, its row has `error`, and `accuracy` is None. It is
@@ -294,6 +328,9 @@ def evaluate(
         budgets=budgets,
         epsilon_factors=epsilon_factors,
         bounds=bounds,
+        target=target,
+        multi_label=multi_label,
+        attacked=attacked,
         seed=seed,
         draws=draws,
         steps=steps,
@@ -319,6 +356,7 @@ def evaluate(
     )
     plan = made_plan(what, how, where)
     models = _models(what, how, plan.data)
+    plan.goal.check(models.classes)
     plan = plan._replace(draws=_draws(what, models, plan.data))
     record = _record(plan, models, what, how, where)
     return _measured(plan, models, record, how)
@@ -327,7 +365,7 @@ def evaluate(
 def _models(what: What, how: How, data: Data) -> _Models:
     """Loads the model and the surrogate."""
     judge = _load(what, what.model, what.pixels, how, data)
-    classes = count_classes(judge, data.x[:1])
+    classes = count_classes(_of_first(judge, data, 1), data.x[:1])
     surrogate = None
     if what.surrogate is not None:
         surrogate = _load_surrogate(what, how, classes, data)
@@ -336,16 +374,43 @@ def _models(what: What, how: How, data: Data) -> _Models:
 
 def _draws(what: What, models: _Models, data: Data) -> Draws | None:
     """Chooses the draws of a random model, and looks at the surrogate."""
+    if data.inputs is not None:
+        some = data.x[:16]
+        for logits in filter(None, (models.judge, models.surrogate)):
+            function = _of_first(logits, data, 16).function
+            difference, tolerance = randomness(function, some)
+            if difference > tolerance or what.draws not in (None, 1):
+                raise ValueError(
+                    "draws are for models of a single input: leave them out, "
+                    "and take the randomness out of the model. "
+                    f"Received: draws={what.draws}, "
+                    f"attacked={data.inputs.attacked}"
+                )
+        return None
     if models.surrogate is not None:
         planned(None, models.surrogate, data.x)
     return planned(what.draws, models.judge, data.x)
+
+
+def _of_first(logits: Logits, data: Data, count: int) -> Logits:
+    """Returns a model as a function of the pixels of the first examples."""
+    if data.inputs is None:
+        return logits
+    other = copy.copy(logits)
+    other.function = logits.function.given(*data.given(slice(count)))  # type: ignore[attr-defined]
+    return other
 
 
 def _load(
     what: What, model: Any, pixels: str | None, how: How, data: Data
 ) -> Logits:
     """Loads a model; one from a file is tried on the data."""
-    return open_logits(model, data, what.bounds, pixels, how.jit_compile)
+    logits = open_logits(model, data, what.bounds, pixels, how.jit_compile)
+    if data.inputs is None:
+        return logits
+    taking = copy.copy(logits)
+    taking.function = logits.function.taking(data.inputs)  # type: ignore[attr-defined]
+    return taking
 
 
 def _load_surrogate(what: What, how: How, classes: int, data: Data) -> Logits:
@@ -357,14 +422,14 @@ def _load_surrogate(what: What, how: How, classes: int, data: Data) -> Logits:
     """
     try:
         source = _load(what, what.surrogate, None, how, data)
-        found = count_classes(source, data.x[:1])
+        found = count_classes(_of_first(source, data, 1), data.x[:1])
         if found != classes:
             raise ValueError(
                 f"it must have the model's {classes} outputs. "
                 f"Received: {found} outputs"
             )
         check_logits(
-            source(tf.constant(data.x[:32])).numpy(),
+            _of_first(source, data, 32)(tf.constant(data.x[:32])).numpy(),
             getattr(source.function, "model", None),
         )
     except ValueError as error:
@@ -402,6 +467,9 @@ def _record(
         header["logits"] = LOGARITHMS
     if plan.factors is not None:
         header["epsilon_factors"] = cache_key.array_digest(plan.factors)
+    header |= plan.goal.header()
+    if plan.data.inputs is not None:
+        header["attacked"] = plan.data.inputs.attacked
     if plan.bisect:
         header["sweep"] = what.sweep
     if plan.draws is not None:
@@ -473,18 +541,28 @@ def _workers(plan: Plan, models: _Models, how: How) -> dict[bool, list[Worker]]:
         A dict from `Entry.transfer` to workers, one for each device.
     """
     example, classes = plan.data.x[:1], models.classes
-    facts = classes, example.shape, example.dtype, plan.size
+    others = plan.data.given(slice(1))
+    goal = plan.goal.head
+    shapes = [(each.shape.as_list(), each.dtype.name) for each in others]
+    facts = (
+        *(classes, example.shape, example.dtype, plan.size),
+        *(goal, plan.data.inputs, str(shapes)),
+    )
 
     def worker(device: str | None) -> Worker:
         def make(logits: Logits) -> Worker:
-            return make_worker(device, logits, classes, example, plan.size)
+            return make_worker(
+                device, logits, classes, example, plan.size, goal, others
+            )
 
         return kept_workers.take(make, models.judge, (device, *facts))
 
     found = {False: [worker(d) for d in known_devices(how.devices)]}
     if models.surrogate is not None:
         found[True] = [
-            on_surrogate(one, models.surrogate, classes, example, plan.size)
+            on_surrogate(
+                one, models.surrogate, classes, example, plan.size, others
+            )
             for one in found[False]
         ]
     return found

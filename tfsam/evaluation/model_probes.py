@@ -3,6 +3,7 @@
 Their results become warnings in `red_flags.py`. They change no number.
 """
 
+import functools
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfsam.attacks.context import Context
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import traced
@@ -235,10 +237,14 @@ def traced_gradient(logits: Logits, traceable: bool) -> Callable[..., Any]:
         Function (x, labels, active) -> (gradient, logits); see
         `tfsam.attacks.logits.input_gradient`.
     """
-    gradient: Callable[..., Any] = input_gradient(logits)
-    if not traceable:
-        return gradient
-    return logits.once("probe", lambda: traced(gradient))
+
+    def gradient(context: Context, *batch: tf.Tensor) -> Any:
+        return input_gradient(logits.given(context))(*batch)
+
+    found: Callable[..., Any] = gradient
+    if traceable:
+        found = logits.once("probe", lambda: traced(gradient))
+    return functools.partial(found, logits.context)
 
 
 def _culprit(

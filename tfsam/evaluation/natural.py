@@ -7,6 +7,7 @@ model that is attacked; see `model_probes.py`.
 import functools
 from collections.abc import Iterable
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +21,6 @@ from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import spread
-from tfsam.support.labels import check_classes
 from tfsam.support.logit_checks import check_logits
 
 
@@ -47,7 +47,7 @@ def measure_natural(
     outputs = [record.load(NATURAL, chunk)["logits"] for chunk in chunks]
     network = getattr(workers[0].judge.function, "model", None)
     check_logits(np.concatenate(outputs), network)
-    check_classes(plan.data.y, plan.data.labels, outputs[0].shape[1])
+    plan.goal.check_labels(outputs[0].shape[1])
 
 
 def _measure_chunk(
@@ -63,13 +63,19 @@ def _measure_chunk(
         raise ValueError(
             "model must return finite logits. Received: NaN or infinity"
         )
-    found = {"correct": ~judged.broken, "logits": judged.outputs}
+    found = {"correct": 2 * judged.mistaken < 1, "logits": judged.outputs}
     if plan.factors is not None:
         found["epsilon_factors"] = plan.factors[indices]
     if plan.draws is not None:
-        found["wrong"] = judged.wrong
+        found["wrong"] = judged.mistaken
+    if plan.goal.head is not None:
+        found |= {"standing": ~judged.broken, "reached": judged.wrong}
+    if judged.right.size:
+        found["right"] = judged.right
     if chunk == 0:  # Always the same chunk, whichever process measures it.
-        judge = worker.judge.function
+        others = plan.data.given(np.resize(indices, plan.size))
+        judge: Any = worker.judge.function
+        judge = judge.given(*others) if others else judge
         found |= model_probes.probe_outputs(judge, x)
         found |= draws.facts(plan)
         found["seen_range"] = np.array(
@@ -123,9 +129,9 @@ def _gradients(
     right = np.zeros(plan.size, bool)
     right[: len(indices)] = correct
     found = model_probes.probe_gradients(
-        worker.source,
+        worker.aimed.given(plan.context(batch)),
         x,
-        plan.data.y[batch],
+        plan.goal.labels(batch),
         right,
         worker.traceable,
         model_probes.pushed_to_bounds(x, plan.bounds, reach),

@@ -35,6 +35,12 @@ def open_logits(
             takes no `pixels`.
     """
     of_file = isinstance(model, (str, os.PathLike))
+    if of_file and data.inputs is not None:
+        raise ValueError(
+            "a model of several inputs must be loaded first, by "
+            "keras.saving.load_model, and return logits. "
+            f"Received: model={model}"
+        )
     if pixels is not None and not of_file:
         raise ValueError(
             "pixels belong to a model from a path; for another, evaluate "
@@ -50,6 +56,12 @@ def open_logits(
             )
         plain = pixel_ranges.parse(pixel_ranges.PLAIN)
         return load_logits(open_model(model).fitted(plain), jit_compile)
+    if data.labels.ndim > 1:  # Without a class nothing can be tried.
+        opened = open_model(model)
+        named = pixels or opened.told or pixel_ranges.PLAIN
+        return load_logits(
+            opened.fitted(pixel_ranges.parse(named)), jit_compile
+        )
     examples = trial.sampled(lambda some: data.x[some], data.labels, ())
     tried = trial.run(open_model(model), examples, pixels)
     if tried.objection is not None:

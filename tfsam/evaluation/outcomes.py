@@ -17,7 +17,7 @@ from tfsam.evaluation.worst_case import LENGTHS
 from tfsam.evaluation.worst_case import lengths
 
 # The fields of an `Outcome` that say what was found, and not at what cost.
-FOUND = ("verdict", "images", "lengths", "wrong")
+FOUND = ("verdict", "images", "lengths", "wrong", "right")
 
 
 class Outcome(NamedTuple):
@@ -31,6 +31,7 @@ class Outcome(NamedTuple):
             broke examples; infinite for survivors.
         wrong: Float array (n,), the fraction of the draws of a random model
             that are wrong.
+        right: Bool array (n, labels), which of several labels are right.
         attacked: Bool array (n,), the examples that were attacked.
         largest: Float array (n,), the length of the longest perturbation that
             any stage returned, in the attack's norm.
@@ -46,6 +47,7 @@ class Outcome(NamedTuple):
     images: np.ndarray
     lengths: np.ndarray
     wrong: np.ndarray
+    right: np.ndarray
     attacked: np.ndarray
     largest: np.ndarray
     passes: np.ndarray
@@ -60,6 +62,7 @@ def unattacked(
     verdict: np.ndarray,
     lengths: np.ndarray,
     wrong: np.ndarray,
+    right: np.ndarray,
     counters: dict[str, np.ndarray],
     facts: Sequence[Facts],
 ) -> Outcome:
@@ -70,6 +73,7 @@ def unattacked(
         verdict: Int8 array (n,), the verdicts so far.
         lengths: Float array (n, 3), the lengths so far.
         wrong: Float array (n,), the fraction of wrong draws so far.
+        right: Bool array (n, labels), the labels that are right so far.
         counters: Arrays in which nothing is recorded; they are copied.
         facts: Facts about the stages, before they have run.
     """
@@ -79,6 +83,7 @@ def unattacked(
         images=x.copy(),
         lengths=lengths.copy(),
         wrong=wrong.copy(),
+        right=right.copy(),
         attacked=np.zeros(n, bool),
         largest=np.zeros(n),
         passes=np.zeros((n, 2)),
@@ -115,6 +120,7 @@ def add_stage(
     outcome.images[chosen] = found.images
     outcome.lengths[chosen[broken]] = reached[broken]
     outcome.wrong[chosen] = found.wrong
+    outcome.right[chosen] = found.right
     outcome.attacked[chosen] = True
     outcome.largest[chosen] = np.maximum(
         outcome.largest[chosen], reached[:, LENGTHS.index(norm)]

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import attacks as registry
+from tfsam.attacks.context import Context
 from tfsam.data import examples
 from tfsam.data import rows
 from tfsam.data.rows import Pixels
@@ -21,7 +22,10 @@ from tfsam.evaluation.budgets import ascending
 from tfsam.registries import ATTACKS
 from tfsam.support.factories import check_options
 from tfsam.support.labels import class_labels
+from tfsam.support.labels import several_labels
 from tfsam.support.pixels import inside_bounds
+from tfsam.support.several_inputs import Inputs
+from tfsam.support.several_inputs import inputs_of
 from tfsam.support.validators import Bounds
 from tfsam.support.validators import bounds_text
 from tfsam.support.validators import check_interval
@@ -33,15 +37,29 @@ class Data(NamedTuple):
     Attributes:
         x: Float array (n, ...), the images, or `Rows` of them.
         y: Labels in the form that attacks take: class numbers, int64 (n,), or
-            distributions over the classes (n, classes).
-        labels: Class numbers, int64 (n,).
+            distributions over the classes (n, classes); or several labels of
+            an example, int64 (n, labels).
+        labels: Class numbers, int64 (n,); with several labels, `y`.
         ends: Float array (2,), the lowest and the highest value of x.
+        inputs: The structure of several inputs, of which x is the one that is
+            attacked; None for a single one.
+        others: The other inputs, arrays (n, ...).
     """
 
     x: Pixels
     y: np.ndarray
     labels: np.ndarray
     ends: np.ndarray
+    inputs: Inputs | None = None
+    others: tuple[np.ndarray, ...] = ()
+
+    def given(self, indices: Any) -> tuple[tf.Tensor, ...]:
+        """Returns the other inputs of some examples.
+
+        Args:
+            indices: Int array (count,), or a slice.
+        """
+        return tuple(tf.constant(each[indices]) for each in self.others)
 
 
 class Entry(NamedTuple):
@@ -82,6 +100,7 @@ class Plan(NamedTuple):
         bisect: Whether sweeps over epsilons are made by bisection.
         factors: Float array (n,): the radius of the ball of each example, in
             units of epsilon. None means 1 for all.
+        goal: The goal of the attacks; see `tfsam.evaluation.goals`.
     """
 
     data: Data
@@ -96,6 +115,7 @@ class Plan(NamedTuple):
     diagnose: bool = False
     bisect: bool = False
     factors: np.ndarray | None = None
+    goal: Any = None
 
     def epsilons(self, norm: str) -> list[float]:
         """Returns the epsilons of a norm, ascending, without duplicates."""
@@ -115,6 +135,15 @@ class Plan(NamedTuple):
         if self.factors is None:
             return epsilon
         return epsilon * self.factors[indices]
+
+    def context(self, indices: np.ndarray) -> Context:
+        """Returns the context of some examples, as the attacked model needs it.
+
+        Args:
+            indices: Int array (count,).
+        """
+        context: Context = self.goal.context(indices)
+        return context._replace(inputs=self.data.given(indices))
 
     def made(self, entry: Entry, budget: Budget) -> Any:
         """Makes an attack for a budget.
@@ -322,6 +351,7 @@ def load_data(
     bounds: Bounds,
     steps: int | None = None,
     network: Any = None,
+    multi_label: bool = False,
 ) -> Data:
     """Reads images and their labels, and checks them.
 
@@ -330,6 +360,7 @@ def load_data(
         bounds: (lowest, highest) value of x, or None.
         steps: Number of elements to read; see `examples.load`.
         network: The model that will process the images; see `examples.load`.
+        multi_label: Whether an example may have several labels.
 
     Raises:
         ValueError: If the data are not images with labels, or a value of x is
@@ -352,7 +383,8 @@ def load_data(
     if x.dtype.itemsize < 4:
         # Rounded to float16, an adversarial image could leave its ball.
         x = rows.changed(x, lambda part: part.astype(np.float32), np.float32)
-    return Data(x, *class_labels(y), ends.astype(x.dtype))
+    labels = _labels(y, multi_label)
+    return Data(x, *labels, ends.astype(x.dtype))
 
 
 def _inside(
@@ -373,3 +405,56 @@ def _inside(
         clipped = clip(ends)
         inside = bool((clipped == ends).all())
     return x if inside else rows.changed(x, clip), clipped
+
+
+def part_inputs(
+    data: Any,
+    attacked: str | int | None,
+    network: Any,
+    bounds: Bounds,
+) -> tuple[Any, Inputs | None, tuple[np.ndarray, ...]]:
+    """Parts several inputs into the one that is attacked and the others.
+
+    Args:
+        data: Arrays (x, y), where x may be a list or dict of inputs; or data of
+            a single input, see `tfsam.data.examples`.
+        attacked: Name or number of the input that is attacked, or None.
+        network: The model that will process the inputs.
+        bounds: (lowest, highest) value of a pixel, or None.
+
+    Returns:
+        (data, inputs, others): the data with the attacked input alone, and the
+        `inputs` and `others` of `Data`.
+
+    Raises:
+        ValueError: If it is unknown which input is attacked, or the inputs have
+            different numbers of examples.
+    """
+    pair = isinstance(data, (tuple, list)) and len(data) in (2, 3)
+    if not pair or not examples.is_several(data[0], data[1]):
+        if attacked is not None:
+            raise ValueError(
+                "attacked names one of several inputs, and x must be a list or "
+                "a dict of arrays. "
+                f"Received: attacked={attacked}, data={type(data).__name__}"
+            )
+        return data, None, ()
+    names = [each.name for each in getattr(network, "inputs", None) or ()]
+    inputs = inputs_of(data[0], attacked, names, bounds)
+    x, others = inputs.split(data[0])
+    arrays = tuple(np.asarray(each) for each in others)
+    lengths = {len(each) for each in (x, *arrays)}
+    if len(lengths) > 1:
+        raise ValueError(
+            "all inputs must have the same number of examples. Received: "
+            f"{', '.join(map(str, sorted(lengths)))}"
+        )
+    return (x, data[1]), inputs, arrays
+
+
+def _labels(y: np.ndarray, multi_label: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `y` and `labels` of `Data`."""
+    if multi_label:
+        found = several_labels(y)
+        return found, found
+    return class_labels(y)

@@ -25,6 +25,7 @@ class Reach(NamedTuple):
             images.
         wrong: Float array (n,), the fraction of the draws of a random model
             that are wrong there.
+        right: Bool array (n, labels), which of several labels are right there.
         images: Float array (n, ...), these images, or None if they are not
             kept.
         attacked: Number of examples that were attacked.
@@ -38,6 +39,7 @@ class Reach(NamedTuple):
     distances: np.ndarray
     lengths: np.ndarray
     wrong: np.ndarray
+    right: np.ndarray
     images: np.ndarray | None
     attacked: int
     passes: np.ndarray
@@ -55,11 +57,13 @@ def reach_of(saved: Arrays) -> Reach:
     Args:
         saved: The arrays, by name.
     """
+    n = len(saved["lengths"])
     facts = [saved[name][0] for name in red_flags.Facts._fields]
     return Reach(
         distances=saved["distances"],
         lengths=saved["lengths"],
-        wrong=saved.get("wrong_nearest", np.zeros(len(saved["lengths"]))),
+        wrong=saved.get("wrong_nearest", np.zeros(n)),
+        right=saved.get("right_nearest", np.zeros((n, 0), bool)),
         images=None,
         attacked=0,
         passes=0 * saved["passes"],

@@ -34,8 +34,9 @@ __all__ = ["MISCLASSIFIED", "NATURAL", "STANDS", "load"]
 
 Arrays = Mapping[str, np.ndarray]
 
-# The verdict of an example: it survives; it is misclassified without an attack;
-# or the number of the attack's stage that broke it, from 1.
+# The verdict of an example: it survives; it is broken without an attack, that
+# is, misclassified, or taken for the class that attacks aim at; or the number
+# of the attack's stage that broke it, from 1.
 STANDS = -1
 MISCLASSIFIED = 0
 
@@ -215,6 +216,21 @@ def inherited(verdict: np.ndarray, smaller: np.ndarray) -> np.ndarray:
         [2, 2, -1]
     """
     return np.where(smaller == STANDS, verdict, smaller)
+
+
+def before_attacks(natural: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the natural verdicts of a chunk, as attacks find them.
+
+    Args:
+        natural: The arrays of its part `NATURAL`.
+
+    Returns:
+        (standing, wrong): the examples that are not broken, a bool array (n,),
+        and the fraction of the draws that break them, a float array (n,).
+    """
+    standing = natural.get("standing", natural["correct"])
+    wrong = natural.get("reached", natural.get("wrong"))
+    return standing, (~standing).astype(float) if wrong is None else wrong
 
 
 def merged(folders: Iterable[files.Path]) -> tuple[Record, list[str]]:

@@ -11,11 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfsam.attacks.context import Context
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import traced
 from tfsam.attacks.recorder import Recorder
 from tfsam.models.functions import for_evaluation
 from tfsam.models.functions import traceable
+
+# The inputs of a model other than the pixels, tensors (batch, ...).
+Others = tuple[tf.Tensor, ...]
 
 
 class Worker(NamedTuple):
@@ -25,8 +29,11 @@ class Worker(NamedTuple):
         device: Name of the device, None for TensorFlow's own choice.
         judge: The model that is evaluated.
         source: The model that is attacked: `judge`, or a surrogate.
+        aimed: The same with the logits that attacks see; see
+            `tfsam.attacks.goals`.
         predict: Returns the logits (batch, classes) of `judge` for a batch of
-            images and a bool tensor (batch,), the examples that are needed.
+            images, a bool tensor (batch,), the examples that are needed, and
+            the other inputs of the batch.
         judged: Whether `tf.function` can trace `judge`.
         traceable: Whether `tf.function` can trace `source`.
         runs: The traced attacks by their keys, each with the objects that its
@@ -39,7 +46,8 @@ class Worker(NamedTuple):
     device: str | None
     judge: Logits
     source: Logits
-    predict: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    aimed: Logits
+    predict: Callable[..., tf.Tensor]
     judged: bool
     traceable: bool
     runs: dict[Any, tuple[Callable[..., Any], list[Any]]]
@@ -100,6 +108,8 @@ def make_worker(
     classes: int,
     example: np.ndarray,
     most: int | None = None,
+    goal: Callable[..., Any] | None = None,
+    others: Others = (),
 ) -> Worker:
     """Puts a model on a device, to be attacked and to judge the images.
 
@@ -109,13 +119,17 @@ def make_worker(
         classes: Number of its logits.
         example: Float array (1, ...), an example.
         most: Number of examples that the network may process together, or None.
+        goal: A function of `tfsam.attacks.goals`, or None.
+        others: The other inputs of the example, tensors (1, ...).
     """
+    context = Context(inputs=others)
     with tf.device(device):
         judge = for_evaluation(logits, classes, example.shape[1:], device)
-        judged = traceable(judge, example)
-        predict = traced(judge.predict) if judged else _eagerly(judge)
+        judged = traceable(judge.given(context), example)
+        predict = _predict(judge) if judged else _eagerly(judge)
         source = _attacked(judge, judged, classes, most)
-    return Worker(device, judge, source, predict, judged, judged, {}, {})
+    aimed = source.aimed_at(goal) if goal else source
+    return Worker(device, judge, source, aimed, predict, judged, judged, {}, {})
 
 
 def on_surrogate(
@@ -124,6 +138,7 @@ def on_surrogate(
     classes: int,
     example: np.ndarray,
     most: int | None = None,
+    others: Others = (),
 ) -> Worker:
     """Returns a worker that attacks a surrogate, and has the same judge.
 
@@ -133,15 +148,22 @@ def on_surrogate(
         classes: Number of its logits.
         example: Float array (1, ...), an example.
         most: Number of examples that the network may process together, or None.
+        others: The other inputs of the example, tensors (1, ...).
     """
+    context = Context(inputs=others)
     shape, device = example.shape[1:], worker.device
     with tf.device(device):
         source = for_evaluation(surrogate, classes, shape, device)
-        attackable = traceable(source, example)
+        attackable = traceable(source.given(context), example)
         source = source.as_surrogate()
         source = _attacked(source, attackable, classes, most)
+    goal = worker.aimed.goal
     return worker._replace(
-        source=source, traceable=attackable, runs={}, recorders={}
+        source=source,
+        aimed=source.aimed_at(goal) if goal else source,
+        traceable=attackable,
+        runs={},
+        recorders={},
     )
 
 
@@ -160,11 +182,23 @@ def _attacked(
     return source
 
 
-def _eagerly(judge: Logits) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Returns a function like `judge.predict` that calls the model as it is."""
+def _predict(judge: Logits) -> Callable[..., tf.Tensor]:
+    """Returns the traced `Worker.predict` of a model."""
 
-    def predict(x: tf.Tensor, active: tf.Tensor) -> tf.Tensor:
-        return judge.function(x)
+    def predict(
+        x: tf.Tensor, active: tf.Tensor, others: Others = ()
+    ) -> tf.Tensor:
+        return judge.given(Context(inputs=others)).predict(x, active)
+
+    made: Callable[..., tf.Tensor] = traced(predict)
+    return made
+
+
+def _eagerly(judge: Logits) -> Callable[..., Any]:
+    """Returns a `Worker.predict` that calls the model as it is."""
+
+    def predict(x: tf.Tensor, active: tf.Tensor, others: Others = ()) -> Any:
+        return judge.function(x, *others)
 
     return predict
 
@@ -181,7 +215,7 @@ def attacked_predict(worker: Worker) -> Callable[..., Any]:
     if not worker.traceable:
         return _eagerly(source)
     key = False, "predict"
-    return worker.runs.setdefault(key, (traced(source.predict), []))[0]
+    return worker.runs.setdefault(key, (_predict(source), []))[0]
 
 
 def spread(

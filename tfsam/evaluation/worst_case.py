@@ -124,8 +124,8 @@ def rows(
     """Computes the accuracy under all attacks together, budget by budget.
 
     Args:
-        correct: Bool array (n,), the examples that are classified correctly
-            without an attack.
+        correct: Bool array (n,), the examples that are not broken without an
+            attack.
         attacks: The attacks.
         budgets: The epsilons of each norm.
 
@@ -168,8 +168,8 @@ def union(
     2019).
 
     Args:
-        correct: Bool array (n,), the examples that are classified correctly
-            without an attack.
+        correct: Bool array (n,), the examples that are not broken without an
+            attack.
         attacks: The attacks.
         budgets: The epsilons of each norm.
 

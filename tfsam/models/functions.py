@@ -1,9 +1,11 @@
 """Models as functions from pixels to logits that change no variable."""
 
+import copy
 import math
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
+from typing import Self
 
 import keras
 import numpy as np
@@ -14,6 +16,7 @@ from tfsam.models.keyed_noise import KeyedScope
 from tfsam.support import files
 from tfsam.support.logit_checks import check_ending
 from tfsam.support.rescaling import flattened
+from tfsam.support.several_inputs import Inputs
 from tfsam.support.single_logits import of_two_classes
 
 # Number of examples in a block, which the network processes together on a CPU:
@@ -36,14 +39,47 @@ class StatelessFunction:
 
     Args:
         function: Function from pixels to logits.
+
+    Attributes:
+        inputs: The `Inputs` of a function that takes several, or None.
+        others: The inputs other than the pixels that a call is given by
+            default.
     """
+
+    inputs: Inputs | None = None
+    others: tuple[tf.Tensor, ...] = ()
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
 
-    def __call__(self, x: tf.Tensor) -> Any:
-        """Returns the logits of a batch."""
-        return self.in_turn([x])[0]
+    def __call__(self, x: tf.Tensor, *others: tf.Tensor) -> Any:
+        """Returns the logits of a batch.
+
+        Args:
+            x: Float tensor (batch, ...).
+            *others: The inputs other than the pixels, if there are any.
+        """
+        return (self.given(*others) if others else self).in_turn([x])[0]
+
+    def taking(self, inputs: Inputs | None) -> Self:
+        """Returns the same function of several inputs.
+
+        Args:
+            inputs: Their structure, None for pixels alone.
+        """
+        other = copy.copy(self)
+        other.inputs = inputs
+        return other
+
+    def given(self, *others: tf.Tensor) -> Self:
+        """Returns the function of pixels, with the other inputs of a batch.
+
+        Args:
+            *others: Tensors (batch, ...).
+        """
+        other = copy.copy(self)
+        other.others = others
+        return other
 
     def in_turn(self, batches: Sequence[tf.Tensor]) -> list[Any]:
         """Calls the function on several batches, without resetting the state.
@@ -58,7 +94,7 @@ class StatelessFunction:
             The function's results.
         """
         with keras.StatelessScope(self._mapping()):
-            return [_of_classes(self._call(x)) for x in batches]
+            return [_of_classes(self._call(self._whole(x))) for x in batches]
 
     def outputs(self, x: tf.Tensor) -> Any:
         """Returns the function's own outputs for a batch, as they are.
@@ -67,9 +103,9 @@ class StatelessFunction:
             x: Float tensor (batch, ...).
         """
         with keras.StatelessScope(self._mapping()):
-            return self._call(x)
+            return self._call(self._whole(x))
 
-    def draw(self, x: tf.Tensor, key: tf.Tensor) -> Any:
+    def draw(self, x: tf.Tensor, key: tf.Tensor, *others: tf.Tensor) -> Any:
         """Calls the function with random numbers that depend on a key alone.
 
         These are the random numbers of Keras, in its layers and in
@@ -79,12 +115,14 @@ class StatelessFunction:
         Args:
             x: Float tensor (batch, ...).
             key: int32 tensor (2,).
+            *others: The inputs other than the pixels, if there are any.
 
         Returns:
             The function's result.
         """
+        source = self.given(*others) if others else self
         with KeyedScope(self._mapping(), key):
-            return _of_classes(self._call(x))
+            return _of_classes(self._call(source._whole(x)))
 
     def __identity__(self) -> Any:
         """Returns the object that `identity.describe` describes instead."""
@@ -93,7 +131,11 @@ class StatelessFunction:
     def _mapping(self) -> list[tuple[keras.Variable, tf.Tensor]]:
         return []
 
-    def _call(self, x: tf.Tensor) -> Any:
+    def _whole(self, x: tf.Tensor) -> Any:
+        """Returns all inputs in the structure that the function takes."""
+        return x if self.inputs is None else self.inputs.join(x, self.others)
+
+    def _call(self, x: Any) -> Any:
         return self.function(x)
 
 
@@ -123,14 +165,14 @@ class NetworkFunction(StatelessFunction):
     def copied(self) -> "NetworkFunction":
         """Copies the model's weights to the current device."""
         values = [tf.identity(v.value) for v in self.model.variables]
-        return NetworkFunction(self.model, values)
+        return NetworkFunction(self.model, values).taking(self.inputs)
 
     def _mapping(self) -> list[tuple[keras.Variable, tf.Tensor]]:
         if self.values is None:
             return []
         return list(zip(self.model.variables, self.values, strict=True))
 
-    def _call(self, x: tf.Tensor) -> Any:
+    def _call(self, x: Any) -> Any:
         inputs = getattr(self.model, "inputs", None) or []
         outputs = getattr(self.model, "outputs", None) or []
         if len(inputs) != 1 or len(outputs) != 1:
@@ -139,7 +181,7 @@ class NetworkFunction(StatelessFunction):
         spec = tf.TensorSpec(output.shape, output.dtype)
         return in_batches_of(inputs[0].shape[0], self._predict, x, spec)
 
-    def _predict(self, x: tf.Tensor) -> Any:
+    def _predict(self, x: Any) -> Any:
         return self.model(x, training=False)
 
 

@@ -9,6 +9,7 @@ from tfsam.reports import diagnoses
 from tfsam.reports.results import attack_name
 from tfsam.reports.results import bound_in_words
 from tfsam.reports.results import draws_in_words
+from tfsam.reports.results import target_in_words
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -42,6 +43,9 @@ def table(results: Mapping[str, Any]) -> str:
             name += " (NaN gradients)"
         lines.append(_line(name, row["norm"], row["epsilon_text"], row))
     lines += _worst_cases(results)
+    if "attacked" in results:
+        lines.append(f"attacked input: {results['attacked']}")
+    lines += _by_label(results)
     lines += _distances(results)
     lines += _diagnoses(results)
     for warning in results.get("warnings", []):
@@ -52,11 +56,13 @@ def table(results: Mapping[str, Any]) -> str:
 def _worst_cases(results: Mapping[str, Any]) -> Iterator[str]:
     """Yields the lines of the worst case, and of the union of all norms."""
     for row in results.get("worst_case") or []:
-        name = _noted("worst case", bound_in_words(row))
+        name = _noted("worst case", target_in_words(row))
+        name = _noted(name, bound_in_words(row))
         yield _line(name, row["norm"], row["epsilon_text"], row)
     union = results.get("union")
     if union:
-        name = _noted("worst case, any norm", bound_in_words(union))
+        name = _noted("worst case, any norm", target_in_words(union))
+        name = _noted(name, bound_in_words(union))
         epsilons = map(epsilon_text, union["budgets"].values())
         yield _line(
             name, ", ".join(union["budgets"]), ", ".join(epsilons), union
@@ -66,6 +72,18 @@ def _worst_cases(results: Mapping[str, Any]) -> Iterator[str]:
 def _noted(text: str, note: str) -> str:
     """Returns a text with a note in brackets, unless that is empty."""
     return f"{text} ({note})" if note else text
+
+
+def _by_label(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the lines of the accuracy of each of several labels."""
+    rows = {"clean": results["natural"]}
+    for row in results["robust"]:
+        name = f"{attack_name(row)}, {row['norm']} {row['epsilon_text']}"
+        rows[name] = row
+    for name, row in rows.items():
+        if row.get("by_label"):
+            shares = (f"{100 * share:.2f}" for share in row["by_label"])
+            yield f"accuracy by label, % ({name}): {', '.join(shares)}"
 
 
 def _distances(results: Mapping[str, Any]) -> Iterator[str]:

@@ -50,10 +50,13 @@ def robustness_plot(results: Mapping[str, Any], path: pathlib.Path) -> None:
     for axes, norm in zip(panels.flat, norms, strict=True):
         for label, curve in _curves(r for r in rows if r["norm"] == norm):
             if curve:
-                _draw(axes, [natural, *curve], label=label)
+                points = curve if _targets(results) else [natural, *curve]
+                _draw(axes, points, label=label)
         worst = _worst_curve(results, norm)
         if worst:
-            _draw(axes, [natural, *worst], label="worst case", **_WORST)
+            # With a target, the natural accuracy is of another kind.
+            points = worst if _targets(results) else [natural, *worst]
+            _draw(axes, points, label="worst case", **_WORST)
         axes.set(
             xlabel=f"epsilon ({norm})", ylabel="accuracy, %", ylim=(0, 100)
         )
@@ -86,6 +89,11 @@ def _draw(axes: Any, points: Sequence[_Point], **look: Any) -> None:
     errors = 100 * np.maximum([y - low, high - y], 0)
     options = {"marker": "o", "capsize": 3} | look
     axes.errorbar(x, 100 * y, yerr=errors, **options)
+
+
+def _targets(results: Mapping[str, Any]) -> bool:
+    """Returns whether the attacks aim at a class that the user named."""
+    return any(row.get("target") is not None for row in results["robust"])
 
 
 def _worst_curve(results: Mapping[str, Any], norm: str) -> list[_Point]:

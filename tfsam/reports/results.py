@@ -65,6 +65,8 @@ def _results(path: pathlib.Path) -> dict[str, Any]:
     if results["schema"] != 1:
         raise ValueError(f"schema must be 1, is {results['schema']}")
     _check_accuracy(results["natural"])
+    for row in [results["natural"], *results["robust"]]:
+        _check_labels(row.get("by_label"))
     for row in results["robust"]:
         check_texts(row, ("attack", "norm", "epsilon_text"))
         if not math.isfinite(row["epsilon"]):
@@ -105,6 +107,13 @@ def _worst_cases(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if not all(map(math.isfinite, union["budgets"].values())):
         raise ValueError(f"budgets must be finite, are {union['budgets']}")
     return [*rows, union]
+
+
+def _check_labels(found: Any) -> None:
+    """Checks the accuracies of several labels; None has none."""
+    for share in [] if found is None else found:
+        if not 0 <= share <= 1:
+            raise ValueError(f"by_label must hold fractions, has {share}")
 
 
 def _check_diagnosis(found: Any) -> None:
@@ -176,13 +185,34 @@ def attack_name(row: Mapping[str, Any]) -> str:
     unsaid = [f"{k}={v}" for k, v in options if f":{k}=" not in name]
     if unsaid:
         name += f" ({', '.join(unsaid)})"
+    if row.get("target") is not None:
+        name += f" ({target_in_words(row)})"
     notes = {
+        "all labels right": row.get("multi_label"),
         "not standard": row.get("standard") is False,
         "transfer": row.get("surrogate"),
         "sweep by bisection": row.get("sweep") == "bisect",
         "means nothing: a random model": row.get("meaningless"),
     }
     return name + "".join(f" ({note})" for note in notes if notes[note])
+
+
+def target_in_words(row: Mapping[str, Any]) -> str:
+    """Says what attacks aim at, or returns an empty text for any wrong class.
+
+    Args:
+        row: one of the rows of results, or their `union`.
+
+    Example:
+    >>> target_in_words({"target": 3})
+    'towards class 3: the share that does not reach it'
+    """
+    target = row.get("target")
+    if target is None:
+        return ""
+    known = isinstance(target, int)
+    aim = f"class {target}" if known else "a class of each image"
+    return f"towards {aim}: the share that does not reach it"
 
 
 def bound_in_words(row: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Checks of labels: class numbers, or distributions over the classes.
 
-Labels that name several classes at once are rejected, because they have no
-accuracy that an attack on classes could measure.
+Labels that name several classes at once are rejected among these: they have no
+accuracy that an attack on classes could measure. See `several_labels`.
 """
 
 import numpy as np
@@ -11,8 +11,9 @@ from tfsam.support.assertions import required
 
 NO_DISTRIBUTION = (
     "each row of y must be a distribution over the classes, one-hot or soft: "
-    "not negative, with sum 1. Several tags at once and targets of a "
-    "regression have no accuracy that an attack on classes could measure."
+    "not negative, with sum 1. Several tags at once need multi_label=True, in "
+    "tfsam.evaluate; targets of a regression have no accuracy that an attack "
+    "on classes could measure."
 )
 
 
@@ -49,6 +50,31 @@ def class_labels(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         )
     numbers = y.reshape(-1).astype(np.int64)
     return numbers, numbers
+
+
+def several_labels(y: np.ndarray) -> np.ndarray:
+    """Checks labels of which an example may have several, or none.
+
+    Args:
+        y: Array (n, labels), 1 for the labels that an example has, else 0.
+
+    Returns:
+        y as int64.
+
+    Raises:
+        ValueError: If y has another shape or other values.
+
+    Example:
+        >>> several_labels(np.array([[True, True], [False, False]])).tolist()
+        [[1, 1], [0, 0]]
+    """
+    if y.ndim != 2 or y.shape[1] < 2 or not np.isin(y, (0, 1)).all():
+        raise ValueError(
+            "with multi_label, y must be 0 or 1 for each of two or more "
+            "labels, (n, labels). "
+            f"Received: y of shape {y.shape} and dtype {y.dtype}"
+        )
+    return y.astype(np.int64)
 
 
 def check_distributions(y: np.ndarray) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from tfsam.evaluation import budgets
 from tfsam.reports.page import corrupted
 from tfsam.reports.page import elements
+from tfsam.reports.page import labels
 from tfsam.reports.page import pictures
 from tfsam.reports.page import runs
 from tfsam.reports.page import table
@@ -32,6 +33,7 @@ def all_sections(found: Sequence[runs.Run]) -> list[ElementTree.Element]:
         _warnings(found),
         _runs(found),
         worst_case.section(found),
+        labels.section(found),
         trust.section(found),
         _robustness(found),
         corrupted.section(found),

@@ -108,12 +108,18 @@ class Series:
 
     @property
     def points(self) -> list[list[dict[str, Any] | None]]:
-        """The points of each run's curve, from epsilon 0, or an empty list."""
+        """The points of each run's curve, or an empty list.
+
+        It begins at epsilon 0, unless the attacks aim at a class.
+        """
         curves = []
         for natural, rows in zip(self.naturals, self.rows, strict=True):
             robust = [point(rows[epsilon]) for epsilon in sorted(rows)]
             found = [one for one in robust if one]
-            curves.append([point(natural), *found] if found else [])
+            # With a target, the natural accuracy is of another kind.
+            aims = any("target" in row for row in rows.values())
+            first = [] if aims or not found else [point(natural)]
+            curves.append([*first, *found])
         return curves
 
 
@@ -146,7 +152,8 @@ def all_series(found: Sequence[runs.Run]) -> list[Series]:
     series: dict[tuple[str, str], Series] = {}
     for index, run in enumerate(found):
         for part, row in worst_rows(run):
-            _add(series, (WORST, row["norm"]), index, len(found), part, row)
+            key = _worst_name(row), row["norm"]
+            _add(series, key, index, len(found), part, row)
     for index, run in enumerate(found):
         for part in run.parts:
             for row in part.results["robust"]:
@@ -179,6 +186,12 @@ def _add(
     one.naturals[index] = part.results["natural"]
 
 
+def _worst_name(row: Mapping[str, Any]) -> str:
+    """Names the worst case of a row, with the target of its attacks."""
+    target = results.target_in_words(row)
+    return f"{WORST} ({target})" if target else WORST
+
+
 def worst_rows(
     run: runs.Run,
 ) -> list[tuple[runs.Run, Mapping[str, Any]]]:
@@ -196,7 +209,7 @@ def worst_rows(
     lowest: dict[Any, tuple[runs.Run, Mapping[str, Any]]] = {}
     for part in run.parts:
         for row in part.results.get("worst_case") or []:
-            key = row["norm"], row["epsilon"]
+            key = row.get("target"), row["norm"], row["epsilon"]
             if row["accuracy"] is None:
                 continue
             if (
@@ -276,10 +289,11 @@ def budgets_text(union: Mapping[str, Any]) -> str:
     Args:
         union: the `union` of results.
     """
-    return ", ".join(
+    texts = [
         f"{NORMS.get(norm, norm)} {budgets.epsilon_text(epsilon)}"
         for norm, epsilon in union["budgets"].items()
-    )
+    ]
+    return ", ".join([*texts, *filter(None, [results.target_in_words(union)])])
 
 
 def worst_columns(found: Sequence[runs.Run]) -> list[Column]:
@@ -288,7 +302,9 @@ def worst_columns(found: Sequence[runs.Run]) -> list[Column]:
     Args:
         found: a list of `runs.Run`.
     """
-    names = {one.name for one in all_series(found) if one.attack == WORST}
+    names = {
+        one.name for one in all_series(found) if one.attack.startswith(WORST)
+    }
     return [
         column
         for column in accuracy_columns(found)
