@@ -60,6 +60,7 @@ OVERRIDES = {
     "transfer_attacks": ("fgsm,pgd:steps=3", ["fgsm", "pgd:steps=3"]),
     "sweep": ("bisect", "bisect"),
     "diagnose": ("false", False),
+    "target": ("3", 3),
     "attack_steps": ("20", 20),
     "attack_batch_size": ("64", 64),
     "save_adversarial": ("true", True),

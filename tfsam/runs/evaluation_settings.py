@@ -38,6 +38,7 @@ class Evaluation:
     draws: int | None
     # The attacks.
     attacks: tuple[str, ...]
+    target: int | None
     attack_steps: int | None
     attack_batch_size: int
     linf_epsilons: tuple[float, ...]
@@ -98,6 +99,11 @@ def robustbench_file(values: Mapping[str, Any]) -> pathlib.Path | None:
         raise ValueError(
             "--robustbench needs --linf_epsilons or --l2_epsilons. Received: "
             "none"
+        )
+    if values["target"] is not None:
+        raise ValueError(
+            "--robustbench needs attacks that aim at any wrong class. "
+            f"Received: target={values['target']}"
         )
     if values["shard"] is not None:
         raise ValueError(

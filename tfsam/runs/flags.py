@@ -410,6 +410,14 @@ FLAGS: dict[str, Flag] = {
         "image lies in the ball.",
         numbers,
     ),
+    "target": Flag(
+        EVALUATION,
+        "Number of the class that attacks aim at, from 0, in place of any "
+        "wrong class. The test images of this class are left out, and an image "
+        "is broken only if it is classified as it.",
+        integer,
+        least=0,
+    ),
     "attack_steps": Flag(
         EVALUATION,
         "Number of steps of the attacks that have steps. The default is each "

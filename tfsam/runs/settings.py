@@ -64,6 +64,7 @@ OLDER: dict[str, Any] = {
     "sweep": "full",
     "diagnose": True,
     "draws": None,
+    "target": None,
 }
 
 # Settings that are not called as their flags, because of Python's keywords.

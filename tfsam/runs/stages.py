@@ -20,6 +20,7 @@ from tfsam import attacks
 from tfsam import data
 from tfsam import registries
 from tfsam import reports
+from tfsam.attacks import goals
 from tfsam.data import cache
 from tfsam.data import class_orders
 from tfsam.evaluation import arguments
@@ -33,6 +34,7 @@ from tfsam.runs import attack_entries
 from tfsam.runs import attacked
 from tfsam.runs import corrupted
 from tfsam.runs import fit
+from tfsam.runs import targets
 from tfsam.runs import trained_model
 from tfsam.runs import versions
 from tfsam.runs.attack_entries import BOUNDS
@@ -96,6 +98,7 @@ def prepare(settings: Settings) -> Inputs:
     strategy = devices.make_strategy(settings.devices, settings.strategy)
     models = attacked.opened(settings)
     images = load_images(settings, models)
+    images = targets.without_target(images, settings.target)
     models = attacked.with_weights(settings, models, images)
     logits = surrogate = network = None
     notes: list[str] = []
@@ -211,6 +214,7 @@ def attack(
         (data.as_float(images.x_test), images.y_test),
         entries if norms else [],
         budgets=budgets,
+        target=settings.target,
         seed=settings.seed,
         batch_size=settings.attack_batch_size,
         progress=log,
@@ -383,8 +387,12 @@ def _attacked(
     if inputs.surrogate is not None and row.get("surrogate"):
         source = inputs.surrogate.as_surrogate()
 
+    images, labels = tf.constant(x), tf.constant(y)
+    if settings.target is not None:
+        source, labels = goals.aimed(source, images, labels, settings.target)
+
     def attacked() -> Any:
-        return attack(source, tf.constant(x), tf.constant(y), settings.seed)
+        return attack(source, images, labels, settings.seed)
 
     if registries.ATTACKS.fact(
         attack, "in_graph"
