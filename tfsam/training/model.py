@@ -35,12 +35,15 @@ import tensorflow as tf
 
 from tfsam import registries
 from tfsam.attacks.base import example_seeds
+from tfsam.attacks.context import Context
 from tfsam.attacks.logits import Logits
 from tfsam.evaluation import red_flags
 from tfsam.support import assertions
 from tfsam.support import devices
 from tfsam.support.pixels import assert_inside
 from tfsam.support.rescaling import warn_of_rescaling
+from tfsam.support.several_inputs import Inputs
+from tfsam.support.several_inputs import inputs_of
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.training import arguments
@@ -68,9 +71,9 @@ class RobustModel(PureModel):
 
     Args:
         network: any `keras.Model`. Its own `compute_loss`, `compute_metrics`
-            and `train_step` are not used. With `perturb_inputs` it takes one
-            tensor of pixels in the attack's bounds, and returns one tensor:
-            logits, if the loss is a cross-entropy.
+            and `train_step` are not used. With `perturb_inputs` it takes
+            pixels in the attack's bounds, among other inputs or alone, and
+            returns one tensor: logits, if the loss is a cross-entropy.
         perturb_inputs: an attack such as `tfsam.PGD(epsilon=8 / 255)`, or any
             callable (logits_fn, x, y, seed) -> x_adv that can run in a graph.
             Metrics are then computed on the perturbed inputs. An attack
@@ -102,6 +105,9 @@ class RobustModel(PureModel):
         exclude: a regular expression or a list of them. Weights whose path
             matches one are trained but not perturbed. Like `sharpness`, it
             needs `perturb_weights`.
+        attacked: name or number of the input that `perturb_inputs` perturbs,
+            for a network of several. None is the only input that looks like
+            images: of floats, (batch, height, width, ...).
         seed: seed of the perturbations' randomness, an integer >= 0. None draws
             one, which `keras.utils.set_random_seed` makes reproducible; all
             workers take the chief's.
@@ -156,6 +162,7 @@ class RobustModel(PureModel):
         attack_mode: str = "inference",
         epsilon_warmup_steps: int = 0,
         exclude: str | Sequence[str] = (),
+        attacked: str | int | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -195,6 +202,7 @@ class RobustModel(PureModel):
             "epsilon_warmup_steps", epsilon_warmup_steps
         )
         self.exclude = arguments.patterns(exclude)
+        self.attacked_input = attacked
         arguments.check_combination(self)
         replays.check(self)
         if seed is None:  # Each worker would draw a different one.
@@ -396,39 +404,59 @@ class RobustModel(PureModel):
             weights: values of the trainable variables.
             state: values of the other variables; the attack does not change
                 them.
-            x: tensor of pixels (batch, ...) in the attack's bounds.
+            x: tensor of pixels (batch, ...) in the attack's bounds, or a
+                structure of inputs with one.
             y: tensor of labels.
             count: training steps before this one, a scalar.
             seed: int32 tensor (2,), of the step.
         """
         if self.perturb_inputs is None:
             return x
-        if not tf.is_tensor(x) or not tf.is_tensor(y):
+        if not tf.is_tensor(y):
             raise ValueError(
-                "perturb_inputs needs x to be one tensor of pixels and y one "
-                "tensor of labels. "
-                f"Received: x of {type(x)}, y of {type(y)}"
+                "perturb_inputs needs y to be one tensor of labels. "
+                f"Received: y of {type(y)}"
             )
-        bounds = getattr(self.perturb_inputs, "bounds", None)
-        x = assert_inside(x, bounds, self._pixels)
-        attack = self._current_attack(count, x.dtype)
-        batch = tf.shape(x)[0]
+        inputs = self._inputs(x)
+        pixels, others = (x, ()) if inputs is None else inputs.split(x)
+        pixels = self._checked_pixels(pixels)
+        attack = self._current_attack(count, pixels.dtype)
+        batch = tf.shape(pixels)[0]
         # Seeds go by the position in the global batch: replicas draw different
         # noise, and N of them together the noise of one. (If a last batch is
         # shared unevenly, two of its examples have the same seed.)
         replica = tf.distribute.get_replica_context()
         ahead = 0 if replica is None else replica.replica_id_in_sync_group
         seeds = example_seeds(seed, (ahead + 1) * batch)[ahead * batch :]
-        logits = self._attacked_logits(weights, state)
+        logits = self._attacked_logits(weights, state, inputs, others)
 
         def attacked_all() -> tf.Tensor:
-            return self.attacked(attack, logits, x, y, seeds)
+            return self.attacked(attack, logits, pixels, y, seeds)
 
         if replicas() > 1:  # A replica may have no share of a last batch.
-            x_adv = tf.cond(batch > 0, attacked_all, lambda: x)
+            x_adv = tf.cond(batch > 0, attacked_all, lambda: pixels)
         else:
             x_adv = attacked_all()
-        return tf.stop_gradient(x_adv)
+        x_adv = tf.stop_gradient(x_adv)
+        return x_adv if inputs is None else inputs.join(x_adv, others)
+
+    def _inputs(self, x: Any) -> Inputs | None:
+        """Returns the structure of several inputs, None for a single one."""
+        if not tf.is_tensor(x):
+            known = getattr(self.network, "inputs", None) or ()
+            names = [each.name for each in known]
+            return inputs_of(x, self.attacked_input, names)
+        if self.attacked_input is not None:
+            raise ValueError(
+                "attacked names one of several inputs, and x is one tensor. "
+                f"Received: attacked={self.attacked_input}"
+            )
+        return None
+
+    def _checked_pixels(self, pixels: tf.Tensor) -> tf.Tensor:
+        """Asserts that pixels are in the attack's bounds."""
+        bounds = getattr(self.perturb_inputs, "bounds", None)
+        return assert_inside(pixels, bounds, self._pixels)
 
     def _current_attack(self, count: tf.Tensor, dtype: tf.DType) -> Any:
         """Returns the attack with the epsilon of this step."""
@@ -440,15 +468,27 @@ class RobustModel(PureModel):
         return attack.with_epsilon(attack.epsilon * tf.minimum(done, 1.0))
 
     def _attacked_logits(
-        self, weights: Sequence[tf.Tensor], state: Sequence[tf.Tensor]
+        self,
+        weights: Sequence[tf.Tensor],
+        state: Sequence[tf.Tensor],
+        inputs: Inputs | None,
+        others: tuple[tf.Tensor, ...],
     ) -> Logits:
-        """Returns the network at w as attacks take it."""
+        """Returns the network at w as attacks take it.
 
-        def logits_fn(pixels: tf.Tensor) -> tf.Tensor:
+        Args:
+            weights: values of the trainable variables.
+            state: values of the other variables.
+            inputs: the structure of several inputs, or None.
+            others: the inputs that are not attacked.
+        """
+
+        def logits_fn(pixels: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+            whole = pixels if inputs is None else inputs.join(pixels, others)
             # Each call opens a scope of its own: the body of a loop must not
             # leave tensors in a scope that outlives it.
             with self._scope(weights, state):
-                logits = self(pixels, training=self.attack_mode == "training")
+                logits = self(whole, training=self.attack_mode == "training")
             if not tf.is_tensor(logits):
                 raise ValueError(
                     "perturb_inputs needs a network with one output. "
@@ -463,7 +503,7 @@ class RobustModel(PureModel):
             loss=self.example_loss(),
         )
         logits.nonfinite = self._nonfinite_counter()
-        return logits
+        return logits.given(Context(inputs=others)) if others else logits
 
     def _nonfinite_counter(self) -> Any:
         """Returns a variable that counts gradients with NaN or infinity.
@@ -613,28 +653,32 @@ class RobustModel(PureModel):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         self.build_for(data)
         matching.checked_labels(self, x, y)
-        if self.perturb_inputs is not None and tf.is_tensor(x):
-            bounds = getattr(self.perturb_inputs, "bounds", None)
-            x = assert_inside(x, bounds, self._pixels)
+        if self.perturb_inputs is not None:
             if replays.of(self.perturb_inputs):
                 replays.checked(self, x)
+            inputs = self._inputs(x)
+            pixels = self._checked_pixels(
+                x if inputs is None else inputs.split(x)[0]
+            )
             if tf.is_tensor(y) and matching.needs_attacked(self.perturb_inputs):
-                self._check_attack(x, y)
+                self._check_attack(x, pixels, y)
         if matching.needs_predictions(self):
             object.__setattr__(self, "_draws", None)
             with self._scope(*self._values()):
                 y_pred = self(x, training=True)
             matching.check_predictions(self, y_pred)
 
-    def _check_attack(self, x: tf.Tensor, y: tf.Tensor) -> None:
+    def _check_attack(self, x: Any, pixels: tf.Tensor, y: tf.Tensor) -> None:
         """Runs the attack on a batch, eagerly, and checks its images."""
         object.__setattr__(self, "_draws", None)
-        logits = self._attacked_logits(*self._values())
+        inputs = self._inputs(x)
+        others = () if inputs is None else inputs.split(x)[1]
+        logits = self._attacked_logits(*self._values(), inputs, others)
         logits.nonfinite = None  # Only gradients in training are counted.
-        seeds = example_seeds(tf.constant([self.seed, 0]), tf.shape(x)[0])
+        seeds = example_seeds(tf.constant([self.seed, 0]), tf.shape(pixels)[0])
         attack = self.perturb_inputs
-        x_adv = self.attacked(attack, logits, x, y, seeds)
-        matching.check_attacked(attack, x, x_adv)
+        x_adv = self.attacked(attack, logits, pixels, y, seeds)
+        matching.check_attacked(attack, pixels, x_adv)
 
     def _own_variables(self) -> list[Any]:
         offsets = [] if self.offsets is None else [self.offsets]
@@ -658,6 +702,7 @@ class RobustModel(PureModel):
             attack_mode=self.attack_mode,
             epsilon_warmup_steps=self.epsilon_warmup_steps,
             exclude=list(self.exclude),
+            attacked=self.attacked_input,
             seed=self.seed,
         )
         return config
