@@ -529,7 +529,7 @@ FLAGS: dict[str, Flag] = {
     ),
     "shard": Flag(
         EVALUATION,
-        "With --evaluate: i/n attacks every n-th chunk of images, beginning "
+        "With --evaluate: i/n takes every n-th chunk of images, beginning "
         "with chunk i, so that n processes share the work; see --merge.",
     ),
     "merge": Flag(
