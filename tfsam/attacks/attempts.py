@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfsam.attacks.base import next_seeds
 from tfsam.attacks.base import where
+from tfsam.attacks.blocks import batch_size
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import is_surrogate
 
@@ -183,7 +184,29 @@ def any_copy(flags: tf.Tensor, count: int) -> tf.Tensor:
         >>> any_copy(flags, 2).numpy().tolist()
         [True, False]
     """
+    if count == 1:
+        return flags
     return tf.reduce_any(tf.reshape(flags, [count, -1]), axis=0)
+
+
+def first_flag(flags: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns for each example the number of the first copy with a flag.
+
+    Args:
+        flags: Bool tensor (count * batch,).
+        count: Number of copies.
+
+    Returns:
+        int32 tensor (batch,); 0 if no flag is set.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> flags = tf.constant([False, False, True, False])
+        >>> first_flag(flags, 2).numpy().tolist()
+        [1, 0]
+    """
+    flags = tf.cast(tf.reshape(flags, [count, -1]), tf.int32)
+    return tf.argmax(flags, axis=0, output_type=tf.int32)
 
 
 def first_copy(flags: tf.Tensor, values: tf.Tensor, count: int) -> tf.Tensor:
@@ -203,9 +226,10 @@ def first_copy(flags: tf.Tensor, values: tf.Tensor, count: int) -> tf.Tensor:
         >>> first_copy(flags, tf.constant([1, 2, 3, 4]), 2).numpy().tolist()
         [3, 2]
     """
-    flags = tf.reshape(flags, [count, -1])
-    first = tf.argmax(tf.cast(flags, tf.int32), axis=0, output_type=tf.int32)
-    batch = tf.shape(flags)[1]
+    if count == 1:
+        return values
+    first = first_flag(flags, count)
+    batch = batch_size(first)
     chosen = tf.gather(values, first * batch + tf.range(batch))
     known = values.shape[0]
     return tf.ensure_shape(

@@ -460,11 +460,7 @@ def _search(
             slope, value, broken = searches.look(state, active, index)
             window = tf.constant(windows)[index]
             state = _judged(state, broken, value, slope)
-            state, slope = tf.cond(
-                window > 0,
-                lambda: _adapted(state, slope, window, attack.rho),
-                lambda: (state, slope),
-            )
+            state, slope = _adapted(state, slope, window, attack.rho)
             moved = _moved(attack, x, state, slope, first=index == 0)
             moved = where(state.broken, state.x, moved)
             return index + 1, state._replace(x=moved, previous=state.x)
@@ -527,20 +523,24 @@ def _adapted(
 ) -> tuple[_State, tf.Tensor]:
     """Halves the step size at a checkpoint and returns to the best point.
 
-    Both happen under the conditions of section 3.2: fewer than rho * window
-    steps raised the loss (1), or neither the step size nor the best loss has
-    changed since the last checkpoint (2). Returns the state and the gradient at
-    its point.
+    At other steps `window` is 0, and nothing changes. Both happen under the
+    conditions of section 3.2: fewer than rho * window steps raised the loss
+    (1), or neither the step size nor the best loss has changed since the last
+    checkpoint (2). Returns the state and the gradient at its point.
     """
+    at_checkpoint = window > 0
     few = state.rises < rho * tf.cast(window, state.rises.dtype)
     stuck = ~state.just_halved & (state.best_loss <= state.checkpoint_loss)
-    halve = (few | stuck) & ~state.broken  # Broken examples no longer move.
+    # Broken examples no longer move.
+    halve = at_checkpoint & (few | stuck) & ~state.broken
     state = state._replace(
         x=where(halve, state.best, state.x),
         step_size=tf.where(halve, state.step_size / 2, state.step_size),
-        rises=tf.zeros_like(state.rises),
-        checkpoint_loss=state.best_loss,
-        just_halved=halve,
+        rises=tf.where(at_checkpoint, tf.zeros_like(state.rises), state.rises),
+        checkpoint_loss=tf.where(
+            at_checkpoint, state.best_loss, state.checkpoint_loss
+        ),
+        just_halved=tf.where(at_checkpoint, halve, state.just_halved),
     )
     return state, where(halve, state.best_slope, slope)
 

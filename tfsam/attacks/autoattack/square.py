@@ -27,10 +27,11 @@ from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.attempts import any_copy
 from tfsam.attacks.attempts import copies
-from tfsam.attacks.attempts import first_copy
+from tfsam.attacks.attempts import first_flag
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
 from tfsam.attacks.base import where
+from tfsam.attacks.blocks import batch_size
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
@@ -169,8 +170,10 @@ class Square(Attack):
         ) -> tf.Tensor:
             if not last:
                 return start
-            batch = tf.shape(image)[0]
+            batch = batch_size(image)
             images, truth = copies(image, ahead), copies(y, ahead)
+            rows = copies(tf.range(batch), ahead)
+            tables = [_table(move) for move in moves]
 
             def step(
                 index: tf.Tensor,
@@ -182,20 +185,22 @@ class Square(Attack):
                 # accepted. The first that is accepted counts; those after it
                 # are discarded.
                 turns = tf.concat([index + n for n in range(ahead)], 0)
-                moves_now = [_of_examples(m, turns, batch) for m in moves]
-                candidates = propose(images, copies(best, ahead), moves_now)
                 asked = copies(survivors, ahead) & (turns < last)
+                turns = tf.minimum(turns, last - 1)
+                places = turns * batch + rows
+                now = [table(turns, places) for table in tables]
+                candidates = propose(images, copies(best, ahead), now)
                 found, broken = query(candidates, asked, truth)
                 better = asked & (broken | (found > copies(margin, ahead)))
                 taken = any_copy(better, ahead)
-                first = tf.argmax(tf.reshape(better, [ahead, -1]), axis=0)
-                index += tf.where(taken, tf.cast(first, tf.int32) + 1, ahead)
-                hit = taken & first_copy(better, broken, ahead)
+                first = tf.where(taken, first_flag(better, ahead), ahead - 1)
+                row = first * batch + tf.range(batch)
+                hit = taken & tf.gather(broken, row)
                 return (
-                    index,
-                    where(taken, first_copy(better, candidates, ahead), best),
-                    tf.where(taken, first_copy(better, found, ahead), margin),
-                    survivors & ~hit & (index < last),
+                    index + first + 1,
+                    where(taken, tf.gather(candidates, row), best),
+                    tf.where(taken, tf.gather(found, row), margin),
+                    survivors & ~hit & (index + first + 1 < last),
                 )
 
             margin, broken = query(start, active, y)
@@ -223,23 +228,21 @@ def _queries_ahead(x: tf.Tensor, logits_fn: LogitsFn) -> int:
     return 4 if blocks or 4 * x.shape[0] <= most else 1
 
 
-def _of_examples(
-    values: tf.Tensor, turns: tf.Tensor, batch: tf.Tensor
-) -> tf.Tensor:
-    """Selects the current move of each row.
+def _table(move: tf.Tensor) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Returns a function that selects the current choice of each row.
 
     Args:
-        values: Tensor (moves, batch, ...) or (moves,).
-        turns: int32 tensor, the iteration of each row.
-        batch: Number of examples, which the rows repeat.
+        move: Tensor (moves, batch, ...), or (moves,) if it is the same for all
+            examples.
+
+    Returns:
+        Function (turns, places) -> choices. `turns` holds the iteration of each
+        row, and `places` the number of its choice among those of all examples.
     """
-    last = tf.shape(values)[0] - 1
-    turns = tf.minimum(turns, last)
-    if values.shape.rank == 1:
-        return _column(tf.gather(values, turns))
-    rows = tf.range(tf.size(turns)) % batch
-    flat = tf.reshape(values, [-1, *values.shape[2:]])
-    return tf.gather(flat, turns * batch + rows)
+    if move.shape.rank == 1:
+        return lambda turns, places: _column(tf.gather(move, turns))
+    flat = tf.reshape(move, [-1, *move.shape[2:]])
+    return lambda turns, places: tf.gather(flat, places)
 
 
 def _column(values: tf.Tensor) -> tf.Tensor:
