@@ -13,9 +13,11 @@ turn; numbers are medians of --repeats runs in one process.
 - direct: attacks that are called directly, on a PreAct ResNet-18 with random
   weights, compared with cleverhans as shipped and with eager calls.
 - second: the first and the next evaluations of a network by AutoAttack, and the
-  number of graphs that TensorFlow makes for them. It also runs on tfsam 0.1.0.
+  numbers of graphs and of operations that TensorFlow makes for them. It also
+  runs on tfsam 0.1.0.
 - bisect: eight epsilons in a full sweep and in one by bisection, compared with
-  the dearest epsilon alone, and the verdicts that differ.
+  the dearest epsilon alone, the gradients that they take, and the verdicts that
+  differ. --batch_size images are attacked together.
 - profile: the part of an evaluation that the network's own kernels take, at
   the best size of a batch.
 """
@@ -71,13 +73,13 @@ def show(title, kinds, base):
 
 
 class Graphs:
-    """Counts the graphs that TensorFlow makes."""
+    """Counts the graphs that TensorFlow makes, and their operations."""
 
     def __enter__(self):
-        self.count, self._init = 0, tf.__internal__.FuncGraph.__init__
+        self._graphs, self._init = [], tf.__internal__.FuncGraph.__init__
 
         def counting(graph, *arguments, **options):
-            self.count += 1
+            self._graphs.append(graph)
             self._init(graph, *arguments, **options)
 
         tf.__internal__.FuncGraph.__init__ = counting
@@ -85,6 +87,9 @@ class Graphs:
 
     def __exit__(self, *error):
         tf.__internal__.FuncGraph.__init__ = self._init
+        made = [len(graph.get_operations()) for graph in self._graphs]
+        self.counts = len(made), sum(made)
+        self._graphs.clear()
 
 
 def eagerly(function):
@@ -185,18 +190,21 @@ def second():
             strict=True,
         )
 
-    times, graphs = [], []
+    times, counts = [], []
     for _ in range(1 + _REPEATS.value):
         with Graphs() as made:
             times.append(timing.timed(evaluate))
-        graphs.append(made.count)
-    print("| autoattack | seconds | processor | graphs |")
-    print("|---|---|---|---|")
-    for name, (wall, processor), count in (
-        ("first", times[0], graphs[0]),
-        ("later", np.median(times[1:], axis=0), max(graphs[1:])),
+        counts.append(made.counts)
+    print("| autoattack | seconds | processor | graphs | operations |")
+    print("|---|---|---|---|---|")
+    for name, (wall, processor), (graphs, operations) in (
+        ("first", times[0], counts[0]),
+        ("later", np.median(times[1:], axis=0), max(counts[1:])),
     ):
-        print(f"| {name} | {wall:.2f} | {processor:.2f} | {count} |")
+        print(
+            f"| {name} | {wall:.2f} | {processor:.2f} | {graphs} "
+            f"| {operations} |"
+        )
 
 
 def bisect():
@@ -205,14 +213,26 @@ def bisect():
     data = tfsam.data.as_float(images.x_test), images.y_test
     model = keras.saving.load_model(_MODEL.value, compile=False)
     for attack in _ATTACKS.value:
-        found = {}
+        found, gradients = {}, {}
 
-        def evaluate(name, epsilons, attack=attack, found=found, **options):
-            result = tfsam.evaluate(
-                model, data, [attack], "linf", epsilons, strict=True, **options
-            )
-            rows = result["robust"]
+        def evaluate(
+            name,
+            epsilons,
+            attack=attack,
+            found=found,
+            gradients=gradients,
+            **options,
+        ):
+            rows = tfsam.evaluate(
+                *(model, data, [attack], "linf", epsilons),
+                batch_size=_BATCH_SIZE.value,
+                strict=True,
+                **options,
+            )["robust"]
             found[name] = [round(r["accuracy"] * r["n"]) for r in rows]
+            gradients[name] = round(
+                sum(r["attacked"] * (r["gradient_passes"] or 0) for r in rows)
+            )
 
         kinds = {
             "full": lambda e=evaluate: e("full", CURVE),
@@ -226,8 +246,16 @@ def bisect():
         show(f"{attack}, {len(data[0])} images", kinds, "bisect")
         for name in ("full", "bisect"):
             print(f"survivors, {name}: {found[name]}")
-        pairs = zip(found["full"], found["bisect"], strict=True)
-        print(f"verdicts that differ, at least: {sum(b - f for f, b in pairs)}")
+        more = np.subtract(found["bisect"], found["full"])
+        print(
+            f"verdicts that differ, at least: {more.clip(min=0).sum()} more "
+            f"survive, {-more.clip(max=0).sum()} fewer"
+        )
+        dearest = max(gradients[epsilon] for epsilon in CURVE)
+        print(
+            f"gradients: full {gradients['full']}, bisect "
+            f"{gradients['bisect']}, dearest epsilon {dearest}"
+        )
 
 
 def profile():
