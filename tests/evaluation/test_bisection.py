@@ -26,20 +26,21 @@ def counted(thresholds):
     """Returns an attack on examples that break from a number on."""
     tried = [[] for _ in thresholds]
 
-    def attack(number, chosen):
-        for index in chosen:
-            tried[index].append(number)
-        return np.where(number >= thresholds[chosen], number, EPSILONS)
+    def attack(numbers, chosen):
+        for number, index in zip(numbers, chosen, strict=True):
+            tried[index].append(int(number))
+        return np.where(numbers >= thresholds[chosen], numbers, EPSILONS)
 
     return attack, tried
 
 
 @pytest.mark.parametrize("start", range(EPSILONS))
-def test_every_threshold_is_found(start):
+@pytest.mark.parametrize("together", [False, True])
+def test_every_threshold_is_found(start, together):
     thresholds = np.arange(EPSILONS + 1)
     attack, tried = counted(thresholds)
     starts = np.full(len(thresholds), start)
-    found = first_broken(attack, nowhere, EPSILONS, starts)
+    found = first_broken(attack, nowhere, EPSILONS, starts, together)
     np.testing.assert_array_equal(found, thresholds)
     assert all(len(set(each)) == len(each) for each in tried)
     for each, threshold in zip(tried, thresholds, strict=True):
@@ -69,7 +70,7 @@ def test_scaled_images_lead_to_the_threshold_in_two_attacks(start):
 
 
 def test_an_image_within_a_smaller_epsilon_counts_there():
-    def attack(number, chosen):
+    def attack(numbers, chosen):
         return np.full(len(chosen), 0)
 
     assert first_broken(attack, nowhere, 4, np.array([3, 2])).tolist() == [0, 0]
@@ -83,28 +84,32 @@ def test_an_image_within_a_smaller_epsilon_counts_there():
         ),
         min_size=1,
         max_size=6,
-    )
+    ),
+    st.booleans(),
 )
-def test_the_search_of_an_example_does_not_depend_on_the_others(examples):
+def test_the_search_of_an_example_does_not_depend_on_the_others(
+    examples, together
+):
     def searched(examples):
         breaks, scaled, start = map(np.array, zip(*examples, strict=True))
         tried = [[] for _ in examples]
 
-        def attack(number, chosen):
-            for index in chosen:
-                tried[index].append(number)
-            return np.where(breaks[chosen, number], number, 5)
+        def attack(numbers, chosen):
+            assert together or len(set(numbers)) == 1
+            for number, index in zip(numbers, chosen, strict=True):
+                tried[index].append(int(number))
+            return np.where(breaks[chosen, numbers], numbers, 5)
 
         def along(numbers, chosen):
             return scaled[chosen, numbers]
 
-        found = first_broken(attack, along, 5, start)
+        found = first_broken(attack, along, 5, start, together)
         return list(zip(found.tolist(), tried, strict=True))
 
-    together = searched(examples)
-    assert together == [searched([example])[0] for example in examples]
+    found = searched(examples)
+    assert found == [searched([example])[0] for example in examples]
     for (first, tried), (breaks, scaled, _) in zip(
-        together, examples, strict=True
+        found, examples, strict=True
     ):
         assert len(set(tried)) == len(tried)
         # Broken by an attack or by a scaled image, and never just assumed.
@@ -115,14 +120,14 @@ def test_the_search_of_an_example_does_not_depend_on_the_others(examples):
 
 
 def test_an_example_that_stands_is_taken_to_stand_at_smaller_epsilons():
-    def attack(number, chosen):  # Breaks at a single epsilon.
-        return np.full(len(chosen), number if number == 1 else 4)
+    def attack(numbers, chosen):  # Breaks at a single epsilon.
+        return np.where(numbers == 1, numbers, 4)
 
     assert first_broken(attack, nowhere, 4, np.array([3])).tolist() == [4]
 
 
 def test_nothing_is_attacked_without_examples_or_epsilons():
-    def attack(number, chosen):
+    def attack(numbers, chosen):
         raise AssertionError
 
     nobody = np.zeros(0, int)
@@ -213,6 +218,18 @@ def test_the_curve_is_that_of_a_full_sweep(attack, attacked, tmp_path):
         assert_one_line_error(error)
 
 
+def test_different_epsilons_in_a_batch_give_the_same_verdicts():
+    class OneEpsilon(tfsam.PGD):
+        example_epsilons = False
+
+    options = {"steps": 4}
+    both = evaluate([(tfsam.PGD, options), (OneEpsilon, options)], "bisect")
+    rows = both["robust"]
+    same = ("accuracy", "attacked", "max_perturbation", "gradient_passes")
+    for one, other in zip(rows[: len(CURVE)], rows[len(CURVE) :], strict=True):
+        assert [one[k] for k in same] == [other[k] for k in same]
+
+
 def test_scaled_images_break_and_are_kept(tmp_path):
     attack = ("pgd", {"steps": 4, "random_start": False})
     options = {"workdir": tmp_path, "save_adversarial": True}
@@ -277,27 +294,29 @@ def nothing(natural):
     )
 
 
-def test_images_are_those_of_the_smallest_epsilon_that_breaks():
+@pytest.mark.parametrize("together", [False, True])
+def test_images_are_those_of_the_smallest_epsilon_that_breaks(together):
     natural = np.array([STANDS, MISCLASSIFIED, STANDS], np.int8)
     thresholds = np.array([1, 0, 3])
 
-    def attack(number, verdict):
+    def attack(numbers, verdict):
         chosen = verdict == STANDS
-        broken = chosen & (number >= thresholds)
+        broken = chosen & (numbers >= thresholds)
         found = nothing(natural)
         found.verdict[broken] = 1
-        found.lengths[broken] = number
-        found.largest[chosen] = number
+        found.lengths[broken] = numbers[broken][:, None]
+        found.largest[chosen] = numbers[chosen]
         found.attacked[chosen] = True
         found.passes[chosen] = [1, 2]
-        found.images[chosen] = 10 * number
+        found.images[chosen] = 10 * numbers[chosen][:, None]
         return found
 
     def rescale(found, radii, chosen):
         return nothing(natural)
 
+    radii = np.outer(range(3), np.ones(3))
     found = bisection.sweep(
-        attack, rescale, np.outer(range(3), np.ones(3)), nothing(natural), None
+        attack, rescale, radii, nothing(natural), None, together
     )
     images = [outcome.images[:, 0].tolist() for outcome in found]
     assert images == [[0, 0, 0], [10, 0, 0], [10, 0, 20]]

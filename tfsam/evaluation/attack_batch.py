@@ -107,6 +107,7 @@ def attack_batch(
     norm: str,
     epsilon: float | None = None,
     start: np.ndarray | None = None,
+    each: np.ndarray | None = None,
 ) -> Found:
     """Attacks some examples of a chunk.
 
@@ -125,6 +126,8 @@ def attack_batch(
         epsilon: The budget, or None to search for the nearest adversarial
             image of each example with a minimum-norm attack.
         start: Float array (count, ...), images to start from, or None.
+        each: Float array (count,), the epsilon of each example in place of
+            `epsilon`, the attack's own; None if it is that of all.
 
     Raises:
         ValueError: If the result breaks the contract of attacks, the model
@@ -138,7 +141,7 @@ def attack_batch(
         and ATTACKS.fact(attack, "selective")
         and worker.source.rows is not None
     )
-    batch = _batch(plan, indices, selective, epsilon)
+    batch = _batch(plan, indices, selective, epsilon if each is None else each)
     _check_radii(attack, batch, epsilon)
     recorder = _recorder(plan, worker, batch, norm)
     # The data was checked when it was loaded.
@@ -221,12 +224,14 @@ def _batch(
     plan: Plan,
     indices: np.ndarray,
     selective: bool,
-    epsilon: float | None,
+    epsilon: Any,
 ) -> _Batch:
     """Makes a batch of some examples; see `attack_batch` for the arguments."""
     count = len(indices)
     size = plan.size if selective else _batch_size(count, plan.size)
     batch = np.resize(indices, size)
+    if np.ndim(epsilon):
+        epsilon = np.resize(epsilon, size)
     seeds = np.stack([np.full_like(batch, plan.seed), batch], axis=1)
     return _Batch(
         x=plan.data.x[batch],

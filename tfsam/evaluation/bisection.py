@@ -13,6 +13,10 @@ sweep. The scaled images lead to the epsilon at which the attack is tried next.
 The first epsilon is chosen in the same way, from images in the direction of the
 gradient, which break nothing. One or two attacks on an example therefore decide
 the whole curve.
+
+The examples of a chunk are attacked together, each at its own epsilon, if the
+attack takes an epsilon for each example. The last attacks are on a few
+examples, which do not fill a block; in larger chunks they cost less.
 """
 
 from collections.abc import Callable
@@ -29,7 +33,7 @@ from tfsam.evaluation.worst_case import within
 from tfsam.support.validators import Bounds
 
 # Functions of the numbers of epsilons and the indices of examples.
-_Attack = Callable[[int, np.ndarray], np.ndarray]
+_Attack = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _Along = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _Rescale = Callable[[Outcome, np.ndarray, np.ndarray], Outcome]
 
@@ -39,6 +43,7 @@ def first_broken(
     along: _Along,
     epsilons: int,
     start: np.ndarray,
+    together: bool = False,
 ) -> np.ndarray:
     """Searches for the smallest epsilon that breaks each example.
 
@@ -48,8 +53,9 @@ def first_broken(
     other examples nor on chunks.
 
     Args:
-        attack: Function (number, indices) -> reached, which attacks the
-            examples of the indices, int (some,), at the epsilon of the number.
+        attack: Function (numbers, indices) -> reached, which attacks the
+            examples of the indices, int (some,), at the epsilons of the
+            numbers, int (some,).
             It returns an int array (some,), the number of the smallest epsilon
             whose ball holds the misclassified image that was found, `epsilons`
             where none was found.
@@ -60,6 +66,8 @@ def first_broken(
         epsilons: Number of epsilons, in ascending order.
         start: Int array (examples,), the numbers of the epsilons at which the
             examples are attacked first.
+        together: Whether the attack takes examples with different epsilons.
+            Otherwise, all numbers of a call are equal.
 
     Returns:
         Int array (examples,), the numbers of the epsilons; `epsilons` for
@@ -67,8 +75,8 @@ def first_broken(
 
     Example:
         >>> thresholds = np.array([0, 2, 3])
-        >>> def attack(number, indices):
-        ...     return np.where(number >= thresholds[indices], number, 3)
+        >>> def attack(numbers, indices):
+        ...     return np.where(numbers >= thresholds[indices], numbers, 3)
         >>> def along(numbers, indices):
         ...     return np.zeros(len(indices), bool)
         >>> start = np.array([2, 2, 2])
@@ -79,11 +87,13 @@ def first_broken(
     high = np.full(len(start), epsilons)  # This epsilon does.
     tried = start.copy()
     while (left := low < high).any():
-        # From above, so that examples of several epsilons meet in one attack.
-        number = int(tried[left].max())
-        chosen = np.flatnonzero(left & (tried == number))
-        reached = np.asarray(attack(number, chosen))
-        low[chosen[reached == epsilons]] = number + 1
+        if not together:
+            # From above, so that examples meet at the smaller epsilons.
+            left &= tried == tried[left].max()
+        chosen = np.flatnonzero(left)
+        reached = np.asarray(attack(tried[chosen], chosen))
+        failed = chosen[reached == epsilons]
+        low[failed] = tried[failed] + 1
         high[chosen] = np.minimum(high[chosen], reached)
         high[chosen] = along_rays(along, chosen, low[chosen], high[chosen])
         tried[chosen] = high[chosen] - 1
@@ -115,18 +125,19 @@ def along_rays(
 
 
 def sweep(
-    attack: Callable[[int, np.ndarray], Outcome],
+    attack: Callable[[np.ndarray, np.ndarray], Outcome],
     rescale: _Rescale,
     radii: np.ndarray,
     before: Outcome,
     guess: np.ndarray | None,
+    together: bool = False,
 ) -> list[Outcome]:
     """Attacks a chunk of examples at several epsilons by bisection.
 
     Args:
-        attack: Function (number, verdict) -> outcome, which attacks the
-            examples that stand by `verdict`, int8 (n,), at the epsilon of the
-            number.
+        attack: Function (numbers, verdict) -> outcome, which attacks the
+            examples that stand by `verdict`, int8 (n,), at the epsilons of the
+            numbers, int (n,).
         rescale: Function (outcome, radii, chosen) -> outcome, which judges the
             images of an outcome after scaling those of the examples `chosen`,
             int (some,), to the lengths `radii`, float (some,).
@@ -135,6 +146,7 @@ def sweep(
         before: The outcome without an attack.
         guess: Float array (n, ...), images that lead to the first epsilons, or
             None to begin with the largest one.
+        together: See `first_broken`.
 
     Returns:
         The outcome at each epsilon. An example that a smaller epsilon broke has
@@ -148,16 +160,19 @@ def sweep(
     # The last image of each example, and the one within the smallest epsilon.
     last, nearest = _copied(before), _copied(before)
 
-    def attacked(number: int, places: np.ndarray) -> np.ndarray:
+    def attacked(numbers: np.ndarray, places: np.ndarray) -> np.ndarray:
         chosen, verdict = standing[places], nobody.copy()
         verdict[chosen] = STANDS
-        outcome = attack(number, verdict)
-        for kept in (found[number], last):
-            outcomes.put(kept, outcome, chosen)
+        tried = np.zeros(len(every), int)
+        tried[chosen] = numbers
+        outcome = attack(tried, verdict)
+        outcomes.put(last, outcome, chosen)
+        for number in np.unique(numbers):
+            outcomes.put(found[number], outcome, chosen[numbers == number])
         broken = outcome.verdict[chosen] != STANDS
         outcomes.put(nearest, outcome, chosen[broken])
         outside = ~within(outcome.largest[chosen], radii[:, chosen])
-        reached = np.minimum(outside.sum(axis=0), number)
+        reached = np.minimum(outside.sum(axis=0), numbers)
         return np.where(broken, reached, len(radii))
 
     def along(numbers: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -173,7 +188,7 @@ def sweep(
         images = before._replace(images=guess)
         start = _reached(rescale, radii, images, standing)
     first[standing] = first_broken(
-        attacked, along, len(radii), np.maximum(start - 1, 0)
+        attacked, along, len(radii), np.maximum(start - 1, 0), together
     )
     for number, outcome in enumerate(found):
         broken = every[first <= number]

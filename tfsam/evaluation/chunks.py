@@ -246,9 +246,13 @@ class _Chunk:
         if ATTACKS.fact(made[-1], "minimum_norm") and not surrogate:
             return {}
 
-        def attempt(number: int, verdict: np.ndarray) -> Outcome:
+        together = _alike(made, epsilons)
+
+        def attempt(numbers: np.ndarray, verdict: np.ndarray) -> Outcome:
             self.verdict = verdict
-            return self._outcome(made[number], epsilons[number])
+            number = int(numbers[verdict == STANDS].max())
+            each = np.array(epsilons)[numbers] if together else None
+            return self._outcome(made[number], epsilons[number], each=each)
 
         def rescale(
             found: Outcome, radii: np.ndarray, chosen: np.ndarray
@@ -263,6 +267,7 @@ class _Chunk:
             np.stack([np.broadcast_to(b, natural.shape) for b in balls]),
             self._unattacked(made[-1]),
             steepest_images(turn.plan, self._worker, self._indices, turn.norm),
+            together,
         )
         self.verdict = natural
         bisected = {"sweep": np.array("bisect")}
@@ -298,7 +303,11 @@ class _Chunk:
         )
 
     def _outcome(
-        self, attack: Any, epsilon: float, start: np.ndarray | None = None
+        self,
+        attack: Any,
+        epsilon: float,
+        start: np.ndarray | None = None,
+        each: np.ndarray | None = None,
     ) -> Outcome:
         """Attacks the survivors, stage by stage if the attack is an ensemble.
 
@@ -306,6 +315,8 @@ class _Chunk:
             attack: The attack.
             epsilon: The budget.
             start: Float array (n, ...), images to start from, or None.
+            each: Float array (n,), the epsilon of each example in place of
+                `epsilon`, or None.
         """
         outcome, stages = self._unattacked(attack), _stages(attack)
         for number, (name, stage) in enumerate(stages, 1):
@@ -314,7 +325,7 @@ class _Chunk:
                 break
             started = time.perf_counter()
             key = (number, kind_of(stage, epsilon))
-            found = self._run(stage, key, survivors, epsilon, start)
+            found = self._run(stage, key, survivors, epsilon, start, each)
             outcomes.add_stage(
                 outcome,
                 number,
@@ -327,7 +338,7 @@ class _Chunk:
             diagnosis.keep(
                 outcome.counters, number - 1, survivors, found, stage
             )
-            if number < len(stages):
+            if number < len(stages) and each is None:
                 self._turn.tell(epsilon, outcome.verdict, name)
         return outcome
 
@@ -422,6 +433,7 @@ class _Chunk:
         chosen: np.ndarray,
         epsilon: float | None = None,
         start: np.ndarray | None = None,
+        each: np.ndarray | None = None,
     ) -> Found:
         """Attacks the chosen examples of the chunk."""
         return attack_batch(
@@ -433,6 +445,7 @@ class _Chunk:
             self._turn.norm,
             epsilon,
             None if start is None else start[chosen],
+            None if each is None else each[chosen],
         )
 
     def _of_draws(
@@ -528,6 +541,23 @@ class _Chunk:
             images[reached] = reach.images[reached]
             saved["adversarial"] = images
         return saved
+
+
+def _alike(attacks: Sequence[Any], epsilons: Sequence[float]) -> bool:
+    """Returns whether examples may be attacked at different epsilons at once.
+
+    They may if the attacks that were made for the epsilons differ in nothing
+    else, and take an epsilon for each example.
+    """
+    kinds = {
+        tuple(kind_of(stage, epsilon) for _, stage in _stages(attack))
+        for attack, epsilon in zip(attacks, epsilons, strict=True)
+    }
+    (kind, *others) = kinds
+    return not others and all(
+        isinstance(described, str) and ATTACKS.fact(stage, "example_epsilons")
+        for described, (_, stage) in zip(kind, _stages(attacks[0]), strict=True)
+    )
 
 
 def _stages(attack: Any) -> Sequence[tuple[str, Any]]:

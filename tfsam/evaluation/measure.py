@@ -202,7 +202,8 @@ def evaluate(
             `tfsam.evaluation.bisection`. An attack may fail at a larger epsilon
             and succeed at a smaller one, where accuracies are then higher than
             those of a full sweep; a scaled image may succeed where the attack
-            does not, and they are lower. The rows have `sweep`, "bisect".
+            does not, and they are lower. It costs least with a `batch_size` of
+            a few hundred. The rows have `sweep`, "bisect".
             Minimum-norm attacks ignore it. It is refused with `warm_start` and
             with standard AutoAttack.
         name: Name by which `workdir` recognises the model, instead of its

@@ -121,11 +121,11 @@ class Plan(NamedTuple):
         """Returns the epsilons of a norm, ascending, without duplicates."""
         return ascending(self.budgets)[norm]
 
-    def radii(self, epsilon: float, indices: np.ndarray) -> Any:
+    def radii(self, epsilon: Any, indices: np.ndarray) -> Any:
         """Returns the radii of the balls of some examples.
 
         Args:
-            epsilon: The epsilon of the budget.
+            epsilon: The epsilon of the budget, or that of each example.
             indices: Int array (count,), the indices of the examples.
 
         Returns:
