@@ -26,7 +26,7 @@ def of_standardized(x):
 
 
 Y = np.argmax(of_pixels(tf.constant(X)), axis=1)
-ATTACKS = [("pgd", {"steps": 3}), ("fmn", {"steps": 8})]
+ATTACKS = [("pgd", {"steps": 2}), ("fmn", {"steps": 5})]
 MORE = [("apgd_t", {"steps": 3, "targets": 2}), ("square", {"queries": 8})]
 
 
@@ -36,14 +36,14 @@ def measured(attacks=ATTACKS, **options):
         of_standardized,
         (STANDARDIZED, Y),
         attacks,
-        **{"epsilons": epsilons, "bounds": BOUNDS, "batch_size": 4} | options,
+        **{"epsilons": epsilons, "bounds": BOUNDS, "batch_size": 5} | options,
     )
 
 
 @pytest.mark.parametrize("attacks", [ATTACKS, slow(MORE)])
 def test_accuracies_are_those_of_the_pixels(attacks):
     plain = tfsam.evaluate(
-        of_pixels, (X, Y), attacks, epsilons=[8 / 256, 32 / 256], batch_size=4
+        of_pixels, (X, Y), attacks, epsilons=[8 / 256, 32 / 256], batch_size=5
     )
     found = measured(attacks)
     accuracies = [
@@ -105,6 +105,7 @@ def test_a_library_for_two_numbers_has_an_error_in_its_row():
     assert own["accuracy"] is not None
 
 
+@pytest.mark.slow
 def test_validation_takes_the_bounds_of_the_attack():
     network = keras.Sequential(
         [
