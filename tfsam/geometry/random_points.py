@@ -42,7 +42,15 @@ def random_point(
         True
     """
     check_norm(norm)
-    points = _points(seeds, tf.convert_to_tensor(shape)[1:], norm, dtype)
+    seeds, shape = tf.convert_to_tensor(seeds), tf.convert_to_tensor(shape)
+    # Traced once for batches of any size.
+    draw = _points.get_concrete_function(
+        tf.TensorSpec([None, 2], seeds.dtype),
+        tf.TensorSpec([None], shape.dtype),
+        norm,
+        dtype,
+    )
+    points = draw(seeds, shape[1:])
     return tf.reshape(points, shape) * tf.cast(radius, dtype)
 
 
