@@ -1,6 +1,7 @@
 """One TensorFlow for all tests, with three logical CPU devices."""
 
 import configparser
+import functools
 import gc
 import json
 import os
@@ -20,6 +21,10 @@ from helpers import THREE_EPOCHS
 from helpers import main
 from helpers import make_runs_tiny
 from helpers import shorten_runs
+from helpers import tiny
+from tensorflow.python.framework import ops
+
+from tfsam import registries
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -93,18 +98,40 @@ def cache(tmp_path_factory):
         yield
 
 
+_KERAS_CHOICE = keras.Model._resolve_auto_jit_compile
+
+
 @pytest.fixture(scope="session", autouse=True)
 def plain_graphs():
-    """Turns XLA off in default tests, unless a test turns it on.
+    """Turns XLA off, unless a test turns it on, and Grappler in default tests.
 
     Keras's own choice is to compile all steps, of which each takes longer to
-    compile than to run on the few images of a test.
+    compile than to run on the few images of a test: only tests with `full_runs`
+    have it. Grappler, TensorFlow's optimizer of graphs, takes a fifth of the
+    time of default tests, for graphs that run once or twice.
     """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            keras.Model, "_resolve_auto_jit_compile", lambda self: False
+        )
         if hypothesis.settings.get_current_profile_name() != "slow":
-            patch.setattr(
-                keras.Model, "_resolve_auto_jit_compile", lambda self: False
+            tf.config.optimizer.set_experimental_options(
+                {"disable_meta_optimizer": True}
             )
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_stacks():
+    """Leaves the Python stack out of operations of graphs.
+
+    TensorFlow shows it in error messages, and reads it for each operation.
+    Under pytest and Keras stacks are a hundred frames deep: this takes a fifth
+    of the time of tracing.
+    """
+    create = functools.partial(ops._create_c_op, extract_traceback=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "_create_c_op", create)
         yield
 
 
@@ -162,6 +189,16 @@ def short_runs(monkeypatch):
 def tiny_network(monkeypatch):
     """Runs of the command train a tiny network, without what takes long."""
     make_runs_tiny(monkeypatch)
+
+
+@pytest.fixture
+def full_runs(monkeypatch):
+    """Runs train a tiny network by XLA, as Keras chooses, and leave all files.
+
+    So do users' runs; other tests leave out what takes long.
+    """
+    monkeypatch.setattr(keras.Model, "_resolve_auto_jit_compile", _KERAS_CHOICE)
+    monkeypatch.setitem(registries.NETWORKS.native, "preact_resnet8", tiny)
 
 
 @pytest.fixture(scope="session")

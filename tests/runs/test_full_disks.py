@@ -6,6 +6,7 @@ import resource
 import keras
 import pytest
 import tensorflow as tf
+from helpers import EXPORT
 from helpers import THREE_EPOCHS
 from helpers import assert_same_run
 from helpers import cpu_only
@@ -64,11 +65,10 @@ def test_a_full_disk_costs_nothing_but_time(
     whole, tmp_path, limit, capsys, step, size, unwritten
 ):
     arguments, parts = THREE_EPOCHS, tmp_path / "parts"
-    export = keras.Sequential.export
 
     def limited_export(self, path, **options):
         limit(size)
-        export(self, path, **options)
+        EXPORT(self, path, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         if step is None:

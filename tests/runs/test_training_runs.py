@@ -115,7 +115,7 @@ def test_an_average_measures_batchnorm_on_images_of_all_classes(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods.methods())
 def test_each_method_trains_and_reports(
-    tmp_path, monkeypatch, tiny_network, method
+    tmp_path, monkeypatch, full_runs, method
 ):
     monkeypatch.chdir(tmp_path)
     code, _ = main(*SMALL, f"--method={method}", "--epochs=1")
