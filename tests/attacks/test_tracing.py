@@ -265,3 +265,18 @@ def test_a_saved_model_is_traced(model, tmp_path):
     with counted_graphs() as graphs:
         attack(loaded.serve, X, Y, 0)
         assert not graphs
+
+
+def test_a_training_step_that_runs_eagerly_traces_no_attack(model, monkeypatch):
+    """Each step attacks another function: traces would not be used again."""
+
+    def refuse(*_):
+        pytest.fail("the attack was traced")
+
+    monkeypatch.setattr(tracing, "_traced", refuse)
+    made = tfsam.RobustModel(model, tfsam.PGD(EPSILON, steps=2), seed=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    made.compile(tfsam.SGD(0.0), loss, run_eagerly=True)
+    assert np.isfinite(made.train_on_batch(X, Y))
+    with pytest.raises(pytest.fail.Exception, match="was traced"):
+        tfsam.PGD(EPSILON, steps=2)(lambda x: model(x), X, Y, 0)

@@ -105,6 +105,8 @@ class Logits:
             see `may_stop`.
         recorder: None, or the `tfsam.attacks.recorder.Recorder` to which each
             gradient of `input_gradient` is shown.
+        momentary: Whether the function is made for a single call, such as that
+            of a training step: a trace of it could not be used again.
         most: Largest number of examples that the network may process at once if
             `rows` is None. None means the batch size of the attack.
         parts: Number of parts that a batch is split into if `rows` is None; see
@@ -160,6 +162,7 @@ class Logits:
         self.checked = False
         self.surrogate = False
         self.recorder: Any = None
+        self.momentary = False
         self.most: int | None = None
         self.parts = 1
         self.together = TOGETHER

@@ -8,7 +8,8 @@ equal: a trace is never used for a function or an attack that has changed.
 
 Functions that a trace may not repeat, for instance because they count their
 calls or draw random numbers of NumPy, are called eagerly, and so are functions
-of a few weights, whose trace would take longer than the attack.
+of a few weights, whose trace would take longer than the attack, and those of a
+training step that runs eagerly, which are new in each step.
 """
 
 import collections
@@ -119,6 +120,8 @@ def _function(
         return None
     active, context = None, NOTHING
     if isinstance(logits_fn, Logits):
+        if logits_fn.momentary:
+            return None
         active, context = logits_fn.active, logits_fn.context
         logits_fn = logits_fn.without_traces()
     any_epsilon = bool(attack.tensor_epsilon)

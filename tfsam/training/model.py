@@ -502,6 +502,7 @@ class RobustModel(PureModel):
             independent=self.attack_mode == "inference",
             loss=self.example_loss(),
         )
+        logits.momentary = True
         logits.nonfinite = self._nonfinite_counter()
         return logits.given(Context(inputs=others)) if others else logits
 
