@@ -58,11 +58,12 @@ def network():
     return made
 
 
-ATTACKS = ["fgsm", "pgd", "fmn", "square:queries=20", "apgd_t:steps=5"]
-
-
-def test_a_single_logit_is_evaluated_as_two_logits(network):
-    arguments = {"epsilons": [0.02, 0.1], "attacks": ATTACKS}
+@pytest.mark.parametrize(
+    "attacks",
+    [["pgd", "fmn", "apgd_t:steps=5"], slow(["fgsm", "square:queries=20"])],
+)
+def test_a_single_logit_is_evaluated_as_two_logits(network, attacks):
+    arguments = {"epsilons": [0.02, 0.1], "attacks": attacks}
     one = tfsam.evaluate(network, (X, Y[:, None]), **arguments)
     two = tfsam.evaluate(double(network), (X, Y), **arguments)
     assert 0.8 < one["natural"]["accuracy"] == two["natural"]["accuracy"]

@@ -86,7 +86,7 @@ def test_trades_adds_something(standard):
     )
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ONE_BY_DEFAULT)
 def test_labels_may_be_one_hot(name, alone):
     one_hot = keras.utils.to_categorical(Y, 3)
     objective, _ = OBJECTIVES[name]

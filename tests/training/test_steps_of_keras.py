@@ -32,9 +32,9 @@ def by_keras(kind, run_eagerly):
     ("kind", "nothing"),
     [
         (functional, "no perturbation"),
-        (functional, "rho = 0"),
+        slow(functional, "rho = 0"),
         slow(functional, "rho = 0, adaptive"),
-        (functional, "epsilon = 0"),
+        slow(functional, "epsilon = 0"),
         (functional, "both 0, l2"),
         slow(sequential, "both 0, l2"),
         (Subclassed, "both 0, l2"),
@@ -63,21 +63,26 @@ def test_no_perturbation_is_keras_own_step_compiled(kind, nothing, jit_compile):
 @pytest.mark.parametrize(
     "variant",
     [
-        {"optimizer": keras.optimizers.Adam},
+        slow({"optimizer": keras.optimizers.Adam}),
         {
             "optimizer": lambda: keras.optimizers.SGD(
                 0.1, gradient_accumulation_steps=2
             )
         },
-        {
-            "optimizer": lambda: keras.optimizers.SGD(
-                0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2
-            )
-        },
-        {"optimizer": lambda: keras.optimizers.SGD(0.1, clipnorm=0.1)},
+        slow(
+            {
+                "optimizer": lambda: keras.optimizers.SGD(
+                    0.1,
+                    use_ema=True,
+                    ema_momentum=0.5,
+                    ema_overwrite_frequency=2,
+                )
+            }
+        ),
+        slow({"optimizer": lambda: keras.optimizers.SGD(0.1, clipnorm=0.1)}),
         {"steps_per_execution": 2},
         {"fit": {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}}},
-        {"fit": {"validation_split": 0.5}},
+        slow({"fit": {"validation_split": 0.5}}),
     ],
     ids=["adam", "accumulation", "ema", "clip", "steps", "class", "validation"],
 )
