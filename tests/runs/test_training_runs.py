@@ -127,7 +127,9 @@ def test_each_method_trains_and_reports(
     (row,) = results["robust"]
     assert_measured(row, 20)
     (history,) = monitoring.read_history(workdir / "history.csv")
-    assert 1 < history["loss"] < 4  # It begins at log(10).
+    # It begins at log(10); IKL adds beta times as much, and SCORE's is 0.9.
+    low, high = {"ikl": (5, 20), "score": (0.5, 2)}.get(method, (1, 4))
+    assert low < history["loss"] < high
     config, row = results["config"], methods.methods()[method]
     assert (config["rho"] is not None) == (
         row.perturb_weights not in (None, "awp")
