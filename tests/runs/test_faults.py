@@ -93,7 +93,7 @@ def test_each_method_goes_on_from_any_step(tmp_path, method, step):
         arguments.append("--steps=1")
     weights, history = trained(tmp_path / "whole", *arguments)
     with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, step, terminate)
+        at_step(patch, step * methods.replays(attack), terminate)
         with pytest.raises(signals.Stopped):
             trained(tmp_path / "parts", *arguments)
     assert positions(tmp_path / "parts")[0] == divmod(step, 6)

@@ -3,7 +3,7 @@
 A loss that takes class numbers, such as `SparseCategoricalCrossentropy`, has a
 categorical form, which `cross_entropy` returns. `RobustModel` uses it for
 batches with soft labels. Where no label is mixed, both forms are equal to the
-bit. Metrics see the class of the largest share.
+bit; XLA may round them differently. Metrics see the class of the largest share.
 """
 
 from typing import Any
