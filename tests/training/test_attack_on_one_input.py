@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 import tfsam
 
@@ -37,7 +38,7 @@ def trained(x, **options):
 ATTACK = tfsam.PGD(0.1, steps=2, random_start=False)
 
 
-@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("kind", ["list", slow("dict")])
 def test_a_step_is_that_of_the_images_that_the_attack_finds(kind):
     source = network()
     x_adv = ATTACK(
@@ -66,15 +67,16 @@ def test_an_attack_on_copies_knows_the_other_input_of_each():
 
 
 def test_the_input_may_be_chosen_and_is_saved():
-    chosen = trained(
-        [IMAGE, AGE], perturb_inputs=tfsam.PGD(0.1, steps=1), attacked="age"
-    )
+    chosen = tfsam.RobustModel(network(), perturb_inputs=ATTACK, attacked="age")
+    x = list(map(tf.constant, DATA["list"]))
+    assert chosen._inputs(x).split(x)[0] is x[1]
     config = chosen.get_config()
     assert config["attacked"] == "age"
     again = tfsam.RobustModel.from_config(config)
     assert again.attacked_input == "age"
 
 
+@pytest.mark.slow
 def test_what_is_trained_may_be_evaluated():
     model = trained(DATA["dict"], perturb_inputs=ATTACK)
     result = tfsam.evaluate(
