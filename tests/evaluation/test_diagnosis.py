@@ -177,7 +177,9 @@ def test_a_gradient_that_leads_nowhere_fails_without_a_budget():
 
 
 @pytest.mark.parametrize(
-    ("model", "left"), [(brighter, []), (misleading, [8])], ids=str
+    ("model", "left"),
+    [(brighter, []), (misleading, [8])],
+    ids=["succeeds", "fails"],
 )
 def test_without_a_budget_few_steps_are_tried_first(monkeypatch, model, left):
     """Only the images that they leave take all steps of the attack."""
