@@ -240,9 +240,11 @@ class Logits:
     ) -> tf.Tensor:
         """Returns `_logits`; in a graph, by a trace that all losses share.
 
-        The gradient of the trace is shared, too.
+        The gradient of the trace is shared, too. XLA would compile a function
+        that calls it and takes its gradient anew in each call.
         """
-        if not tf.inside_function():
+        compiled = self.jit_compile or self.jit_loops
+        if compiled or not tf.inside_function():
             return self._logits(x, context, loss)
         network = self.once("logits", lambda: traced(self._network))
         return self._aimed(network(x, *context.inputs), context, loss)
