@@ -262,8 +262,11 @@ _OF_ALL = (
     *("nesterov", "decay_exclude", "clip_norm"),
 )
 
-# Flags whose default depends on the length of the run.
-_BY_THE_RUN = ("refresh_every", "average_start")
+# Flags whose default depends on the length of the run, or is the optimizer's.
+_WITHOUT_DEFAULT = (
+    *("refresh_every", "average_start"),
+    *("nesterov", "decay_exclude", "clip_norm"),
+)
 
 # The default of --collapse_drop, for attacks that can collapse.
 _COLLAPSE_DROP = 0.2
@@ -411,7 +414,7 @@ def defaults(
         # The name of the compiled loss in the config.json of 0.1.0.
         found["attack_loss"] = "cross_entropy"
     found |= {k: v for k, v in settings.items() if k in found}
-    found |= {flag: None for flag in _BY_THE_RUN if flag in found}
+    found |= {flag: None for flag in _WITHOUT_DEFAULT if flag in found}
     return found | named(parts, {})
 
 

@@ -40,6 +40,8 @@ def of_parts(settings: Settings) -> dict[str, str]:
     }
     for flag, registry in registered.items():
         given = values.get(flag) or []
+        if isinstance(given, bool):  # The augmentation that needs no name.
+            continue
         packages = {k.casefold(): v for k, v in registry.packages().items()}
         for spec in [given] if isinstance(given, str) else given:
             name = spec.partition(":")[0].strip().casefold()
