@@ -2,9 +2,8 @@
 
 An attack moves an image until its largest logit is that of a wrong class. A
 goal turns the logits of a network into others, for which this is the aim, with
-label 0. Every attack can thereby follow it, also one that knows of no goal. The
-tensors that a goal needs have a row for each example, the `Context` of the
-network.
+label 0. Attacks therefore need no code for goals. The tensors that a goal needs
+have a row for each example, the `Context` of the network.
 """
 
 from typing import Any

@@ -240,8 +240,8 @@ class Logits:
     ) -> tf.Tensor:
         """Returns `_logits`; in a graph, by a trace that all losses share.
 
-        The gradient of the trace is shared, too. XLA would compile a function
-        that calls it and takes its gradient anew in each call.
+        The gradient of the trace is shared, too. Under XLA the network is not
+        shared: XLA would recompile the calling function at every call.
         """
         compiled = self.jit_compile or self.jit_loops
         if compiled or not tf.inside_function():
