@@ -6,6 +6,7 @@ run that attacks its network with AutoAttack, in WORKDIR/ROW/seedN/autoattack.
 """
 
 import dataclasses
+import math
 import re
 import shutil
 import signal
@@ -38,6 +39,8 @@ PAPER = {
 }
 NATURAL = ("natural",)
 FITTED = ("fitted",)  # On images that were trained on.
+HELD_OUT = ("held out",)  # On training images held out, after the last epoch.
+HELD_OUT_ATTACKED = ("held out, attacked",)
 MINUTES = ("minutes",)  # Of training, if all epochs were the fastest.
 TOOK = ("took",)  # Wall-clock minutes, with other work on the machine.
 ATTACKED = ("attacked",)  # Minutes of attacks after it.
@@ -71,6 +74,8 @@ class Preset:
         autoattack: for AutoAttack.
         attacked_seeds: number of a row's seeds that AutoAttack attacks.
         paper: the paper's figures, where the data set is the paper's.
+        held_out: whether the tables have the accuracies on training images
+            that were held out, by which settings are chosen.
     """
 
     images: str
@@ -82,17 +87,31 @@ class Preset:
     paper: dict[str, tuple[float, ...]] = dataclasses.field(
         default_factory=dict
     )
+    held_out: bool = False
 
     def seeds(self, row):
         """Returns a row's seeds; of an unknown row, the fewest of any row."""
         return range(self.rows.get(row, min(self.rows.values())))
 
 
+# For two cores: 10,000 images to train on, without augmentation, so that
+# standard training fits them, and 500 to measure robustness in training.
+_SMALL = (
+    *("--network=preact_resnet8", "--noaugment", "--limit_train=10500"),
+    "--validation_images=500",
+)
+# Radii of the methods after SAM: once, twice and four times the default.
+_RADII = {
+    "vasso": (0.2, 0.4, 0.8),
+    "msam": (0.3, 0.6, 1.2),
+    "wsam": (0.05, 0.1, 0.2),
+    "friendly_sam": (0.2, 0.4, 0.8),
+    "sam_on": (0.5, 1, 2),
+}
+
 PRESETS = {
     "cifar100": Preset("cifar100", dict.fromkeys(PAPER, 3), paper=PAPER),
     "cifar10": Preset("cifar10", dict.fromkeys(PAPER, 3)),
-    # For two cores: 10,000 images to train on, without augmentation, so that
-    # standard training fits them, and 500 to measure robustness in training.
     "small": Preset(
         "cifar10",
         {
@@ -102,22 +121,38 @@ PRESETS = {
                     *("at-linf-1", "at-linf-4", "at-l2-32", "at-l2-128"),
                     *("looksam:rho=0.2", "looksam:rho=0.2:alpha=0.3"),
                     *("asam", "esam:rho=0.2", "fgsm_at:epsilon=1/255"),
-                    "awp:epsilon=4/255",
+                    *("awp:epsilon=4/255", "vasso", "msam", "wsam"),
+                    *("nfgsm_at:epsilon=1/255", "friendly_sam", "sam_on"),
+                    "trades:epsilon=1/255",
                 ),
                 1,
             ),
         },
-        training=(
-            *("--network=preact_resnet8", "--epochs=30", "--noaugment"),
-            *("--limit_train=10500", "--validation_images=500"),
-            "--validate_every=3",
-        ),
+        training=(*_SMALL, "--epochs=30", "--validate_every=3"),
         testing=("--limit_test=5000",),
         autoattack=(
             *("--limit_test=200", "--linf_epsilons=1/255"),
             "--l2_epsilons=16/255",
         ),
         attacked_seeds=1,
+    ),
+    # A third of the epochs of "small", to choose radii for it: PGD-10 at l-inf
+    # 1/255 on the held-out images. A run ends with an attack on test images;
+    # this one is short, and nothing is chosen by it.
+    "small_radii": Preset(
+        "cifar10",
+        {
+            f"{method}:rho={rho}": 1
+            for method, radii in _RADII.items()
+            for rho in radii
+        },
+        training=(*_SMALL, "--epochs=10", "--validate_every=10"),
+        testing=(
+            *("--attacks=fgsm", "--limit_test=100", "--linf_epsilons=1/255"),
+            "--l2_epsilons=",
+        ),
+        attacked_seeds=0,
+        held_out=True,
     ),
     # A first try, in which standard training does not fit the images.
     "augmented": Preset(
@@ -298,6 +333,26 @@ def seeds_at(workdir):
     return seeds
 
 
+def held_out(folder):
+    """Returns the `Result`s by column of the last look at held-out images.
+
+    Args:
+        folder: folder of the run.
+    """
+    measured = [
+        epoch
+        for epoch in monitoring.read_history(folder / "history.csv")
+        if not math.isnan(epoch.get("val_robust_accuracy", math.nan))
+    ]
+    if not measured:
+        return {}
+    last = measured[-1]
+    return {
+        HELD_OUT: Result(last["val_clean_accuracy"]),
+        HELD_OUT_ATTACKED: Result(last["val_robust_accuracy"]),
+    }
+
+
 def epoch_seconds(folder):
     """Returns the seconds of each epoch; empty without a history.csv.
 
@@ -351,6 +406,8 @@ def collect(preset, rows, seeds, workdir):
                 found = cells[row].setdefault(seed, {})
                 before = found.get(ATTACKED, Result(0.0)).value
                 found.update(_results(run_folder, results))
+                if preset.held_out:
+                    found.update(held_out(run_folder))
                 seconds = sum(r.get("seconds", 0) for r in results["robust"])
                 found[ATTACKED] = Result(before + seconds / 60)
     return cells, missing

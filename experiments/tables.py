@@ -14,6 +14,8 @@ import scipy.stats
 from experiments.sweep import ATTACKED
 from experiments.sweep import COLUMNS
 from experiments.sweep import FITTED
+from experiments.sweep import HELD_OUT
+from experiments.sweep import HELD_OUT_ATTACKED
 from experiments.sweep import MINUTES
 from experiments.sweep import NATURAL
 from experiments.sweep import TOOK
@@ -78,12 +80,18 @@ def columns_of(found):
     present = {column for row in found.values() for column in row}
     present -= {TOOK, ATTACKED}
     others = sorted(c for c in present if len(c) == 3 and c not in COLUMNS)
-    last = [c for c in (FITTED, MINUTES) if c in present]
+    last = [
+        column
+        for column in (HELD_OUT, HELD_OUT_ATTACKED, FITTED, MINUTES)
+        if column in present
+    ]
     return [*(c for c in COLUMNS if c in present), *others, *last]
 
 
 _HEADS = {
     NATURAL: "natural",
+    HELD_OUT: "on held-out images",
+    HELD_OUT_ATTACKED: "PGD-10 on held-out images",
     FITTED: "on training images",
     MINUTES: "training, minutes",
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import pathlib
 import re
@@ -126,6 +127,20 @@ def test_the_table_has_means_deviations_and_the_paper_s_figures(workdir):
     )
     assert lines[3].startswith("| `sam-0.1` | 2 | 71.0 ± 0.0 (78.0) | 31.0 ± ")
     assert len(lines) == 4  # Nothing is there of AT.
+
+
+def test_radii_are_chosen_by_the_last_look_at_held_out_images(workdir):
+    history = sweep.cell_folder(workdir, "st", 0) / "history.csv"
+    history.write_text(
+        "epoch,seconds,val_clean_accuracy,val_robust_accuracy\n"
+        "1,60,0.5,0.25\n2,60,0.75,0.125\n3,60,,\n"
+    )
+    preset = dataclasses.replace(PRESET, held_out=True)
+    cells, _ = sweep.collect(preset, ("st",), preset.seeds, workdir)
+    line = tables.accuracies(tables.summaries(cells), {}).split("\n")[2]
+    assert " 75.0 | 12.5 | " in line  # No look after the third epoch.
+    cells, _ = collected(workdir)  # Other sweeps' tables lack the columns.
+    assert not {sweep.HELD_OUT, sweep.HELD_OUT_ATTACKED} & set(cells["st"][0])
 
 
 def test_csv_and_latex_hold_the_same(workdir):
