@@ -84,12 +84,13 @@ def installed(package):
 def show(title, kinds, base):
     """Times functions and prints wall-clock times, with ratios to one kind."""
     first, later = timing.in_turn(kinds, _REPEATS.value)
-    print(f"| {title} | seconds | {base} / it | first call |")
+    print(f"\n| {title} | seconds | {base} / it | first call |")
     print("|---|---|---|---|")
     for kind in kinds:
         median = statistics.median(row[kind][0] for row in later)
         ratio = statistics.median(row[base][0] / row[kind][0] for row in later)
         print(f"| {kind} | {median:.2f} | {ratio:.2f} | {first[kind][0]:.1f} |")
+    print()
 
 
 def pgd():

@@ -58,7 +58,7 @@ CURVE = [e / 255 for e in (0.5, 1, 1.5, 2, 3, 4, 6, 8)]
 def show(title, kinds, base):
     """Prints times, and ratios of processor time to one of the kinds."""
     first, later = timing.in_turn(kinds, _REPEATS.value)
-    print(f"| {title} | seconds | processor | it / {base} | first call |")
+    print(f"\n| {title} | seconds | processor | it / {base} | first call |")
     print("|---|---|---|---|---|")
     for kind in kinds:
         wall, processor = (
@@ -70,6 +70,7 @@ def show(title, kinds, base):
             f"| {kind} | {wall:.2f} | {processor:.2f} | {ratio:.2f} "
             f"| {first[kind][1]:.2f} |"
         )
+    print()
 
 
 class Graphs:
