@@ -15,6 +15,7 @@ from averaged_models import ema
 from averaged_models import fit
 from averaged_models import network
 from averaged_models import values
+from helpers import slow
 
 from tfsam.training.averages import EMA
 from tfsam.training.averages import SWA
@@ -83,7 +84,7 @@ def test_half_precision_is_averaged_in_single():
 
 @pytest.mark.parametrize(
     ("start", "every", "chosen", "validation"),
-    [(0, 1, [0, 1, 2, 3], False), (1, 2, [1, 3], True)],
+    [slow(0, 1, [0, 1, 2, 3], False), (1, 2, [1, 3], True)],
 )
 def test_swa_is_the_mean_of_its_snapshots(start, every, chosen, validation):
     average, epochs = SWA(start, every=every), Epochs()
@@ -116,7 +117,7 @@ def test_a_second_fit_starts_a_new_average():
 # Killed and resumed.
 
 
-@pytest.mark.parametrize("kind", [EMA, SWA])
+@pytest.mark.parametrize("kind", [EMA, slow(SWA)])
 def test_killed_and_resumed_ends_the_same(kind, tmp_path):
     def average():
         argument = 0.9 if kind is EMA else 1

@@ -40,22 +40,15 @@ def small():
     )
 
 
-def trained(*found, model=None, epochs=2, x=X, y=Y, run_eagerly=True, **kwargs):
+def trained(*found, model=None, x=X, y=Y, run_eagerly=True, **kwargs):
     """A small model after some epochs, and its history.
 
     A few small steps are quicker than tracing one.
     """
     model = model or tfsam.RobustModel(small(), seed=0)
     model.compile(tfsam.SGD(0.5), LOSS, run_eagerly=run_eagerly)
-    history = model.fit(
-        *(x, y),
-        batch_size=8,
-        epochs=epochs,
-        shuffle=False,
-        callbacks=list(found),
-        verbose=0,
-        **kwargs,
-    )
+    options = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0}
+    history = model.fit(x, y, callbacks=list(found), **options | kwargs)
     return model, history.history
 
 
@@ -95,7 +88,7 @@ class Stub(Attack):
             tfsam.PGD(0.3, norm="l2", steps=3, early_stop=True), id="l2"
         ),
         slow(tfsam.FGSM(0.05, random_start=True), id="fgsm"),
-        pytest.param(Stub(0.1), id="eager"),
+        slow(Stub(0.1), id="eager"),
     ],
 )
 def test_accuracies_are_those_of_the_attack_called_by_hand(attack):
@@ -151,8 +144,10 @@ def test_training_does_not_notice():
 
 
 def test_other_epochs_log_nan():
-    measured = robust_validation.RobustValidation((X, Y), TINY, every=2)
-    _, history = trained(measured, epochs=5)
+    measured = robust_validation.RobustValidation(
+        (PIXELS, SIDES), unchanged, every=2
+    )
+    _, history = scripted([0.5] * 5, measured)
     for key in ("val_clean_accuracy", "val_robust_accuracy"):
         found = np.isnan(history[key])
         assert found.tolist() == [True, False, True, False, True]
@@ -231,6 +226,7 @@ def scripted(thresholds, *found, model=None, start=0.5, **kwargs):
         epochs=len(thresholds),
         x=PIXELS,
         y=SIDES,
+        batch_size=len(PIXELS),
         **kwargs,
     )
 
@@ -342,7 +338,7 @@ def test_the_best_network_is_in_a_file(tmp_path):
         slow(1, "record"),  # Starts again.
         (3, "checkpoint"),
         (4, "network"),  # The pair does not match.
-        (4, "record"),  # The best epoch is repeated.
+        slow(4, "record"),  # The best epoch is repeated.
         slow(4, "checkpoint"),
         slow(5, "checkpoint"),  # Nothing is left to train.
     ],
@@ -365,7 +361,7 @@ def test_a_killed_run_that_is_resumed_keeps_the_same_network(
     assert_kept(tmp_path, *kept(tmp_path), 4, 1.0, 0.5)
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "record"])
+@pytest.mark.parametrize("damage", [slow("cut"), "other", "record"])
 def test_a_file_that_is_not_its_record_s_is_refused(tmp_path, damage):
     """Without the file a worse network would be taken for the best."""
     kept(tmp_path)
@@ -528,7 +524,9 @@ def test_two_devices(inside):
 )
 def test_an_attack_that_breaks_its_contract(attack, message):
     with pytest.raises(ValueError, match=message):
-        trained(robust_validation.RobustValidation((X, Y), attack))
+        scripted(
+            [0.5], robust_validation.RobustValidation((PIXELS, SIDES), attack)
+        )
 
 
 @pytest.mark.parametrize(

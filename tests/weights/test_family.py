@@ -93,7 +93,19 @@ SAME_AS_SAM = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SAME_AS_SAM)
+@pytest.mark.parametrize(
+    "name",
+    some(
+        SAME_AS_SAM,
+        (
+            "FSAM(eta=0)",
+            "LookSAM(1)",
+            "ESAM(1, 1)",
+            "GSAM(alpha=0)",
+            "SSAM-F(0)",
+        ),
+    ),
+)
 def test_they_are_sam(name, mode, sam):
     other = trained(SAME_AS_SAM[name], mode)
     assert difference(other, sam) < (1e-7 if mode == "eager" else 1e-6)
@@ -118,12 +130,12 @@ SAME_AS_STANDARD = {
 }
 
 
+# In XLA, the methods that are SAM are compared above.
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize("name", SAME_AS_STANDARD)
-def test_without_a_radius_they_are_standard_training(name, mode, standard):
+def test_without_a_radius_they_are_standard_training(name, standard):
     method = SAME_AS_STANDARD[name]
-    assert difference(trained(method, mode), standard) < 1e-6
+    assert difference(trained(method, "graph"), standard) < 1e-6
 
 
 @pytest.mark.slow
@@ -159,7 +171,7 @@ def test_each_does_something_of_its_own(name, sam, standard):
     assert name == "SAM" or difference(found, sam) > 1e-4
 
 
-@pytest.mark.parametrize("name", some(CHANGES, ("GSAM", "ESAM")))
+@pytest.mark.parametrize("name", some(CHANGES, ("ESAM",)))
 def test_each_trains_with_an_attack(name):
     """Trains with an attack, and checks that all weights stay finite."""
     attack = tfsam.PGD(0.1, steps=2)
@@ -170,7 +182,7 @@ def test_each_trains_with_an_attack(name):
 
 @pytest.mark.parametrize(
     "name",
-    some(CHANGES, ("LookSAM", "SSAM-F", "ESAM", "FriendlySAM")),
+    some(CHANGES, ("LookSAM", "SSAM-F")),
 )
 def test_state_is_saved_and_training_goes_on(name, tmp_path):
     """Four steps equal two steps, saving and loading, and two steps."""
@@ -244,12 +256,16 @@ def test_m_sharpness_by_hand():
     assert_same(one_step(tfsam.SAM(RHO), sub_batches=3), totals)
 
 
-@pytest.mark.parametrize("jit_compile", [slow(False), True])
-def test_m_sharpness_of_one_part_or_of_equal_parts_is_sam(jit_compile):
+@pytest.mark.parametrize("mode", MODES)
+def test_m_sharpness_of_one_part_or_of_equal_parts_is_sam(mode):
     def run(sub_batches, x, y):
         model = made(tfsam.SAM(RHO), sub_batches=sub_batches, batch_norm=False)
         model.compile(
-            tfsam.SGD(0.5), LOSS, metrics=["accuracy"], jit_compile=jit_compile
+            tfsam.SGD(0.5),
+            LOSS,
+            metrics=["accuracy"],
+            jit_compile=mode == "xla",
+            run_eagerly=mode == "eager",
         )
         history = model.fit(
             x, y, batch_size=16, epochs=3, shuffle=False, verbose=0
@@ -314,7 +330,7 @@ def test_looksam_makes_one_second_pass_in_so_many_steps():
 def test_ssam_f_s_fisher_information_is_that_of_single_examples():
     """Uses inference mode: BatchNorm with its moving statistics."""
     method = tfsam.SSAM(RHO, sparsity=0.5, refresh_every=100, samples=17)
-    model = made(method, "graph")
+    model = made(method)
     net = model.network
     expected = 0
     for x, y in zip(X, Y, strict=True):
@@ -479,9 +495,7 @@ def test_replicas_agree_on_what_is_kept(name):
         assert mask.sum() == len(mask) // 2
 
 
-@pytest.mark.parametrize(
-    "name", some([*STATEFUL, *STATELESS], ("LookSAM", "WSAM"))
-)
+@pytest.mark.parametrize("name", some([*STATEFUL, *STATELESS], ("LookSAM",)))
 def test_global_sharpness_makes_two_replicas_one(name):
     method = (STATEFUL | STATELESS)[name]
     one = replicated(method, 1)
@@ -502,6 +516,7 @@ def test_replicas_of_m_sharpness_are_its_parts():
     assert difference(two, parts) < 1e-6
 
 
+@pytest.mark.slow
 def test_ssam_f_on_a_residual_network_of_few_channels():
     """Processes single images, on which strided 1x1 convolutions fail."""
     x = RNG.random((4, 32, 32, 3)).astype("float32")
