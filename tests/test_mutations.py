@@ -66,3 +66,7 @@ def test_a_mutation_that_no_test_catches_survives(tmp_path):
     assert f"| {name} | `test_geometry.py::test_one` | survived |" in (
         report.read_text()
     )
+    # The test that the column names is there: nothing has to run.
+    arguments = (f"--tree={tmp_path}", f"--write={report}", "--missing")
+    done = run(*arguments, "--column=sharp", name)
+    assert (done.returncode, done.stdout) == (0, "0 of 0 caught\n")
