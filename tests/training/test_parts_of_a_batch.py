@@ -69,20 +69,36 @@ def test_parts_of_no_radius_are_the_batch(reduction, given):
     assert_same(trained(3, loss=loss(reduction), given=given), expected)
 
 
+def sequences():
+    """Returns inputs, of which some positions are padding, and labels."""
+    padding = RNG.random((10, 5, 1)) < 0.4
+    x = np.where(padding, 0, RNG.random((10, 5, 4)))
+    return x, RNG.integers(0, 3, (10, 5))
+
+
+def masking():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5, 4))
+    masked = keras.layers.Masking()(inputs)
+    return keras.Model(inputs, keras.layers.Dense(3)(masked))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean_with_sample_weight", "mean"])
 def test_masked_positions_count_in_no_part(reduction):
-    x = np.where(RNG.random((10, 5, 1)) < 0.4, 0, RNG.random((10, 5, 4)))
-
-    def made():
-        keras.utils.set_random_seed(0)
-        inputs = keras.Input((5, 4))
-        masked = keras.layers.Masking()(inputs)
-        return keras.Model(inputs, keras.layers.Dense(3)(masked))
-
-    y = RNG.integers(0, 3, (10, 5))
+    x, y = sequences()
     options = {"x": x, "y": y, "loss": loss(reduction)}
-    assert_same(trained(3, made(), **options), trained(1, made(), **options))
+    found, expected = (trained(n, masking(), **options) for n in (3, 1))
+    assert_same(found, expected)
+
+
+def test_positions_count_that_neither_mask_hides():
+    """The network masks some positions, and the loss ignores others."""
+    x, y = sequences()
+    y[:, :2] = -1
+    options = {"x": x, "y": y, "loss": loss(ignored=-1), "run_eagerly": True}
+    found, expected = (trained(n, masking(), **options) for n in (2, 1))
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize(
