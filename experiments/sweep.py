@@ -7,6 +7,7 @@ run that attacks its network with AutoAttack, in WORKDIR/ROW/seedN/autoattack.
 
 import dataclasses
 import math
+import pathlib
 import re
 import shutil
 import signal
@@ -71,7 +72,7 @@ class Preset:
         rows: a dict from row to its number of seeds.
         training: more flags of `tfsam.run`, for training.
         testing: for the attack by PGD.
-        autoattack: for AutoAttack.
+        autoattack: for AutoAttack, and for attacks beside it.
         attacked_seeds: number of a row's seeds that AutoAttack attacks.
         paper: the paper's figures, where the data set is the paper's.
         held_out: whether the tables have the accuracies on training images
@@ -166,6 +167,51 @@ PRESETS = {
         testing=("--limit_test=2000", "--attack_steps=10"),
         attacked_seeds=0,
     ),
+    # The paper's data set, for two cores: a network of which standard training
+    # fits 20,000 images without augmentation.
+    "small100": Preset(
+        "cifar100",
+        {
+            **dict.fromkeys(("st", "sam-0.2"), 2),
+            **dict.fromkeys(
+                (
+                    *("sam-0.1", "sam-0.4", "at-linf-1", "at-linf-4"),
+                    *("at-l2-16", "at-l2-128", "fgsm_at:epsilon=1/255"),
+                    *("friendly_sam", "msam"),
+                    # The attack of at-linf-1 in training.
+                    "trades:epsilon=1/255:steps=5:step_size=1/510",
+                ),
+                1,
+            ),
+        },
+        training=(
+            *("--network=preact_resnet8:width=32", "--epochs=30"),
+            *("--noaugment", "--limit_train=20500"),
+            *("--validation_images=500", "--validate_every=5"),
+        ),
+        autoattack=(
+            *("--attacks=autoattack,malt", "--limit_test=200"),
+            *("--linf_epsilons=1/255", "--l2_epsilons=16/255"),
+        ),
+        attacked_seeds=1,
+        paper=PAPER,
+    ),
+    # Which network fits these images, and how long epochs and attacks take: at
+    # this epsilon MALT breaks next to nothing, and takes its full time.
+    "pilot100": Preset(
+        "cifar100",
+        {
+            f"st:network=preact_resnet8:width={width}": 1
+            for width in (16, 32, 64)
+        },
+        training=("--epochs=30", "--noaugment", "--limit_train=20000"),
+        testing=("--limit_test=1000",),
+        autoattack=(
+            *("--attacks=malt", "--limit_test=100", "--l2_epsilons="),
+            "--linf_epsilons=1/2550",
+        ),
+        attacked_seeds=1,
+    ),
 }
 
 
@@ -202,14 +248,29 @@ def row_flags(row):
             f"rows must be among {', '.join(PAPER)} or METHOD:NAME=VALUE, with "
             f"the names of flags or of options. Received: {row}"
         )
-    named = [text for text in given if text.partition("=")[0] in flags.FLAGS]
-    options = [text for text in given if text not in named]
+    named: list[str] = []
+    options = []
+    for text in given:
+        name = text.partition("=")[0]
+        if name in flags.FLAGS:
+            named.append(text)
+        elif named and _takes(named[-1], name):
+            named[-1] += f":{text}"
+        else:
+            options.append(text)
     specs = methods.with_options(method, options)
     return (
         f"--method={method}",
         *(f"--{text}" for text in named),
         *(f"--{part}={spec}" for part, spec in specs.items()),
     )
+
+
+def _takes(text, option):
+    """Returns whether a flag, NAME=VALUE, names a part with an option."""
+    name, _, spec = text.partition("=")
+    registry = flags.REGISTRIES.get(name)
+    return registry is not None and option in registry.options(spec)
 
 
 def attacks_inputs(row):
@@ -368,11 +429,13 @@ class Result(NamedTuple):
         value: an accuracy, or minutes.
         interval: its 95 % interval by the test images alone, or None.
         n: number of images, or None.
+        seconds: duration of the attack, or None.
     """
 
     value: float
     interval: list | None = None
     n: int | None = None
+    seconds: float | None = None
 
 
 def collect(preset, rows, seeds, workdir):
@@ -416,7 +479,8 @@ def _results(folder, results):
 
     def of(measured):
         return Result(
-            measured["accuracy"], measured.get("interval"), measured.get("n")
+            measured["accuracy"],
+            *(measured.get(key) for key in ("interval", "n", "seconds")),
         )
 
     found = {
@@ -438,6 +502,8 @@ def _results(folder, results):
 def paper_figures(preset, workdir):
     """Returns the paper's figures if finished cells use its data set.
 
+    That an npz file holds it is checked before it is trained on.
+
     Args:
         preset: a `Preset`.
         workdir: folder of the sweep.
@@ -448,9 +514,56 @@ def paper_figures(preset, workdir):
         results
         for results in found
         if results
-        and results.get("config", config)["dataset"] != config["dataset"]
+        and not re.fullmatch(
+            rf"npz:.*|{config['dataset']}",
+            results.get("config", config)["dataset"],
+        )
     ]
     return {} if others else preset.paper
+
+
+def caption(preset):
+    """Returns a line on the paper's figures: what differs from their runs.
+
+    Args:
+        preset: a `Preset`.
+
+    Returns:
+        The line, or None if the preset has no figures.
+    """
+    if not preset.paper:
+        return None
+    theirs = _recipe((f"--preset={preset.images}", "--method=st"))
+    ours = _recipe(commands(preset, "st", 0, pathlib.Path("st"))[0][1])
+    changed = [name for name in ours if ours[name] != theirs[name]]
+    text = "In parentheses: the paper's figures."
+    if changed:
+        words = [", ".join(one[n] for n in changed) for one in (theirs, ours)]
+        text = (
+            "In parentheses: the paper's figures, on the same data set by "
+            "{}. Here: {}.".format(*words)
+        )
+    return (
+        f"{text} Steps and step sizes of the paper's AT in training are "
+        "unknown; those of its authors' later script stand in for them."
+    )
+
+
+def _recipe(arguments):
+    """Returns what a run trains, in words, by the name of a setting."""
+    recipe = settings.from_argv(arguments).recipe
+    held_out = recipe.validation_images or 0
+    count = recipe.limit_train and recipe.limit_train - held_out
+    augmented = "random crops and flips" if recipe.augment else "none"
+    return {
+        "network": f"{recipe.network}",
+        "epochs": f"{recipe.epochs} epochs",
+        "images": f"{count:,} images" if count else "all training images",
+        "augment": f"augmentation: {augmented}",
+    }
+
+
+_KEPT = ("results.json", "flatness.json", "margins.json", "history.csv")
 
 
 def keep(workdir, folder):
@@ -460,7 +573,7 @@ def keep(workdir, folder):
         workdir: folder of the sweep.
         folder: where to; the layout is the same.
     """
-    for name in ("results.json", "flatness.json", "history.csv"):
+    for name in _KEPT:
         for path in sorted(workdir.rglob(name)):
             if not (path.parent / "results.json").exists():
                 continue

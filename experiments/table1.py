@@ -2,14 +2,15 @@ r"""Table 1 of the paper, is SAM alone more robust?, as a sweep that resumes.
 
   python -m experiments.table1 --preset=small --images=DIR --workdir=runs/small
   python -m experiments.table1 --preset=cifar100 --rows=st,sam-0.4,trades
+  python -m experiments.table1 --preset=small100 --dataset=npz:FILE
   python -m experiments.table1 --preset=small --table --workdir=runs/small
 
 A row is one of the paper's (st, sam-RHO, at-linf-E, at-l2-E, with E in 255ths)
 or any method of tfsam with its flags: `trades`, `looksam:rho=0.2`,
-`awp:epsilon=4/255:steps=10`. A row with a seed is a cell, a run of `tfsam.run`
-in its own folder. The same command resumes where it stopped, and skips finished
-cells. `--cells` divides the cells among machines, which need only the
-folder in common. As a Slurm array of 8:
+`awp:epsilon=4/255:steps=10`, `st:network=preact_resnet8:width=64`. A row with
+a seed is a cell, a run of `tfsam.run` in its own folder. The same command
+resumes where it stopped, and skips finished cells. `--cells` divides the cells
+among machines, which need only the folder in common. As a Slurm array of 8:
 
   sbatch --array=0-7 --wrap='python -m experiments.table1 --preset=cifar100 \
     --workdir=runs/cifar100 --cells=$SLURM_ARRAY_TASK_ID/8'
@@ -22,20 +23,34 @@ finished cell, without its network, into a folder of the same layout.
 import pathlib
 import sys
 
+import numpy as np
 from absl import flags
 
 from experiments import command
 from experiments import sweep
 from experiments import tables
+from tfsam import data
+from tfsam.networks.pixel_statistics import CIFAR100_STATISTICS
 from tfsam.runs import settings
 from tfsam.support import files
+
+# The published means have four digits.
+_ROUNDED = 1e-4
 
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(
     "preset", "small", f"The sweep: {', '.join(sweep.PRESETS)}.", FLAGS
 )
 _IMAGES = flags.DEFINE_string(
-    "images", None, "Folder of images, instead of the preset's.", FLAGS
+    "images", None, "The folder of --dataset=folder:DIR.", FLAGS
+)
+_DATASET = flags.DEFINE_string(
+    "dataset",
+    None,
+    "Images, instead of the preset's: npz:FILE or any other --dataset of "
+    "tfsam.run. The paper's figures are shown for npz:FILE as well, which "
+    "must hold the images of the paper then.",
+    FLAGS,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder. Default: runs/table1-PRESET.", FLAGS
@@ -74,6 +89,42 @@ def _seeds(preset):
     return lambda row: [int(seed) for seed in _SEEDS.value]
 
 
+def _dataset():
+    """Returns the data set that replaces the preset's, or None."""
+    if _IMAGES.value and _DATASET.value:
+        raise ValueError(
+            "--images=DIR is short for --dataset=folder:DIR; give one of "
+            f"them. Received: images={_IMAGES.value}, "
+            f"dataset={_DATASET.value}"
+        )
+    return f"folder:{_IMAGES.value}" if _IMAGES.value else _DATASET.value
+
+
+def check_images(preset, dataset):
+    """Rejects a file of other images than the paper's, CIFAR-100.
+
+    Args:
+        preset: a `sweep.Preset`.
+        dataset: value of --dataset, or None.
+
+    Raises:
+        ValueError: if the preset has the paper's figures, and the means of the
+            channels of an npz file's training images are not CIFAR-100's.
+    """
+    if not preset.paper or not (dataset or "").startswith("npz:"):
+        return
+    means, _ = data.statistics(data.load(dataset).x_train)
+    wanted, _ = CIFAR100_STATISTICS
+    if len(means) != len(wanted) or not np.allclose(
+        means, wanted, rtol=0, atol=_ROUNDED
+    ):
+        raise ValueError(
+            "dataset must hold CIFAR-100, whose channels have the means "
+            f"{wanted}; --preset=cifar10 takes other images. Received: "
+            f"dataset={dataset} with {tuple(round(m, 4) for m in means)}"
+        )
+
+
 def _extra():
     """Returns the flags that every run gets unchanged."""
     extra = [
@@ -81,8 +132,8 @@ def _extra():
         for flag in (_DEVICES, _JIT_COMPILE)
         if flag.value
     ]
-    if _IMAGES.value:
-        extra.append(f"--dataset=folder:{_IMAGES.value}")
+    if dataset := _dataset():
+        extra.append(f"--dataset={dataset}")
     return extra
 
 
@@ -106,6 +157,7 @@ def main():
     kept = _KEEP.value and pathlib.Path(_KEEP.value)
     failed = []
     if not _TABLE.value:
+        check_images(preset, _dataset())
         cells = sweep.in_order(preset, rows, seeds)[share::shares]
         failed = sweep.run_cells(preset, cells, workdir, _extra(), kept)
     if kept:  # Includes the measures that were added to finished cells.
@@ -113,7 +165,8 @@ def main():
     if _TABLE.value or not _CELLS.value:
         cells, missing = sweep.collect(preset, rows, seeds, workdir)
         paper = sweep.paper_figures(preset, workdir)
-        texts = tables.by_suffix(cells, paper, _BASE.value)
+        note = sweep.caption(preset) if paper else None
+        texts = tables.by_suffix(cells, paper, _BASE.value, note)
         for suffix, text in texts.items():
             with files.replacing(workdir / f"table.{suffix}") as temporary:
                 temporary.write_text(text + "\n")

@@ -95,8 +95,12 @@ _HEADS = {
     FITTED: "on training images",
     MINUTES: "training, minutes",
 }
-ATTACKS = {"cleverhans_pgd": "PGD-10", "autoattack": "AutoAttack"}
-_NORMS = {"linf": "l-inf", "l2": "l2"}
+ATTACKS = {
+    "cleverhans_pgd": "PGD-10",
+    "autoattack": "AutoAttack",
+    "malt": "MALT",
+}
+NORMS = {"linf": "l-inf", "l2": "l2"}
 
 
 def head(column):
@@ -104,7 +108,7 @@ def head(column):
     if column in _HEADS:
         return _HEADS[column]
     attack, norm, epsilon = column
-    return f"{ATTACKS.get(attack, attack)} {_NORMS[norm]} {epsilon}"
+    return f"{ATTACKS.get(attack, attack)} {NORMS[norm]} {epsilon}"
 
 
 def _text(cell, plus_minus):
@@ -252,18 +256,60 @@ def comma_separated(found, paper):
     return text.getvalue().rstrip("\n")
 
 
-def by_suffix(cells, paper, base="st"):
+def beside_autoattack(cells, attack="malt"):
+    """Returns a line that compares an attack with AutoAttack, cell by cell.
+
+    Args:
+        cells: the result of `sweep.collect`.
+        attack: name of the attack.
+
+    Returns:
+        The line, or None where no cell was attacked by both.
+    """
+    pairs = [
+        (result, results[attack, *column[1:]])
+        for by_seed in cells.values()
+        for results in by_seed.values()
+        for column, result in results.items()
+        if column[0] == "autoattack" and (attack, *column[1:]) in results
+    ]
+    if not pairs:
+        return None
+    gaps = [100 * (other.value - one.value) for one, other in pairs]
+    apart = [gap for gap in gaps if gap]
+    text = (
+        f"{ATTACKS.get(attack, attack)} leaves as many images as AutoAttack in "
+        f"{len(gaps) - len(apart)} of {len(gaps)} attacks"
+    )
+    if apart:
+        text += (
+            f"; the others differ by {min(apart):+.1f} to {max(apart):+.1f} "
+            "points"
+        )
+    text += "."
+    if all(result.seconds for pair in pairs for result in pair):
+        one, other = (
+            sum(r.seconds for r in part) for part in zip(*pairs, strict=True)
+        )
+        text += f" It takes {other / one:.2f} of the time."
+    return text
+
+
+def by_suffix(cells, paper, base="st", caption=None):
     """Returns all tables, by the suffix of their files: md, csv and tex.
 
     Args:
         cells: the result of `sweep.collect`.
         paper: the paper's figures by row, of `Preset`.
         base: the row that `differences` compares with.
+        caption: a line about the paper's figures, or None.
     """
     found = summaries(cells)
     texts = [
         accuracies(found, paper),
+        caption,
         test_images(cells),
+        beside_autoattack(cells),
         computing(cells),
         differences(cells, base),
     ]

@@ -163,7 +163,9 @@ def test_the_tables_of_a_sweep_are_made_again(name):
     preset, folder = sweep.PRESETS[name], SMALL.parent / name
     cells, missing = sweep.collect(preset, preset.rows, preset.seeds, folder)
     assert not missing
-    found = tables.by_suffix(cells, sweep.paper_figures(preset, folder))
+    paper = sweep.paper_figures(preset, folder)
+    caption = sweep.caption(preset) if paper else None
+    found = tables.by_suffix(cells, paper, caption=caption)
     for suffix, text in found.items():
         assert (folder / f"table.{suffix}").read_text() == f"{text}\n"
 
