@@ -135,24 +135,25 @@ def measure_cell(folder, count):
     files.write_json(folder / "flatness.json", found)
 
 
-def gather(preset, rows, workdir):
+def gather(preset, rows, workdir, name="flatness.json"):
     """Returns the kept measures of cells.
 
     Args:
         preset: a `sweep.Preset`.
         rows: names of rows.
         workdir: folder of the sweep, a `pathlib.Path`.
+        name: name of the file beside a cell's results.
 
     Returns:
-        A dict from (row, seed) to a pair: the content of flatness.json, and a
-        dict from column to an accuracy.
+        A dict from (row, seed) to a pair: the content of the file, and a dict
+        from column to an accuracy.
     """
     cells, _ = sweep.collect(preset, rows, sweep.seeds_at(workdir), workdir)
     found = {}
     for row, by_seed in cells.items():
         for seed, results in by_seed.items():
             folder = sweep.cell_folder(workdir, row, seed)
-            flat = files.read_json(folder / "flatness.json")
+            flat = files.read_json(folder / name)
             if flat and sweep.NATURAL in results:
                 accuracies = {c: r.value for c, r in results.items()}
                 found[row, seed] = flat, accuracies
@@ -163,7 +164,7 @@ def means(cells):
     """Returns each row's measures and accuracies, means over its seeds.
 
     Args:
-        cells: the result of `gather`.
+        cells: the result of `gather`, of files with an entry "measures".
 
     Returns:
         A dict from row to a pair of dicts, by measure and by column.
