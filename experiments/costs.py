@@ -82,13 +82,14 @@ def front(points):
     """Returns the names of the points that no other point beats.
 
     Args:
-        points: a dict from name to (gain, gain): the more the better. A point
-            that is as good in both and better in one gain beats another.
+        points: a dict from name to a tuple of gains: the more the better. A
+            point that is as good in all and better in one gain beats another.
     """
 
     def beaten(point):
         return any(
-            other != point and other[0] >= point[0] and other[1] >= point[1]
+            other != point
+            and all(a >= b for a, b in zip(other, point, strict=True))
             for other in points.values()
         )
 
