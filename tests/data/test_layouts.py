@@ -62,6 +62,12 @@ def test_train_and_test_by_any_name(tmp_path, train, test):
     }
 
 
+def test_classes_alone_may_all_be_training_images(tmp_path):
+    classes_in(tmp_path, count=1)
+    images = sources.load(f"folder:{tmp_path}", part="train")
+    assert images.y_train.tolist() == [0, 1] and not len(images.x_test)
+
+
 @pytest.mark.parametrize("around", [".", "data", "data/images/all"])
 def test_classes_alone(tmp_path, around):
     classes_in(tmp_path / around)

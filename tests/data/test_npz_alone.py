@@ -33,6 +33,30 @@ def test_a_test_part_alone(tmp_path, names):
     assert sorted(limited.y_test) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("names", [("x_train", "y_train"), ("x", "y")])
+def test_a_training_part_alone(tmp_path, names):
+    """Classes of a single image need no test image, either."""
+    x, y = images_of(4), np.array([0, 0, 1, 2])
+    source = saved(tmp_path, **dict(zip(names, (x, y), strict=True)))
+    images = sources.load(source, part="train")
+    np.testing.assert_array_equal(images.x_train, x)
+    assert images.y_train.tolist() == [0, 0, 1, 2]
+    assert images.x_test.shape == (0, 8, 8, 3) and len(images.y_test) == 0
+    assert images.class_names == ("0", "1", "2")
+    assert bool(images.notes) == (names[0] == "x")
+
+
+def test_the_training_part_of_data_that_is_split(tmp_path):
+    split = {"x_train": images_of(6), "y_train": np.arange(6) % 2}
+    test = {"x_test": images_of(2), "y_test": np.array([0, 4])}
+    source = saved(tmp_path, x=images_of(9), **split, **test)
+    images = sources.load(source, part="train", limit_train=3)
+    assert len(images.x_train) == 3 and not len(images.x_test)
+    assert len(images.class_names) == 5
+    digits = sources.load("digits", part="train")
+    assert len(digits.x_train) == 1437 and not len(digits.x_test)
+
+
 def test_a_test_part_does_not_split_by_itself_in_training(tmp_path):
     source = saved(tmp_path, x_test=images_of(4), y_test=np.arange(4) % 2)
     with pytest.raises(ValueError) as error:

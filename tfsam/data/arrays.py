@@ -39,8 +39,9 @@ def images(arrays: Mapping[str, Any], options: Options) -> Images:
     Args:
         arrays: `x_train`, `y_train`, `x_test` and `y_test`, or `x` and `y`,
             which are split; where the test part alone is wanted, `x_test` and
-            `y_test`, or `x` and `y`, which are all taken. And `class_names`,
-            the numbers of the classes unless they are given.
+            `y_test`, or `x` and `y`, which are all taken; for the training part
+            alone, likewise. And `class_names`, the numbers of the classes
+            unless they are given.
         options: see `Options`.
 
     Raises:
@@ -53,26 +54,26 @@ def images(arrays: Mapping[str, Any], options: Options) -> Images:
             f"{', '.join(arrays)} without {', '.join(missing)}",
         )
     notes: tuple[str, ...] = ()
-    if "x_test" in arrays:
-        train, test = None, _part(arrays, "_test")
-        if options.part == "all":
-            train = _part(arrays, "_train")
+    if f"x_{options.splits[-1]}" in arrays:
+        parts = {split: _part(arrays, f"_{split}") for split in options.splits}
     else:
         whole = _part(arrays, "")
-        groups = whole.y if options.tests_all else splitting.of_arrays(whole.x)
+        groups = whole.y if options.whole else splitting.of_arrays(whole.x)
         is_test = options.split(whole.y, groups)
-        if not is_test.any():
+        if "test" in options.splits and not is_test.any():
             raise untested("the file")
-        train, test = whole.where(~is_test), whole.where(is_test)
+        parts = {"train": whole.where(~is_test), "test": whole.where(is_test)}
         notes = (options.note("the file", is_test, whole.y),)
-    classes = test.classes
-    if options.part == "all" and train is not None:
-        _check_alike(train, test)
-        classes = max(classes, train.classes)
-    elif "y_train" in arrays:  # May have more classes than y_test.
-        _, known = _checked_labels(np.asarray(arrays["y_train"]), "y_train")
-        classes = max(classes, known)
-    train = train or test.where(np.zeros(len(test.y), bool))
+    classes = max(part.classes for part in parts.values())
+    if options.part == "all":
+        _check_alike(parts["train"], parts["test"])
+    for name in ("y_train", "y_test"):
+        if name in arrays and name[2:] not in parts:  # May have more classes.
+            _, known = _checked_labels(np.asarray(arrays[name]), name)
+            classes = max(classes, known)
+    given = next(iter(parts.values()))
+    nothing = given.where(np.zeros(len(given.y), bool))
+    train, test = (parts.get(split, nothing) for split in ("train", "test"))
     names = _names(arrays.get("class_names"), classes)
     return Images("", train.x, train.y, test.x, test.y, names, notes)
 
@@ -131,8 +132,10 @@ def read_npz(path: pathlib.Path, options: Options) -> dict[str, np.ndarray]:
             missing = _missing(archive, options)
             if not missing:
                 wanted = [name for name in _KNOWN if name in archive]
-                if options.part == "test" and "x_test" in wanted:
-                    wanted = [n for n in wanted if n not in ("x_train", "x")]
+                if options.part != "all":
+                    pixels = f"x_{options.part}"
+                    pixels = pixels if pixels in wanted else "x"
+                    wanted = [n for n in wanted if n[0] != "x" or n == pixels]
                 return {name: archive[name] for name in wanted}
     except Exception as e:  # Damaged files raise errors of many types.
         raise refusal(
@@ -153,18 +156,15 @@ _KNOWN = (
 
 
 def _expected(options: Options) -> str:
-    wanted = "x_test, y_test"
-    if options.part == "all":
-        wanted = f"x_train, y_train, {wanted}"
-    return f"{wanted}, or x, y"
+    needed = [f"{kind}_{split}" for split in options.splits for kind in "xy"]
+    return f"{', '.join(needed)}, or x, y"
 
 
 def _missing(names: Collection[str], options: Options) -> list[str]:
     """Returns the names of arrays that are missing for the wanted part."""
-    if {"x", "y"} <= {*names} and "x_test" not in names:
+    if {"x", "y"} <= {*names} and f"x_{options.splits[-1]}" not in names:
         return []
-    splits = ("test",) if options.part == "test" else ("train", "test")
-    needed = [f"{kind}_{split}" for split in splits for kind in "xy"]
+    needed = [f"{kind}_{split}" for split in options.splits for kind in "xy"]
     return [name for name in needed if name not in names]
 
 

@@ -243,10 +243,8 @@ def _mixed(
     if mix is None or not fraction:
         return lambda indices, seed: (at[0](indices), at[1](indices))
     if mix[0].shape[1:] != examples[0].shape[1:] or not len(mix[0]):
-        raise refusal(
-            f"mixed images must be (n, *{tuple(examples[0].shape[1:])})",
-            mix[0].shape,
-        )
+        sizes = ", ".join(map(str, examples[0].shape[1:]))
+        raise refusal(f"mixed images must be (n, {sizes})", mix[0].shape)
     known = isinstance(mix[0], Rows) or mix[0].dtype == np.uint8
     images_of_mix = mix[0] if known else as_float(mix[0])
     other = _gather(images_of_mix), _gather(np.asarray(mix[1], np.int64))

@@ -65,6 +65,15 @@ def without_training(images: Images) -> Images:
     return images._replace(x_train=images.x_test[:0], y_train=images.y_test[:0])
 
 
+def without_test(images: Images) -> Images:
+    """Returns the training part alone.
+
+    Args:
+      images: an `Images`.
+    """
+    return images._replace(x_test=images.x_train[:0], y_test=images.y_train[:0])
+
+
 def absences(images: Images) -> tuple[str, ...]:
     """Returns notes about classes that have no images in a part.
 

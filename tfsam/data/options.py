@@ -19,7 +19,7 @@ from tfsam.support.validators import check_number
 # whatever indexes an array.
 Pick = Callable[[np.ndarray, str], Any]
 
-PARTS = ("all", "test")
+PARTS = ("all", "train", "test")
 
 
 class Options(NamedTuple):
@@ -30,7 +30,8 @@ class Options(NamedTuple):
         network_size: the size that files get where `size` is None.
         resize: one of `resizing.WAYS`.
         test_fraction: of images that are not split; None is the default, and
-            takes all of them where the test part alone is read.
+            takes all of them where the test part alone is read, none where the
+            training part is.
         bad_images: one of `bad_images.POLICIES`.
         class_order: see `class_orders.ordered`.
         part: one of `PARTS`.
@@ -54,8 +55,23 @@ class Options(NamedTuple):
 
     @property
     def tests_all(self) -> bool:
-        """Whether images that are not split are test images, all of them."""
+        """Whether images that are not split are all test images."""
         return self.part == "test" and self.test_fraction is None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The parts that are read: "train", "test" or both."""
+        return PARTS[1:] if self.part == "all" else (self.part,)
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether images that are not split are all training images."""
+        return self.part == "train" and self.test_fraction is None
+
+    @property
+    def whole(self) -> bool:
+        """Whether images that are not split stay together."""
+        return self.tests_all or self.trains_all
 
     def split(self, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Chooses the test examples of data that is not split.
@@ -69,6 +85,8 @@ class Options(NamedTuple):
         """
         if self.tests_all:
             return np.ones(len(labels), bool)
+        if self.trains_all:
+            return np.zeros(len(labels), bool)
         return splitting.stratified(labels, groups, self._fraction, self.seed)
 
     @property
@@ -92,6 +110,8 @@ class Options(NamedTuple):
                 f"--test_fraction={splitting.FRACTION} tests those alone that "
                 "training with this seed leaves out"
             )
+        if self.trains_all:
+            return f"{source} is not split: all {total} images are trained on"
         untested = np.setdiff1d(labels, labels[is_test])
         alone = "a class of one image, or of copies of one, keeps it to train"
         return (

@@ -26,6 +26,7 @@ from tfsam.data.images import as_float
 from tfsam.data.images import in_order
 from tfsam.data.images import limited
 from tfsam.data.images import subset
+from tfsam.data.images import without_test
 from tfsam.data.images import without_training
 from tfsam.data.options import Options
 from tfsam.data.options import Pick
@@ -94,7 +95,7 @@ def load(
         centre, "pad" adds black margins, "stretch" changes proportions.
       test_fraction: the part of each class that is the test part, where the
         data is not split; identical files stay together. None is 0.2; with
-        `part="test"` it is all.
+        `part="test"` it is all, with `part="train"` none.
       bad_images: "skip" leaves out files that cannot be decoded, with a
         warning, up to 5 % of all; "refuse" raises an error.
       class_order: the order of classes that are known by name: "name" sorts
@@ -102,8 +103,8 @@ def load(
         one a line, in the order of a network's outputs. The classes of arrays
         are numbers unless the arrays name them; a file of other names names
         them.
-      part: "all", or "test" for the test part alone; training images need not
-        exist then, and classes that are not split are all test images.
+      part: "all", "train" or "test", for one part alone; images of the other
+        need not exist then, and those that are not split are all of this one.
 
     Returns:
       The `Images`.
@@ -124,7 +125,7 @@ def load(
             check_count(f"limit_{split}", limit, 1)
 
     def pick(labels: np.ndarray, split: str) -> Any:
-        if not len(labels):  # The training part is not wanted.
+        if not len(labels):  # The part is not wanted.
             return slice(None)
         return subset(labels, limits[split], seed, f"limit_{split}")
 
@@ -188,6 +189,8 @@ def _loaded(
         found = arrays.images(found, options)
     if options.part == "test":
         found = without_training(found)
+    if options.part == "train":
+        found = without_test(found)
     if "pick" not in wanted:
         found = limited(found, pick)
     return arrays.resized(found, options)._replace(name=source)

@@ -128,7 +128,7 @@ def _chosen(
     if test is None:
         images, every = _read(builder, source, "train")
         is_test = options.split(every, np.arange(len(every)))
-        if not is_test.any():
+        if "test" in options.splits and not is_test.any():
             raise untested(source)
         notes.append(options.note(source, is_test, every))
         for part, side in (("train", ~is_test), ("test", is_test)):
@@ -136,15 +136,13 @@ def _chosen(
     else:
         if test != "test":
             notes.append(f"the split {test} of {source} is the test part")
-        wanted = {"train": "train", "test": test}
-        if options.part == "test":
-            del wanted["train"]
-        for part, split in wanted.items():
-            encoded[part], labels[part] = _read(builder, source, split)
-    if options.part == "test":
-        none = slice(0, 0)
-        encoded["train"] = encoded["test"][none]
-        labels["train"] = labels["test"][none]
+        names = {"train": "train", "test": test}
+        for part in options.splits:
+            encoded[part], labels[part] = _read(builder, source, names[part])
+    for part in {"train", "test"} - {*options.splits}:
+        (known,) = options.splits
+        encoded[part] = encoded[known][:0]
+        labels[part] = labels[known][:0]
     for part in encoded:
         # Only the chosen images are decoded, later.
         chosen = pick(labels[part], part)

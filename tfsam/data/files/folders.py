@@ -36,8 +36,7 @@ def load(
             there is one.
 
     Returns:
-        The images; of the training part none, where the test part alone is
-        wanted.
+        The images; of a part that is not wanted, none.
 
     Raises:
         ValueError: if too many files are no images, images of several sizes
@@ -64,7 +63,7 @@ def load(
     bad_images.report(
         bad, len(good), listing.source, reasons, options.bad_images
     )
-    if not len(test) and not is_split:
+    if "test" in options.splits and not len(test) and not is_split:
         raise untested(listing.source)
     train, test = train[good[: len(train)]], test[good[len(train) :]]
     _check_parts(listing, len(train), len(test), options)
@@ -92,13 +91,13 @@ def decided(listing: listings.Listing, options: Options) -> listings.Listing:
         labels = np.array([entry.label for entry in listing.entries])
         # Groups cost reading files, and do not matter where all are chosen.
         groups = np.arange(len(paths))
-        if not options.tests_all:
+        if not options.whole:
             groups = splitting.of_files(paths)
         is_test = options.split(labels, groups)
         note = options.note(listing.source, is_test, labels)
         listing = listing.assigned(is_test)
         listing = listing._replace(notes=(*listing.notes, note))
-    return listing.of(listings.TEST) if options.part == "test" else listing
+    return listing if options.part == "all" else listing.of(options.part)
 
 
 def entries(listing: listings.Listing) -> list[tuple[str, os.stat_result]]:
@@ -158,12 +157,12 @@ def _check_parts(
     listing: listings.Listing, train: int, test: int, options: Options
 ) -> None:
     """Rejects a part without images."""
-    if not test:
+    if not test and "test" in options.splits:
         raise refusal(
             "the test part must hold images that can be decoded",
             f"none in {listing.source}",
         )
-    if not train and options.part == "all":
+    if not train and "train" in options.splits:
         raise refusal(
             "the training part must hold images that can be decoded",
             f"none in {listing.source}",
