@@ -12,6 +12,7 @@ from helpers import settings_of
 from tfsam import data
 from tfsam.runs import recipes
 from tfsam.runs import trained_model
+from tfsam.runs import workdirs
 from tfsam.training import progress
 
 
@@ -144,9 +145,9 @@ def test_images_are_mixed_in(tmp_path):
     assert made.recipe.mix_fraction == 0.7
     lines = []
     images = data.load("digits", limit_train=100, limit_test=20)
-    x, y = recipes.mix(made, images, lines.append)
-    assert len(x) == len(y) == 20  # An image of each class is left out.
-    assert "0.7 of each batch is drawn from 20 images" in lines[0]
+    x, y = recipes.mix(made, images, log=lines.append)
+    assert len(x) == len(y) == 30  # All of them, though the file is not split.
+    assert "0.7 of each batch is drawn from 30 images" in lines[0]
 
 
 def test_images_of_other_classes_are_not_mixed_in(tmp_path):
@@ -158,6 +159,42 @@ def test_images_of_other_classes_are_not_mixed_in(tmp_path):
     images = data.load("digits", limit_train=100, limit_test=20)
     with pytest.raises(ValueError, match=r"Received: mix=npz:.* 3 classes"):
         recipes.mix(settings_of(f"--mix=npz:{tmp_path / 'a.npz'}"), images)
+
+
+def test_the_training_part_alone_is_mixed_in(tmp_path):
+    x, y = np.zeros((20, 8, 8, 1), np.uint8), np.arange(20) % 10
+    test = {"x_test": x[:10], "y_test": y[:10]}
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, **test)
+    images = data.load("digits", limit_train=100, limit_test=20)
+    made = settings_of(f"--mix=npz:{tmp_path / 'a.npz'}")
+    assert len(recipes.mix(made, images)[0]) == 20
+
+
+def test_other_images_mixed_in_are_another_run(tmp_path):
+    source = f"npz:{synthetic(tmp_path)}"
+    made = settings_of(f"--mix={source}", f"--workdir={tmp_path / 'run'}")
+    workdirs.claim(made)
+    assert workdirs.finished(made) is None
+    synthetic(tmp_path, 40)
+    with pytest.raises(ValueError, match="mixed in changed since: 1 file"):
+        workdirs.finished(made)
+
+
+def test_images_of_other_channels_are_not_mixed_in(tmp_path, capsys):
+    """The error comes before a file is written."""
+    np.savez(
+        tmp_path / "a.npz",
+        x=np.zeros((10, 8, 8, 3), np.uint8),
+        y=np.arange(10),
+    )
+    assert_refused(
+        capsys,
+        *SMALL,
+        f"--mix=npz:{tmp_path / 'a.npz'}",
+        f"--workdir={tmp_path / 'run'}",
+        parts=["mixed images must be (n, 8, 8, 1)"],
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_whole_recipe_is_resumed_to_the_bit(

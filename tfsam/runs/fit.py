@@ -25,6 +25,7 @@ from tfsam.support import signals
 from tfsam.training import checkpoints
 from tfsam.training import monitoring
 from tfsam.training import progress
+from tfsam.training.arguments import check_layers
 from tfsam.training.model import RobustModel
 from tfsam.training.robust_validation import RobustValidation
 from tfsam.training.sharpness import check_optimizer
@@ -39,22 +40,31 @@ _FITTED = 10_000
 _Position = tuple[int, int]
 
 
-def check(settings: Settings, images: data.Images, strategy: Any) -> None:
+def check(
+    settings: Settings,
+    images: data.Images,
+    strategy: Any,
+    network: keras.Model,
+    mix: batches.Examples | None = None,
+) -> None:
     """Rejects settings that cannot be trained, before a file is written.
 
     Args:
         settings: the settings of the run.
         images: the images.
         strategy: a `tf.distribute` strategy or None.
+        network: the network to train.
+        mix: the result of `recipes.mix`.
 
     Raises:
-        ValueError: if a setting does not fit another, the images or the
-            devices.
+        ValueError: if a setting does not fit another, the images, the network
+            or the devices.
     """
     images = held_out.trained_on(settings, images)
     steps = trained_model.optimizer_steps(settings, images, strategy)
     batch_sharing.validation_batch_size(settings, images, strategy)
-    batches.training_batches(  # Rejects images that are too small to augment.
+    batches.training_batches(  # Rejects images that are too small to augment,
+        # or that are not like those that are mixed in.
         images.x_train[:1],
         images.y_train[:1],
         batch_size=1,
@@ -62,11 +72,14 @@ def check(settings: Settings, images: data.Images, strategy: Any) -> None:
         seed=0,
         augment=recipes.augmentations(settings),
         classes=len(images.class_names),
+        mix=mix and (mix[0][:1], mix[1][:1]),
+        mix_fraction=settings.recipe.mix_fraction or 0.0,
     )
     # Any network with weights of all kinds shows whether the parts combine.
     layers = [keras.layers.LayerNormalization(), keras.layers.Dense(2)]
-    network = keras.Sequential([keras.Input((2,)), *layers])
-    model = trained_model.robust_model(settings, network, steps)
+    small = keras.Sequential([keras.Input((2,)), *layers])
+    model = trained_model.robust_model(settings, small, steps)
+    check_layers(model.perturb_weights, network)
     model.compile(trained_model.optimizer(settings, steps))
     model.optimizer.build(model.trainable_variables)
     check_optimizer(model)
@@ -79,7 +92,6 @@ def check(settings: Settings, images: data.Images, strategy: Any) -> None:
             f"Received: {error}"
         ) from error
     trained_model.average(settings, images, None)
-    recipes.mix(settings, images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +205,7 @@ def train(
     log: Log,
     stop: signals.Stop,
     network: keras.Model | None = None,
+    mix: batches.Examples | None = None,
 ) -> tuple[keras.Model, dict[str, Any] | None]:
     """Trains, from the newest checkpoint if there is one.
 
@@ -205,6 +218,7 @@ def train(
             stops after the current step.
         network: the result of `trained_model.make_network`, used where there
             is no checkpoint; None makes it.
+        mix: the result of `recipes.mix`; None loads it.
 
     Returns:
         (network, summary): the last, averaged or best network, as the settings
@@ -215,7 +229,7 @@ def train(
         FloatingPointError: if the loss or a weight is no longer finite.
         tfsam.support.signals.Stopped: if a signal has arrived.
     """
-    model, session = _begin(settings, images, strategy, log, network)
+    model, session = _begin(settings, images, strategy, log, network, mix)
     log(batch_sharing.sharing(settings, strategy))
     batches_left = session.batches()
     if session.position[1]:  # The metrics must exist to take their state.
@@ -245,6 +259,7 @@ def _begin(
     strategy: Any,
     log: Log,
     network: keras.Model | None,
+    mix: batches.Examples | None,
 ) -> tuple[RobustModel, _Session]:
     """Restores the newest checkpoint, or makes a new model."""
     apart = None
@@ -262,7 +277,7 @@ def _begin(
     steps = batch_sharing.steps_per_epoch(settings, images, strategy)
     return model, _Session(
         *(settings, images, strategy, steps, position, state),
-        *(average, validation, recipes.mix(settings, images, log)),
+        *(average, validation, mix or recipes.mix(settings, images)),
     )
 
 

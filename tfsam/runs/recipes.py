@@ -1,5 +1,6 @@
 """The recipe of a run: augmentation, smoothed labels, images mixed in."""
 
+import pathlib
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +13,6 @@ from tfsam.data.augmentation import SmoothLabels
 from tfsam.runs.settings import Settings
 
 Log = Callable[[str], None]
-
-# The part of a source without splits that is left out: an image of each class.
-_LEFT_OUT = 1e-6
 
 
 def augmentations(settings: Settings) -> bool | list[Augmentation]:
@@ -43,6 +41,16 @@ def augmentations(settings: Settings) -> bool | list[Augmentation]:
     return found
 
 
+def mixes(settings: Settings) -> bool:
+    """Returns whether an augmentation mixes images of several classes.
+
+    Args:
+        settings: The settings of the run.
+    """
+    found = augmentations(settings)
+    return not isinstance(found, bool) and any(part.mixes for part in found)
+
+
 def objective(settings: Settings, steps: int) -> Any:
     """Makes the objective of a run, None without one.
 
@@ -51,7 +59,8 @@ def objective(settings: Settings, steps: int) -> Any:
         steps: The optimizer's steps per epoch.
 
     Raises:
-        ValueError: If labels are to be smoothed, which it does not take.
+        ValueError: If labels are to be smoothed or mixed, which it does not
+            take.
     """
     recipe = settings.recipe
     spec, smoothing = recipe.objective, recipe.label_smoothing
@@ -64,17 +73,31 @@ def objective(settings: Settings, steps: int) -> Any:
                 f"Received: label_smoothing={smoothing:g}"
             )
         given["label_smoothing"] = smoothing
-    return recipe.build("objective", **given)
+    made = recipe.build("objective", **given)
+    if registries.OBJECTIVES.fact(made, "needs_true_class") and mixes(settings):
+        raise ValueError(
+            f"{made} needs the true class of each image, so that images of "
+            "several classes cannot be mixed. "
+            f"Received: augment={','.join(recipe.augment)}"
+        )
+    return made
 
 
 def mix(
-    settings: Settings, images: data.Images, log: Log = lambda line: None
+    settings: Settings,
+    images: data.Images,
+    cache_dir: pathlib.Path | None = None,
+    log: Log = lambda line: None,
 ) -> batches.Examples | None:
     """Loads the images that are mixed into the training batches.
+
+    They are the training images of their source, all of them where it is not
+    split.
 
     Args:
         settings: The settings of the run.
         images: The images of the run.
+        cache_dir: Folder of decoded images, or None.
         log: Function of a line of text.
 
     Returns:
@@ -94,7 +117,8 @@ def mix(
         resize=settings.resize,
         bad_images=settings.bad_images,
         class_order=settings.class_order,
-        test_fraction=_LEFT_OUT,
+        part="train",
+        cache_dir=cache_dir,
     )
     numbers = tuple(str(n) for n in range(len(images.class_names)))
     if found.class_names not in (images.class_names, numbers):

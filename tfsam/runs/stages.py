@@ -21,6 +21,7 @@ from tfsam import data
 from tfsam import registries
 from tfsam import reports
 from tfsam.attacks import goals
+from tfsam.data import batches
 from tfsam.data import cache
 from tfsam.data import class_orders
 from tfsam.evaluation import arguments
@@ -34,6 +35,7 @@ from tfsam.runs import attack_entries
 from tfsam.runs import attacked
 from tfsam.runs import corrupted
 from tfsam.runs import fit
+from tfsam.runs import recipes
 from tfsam.runs import targets
 from tfsam.runs import trained_model
 from tfsam.runs import versions
@@ -63,6 +65,8 @@ class Inputs(NamedTuple):
         surrogate: the model that attacks are computed on; None for the
             attacked model itself.
         network: the network to train; None where nothing is trained.
+        mix: the images that are mixed into the batches, and their labels, or
+            None.
         notes: lines about the inputs, for the log.
     """
 
@@ -71,6 +75,7 @@ class Inputs(NamedTuple):
     logits: attacks.Logits | None
     surrogate: attacks.Logits | None
     network: keras.Model | None = None
+    mix: batches.Examples | None = None
     notes: Sequence[str] = ()
 
 
@@ -100,7 +105,7 @@ def prepare(settings: Settings) -> Inputs:
     images = load_images(settings, models)
     images = targets.without_target(images, settings.target)
     models = attacked.with_weights(settings, models, images)
-    logits = surrogate = network = None
+    logits = surrogate = network = mix = None
     notes: list[str] = []
     if settings.training:
         # First of all: the names of its layers depend on those before.
@@ -119,9 +124,10 @@ def prepare(settings: Settings) -> Inputs:
             settings, models.model, images, settings.pixels
         )
     else:
-        fit.check(settings, images, strategy)
+        mix = recipes.mix(settings, images, _cache_dir(settings), notes.append)
+        fit.check(settings, images, strategy, network, mix)
     corrupted.check(settings, images)
-    return Inputs(strategy, images, logits, surrogate, network, notes)
+    return Inputs(strategy, images, logits, surrogate, network, mix, notes)
 
 
 def load_images(settings: Settings, models: attacked.Models) -> data.Images:
@@ -426,7 +432,7 @@ def run(
         with devices.losing_workers(inputs.strategy):
             network, trained = fit.train(
                 *(settings, inputs.images, inputs.strategy),
-                *(log, stop, inputs.network),
+                *(log, stop, inputs.network, inputs.mix),
             )
         stop.release()  # Where training had nothing left to do.
         if not devices.is_chief(inputs.strategy):

@@ -271,6 +271,8 @@ def _inputs(settings: Settings) -> dict[str, Any]:
         path = name and files.expanded(name)
         if path and path.exists():
             found[key] = files.listing(files.entries(path))
+    if settings.training and settings.training.mix:
+        found["mix"] = data.listing(settings.training.mix)
     if settings.training:
         for key, path in _trained_files(settings.training).items():
             if path.exists():
@@ -294,6 +296,7 @@ _IN_WORDS = {
     "class_order": "the file of class names",
     "network": "the file of the network",
     "weights": "the file of weights",
+    "mix": "the files of the images that are mixed in",
 }
 
 

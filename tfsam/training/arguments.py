@@ -11,6 +11,7 @@ from tfsam import registries
 from tfsam.attacks.base import check_one_epsilon
 from tfsam.attacks.base import check_scale
 from tfsam.training.stateless import augmentation_layers
+from tfsam.weights.normalization import normalization_weights
 
 SHARPNESS = ("per_replica", "global")
 MODES = ("inference", "training")
@@ -164,20 +165,46 @@ def check_perturbed(model: Any) -> None:
     if model._perturbed_positions():
         return
     excluded = list(model.exclude)
-    if (
-        registries.WEIGHTS.fact(model.perturb_weights, "layers")
-        == "normalization"
-    ):
-        raise ValueError(
-            f"{model.perturb_weights} needs a network with scales or offsets "
-            "of normalization layers that are trained. Received: "
-            f"network={model.network.name}, exclude={excluded}"
+    if _of_normalization(model.perturb_weights):
+        raise _without_normalization(
+            model.perturb_weights, model.network, excluded
         )
     if excluded:
         raise ValueError(
             f"exclude must leave weights to perturb. Received: exclude="
             f"{excluded}"
         )
+
+
+def check_layers(perturb_weights: Any, network: keras.Model) -> None:
+    """Refuses a restriction to layers that a network does not have.
+
+    Args:
+        perturb_weights: as in `RobustModel`.
+        network: a built network.
+
+    Raises:
+        ValueError: if only weights of normalization layers are perturbed, and
+            there are none.
+    """
+    restricted = _of_normalization(perturb_weights)
+    if restricted and not normalization_weights(network):
+        raise _without_normalization(perturb_weights, network, [])
+
+
+def _of_normalization(perturb_weights: Any) -> bool:
+    layers = registries.WEIGHTS.fact(perturb_weights, "layers")
+    return bool(layers == "normalization")
+
+
+def _without_normalization(
+    perturb_weights: Any, network: keras.Model, excluded: list[str]
+) -> ValueError:
+    return ValueError(
+        f"{perturb_weights} needs a network with scales or offsets of "
+        "normalization layers that are trained. Received: "
+        f"network={network.name}, exclude={excluded}"
+    )
 
 
 def warn_of_ignored_methods(network: keras.Model) -> None:
