@@ -52,6 +52,21 @@ def test_flags_reach_the_optimizer():
     assert made.decay_exclude == "one_dimensional"
 
 
+def test_options_of_the_optimizer_are_those_of_the_run():
+    recipe = settings_of("--optimizer=sgd:momentum=0.5").recipe
+    assert (recipe.momentum, recipe.weight_decay) == (0.5, 5e-4)
+    assert recipe.learning_rate == 0.1  # Not the default of the class.
+    made = optimizer("--optimizer=rmsprop", "--momentum=0.5")
+    assert made.momentum == 0.5
+
+
+def test_a_high_rate_for_an_average_has_a_warm_up_too():
+    arguments = ("--method=swa", "--epochs=8", "--average_start=4")
+    rate = optimizer(*arguments, "--warmup_epochs=1")._learning_rate
+    rates = [float(rate(step)) for step in (0, 10, 39, 40, 79)]
+    np.testing.assert_allclose(rates, [0.1 / 11, 0.1, 0.1, 0.05, 0.05])
+
+
 def test_schedules_by_flags():
     arguments = ("--epochs=10", "--schedule=cosine:final=0.02")
     schedule = optimizer(*arguments, "--warmup_epochs=2")._learning_rate
@@ -68,8 +83,18 @@ def test_schedules_by_flags():
         (["--mix_fraction=0.5"], ["--mix_fraction"]),
         (["--warmup_epochs=30", "--schedule=cosine"], ["warmup_epochs=30"]),
         (["--optimizer=lion", "--nesterov"], ["--nesterov"]),
+        (["--optimizer=adamw", "--momentum=0.5"], ["--momentum=0.5"]),
+        (
+            ["--optimizer=sgd:momentum=0.5", "--momentum=0.9"],
+            ["optimizer=sgd:momentum=0.5", "momentum=0.9", "differ"],
+        ),
         (["--method=mart", "--label_smoothing=0.1"], ["label_smoothing=0.1"]),
         (["--decay_exclude=("], ["decay_exclude=("]),
+        (["--method=mart", "--augment=mixup"], ["MART(", "augment=mixup"]),
+        (
+            ["--method=sam_on", "--network=preact_resnet8:normalization=none"],
+            ["SAM(", "needs a network with scales or offsets"],
+        ),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -118,6 +143,7 @@ def test_preset_of_fine_tuning():
     recipe = made.recipe
     attack = recipe.build("perturb_inputs")
     assert attack.steps == 2 and attack.epsilon == 4 / 255
+    assert not attack.random_start and not attack.early_stop
     assert recipe.optimizer == "adamw" and recipe.weight_decay == 0.05
     assert [part.mixes for part in recipes.augmentations(made)] == [
         *(False, True, True)

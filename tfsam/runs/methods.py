@@ -138,8 +138,7 @@ _NATIVE = {
         "Mueller et al., 2023",
         "2",
         perturb_weights="sam:layers=normalization",
-        # Ten times SAM's, as the authors' radius of ASAM-ON is about ten times
-        # that of ASAM.
+        # The default of the authors' script.
         settings={"rho": 0.5},
     ),
     "at": Method(
@@ -246,7 +245,10 @@ FLAGS: dict[str, tuple[str, ...]] = {
         *("refresh_every", "gamma"),
     ),
     "objective": ("beta",),
-    "optimizer": ("inner_steps", "nesterov", "decay_exclude", "clip_norm"),
+    "optimizer": (
+        *("inner_steps", "momentum", "weight_decay"),
+        *("nesterov", "decay_exclude", "clip_norm"),
+    ),
     "average": ("average_momentum", "average_start"),
 }
 
@@ -259,7 +261,7 @@ _OF_THE_MODEL: dict[str, dict[str, Any]] = {
 # Settings of every method, which its line of the table does not show.
 _OF_ALL = (
     *("sub_batches", "attack_mode", "epsilon_warmup"),
-    *("nesterov", "decay_exclude", "clip_norm"),
+    *("momentum", "weight_decay", "nesterov", "decay_exclude", "clip_norm"),
 )
 
 # Flags whose default depends on the length of the run, or is the optimizer's.

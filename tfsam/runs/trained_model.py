@@ -18,6 +18,7 @@ from tfsam.runs import recipes
 from tfsam.runs.batch_sharing import steps_per_epoch
 from tfsam.runs.settings import Settings
 from tfsam.support import devices
+from tfsam.training import schedules
 from tfsam.training.model import RobustModel
 
 Log = Callable[[str], None]
@@ -148,13 +149,8 @@ def optimizer(settings: Settings, steps: int) -> keras.Optimizer:
         settings: the settings of the run.
         steps: the optimizer's steps per epoch.
     """
-    recipe = settings.recipe
-    rates = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-    return recipe.build(
-        "optimizer",
-        _schedule(settings, steps),
-        seed=settings.seed,
-        **{name: rate for name, rate in rates.items() if rate is not None},
+    return settings.recipe.build(
+        "optimizer", _schedule(settings, steps), seed=settings.seed
     )
 
 
@@ -201,15 +197,15 @@ def _schedule(
     holds = average and registries.AVERAGES.fact(
         registries.AVERAGES.factory(average), "holds_rate"
     )
-    if holds and recipe.schedule == "piecewise" and not recipe.warmup_epochs:
+    length = recipe.epochs, steps, recipe.warmup_epochs
+    if holds and recipe.schedule == "piecewise":
         start = max(_average_start(settings) * steps - 1, 0)
-        return keras.optimizers.schedules.PiecewiseConstantDecay(
+        held = keras.optimizers.schedules.PiecewiseConstantDecay(
             [start], [rate, rate / 2]
         )
+        return schedules.warmed_up(held, *length)
     made: keras.optimizers.schedules.LearningRateSchedule = (
-        registries.SCHEDULES.factory(recipe.schedule)(
-            rate, recipe.epochs, steps, recipe.warmup_epochs
-        )
+        registries.SCHEDULES.factory(recipe.schedule)(rate, *length)
     )
     return made
 

@@ -179,8 +179,8 @@ def _fill_rate(values: dict[str, Any], given: Mapping[str, Any]) -> None:
     registry = registries.OPTIMIZERS
     recipe = presets.PRESETS[values["preset"]].get("optimizer", "sgd")
     kinds = {
-        getattr(registry.factory(name), "is_sgd", False)
-        for name in (recipe, values["optimizer"])
+        getattr(registry.load(registry.parse(spec)[0]), "is_sgd", False)
+        for spec in (recipe, values["optimizer"])
     }
     if len(kinds) == 1:
         return

@@ -119,6 +119,34 @@ class OneCycle(Schedule):
         }
 
 
+def warmed_up(
+    schedule: Schedule,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: float = 0,
+) -> Schedule:
+    """Returns a schedule with a linear rise at its start.
+
+    Args:
+        schedule: The schedule of the whole run.
+        epochs: Number of epochs, >= 1.
+        steps_per_epoch: Number of steps of an epoch, >= 1.
+        warmup_epochs: Epochs of the rise; see `Warmup`. Without any, the
+            schedule itself is returned.
+
+    Raises:
+        ValueError: If the rise is as long as the run, or longer.
+
+    Example:
+        >>> from keras.optimizers import schedules
+        >>> constant = schedules.PiecewiseConstantDecay([9], [0.8, 0.08])
+        >>> warmed_up(constant, 10, 1) is constant
+        True
+    """
+    rise = _warmup_steps(warmup_epochs, epochs, steps_per_epoch)
+    return Warmup(schedule, rise) if rise else schedule
+
+
 def piecewise(
     learning_rate: float,
     epochs: int,
@@ -150,8 +178,7 @@ def piecewise(
     ]
     rates = [learning_rate, learning_rate / drop, learning_rate / drop**2]
     made = keras.optimizers.schedules.PiecewiseConstantDecay(bounds, rates)
-    rise = _warmup_steps(warmup_epochs, epochs, steps_per_epoch)
-    return Warmup(made, rise) if rise else made
+    return warmed_up(made, epochs, steps_per_epoch, warmup_epochs)
 
 
 def cosine(
