@@ -61,7 +61,8 @@ class SAM(WeightPerturbation):
     pass.
 
     With `layers="normalization"` this is SAM-ON (Mueller et al., 2023), whose
-    radius is larger. The authors' manual has ASAM-ON, which is
+    radius is larger: 0.5 by default in the authors' script. Their manual has
+    ASAM-ON, which is
     `ASAM(10, adaptive="all", layers="normalization")`.
 
     Args:
