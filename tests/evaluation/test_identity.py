@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import itertools
 import json
+import pathlib
+import re
 import threading
 import types
 
@@ -15,6 +17,7 @@ import pytest
 import tensorflow as tf
 
 import tfsam
+from tfsam.evaluation import cache_key
 from tfsam.models.fingerprints import alike
 from tfsam.models.fingerprints import sketch
 from tfsam.support import identity
@@ -415,3 +418,25 @@ def test_random_outputs_have_no_sketch_and_are_like_any():
     random = sketch(lambda x: linear(x) + tf.random.normal((16, 3)), X)
     assert random is None
     assert alike(random, sketch(linear, X))
+
+
+# Modules that decide no verdict: of messages, warnings, and headers.
+UNDECISIVE = {
+    *("budgets", "diagnosis", "headers", "intervals", "old_records"),
+    *("progress", "red_flags"),
+}
+
+
+def test_all_code_that_decides_verdicts_is_in_the_cache_key():
+    package = pathlib.Path(tfsam.__file__).parent
+    decisive = {
+        path
+        for pattern in cache_key._DECISIVE
+        for path in package.glob(pattern)
+    }
+    for pattern in cache_key._DECISIVE:
+        assert list(package.glob(pattern)), pattern
+    imported = re.compile(r"^from tfsam\.evaluation(?:\.| import )(\w+)", re.M)
+    used = {n for path in decisive for n in imported.findall(path.read_text())}
+    known = {path.stem for path in decisive if path.parent.name == "evaluation"}
+    assert used - UNDECISIVE <= known

@@ -39,6 +39,7 @@ from tfsam.support import identity
 _DECISIVE = (
     "attacks/**/*.py",
     "evaluation/attack_batch.py",
+    "evaluation/attack_probes.py",
     "evaluation/bisection.py",
     "evaluation/chunks.py",
     "evaluation/draws.py",
@@ -46,12 +47,18 @@ _DECISIVE = (
     "evaluation/model_probes.py",
     "evaluation/natural.py",
     "evaluation/outcomes.py",
+    "evaluation/plans.py",
     "evaluation/reaches.py",
+    "evaluation/verdicts.py",
     "evaluation/workers.py",
+    "evaluation/worst_case.py",
     "models/*.py",
     "geometry/*.py",
+    "support/labels.py",
+    "support/pixels.py",
     "support/random_states.py",
     "support/several_inputs.py",
+    "support/single_logits.py",
 )
 
 
