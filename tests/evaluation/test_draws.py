@@ -289,6 +289,9 @@ def test_an_attack_that_follows_single_draws_means_nothing():
     found = measured(noisy(), attacks=names, epsilons=[0.01])
     flags = [row.get("meaningless", False) for row in found["robust"]]
     assert flags == [True, False, False]
+    assert "meaningless" not in found["worst_case"][0]
+    alone = measured(noisy(), attacks=names[:1], epsilons=[0.01])
+    assert alone["worst_case"][0]["meaningless"]
     (message,) = (
         w["message"]
         for w in found["warnings"]

@@ -96,6 +96,8 @@ def test_transfers_and_sweeps_are_said_in_the_name():
     row = {"attack": "autoattack", "meaningless": True}
     found = reports.attack_name(row)
     assert found == "autoattack (means nothing: a random model)"
+    note = reports.results.bound_in_words({"meaningless": True})
+    assert note == "means nothing: a random model"
 
 
 def drawn(results, tmp_path):

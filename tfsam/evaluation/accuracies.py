@@ -102,13 +102,46 @@ def result(
         | _of_draws(header, _wrong(natural), ~correct)
         | _by_label(_right(natural)),
         "robust": robust,
-        "worst_case": [row | _of_goal(header) for row in worst],
-        **({} if union is None else {"union": union | _of_goal(header)}),
+        "worst_case": [
+            row | _of_goal(header) | _meaningless(attacks, [_budget(row)])
+            for row in worst
+        ],
+        **_union(header, attacks, union),
         **{key: header[key] for key in ("attacked",) if key in header},
         "warnings": _warnings(record, chunks, natural, correct, attacks, asked),
     }
     factors = _factors(natural)
     return found if factors is None else _per_example(found, factors)
+
+
+def _union(
+    header: Header, attacks: Sequence[_Measured], union: Row | None
+) -> Row:
+    """Returns the union of the norms as an entry of the result, if any."""
+    if union is None:
+        return {}
+    balls = [Budget(*item) for item in union["budgets"].items()]
+    return {"union": union | _of_goal(header) | _meaningless(attacks, balls)}
+
+
+def _budget(row: Row) -> Budget:
+    return Budget(row["norm"], row["epsilon"])
+
+
+def _meaningless(
+    attacks: Sequence[_Measured], budgets: Sequence[Budget]
+) -> Row:
+    """Returns an entry of a worst case that no attack of any use was made for.
+
+    Args:
+        attacks: The attacks.
+        budgets: The balls of the worst case.
+    """
+    rows = [a.rows[b] for a in attacks for b in budgets if b in a.rows]
+    measured = [row for row in rows if "error" not in row]
+    if measured and all(row.get("meaningless") for row in measured):
+        return {"meaningless": True}
+    return {}
 
 
 def _factors(natural: Sequence[Arrays]) -> np.ndarray | None:

@@ -276,7 +276,8 @@ def evaluate(
         What `workdir` holds of these attacks from before counts, too. With
         several norms, `union` is {`accuracy`, `n`, `interval`, `budgets`,
         `missing`, `upper_bound`}, where all attacks failed at the largest
-        epsilon of every norm.
+        epsilon of every norm. Both have `meaningless`, true, if the rows of all
+        their attacks do.
 
         With `diagnose`, a row has `diagnosis`, a list of {`indicator`,
         `message`, `remedy`, `count`}, the indicators of attack failure of

@@ -218,6 +218,9 @@ def target_in_words(row: Mapping[str, Any]) -> str:
 def bound_in_words(row: Mapping[str, Any]) -> str:
     """Says why a worst case is an upper bound, or returns an empty text.
 
+    The worst case of a random model means nothing if all of its attacks follow
+    single draws.
+
     Args:
         row: one of the `worst_case` rows of results, or their `union`.
 
@@ -225,6 +228,8 @@ def bound_in_words(row: Mapping[str, Any]) -> str:
     >>> bound_in_words({"upper_bound": True, "missing": ["fab_t"]})
     'upper bound: fab_t failed'
     """
+    if row.get("meaningless"):
+        return "means nothing: a random model"
     if not row.get("upper_bound") and not row.get("missing"):
         return ""
     missing = ", ".join(dict.fromkeys(row.get("missing") or []))
