@@ -10,6 +10,7 @@ from tfsam import registries
 from tfsam.data import batches
 from tfsam.data.augmentation import Augmentation
 from tfsam.data.augmentation import SmoothLabels
+from tfsam.runs import flag_types
 from tfsam.runs.settings import Settings
 
 Log = Callable[[str], None]
@@ -78,7 +79,7 @@ def objective(settings: Settings, steps: int) -> Any:
         raise ValueError(
             f"{made} needs the true class of each image, so that images of "
             "several classes cannot be mixed. "
-            f"Received: augment={','.join(recipe.augment)}"
+            f"Received: augment={flag_types.written(recipe.augment)}"
         )
     return made
 

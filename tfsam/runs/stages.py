@@ -432,7 +432,8 @@ def run(
         with devices.losing_workers(inputs.strategy):
             network, trained = fit.train(
                 *(settings, inputs.images, inputs.strategy),
-                *(log, stop, inputs.network, inputs.mix),
+                *(log, stop, inputs.network),
+                mix=inputs.mix,
             )
         stop.release()  # Where training had nothing left to do.
         if not devices.is_chief(inputs.strategy):
