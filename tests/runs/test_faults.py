@@ -16,7 +16,6 @@ from helpers import kill_at_write
 from helpers import main
 from helpers import make_runs_tiny
 from helpers import settings_of
-from helpers import slow
 from helpers import spoil_method
 from helpers import truncate
 from helpers import without_clocks
@@ -35,18 +34,53 @@ from tfsam.training import monitoring
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
+# Six steps an epoch, and files of every kind.
+AVERAGED = (
+    *(*THREE_EPOCHS, "--method=at", "--steps=1", "--average=ema"),
+    *("--select=robust", "--limit_train=112", "--validation_images=16"),
+)
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """The folder of a run that was not interrupted."""
+    workdir = tmp_path_factory.mktemp("averaged") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        make_runs_tiny(patch)
+        assert main(*AVERAGED, f"--workdir={workdir}")[0] == 0
+    return workdir
+
+
 # Amid an epoch.
+
+
+@cpu_only
+def test_stopped_by_sigterm_it_goes_on_from_that_step(averaged, tmp_path):
+    arguments = (*AVERAGED, f"--workdir={tmp_path}")
+    output = terminated_at(2, *arguments)
+    assert output.splitlines()[-1].startswith("interrupted; the same command")
+    assert positions(tmp_path) == [(0, 2)]
+    # Again, at the last step of an epoch: its validation is still made.
+    assert "resuming after epoch 0 and 2 steps" in terminated_at(12, *arguments)
+    assert positions(tmp_path) == [(2, 0), (1, 0)]
+    code, output = main(*arguments)
+    assert code == 0
+    assert "resuming after epoch 2" in output
+    assert "epoch 2/3" not in output
+    assert_same_run(tmp_path, averaged)
+
 
 STATES = [
     ("--method=at", "--steps=1", "--average=ema"),
-    slow(("--method=looksam", "--average=swa", "--average_start=1")),
-    slow(("--method=fgsm_at", "--collapse_drop=0.9")),
+    ("--method=looksam", "--average=swa", "--average_start=1"),
+    ("--method=fgsm_at", "--collapse_drop=0.9"),
 ]
 
 
 @cpu_only
+@pytest.mark.slow
 @pytest.mark.parametrize("method", STATES, ids=lambda method: method[0][9:])
-def test_stopped_by_sigterm_it_goes_on_from_that_step(tmp_path, method):
+def test_stopped_in_the_last_epoch_it_goes_on(tmp_path, method):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(*THREE_EPOCHS, *method, f"--workdir={whole}")[0] == 0
     arguments = (*THREE_EPOCHS, *method, f"--workdir={parts}")
@@ -122,10 +156,10 @@ def test_two_devices_go_on_amid_an_epoch(tmp_path):
 
 
 @cpu_only
-def test_checkpoints_every_few_steps(whole, tmp_path):
+def test_checkpoints_every_few_steps(averaged, tmp_path):
     """A killed run loses three steps at most; damaged states are skipped."""
     parts = tmp_path / "parts"
-    arguments = (*THREE_EPOCHS, "--checkpoint_steps=4")
+    arguments = (*AVERAGED, "--checkpoint_steps=4")
     with pytest.MonkeyPatch.context() as patch:
         kill_at_write(patch, "epoch-0002-step-000004.keras")
         with pytest.raises(Killed):
@@ -133,11 +167,11 @@ def test_checkpoints_every_few_steps(whole, tmp_path):
     assert positions(parts) == [(2, 0), (1, 2)]
     truncate(parts / "checkpoints" / "epoch-0002.keras")
     # The interval between checkpoints may change.
-    code, output = main(*THREE_EPOCHS, f"--workdir={parts}")
+    code, output = main(*AVERAGED, f"--workdir={parts}")
     assert code == 0
     assert "cannot read epoch-0002.keras" in output
     assert "resuming after epoch 1 and 2 steps" in output
-    assert_same_run(parts, whole)
+    assert_same_run(parts, averaged)
     assert positions(parts) == [(3, 0), (2, 0)]
     assert not files.leftovers(parts / "checkpoints")
 
@@ -159,25 +193,12 @@ def test_a_state_that_cannot_be_read_is_not_used(tmp_path):
 # Damaged files of a run's own.
 
 
-@pytest.fixture(scope="module")
-def averaged(tmp_path_factory):
-    """A run that leaves files of every kind, and its command."""
-    kept = ("--average=ema", "--select=robust", "--validation_images=16")
-    command = (*THREE_EPOCHS, *kept)
-    workdir = tmp_path_factory.mktemp("averaged") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        make_runs_tiny(patch)
-        assert main(*command, f"--workdir={workdir}")[0] == 0
-    return workdir, command
-
-
 def damaged(averaged, tmp_path, name, damage):
     """A copy with a damaged file, and the command that reads it again."""
-    workdir, command = averaged
-    shutil.copytree(workdir, tmp_path / "run")
+    shutil.copytree(averaged, tmp_path / "run")
     (tmp_path / "run/results.json").unlink()
     damage(tmp_path / "run" / name)
-    return tmp_path / "run", (*command, f"--workdir={tmp_path / 'run'}")
+    return tmp_path / "run", (*AVERAGED, f"--workdir={tmp_path / 'run'}")
 
 
 def written(text):
@@ -226,7 +247,7 @@ def test_a_damaged_epoch_is_done_again(averaged, tmp_path, name, damage):
     assert code == 0
     assert "cannot read epoch-0003.keras" in output
     assert "resuming after epoch 2" in output
-    assert_same_run(workdir, averaged[0])
+    assert_same_run(workdir, averaged)
 
 
 def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
@@ -267,6 +288,7 @@ def test_nan_at_a_random_step(tmp_path, method):
             assert np.isfinite(variable.numpy()).all()
 
 
+@pytest.mark.slow
 @cpu_only
 def test_a_clock_that_jumps_changes_nothing(whole, tmp_path, monkeypatch):
     """Durations come from a monotonic clock; nothing else reads a clock."""

@@ -12,10 +12,8 @@ from tfsam import run
 
 pytestmark = pytest.mark.usefixtures("short_runs")
 
-# TensorFlow has started: this process's devices are the command's.
 COMMON = (
     "--dataset=digits",
-    "--devices=cpu:2",
     "--limit_test=60",
     "--l2_epsilons=",
     "--attack_batch_size=16",
@@ -48,8 +46,11 @@ def test_shards_make_up_the_whole(model, tmp_path, capsys):
         "--attacks=pgd",
         "--attack_steps=2",
         "--linf_epsilons=0.1",
+        "--nodiagnose",
     )
-    assert main(*attack, f"--workdir={tmp_path / 'whole'}") == 0
+    # TensorFlow has started: this process's devices are the command's.
+    whole = ("--devices=cpu:2", f"--workdir={tmp_path / 'whole'}")
+    assert main(*attack, *whole) == 0
     shards = [tmp_path / f"shard{i}" for i in range(2)]
     for number, folder in enumerate(shards):
         assert main(*attack, f"--shard={number}/2", f"--workdir={folder}") == 0
@@ -101,6 +102,7 @@ def test_autoattack_tells_how_far_it_is(model, tmp_path, capsys, monkeypatch):
     assert large["accuracy"] <= small["accuracy"] < 0.5
 
 
+@pytest.mark.slow
 def test_transfer_and_images(model, tmp_path):
     other = tmp_path / "other.keras"
     network("adversarial").save(other)
@@ -178,7 +180,7 @@ def test_transfers_come_in_addition_to_attacks_on_the_model(model, tmp_path):
     arguments = (
         *(f"--evaluate={model}", f"--surrogate={other}", "--limit_test=20"),
         *("--attacks=fgsm", "--transfer_attacks=fgsm,pgd:steps=2"),
-        "--linf_epsilons=0.1",
+        *("--linf_epsilons=0.1", "--nodiagnose"),
     )
     assert main(*arguments, f"--workdir={tmp_path / 'run'}") == 0
     found = results(tmp_path / "run")
@@ -198,6 +200,7 @@ def test_sweeps_by_bisection(model, tmp_path, capsys):
     arguments = (
         *(f"--evaluate={model}", "--attacks=pgd", "--attack_steps=2"),
         *("--linf_epsilons=0.02,0.05,0.1", "--limit_test=20"),
+        "--nodiagnose",
     )
     found = {}
     for sweep in ("full", "bisect"):
