@@ -214,11 +214,11 @@ def answers_table(found, base="st"):
     return tables.markdown(heads, body)
 
 
-def page(preset, found):
+def page(title, found):
     """Returns the tables and the commands of a sweep, as Markdown.
 
     Args:
-        preset: the sweep's name.
+        title: the sweep's name and data set.
         found: the result of `choices`.
     """
     columns = columns_of(found)
@@ -226,9 +226,10 @@ def page(preset, found):
     lines = [found[row].line for row in found if row in ahead]
     return "\n\n".join(
         [
-            f"## {preset}",
+            f"## {title}",
             "All methods; a star marks those on the front of passes, natural "
-            "accuracy and this column:",
+            "accuracy and this column, ± half the 95 % interval by the test "
+            "images alone:",
             fronts_table(found),
             "The most robust method, from so many passes a step on:",
             answers_table(found),
@@ -262,7 +263,7 @@ def main():
             raise ValueError(
                 f"workdir must hold finished cells. Received: workdir={workdir}"
             )
-        parts.append(page(name, found))
+        parts.append(page(f"{name} ({preset.images})", found))
     text = "\n\n".join(parts)
     print(text)
     if _FIGURES.value:

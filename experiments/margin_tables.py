@@ -26,7 +26,7 @@ MEASURES = {
     "gradient_l2": ("gradient, l2", 1),
 }
 # Of bins of relative margins, in units of epsilon.
-EDGES = (0, 0.5, 1, 1.5, 2, 3, float("inf"))
+EDGES = (0, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, float("inf"))
 STRONG, BESIDE = "autoattack", "malt"
 
 
@@ -435,9 +435,12 @@ def draw(found, path):
                     other.plot(shown, parts, f"{marker}-", **look)
             one.set(xlabel=title, ylabel=f"{column}, %")
             figures.logarithmic(one)
-            other.set(xlabel="relative margin, epsilon", ylabel="survive, %")
+            other.set(
+                xlabel="relative margin from (to the next), epsilon",
+                ylabel="correct images that survive, %",
+            )
             ticks = [f"{edge:g}" for edge in EDGES[:-1]]
-            other.set_xticks(range(len(ticks)), [f"from {t}" for t in ticks])
+            other.set_xticks(range(len(ticks)), ticks)
         drawn = axes.flat[0].get_legend_handles_labels()
         figure.legend(*drawn, loc="outside right center")
 

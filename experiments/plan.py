@@ -259,6 +259,7 @@ def runs_table(runs):
         costs = [cost for a in run.attacks if (cost := _cost(a))]
         rows.append(
             [
+                f"{run.folder.parent.name}/{run.folder.name}",
                 *(f"`{run.network}`", f"{run.images:,}", run.epochs),
                 *map(_percent, (run.trained, run.fitted)),
                 *(f"{run.passes:.2f}", f"{run.seconds / 60:.2f}"),
@@ -266,7 +267,7 @@ def runs_table(runs):
             ]
         )
     heads = [
-        *("network", "images", "epochs", "in training, %"),
+        *("run", "network", "images", "epochs", "in training, %"),
         "on training images, %",
         *("passes a step", "minutes an epoch", "ms a gradient"),
     ]

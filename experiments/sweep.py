@@ -185,7 +185,7 @@ PRESETS = {
             ),
         },
         training=(
-            *("--network=preact_resnet8:width=32", "--epochs=30"),
+            *("--network=preact_resnet8:width=32", "--epochs=20"),
             *("--noaugment", "--limit_train=20500"),
             *("--validation_images=500", "--validate_every=5"),
         ),
@@ -201,10 +201,13 @@ PRESETS = {
     "pilot100": Preset(
         "cifar100",
         {
-            f"st:network=preact_resnet8:width={width}": 1
-            for width in (16, 32, 64)
+            f"st:network={network}": 1
+            for network in (
+                *("preact_resnet8:width=16", "preact_resnet8:width=32"),
+                *("preact_resnet18:width=16", "preact_resnet8:width=64"),
+            )
         },
-        training=("--epochs=30", "--noaugment", "--limit_train=20000"),
+        training=("--epochs=20", "--noaugment", "--limit_train=20000"),
         testing=("--limit_test=1000",),
         autoattack=(
             *("--attacks=malt", "--limit_test=100", "--l2_epsilons="),

@@ -80,7 +80,8 @@ def test_the_page_says_where_there_is_one_seed(workdir, tmp_path, capsys):
     assert command.run(decisions.main, decisions.FLAGS, arguments) == 0
     printed = capsys.readouterr().out
     assert (tmp_path / "f/decisions.md").read_text() == printed
-    assert "## tiny\n" in printed and "## augmented\n" in printed
+    assert "## tiny (cifar100)\n" in printed
+    assert "## augmented (cifar10)\n" in printed
     lines = printed.splitlines()
     (line,) = [text for text in lines if text.startswith("| `st` | 1.00 ")]
     assert line == "| `st` | 1.00 | 70.0 ± 5.0 |" + " 20.0 \\* |" * 4

@@ -60,8 +60,8 @@ def test_trades_has_the_attack_of_adversarial_training():
 def test_options_follow_the_part_that_a_row_names():
     pilot = sweep.PRESETS["pilot100"]
     assert [sweep.row_flags(row) for row in pilot.rows] == [
-        ("--method=st", f"--network=preact_resnet8:width={width}")
-        for width in (16, 32, 64)
+        ("--method=st", f"--network=preact_resnet{network}")
+        for network in ("8:width=16", "8:width=32", "18:width=16", "8:width=64")
     ]
     row = "st:epochs=12:schedule=cosine:final=0.1:network=preact_resnet8"
     recipe = settings_of(*sweep.row_flags(row)).recipe
