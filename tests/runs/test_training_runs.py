@@ -147,7 +147,7 @@ def test_two_devices(tmp_path, monkeypatch):
     # convolutions fail there.
     code, _ = main(
         *SMALL,
-        "--method=st",
+        *("--method=st", "--average=ema"),
         "--limit_test=33",
         "--devices=cpu:2",
         "--epochs=1",
@@ -160,9 +160,9 @@ def test_two_devices(tmp_path, monkeypatch):
     assert_measured(results["robust"][0], 33)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "devices",
-    ["auto", pytest.param("cpu:2", marks=[cpu_only, pytest.mark.slow])],
+    "devices", ["auto", pytest.param("cpu:2", marks=cpu_only)]
 )
 def test_nan_in_the_first_epoch(tmp_path, devices):
     code, output = main(

@@ -124,7 +124,7 @@ def test_cross_entropy_is_attacked_to_the_bit_as_before():
         model = tfsam.RobustModel(
             network, tfsam.PGD(0.1, steps=2, loss=loss), seed=0
         )
-        model.compile("sgd", LOGITS)
+        model.compile("sgd", LOGITS, run_eagerly=True)
         model.fit(X, Y, batch_size=4, shuffle=False, verbose=0)
         found.append(network.get_weights())
     for one, other in zip(*found, strict=True):
@@ -287,7 +287,7 @@ def test_an_average_s_statistics_are_of_the_same_attack(loss, y, plain):
     Recorder.seen.clear()
     average = tfsam.EMA(0.9, data=(X, y), attack=Recorder(0.1))
     model = tfsam.RobustModel(batch_normalized(), STEP, seed=0)
-    model.compile("sgd", loss)
+    model.compile("sgd", loss, run_eagerly=True)
     model.fit(X, y, verbose=0, callbacks=[average])
     ((found, _),) = Recorder.seen
     assert (found is None) == plain
@@ -299,7 +299,7 @@ def test_an_average_leaves_ignored_examples_alone():
     average = tfsam.EMA(0.9, data=(X, some), attack=Recorder(0.1))
     loss = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
     model = tfsam.RobustModel(batch_normalized(), STEP, seed=0)
-    model.compile("sgd", loss)
+    model.compile("sgd", loss, run_eagerly=True)
     model.fit(X, some, verbose=0, callbacks=[average])
     ((_, labels),) = Recorder.seen
     assert labels.numpy().min() == 0

@@ -18,6 +18,7 @@ from averaged_models import fit
 from averaged_models import network
 from averaged_models import statistics
 from averaged_models import values
+from helpers import slow
 
 import tfsam
 from tfsam.training.averages import EMA
@@ -25,7 +26,10 @@ from tfsam.training.averages import SWA
 from tfsam.training.recalibration import recalibrate
 
 
-def test_training_does_not_feel_the_average():
+@pytest.mark.parametrize(
+    "average", [EMA(0.8, data=X), slow(SWA(1, data=X))], ids=["ema", "swa"]
+)
+def test_training_does_not_feel_the_average(average):
     """To the bit: the statistics, the noise and the momentum too."""
 
     def trained(*callbacks):
@@ -37,11 +41,10 @@ def test_training_does_not_feel_the_average():
         return epochs.seen, values(model.optimizer.variables)
 
     expected, expected_state = trained()
-    for average in (EMA(0.8, data=X), SWA(1, data=X)):
-        seen, state = trained(average)
-        for one, other in zip(seen, expected, strict=True):
-            assert_equal(one, other)
-        assert_equal(state, expected_state)
+    seen, state = trained(average)
+    for one, other in zip(seen, expected, strict=True):
+        assert_equal(one, other)
+    assert_equal(state, expected_state)
 
 
 def test_validation_and_callbacks_before_it_see_the_averaged_network():
@@ -79,7 +82,7 @@ def test_without_validation_callbacks_before_it_see_the_training():
     assert_close(values(model.trainable_variables), average.average)
 
 
-@pytest.mark.parametrize("validation", [False, True])
+@pytest.mark.parametrize("validation", [slow(False), True])
 def test_in_the_end_the_network_is_the_average(validation):
     average, attack = EMA(0.8, data=(X, Y)), tfsam.PGD(0.2, steps=2)
     average.attack = attack
@@ -148,9 +151,8 @@ def on_two_devices(*callbacks, inside=False):
     return model.network
 
 
-@pytest.mark.parametrize(
-    "inside", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", [False, True])
 def test_two_devices(inside):
     """The statistics of replicas differ; each gets its own back."""
     expected = Replicas()

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import slow
 
 import tfsam
 from tfsam import registries
@@ -66,7 +67,7 @@ def test_a_rule_by_path(name):
     }
 
 
-@pytest.mark.parametrize("name", ["sgd", "entropy_sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", slow("entropy_sgd"), "adamw"])
 def test_the_rule_is_saved_with_the_model(name, tmp_path):
     """Keras forgets `exclude_from_weight_decay`, without a word."""
     model = tfsam.RobustModel(network(), perturb_weights=tfsam.SAM(0.05))

@@ -58,7 +58,7 @@ def trained(wrap, jit_compile=False):
     "name",
     [
         name
-        if name in ("standard", "pgd")
+        if name == "standard"
         else pytest.param(name, marks=pytest.mark.slow)
         for name in METHODS
     ],

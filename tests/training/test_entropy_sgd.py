@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import slow
 
 import tfsam
 from tfsam.training.entropy_sgd import EntropySGD
@@ -278,6 +277,7 @@ def on_devices(devices):
     return model, walking
 
 
+@pytest.mark.slow
 def test_two_devices_are_one():
     """Amid the walk, noise and all, and at w when `fit` ends."""
     expected, expected_walk = on_devices(1)
@@ -296,7 +296,8 @@ def test_two_devices_are_one():
     assert_same([v.numpy() for v in found.trainable_variables], walk[2], 0)
 
 
-@pytest.mark.parametrize("jit_compile", [slow(False), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True])
 def test_it_trains_with_sam(jit_compile):
     model = compiled(tfsam.SAM(0.05), jit_compile, noise=1e-3, scoping=1e-3)
     losses = model.fit(X, Y, batch_size=8, epochs=60, verbose=0).history["loss"]

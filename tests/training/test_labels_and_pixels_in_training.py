@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 import tfsam
 
@@ -17,6 +18,8 @@ IGNORE = L.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
 LOGITS = L.SparseCategoricalCrossentropy(from_logits=True)
 ROWS = L.CategoricalCrossentropy(from_logits=True)
 PGD = tfsam.PGD(0.1, steps=2)
+# A few small steps are quicker than tracing one; the slow tests use all modes.
+MODES = [{"eagerly": True}, slow({}), slow({"jit_compile": True})]
 
 
 def network():
@@ -64,14 +67,12 @@ def test_ignored_examples_are_left_alone(labels):
     np.testing.assert_array_equal(moved, SOME >= 0)
 
 
-@pytest.mark.parametrize(
-    "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
-def test_ignored_examples_change_nothing(jit_compile):
+@pytest.mark.parametrize("mode", MODES)
+def test_ignored_examples_change_nothing(mode):
     """Training equals that on the other examples, at the same batch sizes."""
     found = []
     for x in (X, np.where(SOME[:, None] < 0, 0.5, X)):
-        model = compiled(IGNORE, jit_compile, perturb_inputs=PGD)
+        model = compiled(IGNORE, **mode, perturb_inputs=PGD)
         model.fit(x, SOME, batch_size=8, epochs=2, shuffle=False, verbose=0)
         found.append(model.network.get_weights())
     for one, other in zip(*found, strict=True):
@@ -150,14 +151,12 @@ def test_rows_that_are_no_distribution_are_refused(parts, y):
 ABOVE = np.nextafter(np.float32(1), np.float32(2))
 
 
-@pytest.mark.parametrize(
-    "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
-def test_rounding_beyond_the_bounds_is_clipped_in_a_step(jit_compile):
+@pytest.mark.parametrize("mode", MODES)
+def test_rounding_beyond_the_bounds_is_clipped_in_a_step(mode):
     found = []
     for white in (np.float32(1), ABOVE + 2 * np.spacing(np.float32(1))):
         x = np.where(X > 0.8, white, X)
-        model = compiled(LOGITS, jit_compile, perturb_inputs=PGD)
+        model = compiled(LOGITS, **mode, perturb_inputs=PGD)
         model.fit(x, Y, batch_size=8, shuffle=False, verbose=0)
         found.append(model.network.get_weights())
     for one, other in zip(*found, strict=True):

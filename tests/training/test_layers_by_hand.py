@@ -218,9 +218,7 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", some(TRAINED, ("function", "assigning", "global_seed"))
-)
+@pytest.mark.parametrize("name", some(TRAINED, ("function", "assigning")))
 @pytest.mark.parametrize(
     "options",
     [
@@ -278,6 +276,7 @@ def test_a_layer_that_no_pass_can_perturb_is_refused_by_name(make, message):
         trained(model)
 
 
+@pytest.mark.slow
 def test_a_saved_model_s_weights_are_refused_unless_they_are_frozen(tmp_path):
     keras.Sequential([keras.Input((6,)), layers.Dense(4)]).export(
         tmp_path, verbose=False

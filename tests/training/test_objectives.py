@@ -65,9 +65,9 @@ STANDARD = {
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        ("beta = 0", "graph"),
+        ("beta = 0", "eager"),
         ("epsilon = 0", "eager"),
-        slow("beta = 0", "eager"),
+        slow("beta = 0", "graph"),
         slow("epsilon = 0", "graph"),
         *(slow(name, "xla") for name in STANDARD),
     ],
@@ -125,7 +125,12 @@ RADIUS = {
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [*itertools.product(["TRADES"], RADIUS), ("MART", "SAM")],
+    [
+        ("TRADES", "ESAM"),
+        ("MART", "SAM"),
+        slow("TRADES", "SAM"),
+        slow("TRADES", "AWP"),
+    ],
 )
 def test_objectives_train_with_perturbed_weights(name, method, alone):
     found = trained(
@@ -205,7 +210,8 @@ def test_the_attack_of_trades_is_saved():
     assert repr(again) == repr(TRADES_ATTACK)
 
 
-@pytest.mark.parametrize("name", ONE_BY_DEFAULT)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_mixed_precision(name):
     objective, attack = OBJECTIVES[name]
     net = network(dtype="mixed_float16")

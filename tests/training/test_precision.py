@@ -201,6 +201,7 @@ def test_a_run_keeps_its_precision(tmp_path):
     assert model.dtype_policy.name == "mixed_bfloat16"
 
 
+@pytest.mark.slow
 def test_a_run_of_before_there_was_a_choice_goes_on(
     tmp_path, capsys, tiny_network
 ):

@@ -31,11 +31,11 @@ def by_keras(kind, run_eagerly):
 @pytest.mark.parametrize(
     ("kind", "nothing"),
     [
-        (functional, "no perturbation"),
+        slow(functional, "no perturbation"),
         slow(functional, "rho = 0"),
         slow(functional, "rho = 0, adaptive"),
         slow(functional, "epsilon = 0"),
-        (functional, "both 0, l2"),
+        slow(functional, "both 0, l2"),
         slow(sequential, "both 0, l2"),
         (Subclassed, "both 0, l2"),
     ],
@@ -81,7 +81,7 @@ def test_no_perturbation_is_keras_own_step_compiled(kind, nothing, jit_compile):
         ),
         slow({"optimizer": lambda: keras.optimizers.SGD(0.1, clipnorm=0.1)}),
         {"steps_per_execution": 2},
-        {"fit": {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}}},
+        slow({"fit": {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}}}),
         slow({"fit": {"validation_split": 0.5}}),
     ],
     ids=["adam", "accumulation", "ema", "clip", "steps", "class", "validation"],
