@@ -94,6 +94,7 @@ def reference(model, norm, epsilon):
     return REFERENCE[f"{model}/robust/{norm.capitalize()}/{epsilon}/standard"]
 
 
+@pytest.mark.slow
 def test_a_cell_of_the_reference(digits, tmp_path, monkeypatch):
     seconds, lines = itertools.count(step=6), []
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))

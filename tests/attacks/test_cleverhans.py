@@ -204,22 +204,22 @@ def test_random_start_is_seeded(norm):
     )
 
 
-def test_random_start_is_seeded_in_graphs():
+@pytest.mark.parametrize("jit_compile", [False, slow(True)])
+def test_random_start_is_seeded_in_graphs(jit_compile):
     x, y = data(network())
     rows = tf.stack([tf.fill([BATCH], 1), tf.range(BATCH)], axis=1)
     attack = make(cleverhans.PGD, "linf", steps=2)
-    for jit_compile in (False, True):
-        graph = tf.function(
-            lambda x, y, rows: attack(linear(), x, y, rows),
-            jit_compile=jit_compile,
-        )
-        x_adv = graph(x, y, rows)
-        assert np.array_equal(x_adv, graph(x, y, rows))
-        assert not np.allclose(x_adv, graph(x, y, rows + 1), atol=1e-3)
-        # XLA has another random number generator.
-        if not jit_compile:
-            eager = attack(linear(), x, y, 1)
-            np.testing.assert_allclose(x_adv, eager, atol=1e-5)
+    graph = tf.function(
+        lambda x, y, rows: attack(linear(), x, y, rows),
+        jit_compile=jit_compile,
+    )
+    x_adv = graph(x, y, rows)
+    assert np.array_equal(x_adv, graph(x, y, rows))
+    assert not np.allclose(x_adv, graph(x, y, rows + 1), atol=1e-3)
+    # XLA has another random number generator.
+    if not jit_compile:
+        eager = attack(linear(), x, y, 1)
+        np.testing.assert_allclose(x_adv, eager, atol=1e-5)
 
 
 def test_spsa_is_seeded():

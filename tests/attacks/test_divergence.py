@@ -125,6 +125,7 @@ def test_in_blocks_only_the_active_examples_are_attacked():
     np.testing.assert_array_equal(found[~active], X[~active])
 
 
+@pytest.mark.slow
 def test_the_contract_holds_on_the_divergence():
     tfsam.attacks.check("pgd", loss="kl", random_start="normal")
 

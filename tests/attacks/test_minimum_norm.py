@@ -199,7 +199,9 @@ def test_an_epsilon_that_is_a_tensor():
         np.testing.assert_array_equal(sweep(tf.constant(epsilon)), plain)
 
 
-@pytest.mark.parametrize("norm", [slow("linf"), "l2"])
+# The loops of PGD, APGD and Square are compiled by default.
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_loop_inside_xla_agrees(norm):
     y = quadratic(X).numpy().argmax(axis=1)
     attack = FMN(0.1 if norm == "linf" else 0.3, norm, steps=10)
@@ -218,7 +220,7 @@ def test_dtype_comes_back(dtype):
     assert np.abs(np.asarray(x_adv, "float64") - X.astype(dtype)).max() > 0.01
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", [slow("linf"), "l2"])
 def test_a_saturated_network(norm):
     """A gradient of 1e-30 has a direction, a gradient of zero does not."""
 

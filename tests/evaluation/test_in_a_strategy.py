@@ -10,7 +10,7 @@ import tfsam
 
 RNG = np.random.default_rng(0)
 DATA = RNG.random((20, 6), "float32"), np.arange(20) % 3
-ATTACKS = ["pgd", slow("fmn"), slow("square"), "cleverhans_pgd"]
+ATTACKS = ["pgd", *map(slow, ("fmn", "square", "cleverhans_pgd"))]
 
 
 def result(attack):
