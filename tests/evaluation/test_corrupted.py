@@ -226,6 +226,7 @@ def test_shards_are_merged_to_the_same_result(tmp_path):
     assert tfsam.merge(folders[:1]) == whole
 
 
+@pytest.mark.slow
 def test_shards_of_a_random_model_are_merged(noisy, drawn, tmp_path):
     options = {"kinds": "contrast", "severities": [1, 2], "draws": 5}
     folders, _ = sharded(tmp_path, 2, noisy, name="noisy", **options)

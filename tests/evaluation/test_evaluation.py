@@ -358,7 +358,7 @@ def test_files_and_models_agree(network, tmp_path):
     ]
     found = []
     for model in models:
-        result = tfsam.evaluate(model, (X, y), ["pgd"], "linf", [0.005, 0.02])
+        result = tfsam.evaluate(model, (X, y), ["fgsm"], "linf", [0.005, 0.02])
         found.append([row["accuracy"] for row in result["robust"]])
     assert 1 > found[0][0] > found[0][1] > 0
     np.testing.assert_allclose(found, [found[0]] * 5, atol=1 / 50 + 1e-9)
@@ -378,6 +378,7 @@ def test_a_saved_model_goes_by_its_files_however_it_comes(network, tmp_path):
     assert found == [files.digest(path)] * 2
 
 
+@pytest.mark.slow
 def test_xla_agrees(network):
     y = np.argmax(network(X, training=False), 1)
     found = [

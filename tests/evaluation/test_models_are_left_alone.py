@@ -97,8 +97,8 @@ def look_around(network):
     "measure",
     [
         evaluate,
-        evaluate_a_callable,
         validate,
+        pytest.param(evaluate_a_callable, marks=pytest.mark.slow),
         pytest.param(evaluate_on_devices, marks=pytest.mark.slow),
         pytest.param(evaluate_logits, marks=pytest.mark.slow),
         pytest.param(transfer, marks=pytest.mark.slow),
