@@ -39,6 +39,7 @@ def test_a_text_that_is_not_there_once_is_an_error(tmp_path, times):
     assert f"Received: {times} times" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_mutation_that_no_test_catches_survives(tmp_path):
     package, tests = tmp_path / "tfsam", tmp_path / "tests"
     package.mkdir()

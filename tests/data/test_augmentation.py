@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 from tfsam import registries
 from tfsam.data import augmentation
@@ -38,7 +39,11 @@ def epochs(augment, initial_epoch=0, initial_step=0, **options):
     return [(x.numpy(), y.numpy()) for x, y in found]
 
 
-@pytest.mark.parametrize("name", ALL)
+# Mixup and CutMix are drawn by the choice between them, too.
+@pytest.mark.parametrize(
+    "name",
+    [slow(name) if name in ("cutmix", "mixup") else name for name in ALL],
+)
 def test_a_resume_repeats_the_draws(name):
     whole = epochs([made(name)])
     later = epochs([made(name)], 1, 1)

@@ -16,6 +16,7 @@ SETTING = {
 }
 
 
+@pytest.mark.slow
 def test_every_method_is_timed_in_every_round():
     methods = benchmark_steps.with_bases(["sam"])
     assert methods == ["st", "sam"]

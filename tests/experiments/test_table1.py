@@ -370,7 +370,7 @@ def test_a_sweep_waits_for_a_run_that_a_killed_one_left(tmp_path, monkeypatch):
 def test_a_signal_reaches_the_run_and_ends_the_sweep(
     number, tmp_path, monkeypatch
 ):
-    """A run that takes a second to save gets this second."""
+    """A run that takes a moment to save gets this moment."""
     script = tmp_path / "tfsam/run.py"
     script.parent.mkdir()
     (script.parent / "__init__.py").touch()
@@ -380,7 +380,7 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep(
             import os, pathlib, signal, sys, time
 
             def leave(number, frame):
-                time.sleep(1)
+                time.sleep(0.3)
                 pathlib.Path("saved").touch()
                 sys.exit(128 + number)
 

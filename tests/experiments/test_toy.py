@@ -9,6 +9,7 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 import tensorflow as tf
+from helpers import slow
 
 import tfsam
 from experiments import command
@@ -66,7 +67,7 @@ def test_the_penalty_follows_the_gradient_of_the_top_eigenvalue():
 
 
 @pytest.mark.parametrize(
-    "setting", [toy_model.CENTRE, toy_model.Setting(0.7, 1.0, 1)]
+    "setting", [slow(toy_model.CENTRE), toy_model.Setting(0.7, 1.0, 1)]
 )
 def test_the_worst_case_is_its_expansion_to_fourth_order(setting):
     points = toy_model.population(setting)
@@ -265,6 +266,7 @@ def test_the_attack_leaves_the_robust_feature_alone():
     np.testing.assert_allclose(moved, -0.15, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_trained_weights_are_the_samples_optima():
     """Tests ST and AT, and that SAM by full batches equals ST."""
     samples = [

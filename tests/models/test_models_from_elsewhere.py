@@ -113,7 +113,7 @@ def test_wrap_train_evaluate_export(make, tmp_path):
     "shape, classes",
     [
         ((224, 224, 3), 1000),
-        ((28, 28, 1), 2),
+        pytest.param((28, 28, 1), 2, marks=pytest.mark.slow),
         pytest.param((9, 7, 3), 3, marks=pytest.mark.slow),
     ],
 )

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 from tfsam import networks
 from tfsam.networks import residual
@@ -36,7 +37,9 @@ def settings(network):
     "make",
     [
         lambda: networks.preact_resnet8(4, width=2, input_shape=(8, 6, 3)),
-        lambda: networks.preact_resnet18(4, width=2, input_shape=(8, 6, 3)),
+        slow(
+            lambda: networks.preact_resnet18(4, width=2, input_shape=(8, 6, 3))
+        ),
         lambda: networks.wide_resnet(
             4, depth=10, widen_factor=1, input_shape=(8, 6, 3)
         ),

@@ -45,7 +45,8 @@ def test_an_example_does_not_depend_on_its_batch():
     )
 
 
-def test_it_trains_by_sam_and_pgd_and_loads_without_tfsam(tmp_path):
+@pytest.mark.slow
+def test_it_trains_by_sam_and_pgd():
     network = networks.vision_transformer(4, **SMALL)
     model = tfsam.RobustModel(
         network,
@@ -61,6 +62,11 @@ def test_it_trains_by_sam_and_pgd_and_loads_without_tfsam(tmp_path):
         pixels(8), y, batch_size=8, epochs=8, shuffle=False, verbose=0
     )
     assert history.history["loss"][-1] < history.history["loss"][0]
+
+
+def test_it_loads_without_tfsam(tmp_path):
+    network = networks.vision_transformer(4, **SMALL)
+    network(pixels(8), training=True)
     path = tmp_path / "network.keras"
     network.save(path)
     loaded = keras.saving.load_model(path, custom_objects={}, compile=False)
