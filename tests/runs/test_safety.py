@@ -4,9 +4,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
-import textwrap
 import zipfile
 
 import keras
@@ -107,42 +104,3 @@ def test_a_record_s_header_names_no_other_folder(tmp_path):
     header["attacks"][0]["name"] = "../../outside"
     (workdir / "record.json").write_text(json.dumps(header))
     assert verdicts.load(workdir) == {}
-
-
-PLUGIN = """
-    import pathlib
-    pathlib.Path(__file__).with_name("imported").touch()
-
-    def Shift(*, epsilon, norm="linf", bounds=(0.0, 1.0)):
-        return lambda logits_fn, x, y, seed: x
-"""
-
-
-def test_a_plug_in_is_imported_when_it_is_named(tmp_path):
-    (tmp_path / "tfsam_trap.py").write_text(textwrap.dedent(PLUGIN))
-    info = tmp_path / "tfsam_trap-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Name: tfsam-trap\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[tfsam.attacks]\ntrap = tfsam_trap:Shift\n"
-        "[tfsam.weights]\ntrap = tfsam_trap:Shift\n"
-    )
-
-    code = """
-        import pathlib
-        import tfsam
-        from tfsam import run
-        from tfsam.runs import settings
-        assert "trap" in tfsam.attacks.names()
-        assert run.main(["--help"]) == 0
-        settings.from_argv(["--attacks=pgd", "--method=sam"])
-        assert not pathlib.Path("imported").exists()
-        tfsam.attacks.get("trap", epsilon=0.1, norm="linf")
-        assert pathlib.Path("imported").exists()
-    """
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        check=True,
-        cwd=tmp_path,
-    )
