@@ -7,7 +7,6 @@ run that attacks its network with AutoAttack, in WORKDIR/ROW/seedN/autoattack.
 
 import dataclasses
 import math
-import pathlib
 import re
 import shutil
 import signal
@@ -500,70 +499,6 @@ def _results(folder, results):
         found[MINUTES] = Result(len(seconds) * min(seconds) / 60)
         found[TOOK] = Result(sum(seconds) / 60)
     return found
-
-
-def paper_figures(preset, workdir):
-    """Returns the paper's figures if finished cells use its data set.
-
-    That an npz file holds it is checked before it is trained on.
-
-    Args:
-        preset: a `Preset`.
-        workdir: folder of the sweep.
-    """
-    config = settings.from_argv([f"--preset={preset.images}"]).config()
-    found = map(read, (p.parent for p in workdir.rglob("results.json")))
-    others = [
-        results
-        for results in found
-        if results
-        and not re.fullmatch(
-            rf"npz:.*|{config['dataset']}",
-            results.get("config", config)["dataset"],
-        )
-    ]
-    return {} if others else preset.paper
-
-
-def caption(preset):
-    """Returns a line on the paper's figures: what differs from their runs.
-
-    Args:
-        preset: a `Preset`.
-
-    Returns:
-        The line, or None if the preset has no figures.
-    """
-    if not preset.paper:
-        return None
-    theirs = _recipe((f"--preset={preset.images}", "--method=st"))
-    ours = _recipe(commands(preset, "st", 0, pathlib.Path("st"))[0][1])
-    changed = [name for name in ours if ours[name] != theirs[name]]
-    text = "In parentheses: the paper's figures."
-    if changed:
-        words = [", ".join(one[n] for n in changed) for one in (theirs, ours)]
-        text = (
-            "In parentheses: the paper's figures, on the same data set by "
-            "{}. Here: {}.".format(*words)
-        )
-    return (
-        f"{text} Steps and step sizes of the paper's AT in training are "
-        "unknown; those of its authors' later script stand in for them."
-    )
-
-
-def _recipe(arguments):
-    """Returns what a run trains, in words, by the name of a setting."""
-    recipe = settings.from_argv(arguments).recipe
-    held_out = recipe.validation_images or 0
-    count = recipe.limit_train and recipe.limit_train - held_out
-    augmented = "random crops and flips" if recipe.augment else "none"
-    return {
-        "network": f"{recipe.network}",
-        "epochs": f"{recipe.epochs} epochs",
-        "images": f"{count:,} images" if count else "all training images",
-        "augment": f"augmentation: {augmented}",
-    }
 
 
 _KEPT = ("results.json", "flatness.json", "margins.json", "history.csv")

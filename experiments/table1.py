@@ -23,19 +23,14 @@ finished cell, without its network, into a folder of the same layout.
 import pathlib
 import sys
 
-import numpy as np
 from absl import flags
 
 from experiments import command
+from experiments import paper_figures
 from experiments import sweep
 from experiments import tables
-from tfsam import data
-from tfsam.networks.pixel_statistics import CIFAR100_STATISTICS
 from tfsam.runs import settings
 from tfsam.support import files
-
-# The published means have four digits.
-_ROUNDED = 1e-4
 
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(
@@ -100,31 +95,6 @@ def _dataset():
     return f"folder:{_IMAGES.value}" if _IMAGES.value else _DATASET.value
 
 
-def check_images(preset, dataset):
-    """Rejects a file of other images than the paper's, CIFAR-100.
-
-    Args:
-        preset: a `sweep.Preset`.
-        dataset: value of --dataset, or None.
-
-    Raises:
-        ValueError: if the preset has the paper's figures, and the means of the
-            channels of an npz file's training images are not CIFAR-100's.
-    """
-    if not preset.paper or not (dataset or "").startswith("npz:"):
-        return
-    means, _ = data.statistics(data.load(dataset).x_train)
-    wanted, _ = CIFAR100_STATISTICS
-    if len(means) != len(wanted) or not np.allclose(
-        means, wanted, rtol=0, atol=_ROUNDED
-    ):
-        raise ValueError(
-            "dataset must hold CIFAR-100, whose channels have the means "
-            f"{wanted}; --preset=cifar10 takes other images. Received: "
-            f"dataset={dataset} with {tuple(round(m, 4) for m in means)}"
-        )
-
-
 def _extra():
     """Returns the flags that every run gets unchanged."""
     extra = [
@@ -157,15 +127,15 @@ def main():
     kept = _KEEP.value and pathlib.Path(_KEEP.value)
     failed = []
     if not _TABLE.value:
-        check_images(preset, _dataset())
+        paper_figures.check_images(preset, _dataset())
         cells = sweep.in_order(preset, rows, seeds)[share::shares]
         failed = sweep.run_cells(preset, cells, workdir, _extra(), kept)
     if kept:  # Includes the measures that were added to finished cells.
         sweep.keep(workdir, kept)
     if _TABLE.value or not _CELLS.value:
         cells, missing = sweep.collect(preset, rows, seeds, workdir)
-        paper = sweep.paper_figures(preset, workdir)
-        note = sweep.caption(preset) if paper else None
+        paper = paper_figures.beside(preset, workdir)
+        note = paper_figures.caption(preset) if paper else None
         texts = tables.by_suffix(cells, paper, _BASE.value, note)
         for suffix, text in texts.items():
             with files.replacing(workdir / f"table.{suffix}") as temporary:

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import command
 from experiments import costs
+from experiments import paper_figures
 from experiments import scaling
 from experiments import sweep
 from experiments import tables
@@ -163,8 +164,8 @@ def test_the_tables_of_a_sweep_are_made_again(name):
     preset, folder = sweep.PRESETS[name], SMALL.parent / name
     cells, missing = sweep.collect(preset, preset.rows, preset.seeds, folder)
     assert not missing
-    paper = sweep.paper_figures(preset, folder)
-    caption = sweep.caption(preset) if paper else None
+    paper = paper_figures.beside(preset, folder)
+    caption = paper_figures.caption(preset) if paper else None
     found = tables.by_suffix(cells, paper, caption=caption)
     for suffix, text in found.items():
         assert (folder / f"table.{suffix}").read_text() == f"{text}\n"

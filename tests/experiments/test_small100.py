@@ -8,6 +8,7 @@ import pytest
 from helpers import settings_of
 
 from experiments import command
+from experiments import paper_figures
 from experiments import sweep
 from experiments import table1
 from experiments import tables
@@ -72,13 +73,13 @@ def test_options_follow_the_part_that_a_row_names():
 
 
 def test_the_caption_names_what_differs_from_the_paper_s_runs():
-    text = sweep.caption(PRESET)
+    text = paper_figures.caption(PRESET)
     assert "by preact_resnet18, 100 epochs, all training images" in text
     assert "20,000 images, augmentation: none." in text
     assert "AT in training" in text
-    whole = sweep.caption(sweep.PRESETS["cifar100"])
+    whole = paper_figures.caption(sweep.PRESETS["cifar100"])
     assert whole.startswith("In parentheses: the paper's figures. Steps")
-    assert sweep.caption(sweep.PRESETS["small"]) is None
+    assert paper_figures.caption(sweep.PRESETS["small"]) is None
 
 
 def written(path, means):
@@ -93,14 +94,14 @@ def written(path, means):
 
 def test_a_file_must_hold_the_images_of_the_paper(tmp_path):
     dataset = written(tmp_path / "a.npz", CIFAR100_STATISTICS[0])
-    table1.check_images(PRESET, dataset)
+    paper_figures.check_images(PRESET, dataset)
     dataset = written(tmp_path / "b.npz", (0.4914, 0.4822, 0.4465))
     with pytest.raises(ValueError, match="must hold CIFAR-100") as raised:
-        table1.check_images(PRESET, dataset)
+        paper_figures.check_images(PRESET, dataset)
     assert str(raised.value).endswith("with (0.4914, 0.4822, 0.4465)")
-    table1.check_images(sweep.PRESETS["small"], dataset)
-    table1.check_images(PRESET, "folder:x")
-    table1.check_images(PRESET, None)
+    paper_figures.check_images(sweep.PRESETS["small"], dataset)
+    paper_figures.check_images(PRESET, "folder:x")
+    paper_figures.check_images(PRESET, None)
 
 
 def called(*arguments):
@@ -130,7 +131,7 @@ def test_the_paper_s_figures_stand_beside_a_file_of_its_images(
     assert called("--table", f"--workdir={tmp_path}", "--rows=st") == 0
     printed = capsys.readouterr().out
     assert "| 50.0 (76.9) | 25.0 (13.6) |" in printed
-    assert sweep.caption(PRESET) in printed
+    assert paper_figures.caption(PRESET) in printed
 
 
 def test_malt_is_compared_with_autoattack():

@@ -15,6 +15,7 @@ import scipy.stats
 from helpers import settings_of
 
 from experiments import command
+from experiments import paper_figures
 from experiments import sweep
 from experiments import table1
 from experiments import tables
@@ -206,13 +207,13 @@ def test_a_line_says_what_a_seed_takes():
 
 def test_the_paper_s_figures_stand_beside_its_images_alone(workdir):
     preset = sweep.Preset("cifar100", {"st": 2}, paper=sweep.PAPER)
-    assert sweep.paper_figures(preset, workdir) == sweep.PAPER
+    assert paper_figures.beside(preset, workdir) == sweep.PAPER
     path = sweep.cell_folder(workdir, "st", 0) / "results.json"
     results = json.loads(path.read_text())
     for dataset, figures in (("cifar100", sweep.PAPER), ("folder:x", {})):
         results["config"] = {"dataset": dataset}
         path.write_text(json.dumps(results))
-        assert sweep.paper_figures(preset, workdir) == figures
+        assert paper_figures.beside(preset, workdir) == figures
 
 
 def test_a_failed_attack_is_missing(workdir):
