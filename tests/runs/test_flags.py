@@ -107,6 +107,7 @@ OVERRIDES = {
     "select": ("robust", "robust"),
     "validate_every": ("3", 3),
     "validation_images": ("50", 50),
+    "validation_steps": ("40", 40),
     "checkpoint_steps": ("7", 7),
     "cache_dir": ("none", "none"),
     "evaluate": ("model.keras", "model.keras"),
@@ -155,7 +156,7 @@ def test_any_flag_overrides_its_preset(flag):
         arguments.append(f"--method={OF.get(flag, 'at_sam')}")
     if flag == "transfer_attacks":
         arguments.append("--surrogate=other.keras")
-    if flag == "validation_images":
+    if flag in ("validation_images", "validation_steps"):
         arguments.append("--select=clean")
     if flag == "mix_fraction":
         arguments.append("--mix=npz:a.npz")

@@ -10,6 +10,7 @@ from helpers import read_json
 from helpers import settings_of
 
 from tfsam import data
+from tfsam.runs import held_out
 from tfsam.runs import recipes
 from tfsam.runs import trained_model
 from tfsam.runs import workdirs
@@ -128,6 +129,9 @@ def test_preset_of_robust_networks():
     attack = recipe.build("perturb_inputs")
     assert recipe.build("objective").beta == 5
     assert (attack.steps, attack.step_size) == (10, 2 / 255)
+    run, digits = settings_of("--preset=cifar10-robust"), data.load("digits")
+    looks = held_out.validation(run, digits, None).attack
+    assert (looks.steps, looks.step_size) == (40, None)  # 2 / 255, too.
     assert recipe.average == "ema" and recipe.average_momentum == 0.995
     assert made.nesterov and made.decay_exclude == "one_dimensional"
     top = float(made._learning_rate(round(0.025 * 400 * 98) - 1))

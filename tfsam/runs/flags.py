@@ -256,6 +256,12 @@ FLAGS: dict[str, Flag] = {
         integer,
         least=1,
     ),
+    "validation_steps": Flag(
+        TRAINING,
+        "Steps of the PGD that attacks the held-out images. The default is 10.",
+        integer,
+        least=1,
+    ),
     "checkpoint_steps": Flag(
         TRAINING,
         "Steps between two checkpoints, in addition to the checkpoints after "

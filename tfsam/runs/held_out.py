@@ -53,7 +53,7 @@ def validation(
     keep = None if recipe.select == "last" else recipe.select
     return RobustValidation(
         (data.as_float(held_out.x_train), held_out.y_train),
-        PGD(epsilon, norm, steps=10),
+        PGD(epsilon, norm, steps=recipe.validation_steps or 10),
         every=recipe.validate_every or 1,
         seed=settings.seed,
         keep=keep,

@@ -66,6 +66,7 @@ _ROBUST: dict[str, Any] = {
     "beta": 5.0,
     "select": "robust",
     "validation_images": 1024,
+    "validation_steps": 40,
     "linf_epsilons": [8 / 255],
     "l2_epsilons": [],
 }

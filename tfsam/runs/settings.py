@@ -57,6 +57,7 @@ OLDER: dict[str, Any] = {
     "label_smoothing": 0,
     "mix": None,
     "mix_fraction": None,
+    "validation_steps": None,
     "corruptions": None,
     "severities": None,
     "l1_epsilons": [],

@@ -81,6 +81,7 @@ class Training:
     select: str
     validate_every: int | None
     validation_images: int | None
+    validation_steps: int | None
     checkpoint_steps: int | None
 
     @property
@@ -145,8 +146,8 @@ def fill_parts(
         values["epochs"] = math.ceil(values["epochs"] / replays)
     unused = [f for f in methods.SETTINGS if f in given and f not in defaults]
     holds_out = values["select"] != "last" or values["validate_every"]
-    if not holds_out and "validation_images" in given:
-        unused.append("validation_images")
+    if not holds_out:
+        unused += sorted({"validation_images", "validation_steps"} & {*given})
     if values["mix"] is None:
         unused += {"mix_fraction"} & {*given}
     elif values["mix_fraction"] is None:

@@ -19,18 +19,20 @@ from tfsam.training.weight_average import WeightAverage
 class EMA(WeightAverage):
     """A callback that keeps an exponential moving average of the weights.
 
-        average <- m * average + (1 - m) * w        after each step
+        average <- m * average + (1 - m) * w        after each batch
 
-    It begins with the weights at the start of training (Polyak averaging; in
-    adversarial training: "Uncovering the limits of adversarial training against
+    A batch is a step of the optimizer, except that `tfsam.FreeAT` makes several
+    of them, and gradient accumulation makes one for several batches. It begins
+    with the weights at the start of training (Polyak averaging; in adversarial
+    training: "Uncovering the limits of adversarial training against
     norm-bounded adversarial examples", Gowal et al., 2020). See `WeightAverage`
     for when the network holds the average.
 
     Args:
         momentum: m, in [0, 1]. The average extends over about 1 / (1 - m)
-            steps.
-        warmup: whether m is min(momentum, (1 + t) / (10 + t)) after t steps, so
-            that a short training forgets its random start.
+            batches.
+        warmup: whether m is min(momentum, (1 + t) / (10 + t)) after t batches,
+            so that a short training forgets its random start.
         data: see `WeightAverage`.
         attack: see `WeightAverage`.
         folder: see `WeightAverage`.
