@@ -67,7 +67,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(one, other, **{"rtol": 0} | precision)
 
 
-# By default the tests of the devices compare these in float32.
+# The tests of the devices compare some of these in float32.
 SHARED = (
     *("sam", "looksam", "msam", "wsam"),
     *("at", "awp", "linf", "st", "sam_xla"),

@@ -76,7 +76,8 @@ def furthest(found, expected):
     return max(np.abs(one - other).max() for one, other in pairs)
 
 
-@pytest.mark.parametrize("jit_compile", [slow(False), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True])
 def test_standard_training_on_two_devices_is_one_device_s(jit_compile):
     found = trained(2, perturb_weights=tfsam.SAM(0.0), jit_compile=jit_compile)
     assert_same(found, on_one_device())
@@ -140,6 +141,7 @@ def test_noise_is_keyed_by_the_position_in_the_global_batch():
     assert furthest(found, on_one_device(steps=2)) > 1e-4
 
 
+@pytest.mark.slow
 def test_noise_differs_between_replicas():
     seen = []
 
