@@ -60,10 +60,9 @@ def test_it_is_on_the_command_line(other_package):
     assert settings_of("--attacks=shift,pgd").attacks == ("shift", "pgd")
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [*map(slow, ("fgsm", "pgd")), "cleverhans_pgd"],
-)
+# By default the example of `check` tests PGD, and the next test an adapter.
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ["fgsm", "cleverhans_pgd"])
 def test_tfsam_s_own_attacks_pass(attack):
     check(attack)
 

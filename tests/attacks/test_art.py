@@ -49,8 +49,8 @@ EVERY = [
         False,
     ),
 ]
-# By gradients with a budget, and for the smallest distance.
-KINDS = ("ProjectedGradientDescent", "CarliniL2Method")
+# By default; the adapters of foolbox and cleverhans have attacks of all kinds.
+KINDS = ("ProjectedGradientDescent",)
 CASES = [(n, o, norm) for n, o, norms, _ in EVERY for norm in norms]
 GRADIENT_ATTACKS = [
     (n, o, norm)
@@ -136,6 +136,7 @@ def test_robust_accuracy_of_a_linear_model(name, options, norm):
     np.testing.assert_allclose(found, truth, atol=0.0601)
 
 
+@pytest.mark.slow
 def test_dtypes_labels_and_logits():
     attack = ART(0.08, max_iter=10)
     expected = attack(linear, X, Y, 1).numpy()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow
 
 from tfsam import attacks
 from tfsam.attacks import losses
@@ -34,7 +35,7 @@ def rooted(x):
     return plain(tf.sqrt(tf.square(x)))
 
 
-@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("traced", [slow(False), True])
 @pytest.mark.parametrize("how", NETWORKS.values(), ids=list(NETWORKS))
 def test_nonfinite_entries_are_zeros_and_counted_by_example(how, traced):
     logits = attacks.Logits(rooted, **how)

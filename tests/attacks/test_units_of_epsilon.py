@@ -104,6 +104,7 @@ def test_the_command_line_takes_l2_and_the_whole_width():
     settings_of("--linf_epsilons=255/255")
 
 
+@pytest.mark.slow
 def test_a_warm_up_of_epsilon_still_trains():
     model = tfsam.RobustModel(
         tiny(3, (4, 4, 1)), tfsam.PGD(1.0, steps=1), epsilon_warmup_steps=2
