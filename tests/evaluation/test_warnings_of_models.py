@@ -74,6 +74,7 @@ def test_masked_gradients_are_found(cnn, data):
     assert not warnings_of(cnn, data, attacks, [0.3])
 
 
+@pytest.mark.slow
 def test_attacks_given_as_classes_are_known_for_what_they_use(cnn, data):
     """Attacks of other packages are recognised by `gradient_free`."""
 

@@ -22,6 +22,7 @@ def data(digits):
     return digits[0][1200:1220], digits[1][1200:1220]
 
 
+@pytest.mark.slow
 def test_the_verdicts_are_those_of_an_evaluation(
     model, data, tmp_path, monkeypatch
 ):

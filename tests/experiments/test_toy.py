@@ -84,6 +84,7 @@ def test_the_worst_case_is_its_expansion_to_fourth_order(setting):
     assert abs(leading["penalty"] / leading["worst"] - 1) > 0.4
 
 
+@pytest.mark.slow
 def test_the_relative_worst_case_is_its_expansion_to_fourth_order():
     points = toy_model.population(toy_model.WEAK)
     base, leading = (

@@ -71,6 +71,7 @@ def test_figures_are_drawn_from_what_is_kept(workdir, tmp_path):
     assert ">sam-0.1</text>" in found["surfaces.svg"]
 
 
+@pytest.mark.slow
 def test_figures_of_other_rows_are_drawn_as_well(workdir, tmp_path, capsys):
     """Of some rows that the surfaces leave out, and of AT alone."""
     figures = f"--figures={tmp_path / 'f'}"

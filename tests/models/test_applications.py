@@ -43,6 +43,7 @@ def network():
     return tiny()
 
 
+@pytest.mark.slow
 def test_preprocessing_is_inside(network):
     own = keras.applications.MobileNetV2(
         (32, 32, 3), 0.35, weights=None, classes=4, classifier_activation=None

@@ -173,6 +173,7 @@ def test_the_attack_sees_inference_mode():
     np.testing.assert_allclose(seen[0], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_soft_labels_reach_the_attack():
     one_hot = keras.utils.to_categorical(Y, 3)
     soft = keras.losses.CategoricalCrossentropy(from_logits=True)

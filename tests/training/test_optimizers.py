@@ -103,6 +103,7 @@ def test_the_decay_is_applied_once_with_accumulated_gradients(accumulated):
     np.testing.assert_allclose(found, 2 * (1 - 0.1 * 0.3), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_keras_own_decay_is_ten_times_weaker_in_the_long_run():
     """The reason for this optimizer: with momentum 0.9, a factor of ten."""
     zeros = [0.0] * 300

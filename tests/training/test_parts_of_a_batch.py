@@ -130,6 +130,7 @@ def test_what_a_function_ignores_counts_in_no_part():
     assert_same(trained(3, **options), trained(1, **options))
 
 
+@pytest.mark.slow
 def test_weights_of_gradients_whose_shape_is_not_traced_have_parts():
     """A matrix product of a sequence makes its gradient by a reshape."""
 
