@@ -119,6 +119,7 @@ SMALL = (
     "--attack_steps=1",
     "--linf_epsilons=0.1",
     "--l2_epsilons=",
+    "--nodiagnose",
 )
 
 # Six steps an epoch; the last one of them is of 16 images, too.

@@ -69,6 +69,7 @@ def test_bad_corruptions_are_refused(capsys, flags, parts):
     assert_refused(capsys, *flags, parts=parts)
 
 
+@pytest.mark.slow
 def test_shards_of_a_run_are_merged(tmp_path, short_runs):
     path = tmp_path / "model.keras"
     network("standard").save(path)

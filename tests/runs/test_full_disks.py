@@ -54,12 +54,10 @@ def limit():
 
 
 @cpu_only
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step, size, unwritten",
-    [
-        (8, 4000, "epoch-0002.keras"),
-        pytest.param(None, 4000, "saved_model", marks=pytest.mark.slow),
-    ],
+    [(8, 4000, "epoch-0002.keras"), (None, 4000, "saved_model")],
 )
 def test_a_full_disk_costs_nothing_but_time(
     whole, tmp_path, limit, capsys, step, size, unwritten

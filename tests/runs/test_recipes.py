@@ -231,7 +231,7 @@ def test_a_whole_recipe_is_resumed_to_the_bit(
     tmp_path, monkeypatch, tiny_network
 ):
     arguments = (
-        *(*SMALL, "--method=at", "--epochs=2", "--epsilon=0.1", "--steps=2"),
+        *(*SMALL, "--method=at", "--epochs=2", "--epsilon=0.1", "--steps=1"),
         *("--optimizer=adamw", "--decay_exclude=one_dimensional"),
         *("--schedule=one_cycle", "--label_smoothing=0.1", "--clip_norm=5"),
         "--augment=shift_flip,mixup_or_cutmix",
