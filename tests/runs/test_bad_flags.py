@@ -5,6 +5,7 @@ import sys
 import pytest
 from helpers import GPUS
 from helpers import assert_refused
+from helpers import slow
 from helpers import start
 
 from tfsam.runs import methods
@@ -154,19 +155,20 @@ def test_a_library_that_is_missing_is_bad_input(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("named", [slow(False), True], ids=["", "workdir"])
 @pytest.mark.parametrize(
     "arguments, parts", BAD_FLAGS, ids=[" ".join(a) for a, _ in BAD_FLAGS]
 )
-def test_bad_flags(tmp_path, monkeypatch, capsys, arguments, parts):
+def test_bad_flags(tmp_path, monkeypatch, capsys, arguments, parts, named):
     if GPUS and "--devices=cpu:2" in arguments:
         pytest.skip("A GPU is in use")
     monkeypatch.chdir(tmp_path)
-    workdir = tmp_path / "work"
-    assert_refused(capsys, f"--workdir={workdir}", *arguments, parts=parts)
-    assert_refused(capsys, *arguments, parts=parts)
+    workdir = [f"--workdir={tmp_path / 'work'}"] if named else []
+    assert_refused(capsys, *workdir, *arguments, parts=parts)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_bad_input_of_a_process(tmp_path):
     process = start("-m", "tfsam.run", "--dataset=folder:nowhere", cwd=tmp_path)
     output, error = process.communicate(timeout=200)

@@ -1,5 +1,6 @@
 """Flags and presets: the configuration of a run."""
 
+import functools
 import pathlib
 import re
 
@@ -148,6 +149,11 @@ PARTS = (
 )
 
 
+@functools.cache
+def config_of(*arguments):
+    return settings_of(*arguments).config()
+
+
 @pytest.mark.parametrize("flag", OVERRIDES)
 def test_any_flag_overrides_its_preset(flag):
     text, value = OVERRIDES[flag]
@@ -162,7 +168,7 @@ def test_any_flag_overrides_its_preset(flag):
         arguments.append("--mix=npz:a.npz")
     if flag == "severities":
         arguments.append("--corruptions=all")
-    before = settings_of(*arguments).config()
+    before = config_of(*arguments)
     after = settings_of(*arguments, f"--{flag}={text}").config()
     assert after[flag] == value
     assert before[flag] != value
