@@ -16,15 +16,12 @@ import tensorflow as tf
 from tfsam.attacks import losses
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
-from tfsam.training.batch import Batch
-from tfsam.training.objectives import Objective
-from tfsam.training.objectives import clean_loss
-from tfsam.training.objectives import precise
+from tfsam.training.objectives import AddedDistance
 from tfsam.training.soft_labels import check_smoothing
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
-class IKL(Objective):
+class IKL(AddedDistance):
     """IKL-AT (Cui et al., 2024, section 3), with DKL as a special case.
 
     The compiled loss of the clean inputs plus the mean of
@@ -75,10 +72,6 @@ class IKL(Objective):
         [(10, 10), (10, 10), ()]
     """
 
-    clean_statistics = True
-    needs_attack = True
-    needs_classes = True
-    passes = 2.0
     source = "Cui et al., 2024"
 
     def __init__(
@@ -120,24 +113,12 @@ class IKL(Objective):
         means = tf.constant(1 / classes, dtype, (classes, classes))
         return [means, tf.zeros_like(means), tf.zeros([], dtype)]
 
-    def __call__(self, model: Any, batch: Batch) -> tuple[Any, Any, Any]:
-        """Computes the objective of a batch.
-
-        Args:
-            model: the `RobustModel`.
-            batch: the batch.
-
-        Returns:
-            (loss, predictions, losses): a scalar, the logits of the clean
-            inputs (batch, classes), and the loss of each example (batch,).
-        """
-        y_pred = model(batch.x, training=True)
-        loss, plain = clean_loss(model, batch, y_pred, self.label_smoothing)
-        with model.unrecorded():
-            perturbed = precise(model(batch.x_adv, training=True))
-        clean = precise(y_pred)
+    def distance(
+        self, model: Any, clean: tf.Tensor, perturbed: tf.Tensor, y: tf.Tensor
+    ) -> tf.Tensor:
+        """Computes both terms of the divergence; see `AddedDistance`."""
         if self.class_means:
-            weights = self._class_weights(model, clean, batch.y)
+            weights = self._class_weights(model, clean, y)
         else:
             weights = tf.nn.softmax(clean)
         apart = self.alpha * squared_differences(
@@ -145,11 +126,9 @@ class IKL(Objective):
             perturbed if self.symmetric else tf.stop_gradient(perturbed),
             weights,
         )
-        apart += self.beta * losses.cross_entropy(
+        return apart + self.beta * losses.cross_entropy(
             perturbed, tf.stop_gradient(tf.nn.softmax(clean))
         )
-        loss += tf.cast(self.mean(apart, batch.sample_weight), loss.dtype)
-        return loss, y_pred, plain + apart
 
     def _class_weights(
         self, model: Any, clean: tf.Tensor, y: tf.Tensor

@@ -7,6 +7,7 @@ run the network twice; BatchNorm statistics are those of the pass whose
 predictions are returned.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -162,26 +163,66 @@ class Objective(Configurable):
         return [tf.reduce_sum(loss) / replicas() for loss in model.losses]
 
 
-class _CleanAgainstPerturbed(Objective):
-    """Base of objectives that weigh clean against perturbed predictions.
-
-    Args:
-        beta: weight of the distance between the two, >= 0.
-
-    Raises:
-        ValueError: if beta is negative or not finite.
-    """
+class TwoPasses(Objective):
+    """Base class of objectives of clean and of perturbed predictions."""
 
     needs_attack = True
     needs_classes = True
     passes = 2.0
 
-    def __init__(self, beta: float = 6.0) -> None:
-        self.beta = check_number("beta", beta)
+
+class AddedDistance(TwoPasses):
+    """Base class of the compiled loss of clean inputs plus a distance.
+
+    A subclass implements `distance`, and has the attribute `label_smoothing`.
+    """
+
+    clean_statistics = True
+    label_smoothing: float
+
+    def __call__(self, model: Any, batch: Batch) -> tuple[Any, Any, Any]:
+        """Computes the objective of a batch.
+
+        Args:
+            model: the `RobustModel`.
+            batch: the batch.
+
+        Returns:
+            (loss, predictions, losses): a scalar, the logits of the clean
+            inputs (batch, classes), and the loss of each example (batch,).
+        """
+        y_pred = model(batch.x, training=True)
+        loss, plain = clean_loss(model, batch, y_pred, self.label_smoothing)
+        perturbed = logits_of_second_pass(model, batch.x_adv)
+        apart = self.distance(model, precise(y_pred), perturbed, batch.y)
+        loss += tf.cast(self.mean(apart, batch.sample_weight), loss.dtype)
+        return loss, y_pred, plain + apart
+
+    def distance(
+        self, model: Any, clean: tf.Tensor, perturbed: tf.Tensor, y: tf.Tensor
+    ) -> tf.Tensor:
+        """Computes the weighted distance between two predictions.
+
+        Args:
+            model: the `RobustModel`.
+            clean: logits of the clean inputs, a float tensor (batch, classes).
+            perturbed: logits of the perturbed inputs, of the same shape.
+            y: labels.
+
+        Returns:
+            A float tensor (batch,).
+
+        Raises:
+            TypeError: if the subclass does not implement it.
+        """
+        raise TypeError(
+            "An AddedDistance must implement distance(model, clean, perturbed, "
+            f"y). Received: {type(self).__name__}"
+        )
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
-class TRADES(_CleanAgainstPerturbed):
+class TRADES(AddedDistance):
     """TRADES (Zhang et al., 2019, eq. 5).
 
     The compiled loss of the clean inputs plus beta * mean KL(p || p_adv), where
@@ -215,35 +256,19 @@ class TRADES(_CleanAgainstPerturbed):
         TRADES(beta=6.0, label_smoothing=0.0)
     """
 
-    clean_statistics = True
-
     def __init__(self, beta: float = 6.0, label_smoothing: float = 0.0) -> None:
-        super().__init__(beta)
+        self.beta = check_number("beta", beta)
         self.label_smoothing = check_smoothing(label_smoothing)
 
-    def __call__(self, model: Any, batch: Batch) -> tuple[Any, Any, Any]:
-        """Computes the objective of a batch.
-
-        Args:
-            model: the `RobustModel`.
-            batch: the batch.
-
-        Returns:
-            (loss, predictions, losses): a scalar, the logits of the clean
-            inputs (batch, classes), and the loss of each example (batch,).
-        """
-        y_pred = model(batch.x, training=True)
-        loss, plain = clean_loss(model, batch, y_pred, self.label_smoothing)
-        with model.unrecorded():
-            perturbed = precise(model(batch.x_adv, training=True))
-        clean = precise(y_pred)
-        apart = self.beta * losses.kl(perturbed, tf.nn.softmax(clean))
-        loss += tf.cast(self.mean(apart, batch.sample_weight), loss.dtype)
-        return loss, y_pred, plain + apart
+    def distance(
+        self, model: Any, clean: tf.Tensor, perturbed: tf.Tensor, y: tf.Tensor
+    ) -> tf.Tensor:
+        """Computes beta times the divergence; see `AddedDistance`."""
+        return self.beta * losses.kl(perturbed, tf.nn.softmax(clean))
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
-class MART(_CleanAgainstPerturbed):
+class MART(TwoPasses):
     """Misclassification-aware adversarial training (Wang et al., 2020, eq. 11).
 
     Mean of BCE(p_adv, y) + beta * KL(p || p_adv) * (1 - p_y), with the boosted
@@ -275,21 +300,14 @@ class MART(_CleanAgainstPerturbed):
 
     needs_true_class = True
 
+    def __init__(self, beta: float = 6.0) -> None:
+        self.beta = check_number("beta", beta)
+
     def __call__(self, model: Any, batch: Batch) -> tuple[Any, Any, Any]:
-        """Computes the objective of a batch.
-
-        Args:
-            model: the `RobustModel`.
-            batch: the batch.
-
-        Returns:
-            (loss, predictions, losses): a scalar, the logits of the perturbed
-            inputs (batch, classes), and the loss of each example (batch,).
-        """
+        """Computes the objective; predictions are of perturbed inputs."""
         y_pred = model(batch.x_adv, training=True)
         penalties = self.penalties(model)
-        with model.unrecorded():
-            clean = tf.nn.softmax(precise(model(batch.x, training=True)))
+        clean = tf.nn.softmax(logits_of_second_pass(model, batch.x))
         perturbed = tf.nn.softmax(precise(y_pred))
         right = losses.one_hot(perturbed, batch.y)
         zeros = tf.zeros_like(perturbed)
@@ -303,9 +321,7 @@ class MART(_CleanAgainstPerturbed):
         sure = tf.reduce_sum(tf.where(right, clean, zeros), axis=-1)
         each = boosted + self.beta * apart * (1.0000001 - sure)
         loss = self.mean(each, batch.sample_weight)
-        for penalty in penalties:
-            loss += tf.cast(penalty, loss.dtype)
-        return loss, y_pred, each
+        return penalized(loss, penalties), y_pred, each
 
 
 def clean_loss(
@@ -352,3 +368,29 @@ def precise(logits: tf.Tensor) -> tf.Tensor:
     """
     logits = of_two_classes(logits)
     return logits if logits.dtype.size > 4 else tf.cast(logits, tf.float32)
+
+
+def logits_of_second_pass(model: Any, inputs: Any) -> tf.Tensor:
+    """Computes logits by a second call of the model, which leaves no trace.
+
+    Args:
+        model: the `RobustModel`.
+        inputs: the inputs of the network.
+
+    Returns:
+        A float tensor (batch, classes); see `precise`.
+    """
+    with model.unrecorded():
+        return precise(model(inputs, training=True))
+
+
+def penalized(loss: tf.Tensor, penalties: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Adds the losses that layers add to a loss that replaces the compiled one.
+
+    Args:
+        loss: a scalar.
+        penalties: scalars; see `Objective.penalties`.
+    """
+    for penalty in penalties:
+        loss += tf.cast(penalty, loss.dtype)
+    return loss

@@ -12,14 +12,16 @@ import tensorflow as tf
 from tfsam.attacks import losses
 from tfsam.support.validators import check_number
 from tfsam.training.batch import Batch
-from tfsam.training.objectives import Objective
+from tfsam.training.objectives import TwoPasses
+from tfsam.training.objectives import logits_of_second_pass
+from tfsam.training.objectives import penalized
 from tfsam.training.objectives import precise
 from tfsam.training.soft_labels import check_smoothing
 from tfsam.training.soft_labels import smoothed
 
 
 @keras.saving.register_keras_serializable(package="tfsam")
-class SCORE(Objective):
+class SCORE(TwoPasses):
     """SCORE in the form of TRADES, with squared errors (Pang et al., 2022).
 
     Mean of |p - y|^2 + beta * max(|p_adv - p|^2 - margin, 0), where p are the
@@ -55,9 +57,6 @@ class SCORE(Objective):
     """
 
     clean_statistics = True
-    needs_attack = True
-    needs_classes = True
-    passes = 2.0
     source = "Pang et al., 2022"
 
     def __init__(
@@ -71,26 +70,14 @@ class SCORE(Objective):
         self.label_smoothing = check_smoothing(label_smoothing)
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Any, Any, Any]:
-        """Computes the objective of a batch.
-
-        Args:
-            model: the `RobustModel`.
-            batch: the batch.
-
-        Returns:
-            (loss, predictions, losses): a scalar, the logits of the clean
-            inputs (batch, classes), and the loss of each example (batch,).
-        """
+        """Computes the objective; predictions are of clean inputs."""
         y_pred = model(batch.x, training=True)
         penalties = self.penalties(model)
-        with model.unrecorded():
-            perturbed = precise(model(batch.x_adv, training=True))
+        perturbed = logits_of_second_pass(model, batch.x_adv)
         clean = precise(y_pred)
         y = smoothed(batch.y, clean, self.label_smoothing)
         apart = losses.squared_error(perturbed, tf.nn.softmax(clean))
         each = losses.squared_error(clean, y)
         each += self.beta * tf.nn.relu(apart - self.margin)
         loss = self.mean(each, batch.sample_weight)
-        for penalty in penalties:
-            loss += tf.cast(penalty, loss.dtype)
-        return loss, y_pred, each
+        return penalized(loss, penalties), y_pred, each

@@ -49,11 +49,9 @@ import tensorflow as tf
 from tfsam.geometry import TINY
 from tfsam.geometry import global_norm
 from tfsam.support.configurable import Configurable
+from tfsam.support.validators import check_choice
 
 Tensors = Sequence[tf.Tensor]
-
-# The layers whose weights a perturbation may be restricted to.
-LAYERS = ("all", "normalization")
 
 
 class Step(NamedTuple):
@@ -214,6 +212,25 @@ class WeightPerturbation(Configurable):
         )
 
 
+def check_layers(layers: str) -> str:
+    """Checks the layers that a perturbation is restricted to.
+
+    Args:
+        layers: "all" or "normalization".
+
+    Returns:
+        `layers`.
+
+    Raises:
+        ValueError: If it is another word.
+
+    Example:
+        >>> check_layers("normalization")
+        'normalization'
+    """
+    return check_choice("layers", layers, ("all", "normalization"))
+
+
 def along(
     weights: Tensors, directions: Tensors, scale: tf.Tensor
 ) -> list[tf.Tensor]:
@@ -263,35 +280,53 @@ def all_finite(tensors: Tensors) -> tf.Tensor:
     return tf.reduce_all([True, *found])
 
 
-def averaged(
-    means: Tensors, values: Tensors, decay: float, begun: tf.Tensor
-) -> list[tf.Tensor]:
-    """Updates exponential moving averages, which begin with the first value.
+def averages_of_nothing(weights: Tensors) -> list[tf.Tensor]:
+    """Returns the state of moving averages before their first value.
 
     Args:
-        means: List of float tensors, the averages so far.
-        values: List of tensors of the same shapes.
-        decay: Share of the old average that is kept, in [0, 1].
-        begun: Scalar float tensor, 0 while no value is in the averages.
+        weights: List of tensors, or of their specs.
 
     Returns:
-        List of tensors decay * mean + (1 - decay) * value, of the dtypes of
-        `means`; the values if the averages have not begun.
+        List of tensors: zeros of the shapes and dtypes of `weights`, and the
+        number 0, because no value is in the averages.
 
     Example:
         >>> import tensorflow as tf
-        >>> means, values = [tf.constant([2.0])], [tf.constant([4.0])]
-        >>> averaged(means, values, 0.75, tf.ones(()))[0].numpy().tolist()
-        [2.5]
-        >>> averaged(means, values, 0.75, tf.zeros(()))[0].numpy().tolist()
-        [4.0]
+        >>> [t.numpy().tolist() for t in averages_of_nothing([tf.ones(2)])]
+        [[0.0, 0.0], 0.0]
     """
+    return [*[tf.zeros(w.shape, w.dtype) for w in weights], tf.zeros(())]
+
+
+def averaged(state: Tensors, values: Tensors, decay: float) -> list[tf.Tensor]:
+    """Updates exponential moving averages, which begin with the first value.
+
+    Args:
+        state: List of tensors, the averages so far and, last, whether they
+            have begun; `averages_of_nothing` at first.
+        values: List of tensors of the shapes of the averages.
+        decay: Share of the old average that is kept, in [0, 1].
+
+    Returns:
+        The new state. An average is decay * average + (1 - decay) * value in
+        its own dtype, or the value if the averages had not begun.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> state = averages_of_nothing([tf.ones(1)])
+        >>> for value in 2.0, 4.0:
+        ...     state = averaged(state, [tf.constant([value])], 0.75)
+        ...     print(state[0].numpy())
+        [2.]
+        [2.5]
+    """
+    *means, begun = state
     found = []
     for mean, value in zip(means, values, strict=True):
         # In the precision of the average: a float32 0.6 is none in float64.
         kept = tf.where(begun > 0, tf.constant(decay, mean.dtype), 0)
         found.append(kept * mean + (1 - kept) * tf.cast(value, mean.dtype))
-    return found
+    return [*found, tf.ones(())]
 
 
 def inner(one: Tensors, other: Tensors) -> tf.Tensor:

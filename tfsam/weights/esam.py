@@ -3,13 +3,12 @@
 import keras
 import tensorflow as tf
 
-from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_fraction
 from tfsam.support.validators import check_number
-from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
+from tfsam.weights.base import check_layers
 from tfsam.weights.sam import steepest
 
 
@@ -59,7 +58,7 @@ class ESAM(WeightPerturbation):
         self.sample_fraction = check_fraction(
             "sample_fraction", sample_fraction
         )
-        self.layers = check_choice("layers", layers, LAYERS)
+        self.layers = check_layers(layers)
         # None saves the forward pass whose losses the selection compares.
         self.select = None if self.sample_fraction == 1 else self._hardest
 

@@ -5,14 +5,14 @@ import tensorflow as tf
 
 from tfsam.geometry import TINY
 from tfsam.geometry import global_norm
-from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_number
-from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
 from tfsam.weights.base import averaged
+from tfsam.weights.base import averages_of_nothing
+from tfsam.weights.base import check_layers
 
 # A direction below this share of the gradient is rounding.
 _ROUNDING = 1e-6
@@ -70,22 +70,22 @@ class FriendlySAM(WeightPerturbation):
         self.rho = check_number("rho", rho)
         self.sigma = check_number("sigma", sigma)
         self.decay = check_number("decay", decay, 0, 1)
-        self.layers = check_choice("layers", layers, LAYERS)
+        self.layers = check_layers(layers)
 
     def init(self, weights: Tensors, seed: tf.Tensor) -> list[tf.Tensor]:
         """Returns an average of zero, and that no gradient is in it."""
-        return [*[tf.zeros(w.shape, w.dtype) for w in weights], tf.zeros(())]
+        return averages_of_nothing(weights)
 
     def perturb(
         self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step
     ) -> tuple[list[tf.Tensor], Tensors]:
         """Moves the weights along the gradient without its average."""
-        *means, begun = state
+        *means, _ = state
         directions = [
             g - self.sigma * m for g, m in zip(gradients, means, strict=True)
         ]
         size = global_norm(directions)
         real = size > _ROUNDING * global_norm(gradients)
         scale = tf.where(real, self.rho / (size + TINY), 0)
-        means = averaged(means, gradients, self.decay, begun)
-        return along(weights, directions, scale), [*means, tf.ones(())]
+        state = averaged(state, gradients, self.decay)
+        return along(weights, directions, scale), state

@@ -3,13 +3,12 @@
 import keras
 import tensorflow as tf
 
-from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_interval
 from tfsam.support.validators import check_number
-from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
+from tfsam.weights.base import check_layers
 from tfsam.weights.base import without
 from tfsam.weights.sam import steepest
 
@@ -64,7 +63,7 @@ class GSAM(WeightPerturbation):
         self.learning_rates = check_interval("learning_rates", learning_rates)
         for rate in self.learning_rates or ():
             check_number("learning_rates", rate)
-        self.layers = check_choice("layers", layers, LAYERS)
+        self.layers = check_layers(layers)
 
     def init(self, weights: Tensors, seed: tf.Tensor) -> list[tf.Tensor]:
         """Returns the highest learning rate so far, 0, if it is needed."""

@@ -7,14 +7,13 @@ import tensorflow as tf
 
 from tfsam.geometry import TINY
 from tfsam.geometry import global_norm
-from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
-from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
+from tfsam.weights.base import check_layers
 from tfsam.weights.base import without
 from tfsam.weights.sam import steepest
 
@@ -57,7 +56,7 @@ class LookSAM(WeightPerturbation):
         self.rho = check_number("rho", rho)
         self.every = check_count("every", every, 1)
         self.alpha = check_number("alpha", alpha)
-        self.layers = check_choice("layers", layers, LAYERS)
+        self.layers = check_layers(layers)
 
     def init(self, weights: Tensors, seed: tf.Tensor) -> list[tf.Tensor]:
         """Returns the initial direction g_v: zeros of the weights' shapes."""

@@ -5,12 +5,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_number
-from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
+from tfsam.weights.base import check_layers
 from tfsam.weights.sam import steepest
 
 
@@ -59,7 +58,7 @@ class MSAM(WeightPerturbation):
 
     def __init__(self, rho: float = 0.3, *, layers: str = "all") -> None:
         self.rho = check_number("rho", rho)
-        self.layers = check_choice("layers", layers, LAYERS)
+        self.layers = check_layers(layers)
 
     def before(
         self, weights: Tensors, momentum: Tensors, state: Tensors, step: Step

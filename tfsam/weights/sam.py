@@ -14,11 +14,11 @@ from tfsam.geometry import global_norm
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
-from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
+from tfsam.weights.base import check_layers
 from tfsam.weights.base import inner
 
 
@@ -108,7 +108,7 @@ class SAM(WeightPerturbation):
             step_size = check_number("step_size", step_size)
         self.step_size = step_size
         self.normalize = bool(normalize)
-        self.layers = check_choice("layers", layers, LAYERS)
+        self.layers = check_layers(layers)
 
     @property
     def extra_passes(self) -> float:
@@ -186,7 +186,7 @@ class ASAM(WeightPerturbation):
         self.rho = check_number("rho", rho)
         self.eta = check_number("eta", eta)
         self.adaptive = check_choice("adaptive", adaptive, ("kernels", "all"))
-        self.layers = check_choice("layers", layers, LAYERS)
+        self.layers = check_layers(layers)
 
     def perturb(
         self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step
@@ -239,7 +239,7 @@ class FSAM(WeightPerturbation):
     ) -> None:
         self.rho = check_number("rho", rho)
         self.eta = check_number("eta", eta)
-        self.layers = check_choice("layers", layers, LAYERS)
+        self.layers = check_layers(layers)
 
     def perturb(
         self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step

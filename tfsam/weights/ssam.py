@@ -13,11 +13,11 @@ from tfsam.geometry import global_norm
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
-from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
+from tfsam.weights.base import check_layers
 
 MASKS = ("fisher", "dynamic")
 
@@ -89,7 +89,7 @@ class SSAM(WeightPerturbation):
         if total_steps is not None:
             total_steps = check_count("total_steps", total_steps, 1)
         self.total_steps = total_steps
-        self.layers = check_choice("layers", layers, LAYERS)
+        self.layers = check_layers(layers)
 
     @property
     def needs_classes(self) -> bool:

@@ -3,14 +3,14 @@
 import keras
 import tensorflow as tf
 
-from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_fraction
 from tfsam.support.validators import check_number
-from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import averaged
+from tfsam.weights.base import averages_of_nothing
+from tfsam.weights.base import check_layers
 from tfsam.weights.sam import steepest
 
 
@@ -50,16 +50,15 @@ class VaSSO(WeightPerturbation):
     ) -> None:
         self.rho = check_number("rho", rho)
         self.theta = check_fraction("theta", theta)
-        self.layers = check_choice("layers", layers, LAYERS)
+        self.layers = check_layers(layers)
 
     def init(self, weights: Tensors, seed: tf.Tensor) -> list[tf.Tensor]:
         """Returns an average of zero, and that no gradient is in it."""
-        return [*[tf.zeros(w.shape, w.dtype) for w in weights], tf.zeros(())]
+        return averages_of_nothing(weights)
 
     def perturb(
         self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step
     ) -> tuple[list[tf.Tensor], Tensors]:
         """Moves the weights along the average of the gradients."""
-        *means, begun = state
-        means = averaged(means, gradients, 1 - self.theta, begun)
-        return steepest(weights, means, self.rho), [*means, tf.ones(())]
+        state = averaged(state, gradients, 1 - self.theta)
+        return steepest(weights, state[:-1], self.rho), state

@@ -3,13 +3,12 @@
 import keras
 import tensorflow as tf
 
-from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_number
-from tfsam.weights.base import LAYERS
 from tfsam.weights.base import Step
 from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import all_finite
+from tfsam.weights.base import check_layers
 from tfsam.weights.sam import steepest
 
 
@@ -70,7 +69,7 @@ class WSAM(WeightPerturbation):
             )
         self.gamma = float(gamma)
         self.decoupled = bool(decoupled)
-        self.layers = check_choice("layers", layers, LAYERS)
+        self.layers = check_layers(layers)
         self.after = self._step_of_sharpness if self.decoupled else None
 
     def perturb(
