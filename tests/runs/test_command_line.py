@@ -15,7 +15,7 @@ from tfsam.reports import page
 from tfsam.runs import command_line
 from tfsam.runs import flags
 from tfsam.runs import help
-from tfsam.runs import methods
+from tfsam.runs import method_table
 
 SCRIPT = "import sys\nfrom tfsam.run import main\nsys.exit(main())\n"
 
@@ -199,7 +199,7 @@ def test_help_of_an_unknown_part_suggests_another(capsys):
 def test_the_methods_are_printed():
     code, output = main("--methods")
     assert code == 0
-    assert output == methods.table() + "\n"
+    assert output == method_table.table() + "\n"
 
 
 @pytest.mark.parametrize(

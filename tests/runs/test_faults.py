@@ -27,6 +27,8 @@ from interrupted_runs import terminated_at
 from tfsam.runs import fit
 from tfsam.runs import methods
 from tfsam.runs import stages
+from tfsam.runs.parts import flags_of
+from tfsam.runs.parts import replays
 from tfsam.support import files
 from tfsam.support import signals
 from tfsam.training import checkpoints
@@ -134,11 +136,11 @@ KEEP_NOTHING = (
 def test_each_method_goes_on_from_any_step(tmp_path, method, step):
     arguments = [f"--method={method}", "--epochs=2"]
     attack = methods.methods()[method].perturb_inputs
-    if attack and "steps" in methods.flags_of("perturb_inputs", attack):
+    if attack and "steps" in flags_of("perturb_inputs", attack):
         arguments.append("--steps=1")
     weights, history = trained(tmp_path / "whole", *arguments)
     with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, step * methods.replays(attack), terminate)
+        at_step(patch, step * replays(attack), terminate)
         with pytest.raises(signals.Stopped):
             trained(tmp_path / "parts", *arguments)
     assert positions(tmp_path / "parts")[0] == divmod(step, 6)

@@ -14,7 +14,9 @@ from tfsam import attacks
 from tfsam import data
 from tfsam import registries
 from tfsam.runs import flags
+from tfsam.runs import method_table
 from tfsam.runs import methods
+from tfsam.runs import parts
 from tfsam.runs import trained_model
 
 
@@ -251,8 +253,8 @@ def test_presets_are_the_papers_recipe(preset, classes, weights):
 
 def test_adversarial_training_of_the_presets():
     config = settings_of("--preset=cifar100", "--method=at").config()
-    perturb_inputs = methods.build("perturb_inputs", config)
-    assert methods.build("perturb_weights", config) is None
+    perturb_inputs = parts.build("perturb_inputs", config)
+    assert parts.build("perturb_weights", config) is None
     assert perturb_inputs.epsilon == 8 / 255
     assert perturb_inputs.norm == "linf"
     assert perturb_inputs.steps == 5
@@ -265,7 +267,7 @@ def test_a_step_s_passes_are_the_table_s(method):
     cost = methods.methods()[method].cost.replace("2 steps", "2 * steps")
     cost = cost.replace("3 sample_fraction", "3 * sample_fraction")
     known = dict(config) | {"replays": tfsam.FreeAT(0.1).replays}
-    assert methods.passes(config) == pytest.approx(eval(cost, known))
+    assert parts.passes(config) == pytest.approx(eval(cost, known))
 
 
 def test_the_table_says_what_the_weight_perturbations_say_of_themselves():
@@ -274,7 +276,7 @@ def test_the_table_says_what_the_weight_perturbations_say_of_themselves():
             part = registries.WEIGHTS.load(row.perturb_weights.split(":")[0])
             own = registries.WEIGHTS.fact(part, "source")
             assert own in ("", row.source), name
-    table = methods.table()
+    table = method_table.table()
     for line in (
         "| `friendly_sam:sigma=1:decay=0.6` | `--rho=0.2` | 2 | Li et al., 20",
         "| `vasso:theta=0.9` | `--rho=0.2` | 2 | Li and Giannakis, 2023 |",
@@ -291,18 +293,18 @@ def test_parts_add_their_passes():
     ).config()
     # Four steps and their target; clean and perturbed images, by the weights
     # and by the perturbed weights.
-    assert methods.passes(config) == pytest.approx(8 / 3 + 1 / 3 + 4)
+    assert parts.passes(config) == pytest.approx(8 / 3 + 1 / 3 + 4)
     config = settings_of("--method=sam", "--ascent_steps=3").config()
-    assert methods.passes(config) == 4
+    assert parts.passes(config) == 4
     config = settings_of("--method=msam", "--perturb_inputs=pgd").config()
     # Ten steps, and the only pass of the weights.
-    assert methods.passes(config) == pytest.approx(23 / 3)
+    assert parts.passes(config) == pytest.approx(23 / 3)
 
 
 def built(*arguments):
     config = settings_of(*arguments).config()
     return [
-        methods.build(part, config)
+        parts.build(part, config)
         for part in ("perturb_inputs", "perturb_weights", "objective")
     ]
 

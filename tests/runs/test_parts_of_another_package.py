@@ -14,6 +14,7 @@ from tfsam import registries
 from tfsam import run
 from tfsam.runs import command_line
 from tfsam.runs import help
+from tfsam.runs import method_table
 from tfsam.runs import methods
 
 SHORT = (
@@ -88,7 +89,7 @@ def test_the_verbs_before_and_after_the_step_are_optional():
 
 
 def test_they_are_rows_of_the_table():
-    table = methods.table()
+    table = method_table.table()
     for row in (
         "| `coin` | a step of all weights, up or down as a coin falls | - "
         "| `coin:heads=0.5` | `--rho=0.05` | 2 | a casino, 2026 |",
@@ -115,7 +116,7 @@ def test_an_objective_names_the_attack_of_its_method(monkeypatch):
     recipe = settings_of("--method=blend", "--objective=blend:clean=0").recipe
     assert (recipe.perturb_inputs, recipe.steps) == ("pgd_kl:steps=3", 3)
     assert recipe.build("objective").clean == 0
-    assert "| `pgd_kl:steps=3` |" in methods.table()
+    assert "| `pgd_kl:steps=3` |" in method_table.table()
     assert " blend," in help.answer(command_line.parse(["--help"]))
 
 
@@ -128,7 +129,9 @@ def test_a_package_that_is_broken_spoils_no_table(monkeypatch):
         "entry_points",
         lambda group: [broken] if group == registries.WEIGHTS.group else [],
     )
-    assert "| `broken` | The weight perturbation 'broken'" in methods.table()
+    assert (
+        "| `broken` | The weight perturbation 'broken'" in method_table.table()
+    )
     assert run.main(["--method=broken"]) == 2
 
 
@@ -151,7 +154,9 @@ def test_no_part_of_another_package_ends_the_table(monkeypatch):
         "entry_points",
         lambda group: points if group == registries.WEIGHTS.group else [],
     )
-    rows = dict(line.split("|", 2)[1:] for line in methods.table().splitlines())
+    rows = dict(
+        line.split("|", 2)[1:] for line in method_table.table().splitlines()
+    )
     assert "must be a class or a function" in rows[" `object` "]
     assert r"a \| b c" in rows[" `fails` "]
     for name in (" `sam` ", " `at_sam` "):
@@ -159,7 +164,7 @@ def test_no_part_of_another_package_ends_the_table(monkeypatch):
     assert "--rho=0.5" in rows[" `asam` "]
     monkeypatch.setitem(registries.WEIGHTS.native, "asam", "tfsam.none:ASAM")
     with pytest.raises(ImportError):
-        methods.table()
+        method_table.table()
 
 
 def trained(workdir, *arguments):

@@ -15,6 +15,7 @@ from tfsam import data
 from tfsam import registries
 from tfsam.runs import early_stops
 from tfsam.runs import methods
+from tfsam.runs import parts
 from tfsam.runs import trained_model
 from tfsam.training import checkpoints
 from tfsam.training import monitoring
@@ -106,7 +107,7 @@ def test_an_average_measures_batchnorm_on_images_of_all_classes(monkeypatch):
     x = np.zeros([len(labels), 1, 1, 1], np.uint8)
     images = data.Images("sorted", x, labels, x, labels, list("0123456789"))
     settings = settings_of("--preset=cifar10", "--method=swa")
-    monkeypatch.setattr(methods, "build", lambda part, config, **given: given)
+    monkeypatch.setattr(parts, "build", lambda part, config, **given: given)
     _, y = trained_model.average(settings, images, None)["data"]
     assert len(y) == 10_000
     assert set(y[:128]) == set(range(10))

@@ -19,6 +19,9 @@ from tfsam.support.validators import check_number
 _LARGEST = 3.4e38
 _LARGEST_INTEGER = 2**31 - 1
 
+# With more epochs or steps than this, a run would never end.
+MOST_REPETITIONS = 10**6
+
 
 def number(text: str) -> float:
     """Parses a number, which may be a fraction such as 8/255."""

@@ -14,6 +14,7 @@ from tfsam import registries
 from tfsam.runs import command_line
 from tfsam.runs import flag_types
 from tfsam.runs import flags
+from tfsam.runs import method_table
 from tfsam.runs import methods
 from tfsam.runs import presets
 from tfsam.runs.flag_types import Flag
@@ -38,7 +39,7 @@ def answer(given: command_line.Given) -> str | None:
     if asked != "false":
         return _help_of(asked)
     if given.values.get("methods"):
-        return methods.table()
+        return method_table.table()
     if given.values.get("version"):
         return f"tfsam {tfsam.__version__}"
     return None

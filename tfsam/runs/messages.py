@@ -9,6 +9,7 @@ from tfsam.reports.results import draws_in_words
 from tfsam.runs import artifacts
 from tfsam.runs import flag_types
 from tfsam.runs import methods
+from tfsam.runs import parts
 from tfsam.runs.settings import Settings
 
 
@@ -64,7 +65,7 @@ def _part(settings: Settings, part: str) -> str | None:
         return None
     options = {
         flag: getattr(settings.recipe, flag)
-        for flag in methods.flags_of(part, name)
+        for flag in parts.flags_of(part, name)
     }
     listed = [
         f"{flag} {flag_types.written(value)}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from tfsam import registries
 from tfsam.runs import methods
+from tfsam.runs import parts
 from tfsam.runs import presets
 
 # The part of each batch that is drawn from --mix.
@@ -91,22 +92,22 @@ class Training:
 
     @property
     def replays(self) -> int:
-        """The optimizer's steps for a batch; see `methods.replays`."""
-        return methods.replays(self.perturb_inputs)
+        """The optimizer's steps for a batch; see `parts.replays`."""
+        return parts.replays(self.perturb_inputs)
 
     def build(self, part: str, *arguments: Any, **others: Any) -> Any:
-        """Makes a part of the method; see `methods.build`.
+        """Makes a part of the method; see `parts.build`.
 
         Args:
-            part: a key of `methods.PARTS`.
+            part: a key of `parts.PARTS`.
             *arguments: positional arguments of its constructor.
             **others: more arguments, used where no setting gives them.
         """
-        return methods.build(part, vars(self), *arguments, **others)
+        return parts.build(part, vars(self), *arguments, **others)
 
     def passes(self) -> float:
-        """Returns the cost of a training step; see `methods.passes`."""
-        return methods.passes(vars(self))
+        """Returns the cost of a training step; see `parts.passes`."""
+        return parts.passes(vars(self))
 
 
 def fill_parts(
@@ -122,14 +123,14 @@ def fill_parts(
     Returns:
         The flags that are given and that the parts do not use.
     """
-    for part in methods.PARTS:
+    for part in parts.PARTS:
         spec = values[part] if part in given else _default_part(part, values)
         values[part] = None if spec == "none" else spec
     _fill_rate(values, given)
-    chosen = {part: values[part] for part in methods.PARTS}
-    defaults = methods.defaults(chosen, row.settings)
-    in_specs = methods.named(chosen, given)  # looksam:every=5.
-    for flag in methods.SETTINGS:
+    chosen = {part: values[part] for part in parts.PARTS}
+    defaults = parts.defaults(chosen, row.settings)
+    in_specs = parts.named(chosen, given)  # looksam:every=5.
+    for flag in parts.SETTINGS:
         value = in_specs.get(flag, values[flag])
         if flag not in defaults:
             values[flag] = None
@@ -142,9 +143,9 @@ def fill_parts(
     if free and values["epsilon"] != paper.get("epsilon"):
         values["step_size"] = None
     if "epochs" not in given:  # Free training takes as many steps in fewer.
-        replays = methods.replays(values["perturb_inputs"])
+        replays = parts.replays(values["perturb_inputs"])
         values["epochs"] = math.ceil(values["epochs"] / replays)
-    unused = [f for f in methods.SETTINGS if f in given and f not in defaults]
+    unused = [f for f in parts.SETTINGS if f in given and f not in defaults]
     holds_out = values["select"] != "last" or values["validate_every"]
     if not holds_out:
         unused += sorted({"validation_images", "validation_steps"} & {*given})
@@ -203,7 +204,7 @@ def check_parts(training: Training) -> None:
     from tfsam.attacks.base import check_scale
 
     _check_attack_of(training)
-    for part in methods.PARTS:
+    for part in parts.PARTS:
         if part == "optimizer":  # It needs a learning rate schedule.
             continue
         start = {"start_epoch": 0} if part == "average" else {}
