@@ -31,6 +31,7 @@ from absl import flags
 import tfsam
 from experiments import command
 from tfsam.attacks.losses import cross_entropy
+from tfsam.training import sub_batches
 from tfsam.training.batch import Batch
 from tfsam.weights.base import Step
 
@@ -448,7 +449,7 @@ def pieces(model, x, y):
         )
 
     def all_passes():
-        return model._sharpened_by_parts(weights, state, batch, step)
+        return sub_batches.sharpened(model, weights, state, batch, step)
 
     def attack():
         return model._perturbed_inputs(weights, state, x, y, count, seed)

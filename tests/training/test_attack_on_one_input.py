@@ -7,6 +7,7 @@ import tensorflow as tf
 from helpers import slow
 
 import tfsam
+from tfsam.training import perturbed_inputs
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.random((12, 4, 4, 1), dtype="float32")
@@ -69,7 +70,7 @@ def test_an_attack_on_copies_knows_the_other_input_of_each():
 def test_the_input_may_be_chosen_and_is_saved():
     chosen = tfsam.RobustModel(network(), perturb_inputs=ATTACK, attacked="age")
     x = list(map(tf.constant, DATA["list"]))
-    assert chosen._inputs(x).split(x)[0] is x[1]
+    assert perturbed_inputs.structure(chosen, x).split(x)[0] is x[1]
     config = chosen.get_config()
     assert config["attacked"] == "age"
     again = tfsam.RobustModel.from_config(config)

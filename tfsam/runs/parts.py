@@ -24,7 +24,7 @@ PARTS: dict[str, Registry] = {
 }
 
 # The flags of 0.1.0 that set options of each kind of part. The argument that a
-# flag sets has the flag's name, unless the part's `flag_names` say otherwise.
+# flag sets has the flag's name, unless the part has another in `flag_names`.
 FLAGS: dict[str, tuple[str, ...]] = {
     "perturb_inputs": ("epsilon", "norm", "steps", "step_size", "attack_loss"),
     "perturb_weights": (

@@ -257,6 +257,24 @@ def assertions_on(model: Any, y_pred: Any) -> list[tf.Tensor]:
     return found
 
 
+def checked_pass(model: Any, found: Any) -> Any:
+    """Returns a pass behind assertions that its predictions are valid.
+
+    Args:
+        model: a `RobustModel` with `_outputs`.
+        found: a `Pass`.
+    """
+    asserted = assertions_on(model, found.y_pred)
+    if not asserted:
+        return found
+    gradients, updates, versions = assertions.behind(
+        asserted, (found.gradients, found.updates, found.versions)
+    )
+    return found._replace(
+        gradients=gradients, updates=updates, versions=versions
+    )
+
+
 def check_predictions(model: Any, y_pred: Any) -> None:
     """Checks the kind of a batch's predictions eagerly.
 

@@ -23,7 +23,6 @@ and dropout seeds come from the pass at w, and both passes start from the same
 ones.
 """
 
-import random
 import warnings
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -33,31 +32,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam import registries
-from tfsam.attacks.base import example_seeds
-from tfsam.attacks.context import Context
-from tfsam.attacks.logits import Logits
-from tfsam.evaluation import red_flags
-from tfsam.support import assertions
 from tfsam.support import devices
-from tfsam.support.pixels import assert_inside
 from tfsam.support.rescaling import warn_of_rescaling
-from tfsam.support.several_inputs import Inputs
-from tfsam.support.several_inputs import inputs_of
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
 from tfsam.training import arguments
+from tfsam.training import first_batch
 from tfsam.training import foreign_code
 from tfsam.training import matching
+from tfsam.training import perturbed_inputs
 from tfsam.training import replays
 from tfsam.training import sharpness as second_pass
+from tfsam.training import step_state
 from tfsam.training import sub_batches as m_sharpness
 from tfsam.training.batch import Batch
-from tfsam.training.compiled_losses import is_sum
 from tfsam.training.scope import Draws
 from tfsam.training.stateless import Pass
 from tfsam.training.stateless import PureModel
-from tfsam.training.trainer import replicas
 from tfsam.training.trainer import tensor
 from tfsam.weights.base import Step
 
@@ -225,7 +216,7 @@ class RobustModel(PureModel):
             return
         if not self.network.built:
             # A subclassed network is built by calling it.
-            self.network(_symbolic(input_shape))
+            self.network(step_state.symbolic(input_shape))
         matching.check_network(self.network, self.exclude)
         arguments.check_perturbed(self)
         # The number of training steps keys the noise, so that a resumed run
@@ -235,82 +226,10 @@ class RobustModel(PureModel):
             name="step_count",
         )  # fmt: skip
         self._state_of = [v.path for v in self._perturbed_variables()]
-        self.perturbation_state = self._made_variables(
-            self._initial_state(), "perturbation_state"
-        )
-        self.objective_state = self._made_variables(
-            self._initial_objective_state(input_shape), "objective_state"
-        )
-        self.offsets = None
-        if replays.of(self.perturb_inputs):
-            self.offsets = self.add_weight(
-                shape=replays.offsets_shape(self, input_shape),
-                initializer="zeros",
-                trainable=False,
-                name="offsets",
-            )
+        self.perturbation_state = step_state.of_perturbation(self)
+        self.objective_state = step_state.of_objective(self, input_shape)
+        self.offsets = replays.offsets(self, input_shape)
         self.built = True
-
-    def _made_variables(
-        self, values: Sequence[tf.Tensor], name: str
-    ) -> list[Any]:
-        """Makes variables of a state, numbered after a name."""
-        return [
-            self.add_weight(
-                shape=value.shape,
-                initializer=lambda shape, dtype, value=value: tf.constant(
-                    value, dtype
-                ),
-                dtype=value.dtype.name,
-                trainable=False,
-                aggregation="mean",
-                name=f"{name}_{index}",
-            )
-            for index, value in enumerate(values)
-        ]
-
-    def _initial_state(self) -> list[tf.Tensor]:
-        """Returns the state that the weight perturbation begins with."""
-        init = getattr(self.perturb_weights, "init", None)
-        if not init:
-            return []
-        specs = [
-            tf.TensorSpec(v.shape, v.dtype) for v in self._perturbed_variables()
-        ]
-        # A network without an Input is built while Keras traces it. A tensor
-        # of that graph could not be used outside of it.
-        with tf.init_scope():
-            values = list(map(tf.convert_to_tensor, init(specs, self.seed)))
-        if values and self.sub_batches > 1:
-            raise ValueError(
-                f"{self.perturb_weights} keeps a state from batch to batch: "
-                "sub_batches must be 1. "
-                f"Received: sub_batches={self.sub_batches}"
-            )
-        return values
-
-    def _initial_objective_state(self, input_shape: Any) -> list[tf.Tensor]:
-        """Returns the state that the objective begins with.
-
-        Args:
-            input_shape: of the network; see `build`.
-        """
-        init = registries.OBJECTIVES.fact(self.objective, "init")
-        if init is None:
-            return []
-        outputs = getattr(self.network, "outputs", None)
-        if not outputs:
-            outputs = self.network.compute_output_spec(_symbolic(input_shape))
-        shapes = [tuple(o.shape) for o in keras.tree.flatten(outputs)]
-        if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][1] is None:
-            raise ValueError(
-                f"{self.objective} keeps a state for each class, so the "
-                "network must return one tensor of logits (batch, classes). "
-                f"Received: outputs of shape {shapes}"
-            )
-        classes = max(shapes[0][1], 2)  # A single logit is of two classes.
-        with tf.init_scope():  # See `_initial_state`.
-            return list(map(tf.convert_to_tensor, init(classes)))
 
     def train_step(self, data: Any) -> Any:
         """Perturbs the inputs, then the weights, then descends.
@@ -355,8 +274,8 @@ class RobustModel(PureModel):
         x_adv = perturbed(weights, state, batch.x, batch.y, count, seed)
         batch = batch._replace(x_adv=x_adv)
         # Everything in `first` is of the pass at w, except the gradients.
-        first = self._sharpened_by_parts(weights, state, batch, step)
-        first = self._checked_pass(first)
+        first = m_sharpness.sharpened(self, weights, state, batch, step)
+        first = matching.checked_pass(self, first)
         self._descend(first)
         second_pass.after_step(self, first, step)
 
@@ -398,161 +317,13 @@ class RobustModel(PureModel):
         count: tf.Tensor,
         seed: tf.Tensor,
     ) -> Any:
-        """Returns the attack's result at w, of x's shape, without a gradient.
-
-        Args:
-            weights: values of the trainable variables.
-            state: values of the other variables; the attack does not change
-                them.
-            x: tensor of pixels (batch, ...) in the attack's bounds, or a
-                structure of inputs with one.
-            y: tensor of labels.
-            count: training steps before this one, a scalar.
-            seed: int32 tensor (2,), of the step.
-        """
-        if self.perturb_inputs is None:
-            return x
-        if not tf.is_tensor(y):
-            raise ValueError(
-                "perturb_inputs needs y to be one tensor of labels. "
-                f"Received: y of {type(y)}"
-            )
-        inputs = self._inputs(x)
-        pixels, others = (x, ()) if inputs is None else inputs.split(x)
-        pixels = self._checked_pixels(pixels)
-        attack = self._current_attack(count, pixels.dtype)
-        batch = tf.shape(pixels)[0]
-        # Seeds go by the position in the global batch: replicas draw different
-        # noise, and N of them together the noise of one. (If a last batch is
-        # shared unevenly, two of its examples have the same seed.)
-        replica = tf.distribute.get_replica_context()
-        ahead = 0 if replica is None else replica.replica_id_in_sync_group
-        seeds = example_seeds(seed, (ahead + 1) * batch)[ahead * batch :]
-        logits = self._attacked_logits(weights, state, inputs, others)
-
-        def attacked_all() -> tf.Tensor:
-            return self.attacked(attack, logits, pixels, y, seeds)
-
-        if replicas() > 1:  # A replica may have no share of a last batch.
-            x_adv = tf.cond(batch > 0, attacked_all, lambda: pixels)
-        else:
-            x_adv = attacked_all()
-        x_adv = tf.stop_gradient(x_adv)
-        return x_adv if inputs is None else inputs.join(x_adv, others)
-
-    def _inputs(self, x: Any) -> Inputs | None:
-        """Returns the structure of several inputs, None for a single one."""
-        if not tf.is_tensor(x):
-            known = getattr(self.network, "inputs", None) or ()
-            names = [each.name for each in known]
-            return inputs_of(x, self.attacked_input, names)
-        if self.attacked_input is not None:
-            raise ValueError(
-                "attacked names one of several inputs, and x is one tensor. "
-                f"Received: attacked={self.attacked_input}"
-            )
-        return None
-
-    def _checked_pixels(self, pixels: tf.Tensor) -> tf.Tensor:
-        """Asserts that pixels are in the attack's bounds."""
-        bounds = getattr(self.perturb_inputs, "bounds", None)
-        return assert_inside(pixels, bounds, self._pixels)
-
-    def _current_attack(self, count: tf.Tensor, dtype: tf.DType) -> Any:
-        """Returns the attack with the epsilon of this step."""
-        attack = self.perturb_inputs
-        if not self.epsilon_warmup_steps:
-            return attack
-        dtype = dtype if dtype.size > 4 else tf.float32
-        done = tf.cast(count + 1, dtype) / self.epsilon_warmup_steps
-        return attack.with_epsilon(attack.epsilon * tf.minimum(done, 1.0))
-
-    def _attacked_logits(
-        self,
-        weights: Sequence[tf.Tensor],
-        state: Sequence[tf.Tensor],
-        inputs: Inputs | None,
-        others: tuple[tf.Tensor, ...],
-    ) -> Logits:
-        """Returns the network at w as attacks take it.
-
-        Args:
-            weights: values of the trainable variables.
-            state: values of the other variables.
-            inputs: the structure of several inputs, or None.
-            others: the inputs that are not attacked.
-        """
-
-        def logits_fn(pixels: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
-            whole = pixels if inputs is None else inputs.join(pixels, others)
-            # Each call opens a scope of its own: the body of a loop must not
-            # leave tensors in a scope that outlives it.
-            with self._scope(weights, state):
-                logits = self(whole, training=self.attack_mode == "training")
-            if not tf.is_tensor(logits):
-                raise ValueError(
-                    "perturb_inputs needs a network with one output. "
-                    f"Received: outputs={logits}"
-                )
-            return self.attacked_logits(logits)
-
-        logits = Logits(
-            logits_fn,
-            jit_compile=self._use_xla(),
-            independent=self.attack_mode == "inference",
-            loss=self.example_loss(),
+        """Returns the perturbed inputs; see `perturbed_inputs.perturbed`."""
+        return perturbed_inputs.perturbed(
+            self, weights, state, x, y, count, seed
         )
-        logits.momentary = True
-        logits.nonfinite = self._nonfinite_counter()
-        return logits.given(Context(inputs=others)) if others else logits
-
-    def _nonfinite_counter(self) -> Any:
-        """Returns a variable that counts gradients with NaN or infinity.
-
-        None under a strategy, where a variable would be one of each replica.
-        """
-        if tf.distribute.has_strategy():
-            return None
-        if self._nonfinite is None:
-            with tf.init_scope():
-                counter = tf.Variable(0, dtype=tf.int64, trainable=False)
-            object.__setattr__(self, "_nonfinite", counter)
-        return self._nonfinite
 
     def _warn_of_nonfinite_gradients(self) -> None:
-        """Warns, once, of an attack whose gradients were NaN or infinite."""
-        if self._nonfinite is None or self._warned:
-            return
-        count = int(self._nonfinite.numpy())
-        if count:
-            self._warned = True
-            warnings.warn(
-                f"{count} of the input gradients of perturb_inputs were NaN or "
-                "infinite and were replaced by zeros, so the attack in "
-                f"training is weaker than it seems. {red_flags.NAN_CAUSE}",
-                stacklevel=4,
-            )
-
-    def _sharpened_by_parts(
-        self,
-        weights: Sequence[tf.Tensor],
-        state: Sequence[tf.Tensor],
-        batch: Batch,
-        step: Step,
-    ) -> Pass:
-        """Returns the mean of `_sharpened` over the parts of the batch."""
-        if self.sub_batches == 1:
-            return self._sharpened(weights, state, batch, step)
-        return m_sharpness.mean_of_parts(
-            self._sharpened,
-            lambda batch, found: m_sharpness.weight_of_part(self, batch, found),
-            weights,
-            state,
-            batch,
-            step,
-            self.sub_batches,
-            unroll=self.sharpness == "global" and replicas() > 1,
-        )
+        perturbed_inputs.warn_of_nonfinite_gradients(self)
 
     def _sharpened(
         self,
@@ -563,18 +334,6 @@ class RobustModel(PureModel):
     ) -> Pass:
         """Returns the pass at w, with the gradients of the pass at w + e."""
         return second_pass.sharpened(self, weights, state, batch, step)
-
-    def _checked_pass(self, first: Pass) -> Pass:
-        """Returns a pass behind assertions that its predictions are valid."""
-        found = matching.assertions_on(self, first.y_pred)
-        if not found:
-            return first
-        gradients, updates, versions = assertions.behind(
-            found, (first.gradients, first.updates, first.versions)
-        )
-        return first._replace(
-            gradients=gradients, updates=updates, versions=versions
-        )
 
     def _descend(self, first: Pass) -> None:
         """Assigns the state that a pass leaves, and applies its gradients."""
@@ -609,77 +368,16 @@ class RobustModel(PureModel):
         # method itself only under a strategy; it runs nothing.
         self._symbolic_build(data_batch=data)
         self._check_loss(data)
+        m_sharpness.check_reduction(self)
         second_pass.check_optimizer(self)
         replays.check_optimizer(self)
-        if self.sub_batches > 1:
-            m_sharpness.check_losses(self)
+        m_sharpness.check_losses(self)
         foreign_code.inspect(self, data)
-        found = [v.path for v in self._perturbed_variables()]
-        if self.perturbation_state and found != self._state_of:
-            raise ValueError(
-                f"{self.perturb_weights} keeps a state for the weights that "
-                "were trainable when the RobustModel was made: make a new one "
-                f"after freezing or unfreezing. Received: {found}"
-            )
-
-    def _check_loss(self, data: Any) -> None:
-        """Refuses also losses that cannot be combined from parts of a batch."""
-        super()._check_loss(data)
-        if self.sub_batches > 1 and is_sum(self.loss):
-            raise ValueError(
-                "sub_batches takes the mean of the parts' losses, so the loss "
-                "must be a mean over the batch, not its sum. Received: "
-                f"reduction=sum, sub_batches={self.sub_batches}"
-            )
+        step_state.check(self)
 
     def _check_first_batch(self, data: Any) -> None:
-        """Raises a ValueError if a batch cannot be trained on; runs eagerly.
-
-        It repeats the checks that are traced into the step. The network runs
-        only if its layers do not show whether it returns logits, or if the
-        attack is of another package: its images are checked. These passes
-        change nothing.
-        """
-        data = tf.nest.map_structure(tensor, data)
-        # Layers may draw from `random` whenever Keras calls them; without this
-        # the check would change their draws in training.
-        drawn = random.getstate() if self.built else None
-        try:
-            self._check_batch(data)
-        finally:
-            if drawn is not None:
-                random.setstate(drawn)
-
-    def _check_batch(self, data: Any) -> None:
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-        self.build_for(data)
-        matching.checked_labels(self, x, y)
-        if self.perturb_inputs is not None:
-            if replays.of(self.perturb_inputs):
-                replays.checked(self, x)
-            inputs = self._inputs(x)
-            pixels = self._checked_pixels(
-                x if inputs is None else inputs.split(x)[0]
-            )
-            if tf.is_tensor(y) and matching.needs_attacked(self.perturb_inputs):
-                self._check_attack(x, pixels, y)
-        if matching.needs_predictions(self):
-            object.__setattr__(self, "_draws", None)
-            with self._scope(*self._values()):
-                y_pred = self(x, training=True)
-            matching.check_predictions(self, y_pred)
-
-    def _check_attack(self, x: Any, pixels: tf.Tensor, y: tf.Tensor) -> None:
-        """Runs the attack on a batch, eagerly, and checks its images."""
-        object.__setattr__(self, "_draws", None)
-        inputs = self._inputs(x)
-        others = () if inputs is None else inputs.split(x)[1]
-        logits = self._attacked_logits(*self._values(), inputs, others)
-        logits.nonfinite = None  # Only gradients in training are counted.
-        seeds = example_seeds(tf.constant([self.seed, 0]), tf.shape(pixels)[0])
-        attack = self.perturb_inputs
-        x_adv = self.attacked(attack, logits, pixels, y, seeds)
-        matching.check_attacked(attack, pixels, x_adv)
+        """Checks that a batch can be trained on; runs eagerly."""
+        first_batch.check(self, data)
 
     def _own_variables(self) -> list[Any]:
         offsets = [] if self.offsets is None else [self.offsets]
@@ -730,12 +428,3 @@ class RobustModel(PureModel):
                 config[key], custom_objects=custom_objects
             )
         return cls(**config)
-
-
-def _symbolic(shapes: Any) -> Any:
-    """Returns symbolic inputs of one shape, or of a dict or list of shapes."""
-    if isinstance(shapes, dict):
-        return {key: _symbolic(shape) for key, shape in shapes.items()}
-    if any(isinstance(part, (list, tuple)) for part in shapes):
-        return [_symbolic(shape) for shape in shapes]
-    return keras.Input(batch_shape=shapes)

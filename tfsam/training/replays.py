@@ -16,6 +16,7 @@ from tfsam.attacks.pixel_gradients import finite_part
 from tfsam.support import assertions
 from tfsam.support.pixels import assert_inside
 from tfsam.training.batch import Batch
+from tfsam.training.perturbed_inputs import current_attack
 from tfsam.training.trainer import replicas
 
 
@@ -75,17 +76,20 @@ def check_optimizer(model: Any) -> None:
         )
 
 
-def offsets_shape(model: Any, input_shape: Any) -> tuple[int, ...]:
-    """Returns the shape of the offsets.
+def offsets(model: Any, input_shape: Any) -> Any:
+    """Makes the variable of the offsets; returns None if there are none.
 
     Args:
-        model: a `RobustModel` whose attack has `replays`.
+        model: a `RobustModel`.
         input_shape: of the network, (None, ...).
 
     Raises:
-        ValueError: if the network's images have no fixed shape.
+        ValueError: if there are offsets, and the network's images have no
+            fixed shape.
     """
     attack = model.perturb_inputs
+    if not of(attack):
+        return None
     fixed = isinstance(input_shape, (list, tuple)) and all(
         isinstance(size, int) for size in input_shape[1:]
     )
@@ -95,7 +99,12 @@ def offsets_shape(model: Any, input_shape: Any) -> tuple[int, ...]:
             "take one tensor of images of a fixed shape. "
             f"Received: input_shape={input_shape}"
         )
-    return (attack.batch_size, *input_shape[1:])
+    return model.add_weight(
+        shape=(attack.batch_size, *input_shape[1:]),
+        initializer="zeros",
+        trainable=False,
+        name="offsets",
+    )
 
 
 def step(model: Any, x: tf.Tensor, y: Any, sample_weight: Any) -> Any:
@@ -121,7 +130,7 @@ def step(model: Any, x: tf.Tensor, y: Any, sample_weight: Any) -> Any:
             )
 
         count = tf.convert_to_tensor(model.step_count.value)
-        attack = model._current_attack(count, offset.dtype)
+        attack = current_attack(model, count, offset.dtype)
         first, _ = model.step_on(Batch(x, x, y, sample_weight), perturbed)
         # The loss scale is in it, and may have overflowed.
         slope, _ = finite_part(first.slope)

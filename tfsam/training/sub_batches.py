@@ -16,6 +16,7 @@ from tfsam.training import compiled_losses
 from tfsam.training import matching
 from tfsam.training.batch import Batch
 from tfsam.training.stateless import Pass
+from tfsam.training.trainer import replicas
 from tfsam.weights.base import Step
 
 # A weight for a part whose examples have none: only its regularisers have
@@ -26,15 +27,12 @@ _NOTHING = 1e-12
 _Part = Callable[..., tuple[Pass, tf.Tensor]]
 
 
-def mean_of_parts(
-    sharpened: Callable[..., Pass],
-    weigh: Callable[[Batch, Pass], tf.Tensor],
+def sharpened(
+    model: Any,
     weights: Sequence[tf.Tensor],
     state: Sequence[tf.Tensor],
     batch: Batch,
     step: Step,
-    count: int,
-    unroll: bool,
 ) -> Pass:
     """Returns the mean of the passes of a batch's parts.
 
@@ -42,20 +40,21 @@ def mean_of_parts(
     as the part before it left them.
 
     Args:
-        sharpened: a function (weights, state, batch, step) -> Pass.
-        weigh: a function (batch, Pass) -> scalar, the weight of a part in the
-            mean.
+        model: a `RobustModel`. A batch with fewer examples than `sub_batches`
+            has one example a part.
         weights: values of the trainable variables.
         state: values of the other variables.
         batch: the whole batch.
         step: the facts of the training step; each part gets its own seed.
-        count: the number of parts, >= 1. A batch with fewer examples has one
-            example a part.
-        unroll: whether to avoid a loop, which cannot hold collectives.
 
     Returns:
-        A `Pass` of the whole batch, without the losses of its examples.
+        A `Pass` of the whole batch, without the losses of its examples if it
+        has several parts.
     """
+    count = model.sub_batches
+    if count == 1:
+        found: Pass = model._sharpened(weights, state, batch, step)
+        return found
     size = batch.size()
     parts = tf.clip_by_value(size, 1, count)
 
@@ -68,19 +67,22 @@ def mean_of_parts(
         start, end = size * turn // parts, size * (turn + 1) // parts
         rows = batch.rows(lambda t: t[start:end])
         seed = tf.random.experimental.stateless_fold_in(step.seed, index)
-        found = sharpened(weights, state, rows, step._replace(seed=seed))
-        weight = tf.cast(weigh(rows, found), tf.float32)
+        part_step = step._replace(seed=seed)
+        found = model._sharpened(weights, state, rows, part_step)
+        weight = tf.cast(_weight(model, rows, found), tf.float32)
         nothing = tf.equal(weight, 0) | (index >= parts)
         weight = tf.where(nothing, _NOTHING, weight)
         return found._replace(losses=None), weight
 
+    # A loop cannot hold collectives.
+    unroll = model.sharpness == "global" and replicas() > 1
     if tf.executing_eagerly() or unroll:
         turns = int(parts) if tf.executing_eagerly() else count
         return _unrolled(part, turns, weights, state, batch)
     return _looped(part, parts, weights, state, batch)
 
 
-def weight_of_part(model: Any, batch: Batch, found: Pass) -> tf.Tensor:
+def _weight(model: Any, batch: Batch, found: Pass) -> tf.Tensor:
     """Returns the number that the loss of a part of a batch is divided by.
 
     Args:
@@ -117,16 +119,35 @@ def weight_of_part(model: Any, batch: Batch, found: Pass) -> tf.Tensor:
     return tf.reduce_sum(weight)
 
 
+def check_reduction(model: Any) -> None:
+    """Checks that the loss of a batch is a mean, if it has several parts.
+
+    Args:
+        model: a compiled `RobustModel`.
+
+    Raises:
+        ValueError: if it is a sum.
+    """
+    if model.sub_batches > 1 and compiled_losses.is_sum(model.loss):
+        raise ValueError(
+            "sub_batches takes the mean of the parts' losses, so the loss must "
+            "be a mean over the batch, not its sum. Received: "
+            f"reduction=sum, sub_batches={model.sub_batches}"
+        )
+
+
 def check_losses(model: Any) -> None:
     """Checks that the mean of parts' losses is the loss of the batch.
 
     Args:
-        model: a `RobustModel` with `sub_batches` above 1 and `_outputs`.
+        model: a `RobustModel` with `_outputs`.
 
     Raises:
         ValueError: if the losses of several outputs, or of an objective, may
             be divided by different numbers.
     """
+    if model.sub_batches == 1:
+        return
     several = len(model._outputs) > 1 or model.objective is not None
     if _is_mean_by_weight(model) and several:
         raise ValueError(
