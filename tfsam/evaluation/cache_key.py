@@ -23,13 +23,17 @@ from tfsam.data.rows import Pixels
 from tfsam.evaluation.budgets import Budget
 from tfsam.evaluation.budgets import ascending
 from tfsam.evaluation.budgets import flat
+from tfsam.evaluation.budgets import together
+from tfsam.evaluation.headers import SCHEMA
 from tfsam.evaluation.headers import Header
 from tfsam.evaluation.headers import Identify
 from tfsam.evaluation.headers import grouped
+from tfsam.evaluation.opening import Models
 from tfsam.evaluation.plans import Data
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import has_epsilon
+from tfsam.evaluation.red_flags import LOGARITHMS
 from tfsam.evaluation.workers import kinds_of
 from tfsam.models import fingerprints
 from tfsam.registries import ATTACKS
@@ -41,7 +45,7 @@ _DECISIVE = (
     "evaluation/attack_batch.py",
     "evaluation/attack_probes.py",
     "evaluation/bisection.py",
-    "evaluation/chunks.py",
+    "evaluation/chunk*.py",
     "evaluation/draws.py",
     "evaluation/goals.py",
     "evaluation/model_probes.py",
@@ -74,6 +78,49 @@ class Model(NamedTuple):
     given: Any
     logits: Logits
     name: str | None
+
+
+def undescribed(plan: Plan, models: Models) -> Header:
+    """Returns a header without descriptions of the data and the models.
+
+    Args:
+        plan: The plan of the evaluation.
+        models: The loaded models.
+    """
+    header: Header = {
+        "schema": SCHEMA,
+        "n": len(plan.data.x),
+        "classes": models.classes,
+        "batch_size": plan.size,
+        "bounds": None if plan.bounds is None else list(plan.bounds),
+        "seed": plan.seed,
+        "adversarial": plan.keep_images,
+        "warm_start": plan.warm_start,
+        # The surrogate's description replaces this; see `described`.
+        "surrogates": [] if models.surrogate is None else [None],
+        "attacks": [
+            {
+                "name": entry.name,
+                "options": plain_options(entry.options),
+                "surrogate": 0 if entry.transfer else None,
+                "budgets": together([plan.budgets]),
+            }
+            for entry in plan.entries
+        ],
+    }
+    origin = models.judge.origin or {}
+    if origin.get("logits") == LOGARITHMS:
+        header["logits"] = LOGARITHMS
+    if plan.factors is not None:
+        header["epsilon_factors"] = array_digest(plan.factors)
+    header |= plan.goal.header()
+    if plan.data.inputs is not None:
+        header["attacked"] = plan.data.inputs.attacked
+    if plan.bisect:
+        header["sweep"] = "bisect"
+    if plan.draws is not None:
+        header["draws"] = plan.draws.number
+    return header
 
 
 def described(

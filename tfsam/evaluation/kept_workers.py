@@ -14,13 +14,18 @@ import weakref
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfsam.attacks.logits import Logits
+from tfsam.evaluation.opening import Models
+from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.workers import Worker
+from tfsam.evaluation.workers import make_worker
+from tfsam.evaluation.workers import on_surrogate
 from tfsam.models.functions import StatelessFunction
 from tfsam.support import trace_state
 
@@ -33,6 +38,50 @@ _kept = collections.OrderedDict()
 _taken: weakref.WeakKeyDictionary[Logits, tuple[Hashable, list[Any]]]
 _taken = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
+
+
+def workers_of(
+    plan: Plan, models: Models, devices: Sequence[str | None]
+) -> dict[bool, list[Worker]]:
+    """Returns the workers for attacks on the model and on the surrogate.
+
+    Workers for the model are kept from an earlier evaluation where possible.
+    Workers for a surrogate are always new.
+
+    Args:
+        plan: The plan of the evaluation.
+        models: The loaded models.
+        devices: Names of the devices, None for TensorFlow's own choice.
+
+    Returns:
+        A dict from `Entry.transfer` to workers, one for each device.
+    """
+    example, classes = plan.data.x[:1], models.classes
+    others = plan.data.given(slice(1))
+    goal = plan.goal.head
+    shapes = [(each.shape.as_list(), each.dtype.name) for each in others]
+    facts = (
+        *(classes, example.shape, example.dtype, plan.size),
+        *(goal, plan.data.inputs, str(shapes)),
+    )
+
+    def worker(device: str | None) -> Worker:
+        def make(logits: Logits) -> Worker:
+            return make_worker(
+                device, logits, classes, example, plan.size, goal, others
+            )
+
+        return take(make, models.judge, (device, *facts))
+
+    found = {False: [worker(device) for device in devices]}
+    if models.surrogate is not None:
+        found[True] = [
+            on_surrogate(
+                one, models.surrogate, classes, example, plan.size, others
+            )
+            for one in found[False]
+        ]
+    return found
 
 
 def take(

@@ -11,22 +11,17 @@ not depend on other chunks. Processes, devices and resumed runs can therefore
 share the work, and the result is the same to the bit.
 """
 
-import copy
 import functools
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
-from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from tfsam.attacks.logits import Logits
 from tfsam.evaluation import accuracies
 from tfsam.evaluation import cache_key
 from tfsam.evaluation import diagnosis
-from tfsam.evaluation import headers
 from tfsam.evaluation import kept_workers
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.arguments import EPSILONS
@@ -35,42 +30,20 @@ from tfsam.evaluation.arguments import What
 from tfsam.evaluation.arguments import Where
 from tfsam.evaluation.arguments import made_plan
 from tfsam.evaluation.budgets import Budget
-from tfsam.evaluation.budgets import together
-from tfsam.evaluation.chunks import Turn
+from tfsam.evaluation.chunk_state import Turn
 from tfsam.evaluation.chunks import attack_chunk
-from tfsam.evaluation.draws import Draws
-from tfsam.evaluation.draws import planned
-from tfsam.evaluation.model_probes import randomness
 from tfsam.evaluation.natural import measure_gradients
 from tfsam.evaluation.natural import measure_natural
-from tfsam.evaluation.opening import open_logits
-from tfsam.evaluation.plans import Data
+from tfsam.evaluation.opening import Models
+from tfsam.evaluation.opening import draws_of
+from tfsam.evaluation.opening import open_models
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.progress import teller
-from tfsam.evaluation.red_flags import LOGARITHMS
 from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import known_devices
-from tfsam.evaluation.workers import make_worker
-from tfsam.evaluation.workers import on_surrogate
 from tfsam.evaluation.workers import spread
-from tfsam.models.functions import count_classes
 from tfsam.support import files
-from tfsam.support.logit_checks import check_logits
 from tfsam.support.validators import Bounds
-
-
-class _Models(NamedTuple):
-    """The loaded models.
-
-    Attributes:
-        judge: The model that is evaluated.
-        surrogate: The surrogate, or None.
-        classes: Number of logits of both.
-    """
-
-    judge: Logits
-    surrogate: Logits | None
-    classes: int
 
 
 def evaluate(
@@ -110,10 +83,10 @@ def evaluate(
 
     The arguments `model` to `epsilons`, `budgets`, `epsilon_factors`, `bounds`,
     `target`, `multi_label`, `attacked`, `seed`, `draws`, `steps`, `pixels`,
-    `surrogate`, `transfer_attacks` and `warm_start` say what is measured;
-    `batch_size`, `strict`, `jit_compile`, `progress`, `devices`, `shard` and
-    `diagnose` how it is computed; and `workdir`, `save_adversarial`, `name` and
-    `surrogate_name` where verdicts are kept.
+    `surrogate`, `transfer_attacks`, `warm_start` and `sweep` say what is
+    measured; `batch_size`, `strict`, `jit_compile`, `progress`, `devices`,
+    `shard` and `diagnose` how it is computed; and `workdir`,
+    `save_adversarial`, `name` and `surrogate_name` where verdicts are kept.
 
     Args:
         model: A Keras model or a callable from pixels (batch, ...) to logits
@@ -122,11 +95,12 @@ def evaluate(
             SavedModel is a program: load only models from people you trust.
         data: Arrays (x, y), or a `tf.data.Dataset`, batched or not, a
             `keras.utils.PyDataset` or a generator of such pairs (see
-            `tfsam.data.examples`). x is float (n, ...) with values in `bounds`;
-            y holds class numbers (n,) or one-hot labels (n, classes). Sample
-            weights are ignored. Or the test part of a `tfsam.data.Images`, or
-            of a source of `tfsam.data.load`, such as "folder:PATH". Large data
-            is read chunk by chunk, from a temporary file if it is a dataset.
+            `tfsam.data.examples`); or the test part of a `tfsam.data.Images`,
+            or of a source of `tfsam.data.load`, such as "folder:PATH". x is
+            float (n, ...) with values in `bounds`; y holds class numbers (n,)
+            or one-hot labels (n, classes). Sample weights are ignored. Large
+            data is read chunk by chunk, from a temporary file if it is a
+            dataset.
         attacks: A list. Each item is a name of `tfsam.attacks.names()`, which
             may have options ("pgd:steps=50"), a factory, or either with
             options, (name, options) or (factory, options). To name a factory,
@@ -135,27 +109,26 @@ def evaluate(
         epsilons: The budgets, in the units of x, >= 0.
         budgets: Epsilons in several norms, {"linf": [...], "l2": [...]}, in
             place of `norm` and `epsilons`.
-        epsilon_factors: None, or an array (n,) of factors >= 0, for an epsilon
-            of each example: example i is attacked within epsilon times factor
-            i, at each of the epsilons. Attacks that take only one epsilon for
-            all examples get a row with an `error`.
+        epsilon_factors: None, or an array (n,) of factors >= 0: example i is
+            attacked within epsilon times factor i, at each of the epsilons.
+            Attacks that take only one epsilon for all examples get a row with
+            an `error`.
         bounds: (lowest, highest) value of x, or None for inputs that are not
-            images. Each of the two is a number, or an array that broadcasts
-            against an image, such as one number for each channel of inputs
-            that are standardized outside the model. Epsilon is in the units of
-            x for all channels.
+            images. Each is a number, or an array that broadcasts against an
+            image, such as one number for each channel of inputs that are
+            standardized outside the model. Epsilon is in the units of x for
+            all channels.
         target: None, or the class that the attacks aim at: an integer, or
-            integers (n,), one for each example, none of which may be its label.
-            An example then counts as broken only if it is classified as its
-            target, so that an `accuracy` under attack, also in the worst case,
-            is the fraction of examples that are not. Those that are
-            misclassified as another class without an attack are attacked as
-            well. `natural` is the accuracy for the labels, as always.
+            integers (n,), none of which may be the example's label. An example
+            then counts as broken only if it is classified as its target, and
+            each `accuracy` under attack, also in the worst case, is the
+            fraction of examples that are not. Examples that are misclassified
+            as another class without an attack are attacked as well. `natural`
+            is the accuracy for the labels, as always.
         multi_label: Whether the outputs are the logits of independent labels,
             one sigmoid each, and y is 0 or 1 for each of them, (n, labels). An
-            example is classified correctly if all of its labels are right, the
-            logits above 0 being those of the labels that it has, and an attack
-            breaks it if any is wrong.
+            example is classified correctly if the logits above 0 are those of
+            the labels that it has, and an attack breaks it if any is wrong.
         attacked: Name or number of the input that is attacked, for a model of
             several. x is then a list or dict of arrays, in the structure that
             the model takes, and the attacks know the other inputs, but do not
@@ -195,17 +168,14 @@ def evaluate(
         warm_start: Whether attacks that can (`pgd`) start from the image of the
             smaller epsilon. A warning names the other attacks. Results of
             attacks with different starts are not comparable.
-        sweep: "full" attacks every survivor at every epsilon. "bisect" takes an
-            example that stands at an epsilon to stand at all smaller ones, and
-            also scales the attack's images to other epsilons, so that one or
-            two attacks on an example decide the whole curve; see
-            `tfsam.evaluation.bisection`. An attack may fail at a larger epsilon
-            and succeed at a smaller one, where accuracies are then higher than
-            those of a full sweep; a scaled image may succeed where the attack
-            does not, and they are lower. It costs least with a `batch_size` of
-            a few hundred. The rows have `sweep`, "bisect".
-            Minimum-norm attacks ignore it. It is refused with `warm_start` and
-            with standard AutoAttack.
+        sweep: "full" attacks every survivor at every epsilon. "bisect" takes
+            survivors at an epsilon to survive all smaller ones, so that one or
+            two attacks on an example decide the whole curve; it costs least
+            with a `batch_size` of a few hundred. Its accuracies may be higher
+            or lower than those of a full sweep, and its rows have `sweep`,
+            "bisect"; see `tfsam.evaluation.bisection`. Minimum-norm attacks
+            ignore it. It is refused with `warm_start` and with standard
+            AutoAttack.
         name: Name by which `workdir` recognises the model, instead of its
             configuration, code and weights. It is needed if the model cannot be
             described, for example because it holds a lock or a handle of a C
@@ -226,72 +196,71 @@ def evaluate(
             attack. No verdict depends on it.
 
     Returns:
-        A dict. `natural` is {`accuracy`, `n`, `interval`}. `warnings` is a
-        list of {`warning`, `message`}, the signs of a misleading result.
-        `robust` is a list of rows, attack by attack, norm by norm and epsilon
-        by epsilon in the given order: {`attack`, `options`, `norm`, `epsilon`,
-        `epsilon_text`, `accuracy`, `n`, `interval`, `max_perturbation`,
-        `inherited`, `attacked`, `forward_passes`, `gradient_passes`,
-        `nan_gradients`, `seconds`}; an attack on a surrogate also has
-        `surrogate`, true. With `target`, all rows of attacks have `target`, the
-        class, or "one for each example".
+        A dict:
 
-        With `multi_label`, the rows of attacks have `multi_label`, true, and
-        they and `natural` have `by_label`, a list: for each label, the fraction
-        of all n examples for which it is right, on the image that the attack
-        found at this epsilon or a smaller one. As the attack aims at any label,
-        another attack may break more of each. An example of which a label is
-        wrong without an attack is not attacked.
+        - `natural`: {`accuracy`, `n`, `interval`}. Accuracies are fractions of
+          all n examples, and `interval` is Wilson's 95 % interval.
+        - `robust`: a list of rows, attack by attack, norm by norm and epsilon
+          by epsilon in the given order: {`attack`, `options`, `norm`,
+          `epsilon`, `epsilon_text`, `accuracy`, `n`, `interval`,
+          `max_perturbation`, `inherited`, `attacked`, `forward_passes`,
+          `gradient_passes`, `nan_gradients`, `seconds`}, and what is listed
+          below.
+        - `worst_case`: a list, norm by norm and epsilon by epsilon, of
+          {`norm`, `epsilon`, `epsilon_text`, `accuracy`, `n`, `interval`,
+          `attacks`, `missing`, `upper_bound`}, where an example counts as
+          robust only if all attacks failed, also those that `workdir` holds
+          from before; see `tfsam.evaluation.worst_case.rows`.
+        - `union`, with several norms: {`accuracy`, `n`, `interval`, `budgets`,
+          `missing`, `upper_bound`}, where all attacks failed at the largest
+          epsilon of every norm. It and the rows of `worst_case` have
+          `meaningless`, true, if the rows of all their attacks do.
+        - `warnings`: a list of {`warning`, `message`}, the signs of a
+          misleading result; see `tfsam.evaluation.red_flags`.
+        - `model`, for a model from a path: what it is, as
+          `tfsam.models.inspect` says it; the same of a `surrogate`.
+        - `epsilon_factors`, if given: {`lowest`, `highest`, `mean`}.
+        - `attacked`, for a model of several inputs: the name or the number of
+          the one that is attacked.
 
-        For a model of several inputs, `attacked` is the name or the number of
-        the one that is attacked.
+        Of a row, `inherited` counts the examples that a smaller epsilon broke,
+        including epsilons that `workdir` holds from before, and `attacked`
+        those that were attacked when the row was measured: the survivors of
+        the smaller epsilons that were known then. The passes are means over
+        them, None if the attack does not report them. `nan_gradients` counts
+        gradients that were NaN or infinite; if there are any, the accuracy is
+        not reliable. Some rows have more:
 
-        Accuracies are fractions of all n examples, and `interval` is Wilson's
-        95 % interval. `inherited` counts the examples that a smaller epsilon
-        broke, including epsilons that `workdir` holds from before. `attacked`
-        counts the examples that were attacked when the row was measured: the
-        survivors of the smaller epsilons that were known then. The passes
-        are means over them, None if the attack does not report them.
-        `nan_gradients` counts gradients that were NaN or infinite; if there
-        are any, the accuracy is not reliable. An ensemble's row also has
-        `broken_by`, the number of examples that each stage broke, and the row
-        of AutoAttack has its `version`, "standard", "rand" or "plus", or
-        "targeted" with `target` and "multi-label" with `multi_label`. That of
-        the standard version has `standard`, which is false for fewer than four
-        classes and with either of these.
-        The row of a minimum-norm attack has `median_distance` over all
-        examples: 0 for misclassified ones, None if at least half survive. If
-        an attack failed, its row has `error`, and `accuracy` is None. It is
-        tried again when the evaluation is resumed.
-
-        The rows and `natural` of a random model have `draws`, the number of
-        draws, and `spread`, the mean fraction of an example's draws that
-        disagree with its verdict. The row of an attack that follows gradients
-        of single draws has `meaningless`, true.
-
-        `worst_case` is a list, norm by norm and epsilon by epsilon, of
-        {`norm`, `epsilon`, `epsilon_text`, `accuracy`, `n`, `interval`,
-        `attacks`, `missing`, `upper_bound`}, where an example counts as robust
-        only if all attacks failed; see `tfsam.evaluation.worst_case.rows`.
-        What `workdir` holds of these attacks from before counts, too. With
-        several norms, `union` is {`accuracy`, `n`, `interval`, `budgets`,
-        `missing`, `upper_bound`}, where all attacks failed at the largest
-        epsilon of every norm. Both have `meaningless`, true, if the rows of all
-        their attacks do.
-
-        With `diagnose`, a row has `diagnosis`, a list of {`indicator`,
-        `message`, `remedy`, `count`}, the indicators of attack failure of
-        Pintor et al. (2022) that hold for its survivors; see
-        `tfsam.evaluation.diagnosis`. It is "not recorded" for an attack whose
-        path is unknown, unless an indicator that needs no path holds.
-
-        With `epsilon_factors`, the result has {`lowest`, `highest`, `mean`} of
-        them, and each row of `robust` and `worst_case` has `per_example`, true,
-        and an `epsilon_text` that ends in "per example". No such row is
-        `standard`.
-
-        For a model from a path, `model` says what it is, as
-        `tfsam.models.inspect` does; `surrogate` does for a surrogate.
+        - `error`, where an attack failed: a text. `accuracy` is None, and the
+          attack is tried again when the evaluation is resumed.
+        - `broken_by`, of an ensemble: the number of examples that each stage
+          broke.
+        - `version`, of AutoAttack: "standard", "rand", "plus", "targeted" with
+          `target` or "multi-label" with `multi_label`. That of the standard
+          version has `standard`, false for fewer than four classes, with
+          either of these, and with `epsilon_factors`.
+        - `median_distance`, of a minimum-norm attack: over all examples, 0 for
+          misclassified ones; None if at least half survive.
+        - `diagnosis`, with `diagnose`: a list of {`indicator`, `message`,
+          `remedy`, `count`}, the indicators of attack failure of Pintor et al.
+          (2022) that hold for its survivors (see `tfsam.evaluation.diagnosis`);
+          or "not recorded" for an attack whose path is unknown, unless an
+          indicator that needs no path holds.
+        - `draws` and `spread`, of a random model, also in `natural`: the number
+          of draws, and the mean fraction of an example's draws that disagree
+          with its verdict; `meaningless`, true, if the attack follows gradients
+          of single draws.
+        - `surrogate`, true, of an attack on one.
+        - `target`, with `target`, also in `worst_case`: the class, or "one for
+          each example".
+        - `per_example`, true, with `epsilon_factors`, also in `worst_case`; the
+          `epsilon_text` then ends in "per example".
+        - `multi_label`, true, and `by_label`, a list, also in `natural`: for
+          each label, the fraction of all n examples for which it is right, on
+          the image that the attack found at this epsilon or a smaller one. As
+          the attack aims at any label, another attack may break more of each.
+          An example of which a label is wrong without an attack is not
+          attacked.
 
     Raises:
         ImportError: If an attack needs a library that is not installed.
@@ -357,125 +326,18 @@ def evaluate(
         surrogate_name=surrogate_name,
     )
     plan = made_plan(what, how, where)
-    models = _models(what, how, plan.data)
+    models = open_models(what, how, plan.data)
     plan.goal.check(models.classes)
-    plan = plan._replace(draws=_draws(what, models, plan.data))
+    plan = plan._replace(draws=draws_of(what, models, plan.data))
     record = _record(plan, models, what, how, where)
     return _measured(plan, models, record, how)
 
 
-def _models(what: What, how: How, data: Data) -> _Models:
-    """Loads the model and the surrogate."""
-    judge = _load(what, what.model, what.pixels, how, data)
-    classes = count_classes(_of_first(judge, data, 1), data.x[:1])
-    surrogate = None
-    if what.surrogate is not None:
-        surrogate = _load_surrogate(what, how, classes, data)
-    return _Models(judge, surrogate, classes)
-
-
-def _draws(what: What, models: _Models, data: Data) -> Draws | None:
-    """Chooses the draws of a random model, and looks at the surrogate."""
-    if data.inputs is not None:
-        some = data.x[:16]
-        for logits in filter(None, (models.judge, models.surrogate)):
-            function = _of_first(logits, data, 16).function
-            difference, tolerance = randomness(function, some)
-            if difference > tolerance or what.draws not in (None, 1):
-                raise ValueError(
-                    "draws are for models of a single input: leave them out, "
-                    "and take the randomness out of the model. "
-                    f"Received: draws={what.draws}, "
-                    f"attacked={data.inputs.attacked}"
-                )
-        return None
-    if models.surrogate is not None:
-        planned(None, models.surrogate, data.x)
-    return planned(what.draws, models.judge, data.x)
-
-
-def _of_first(logits: Logits, data: Data, count: int) -> Logits:
-    """Returns a model as a function of the pixels of the first examples."""
-    if data.inputs is None:
-        return logits
-    other = copy.copy(logits)
-    other.function = logits.function.given(*data.given(slice(count)))  # type: ignore[attr-defined]
-    return other
-
-
-def _load(
-    what: What, model: Any, pixels: str | None, how: How, data: Data
-) -> Logits:
-    """Loads a model; one from a file is tried on the data."""
-    logits = open_logits(model, data, what.bounds, pixels, how.jit_compile)
-    if data.inputs is None:
-        return logits
-    taking = copy.copy(logits)
-    taking.function = logits.function.taking(data.inputs)  # type: ignore[attr-defined]
-    return taking
-
-
-def _load_surrogate(what: What, how: How, classes: int, data: Data) -> Logits:
-    """Loads a surrogate, and checks that it has the model's outputs.
-
-    Raises:
-        ValueError: If the surrogate does not return as many logits as the model
-            for the images. The message begins with "surrogate: ".
-    """
-    try:
-        source = _load(what, what.surrogate, None, how, data)
-        found = count_classes(_of_first(source, data, 1), data.x[:1])
-        if found != classes:
-            raise ValueError(
-                f"it must have the model's {classes} outputs. "
-                f"Received: {found} outputs"
-            )
-        check_logits(
-            _of_first(source, data, 32)(tf.constant(data.x[:32])).numpy(),
-            getattr(source.function, "model", None),
-        )
-    except ValueError as error:
-        raise ValueError(f"surrogate: {error}") from error
-    return source
-
-
 def _record(
-    plan: Plan, models: _Models, what: What, how: How, where: Where
+    plan: Plan, models: Models, what: What, how: How, where: Where
 ) -> verdicts.Record:
     """Opens the record of the evaluation, or makes a new one."""
-    header: headers.Header = {
-        "schema": headers.SCHEMA,
-        "n": len(plan.data.x),
-        "classes": models.classes,
-        "batch_size": plan.size,
-        "bounds": None if plan.bounds is None else list(plan.bounds),
-        "seed": plan.seed,
-        "adversarial": plan.keep_images,
-        "warm_start": plan.warm_start,
-        # With a workdir, the surrogate's description replaces this.
-        "surrogates": [] if models.surrogate is None else [None],
-        "attacks": [
-            {
-                "name": entry.name,
-                "options": cache_key.plain_options(entry.options),
-                "surrogate": 0 if entry.transfer else None,
-                "budgets": together([plan.budgets]),
-            }
-            for entry in plan.entries
-        ],
-    }
-    origin = models.judge.origin or {}
-    if origin.get("logits") == LOGARITHMS:
-        header["logits"] = LOGARITHMS
-    if plan.factors is not None:
-        header["epsilon_factors"] = cache_key.array_digest(plan.factors)
-    header |= plan.goal.header()
-    if plan.data.inputs is not None:
-        header["attacked"] = plan.data.inputs.attacked
-    if plan.bisect:
-        header["sweep"] = what.sweep
-    if plan.draws is not None:
-        header["draws"] = plan.draws.number
+    header = cache_key.undescribed(plan, models)
     if where.workdir is None:
         return verdicts.Record(header)
     named = {"model": cache_key.Model(what.model, models.judge, where.name)}
@@ -490,12 +352,13 @@ def _record(
 
 
 def _measured(
-    plan: Plan, models: _Models, record: verdicts.Record, how: How
+    plan: Plan, models: Models, record: verdicts.Record, how: How
 ) -> dict[str, Any]:
     """Measures the shard's chunks, and returns the result."""
     first, count = how.shard
     share = range(first, verdicts.chunk_count(record.header), count)
-    workers = _workers(plan, models, how)
+    devices = known_devices(how.devices)
+    workers = kept_workers.workers_of(plan, models, devices)
     measure_natural(plan, workers[False], record, share)
     if 0 in share:
         _examine(plan, workers, record)
@@ -519,7 +382,14 @@ def _measured(
     kept_workers.keep(workers[False])
     asked = accuracies.Asked(record.numbers, plan.budgets)
     result = accuracies.result(record, share, errors, asked)
-    if how.diagnose:
+    return _told(result, models, how.diagnose)
+
+
+def _told(
+    result: dict[str, Any], models: Models, diagnose: bool
+) -> dict[str, Any]:
+    """Adds what the record does not hold to a result."""
+    if diagnose:
         for row in result["robust"]:
             if "error" not in row:
                 # The verdicts were measured without a diagnosis.
@@ -531,43 +401,6 @@ def _measured(
         if logits is not None and logits.origin is not None:
             result[role] = logits.origin
     return result
-
-
-def _workers(plan: Plan, models: _Models, how: How) -> dict[bool, list[Worker]]:
-    """Returns the workers for attacks on the model and on the surrogate.
-
-    Workers for the model are kept from an earlier evaluation where possible.
-    Workers for a surrogate are always new.
-
-    Returns:
-        A dict from `Entry.transfer` to workers, one for each device.
-    """
-    example, classes = plan.data.x[:1], models.classes
-    others = plan.data.given(slice(1))
-    goal = plan.goal.head
-    shapes = [(each.shape.as_list(), each.dtype.name) for each in others]
-    facts = (
-        *(classes, example.shape, example.dtype, plan.size),
-        *(goal, plan.data.inputs, str(shapes)),
-    )
-
-    def worker(device: str | None) -> Worker:
-        def make(logits: Logits) -> Worker:
-            return make_worker(
-                device, logits, classes, example, plan.size, goal, others
-            )
-
-        return kept_workers.take(make, models.judge, (device, *facts))
-
-    found = {False: [worker(d) for d in known_devices(how.devices)]}
-    if models.surrogate is not None:
-        found[True] = [
-            on_surrogate(
-                one, models.surrogate, classes, example, plan.size, others
-            )
-            for one in found[False]
-        ]
-    return found
 
 
 def _examine(
