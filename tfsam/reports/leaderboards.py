@@ -63,22 +63,20 @@ def robustbench(
     Returns:
         A dict that can be written as JSON, with RobustBench's fields:
 
-        - `link`, `name`, `authors`, `venue`, `architecture`, `dataset`: strings
-          of `by_hand`, or of the configuration of the run. Empty ones are to be
-          filled in.
-        - `additional_data`: a bool, whether other images than the training
-          images were used: of `by_hand`, or by `--weights`.
-        - `number_forward_passes`: an integer, the number of forward passes for
-          a prediction: the draws of a random model, or else 1.
+        - `link`, `name`, `authors`, `venue`, `architecture`, `dataset`, of
+          `by_hand` or the configuration of the run: strings, of which empty
+          ones are to be filled in.
+        - `additional_data`: a bool, whether other images than the training images
+          were used, of `by_hand` or by `--weights`.
+        - `number_forward_passes` for a prediction: an integer, the draws of a
+          random model, or else 1.
         - `eps`: a string such as "8/255" or "0.5".
-        - `clean_acc`, `autoattack_acc`: natural accuracy and that of the row,
-          in percent, strings of two decimals.
-        - `reported`: the same of the paper, of `by_hand`.
-        - `external`: the same of the worst case, if other attacks have beaten
-          AutoAttack. Leaderboards rank by it.
-        - `footnote`: a string, if there is something to say: the attacks that
-          have beaten AutoAttack, the differences from RobustBench's evaluation,
-          and the warnings and the diagnosis of this one.
+        - `clean_acc`, `autoattack_acc`, `reported`: natural accuracy, that of
+          the row and that of the paper, in percent, strings of two decimals.
+        - `external`: the same of the worst case, by which leaderboards rank,
+          if other attacks have beaten AutoAttack.
+        - `footnote`: a string, if there is something to say: these attacks,
+          differences from RobustBench's evaluation, warnings, the diagnosis.
         - `unreliable`: a bool, the column "AA eval. potentially unreliable":
           whether AutoAttack's own checks raise a flag (see `raised_flags`), and
           nothing else. Without it, the leaderboard shows "unknown"; it is
@@ -99,15 +97,36 @@ def robustbench(
         >>> entry["clean_acc"], entry["autoattack_acc"], entry["venue"]
         ('85.32', '51.12', 'ICML 2027')
     """
+    _check_fields(by_hand)
+    known = dict.fromkeys(BY_HAND, "") | _configured(results) | by_hand
+    row = _row(results, norm, epsilon, known["dataset"])
+    worst = _worst_case(results, row)
+    entry = _entry(results, row, known)
+    if worst is not None:
+        entry["external"] = _percent(worst)
+    notes = " ".join(_notes(results, row, worst, known["dataset"]))
+    if notes:
+        entry["footnote"] = notes
+    if results.get("warnings") is not None:
+        entry["unreliable"] = bool(raised_flags(results, row))
+    return entry
+
+
+def _check_fields(by_hand: Mapping[str, Any]) -> None:
+    """Rejects fields that an entry does not have."""
     unknown = sorted(set(by_hand) - set(BY_HAND))
     if unknown:
         raise TypeError(
             f"robustbench takes the fields {', '.join(BY_HAND)}. "
             f"Received: {unknown[0]}={by_hand[unknown[0]]}"
         )
-    known = dict.fromkeys(BY_HAND, "") | _configured(results) | by_hand
-    row = _row(results, norm, epsilon, known["dataset"])
-    entry = {
+
+
+def _entry(
+    results: Mapping[str, Any], row: Mapping[str, Any], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the fields that every entry has."""
+    return {
         **{name: known[name] for name in ("link", "name", "authors")},
         "additional_data": known["additional_data"],
         "number_forward_passes": results["natural"].get("draws") or 1,
@@ -117,15 +136,6 @@ def robustbench(
         "reported": known["reported"],
         "autoattack_acc": _percent(row),
     }
-    worst = _worst_case(results, row)
-    if worst is not None:
-        entry["external"] = _percent(worst)
-    notes = " ".join(_notes(results, row, worst, known["dataset"]))
-    if notes:
-        entry["footnote"] = notes
-    if results.get("warnings") is not None:
-        entry["unreliable"] = bool(raised_flags(results, row))
-    return entry
 
 
 def raised_flags(
