@@ -21,6 +21,7 @@ import tfsam
 from tfsam.attacks import Logits
 from tfsam.evaluation import arguments
 from tfsam.evaluation import attack_batch
+from tfsam.evaluation import records
 from tfsam.evaluation import verdicts
 from tfsam.evaluation import workers
 from tfsam.evaluation.verdicts import STANDS
@@ -356,7 +357,7 @@ def test_a_warm_start_keeps_no_images_and_is_resumed_all_the_same(
     before = evaluate(cnn, data, **kwargs)
     path = min(tmp_path.glob("00-pgd/linf-0.12/*.npz"))
     with np.load(path) as held:
-        assert not any(map(verdicts.is_image, held))
+        assert not any(map(records.is_image, held))
     path.unlink()  # Cut off after the second epsilon of the first chunk.
     same(evaluate(cnn, data, **kwargs), before)
 

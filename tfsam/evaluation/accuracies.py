@@ -21,7 +21,7 @@ from tfsam.evaluation.budgets import together
 from tfsam.evaluation.draws import spread
 from tfsam.evaluation.headers import Header
 from tfsam.evaluation.intervals import accuracy_of
-from tfsam.evaluation.verdicts import NATURAL
+from tfsam.evaluation.records import NATURAL
 from tfsam.evaluation.verdicts import STANDS
 
 # The `target` of a row whose examples have several, and the `version` of rows

@@ -11,6 +11,7 @@ import numpy as np
 from tfsam.evaluation import diagnosis
 from tfsam.evaluation import draws
 from tfsam.evaluation import outcomes
+from tfsam.evaluation import records
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.attack_batch import Found
@@ -21,8 +22,8 @@ from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.reaches import Reach
 from tfsam.evaluation.reaches import reach_of
+from tfsam.evaluation.records import NATURAL
 from tfsam.evaluation.verdicts import MISCLASSIFIED
-from tfsam.evaluation.verdicts import NATURAL
 from tfsam.evaluation.verdicts import STANDS
 from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.worst_case import LENGTHS
@@ -92,7 +93,7 @@ class Chunk:
 
     def __init__(self, turn: Turn, worker: Worker, number: int) -> None:
         self.turn, self.worker = turn, worker
-        self.indices = verdicts.chunk_indices(turn.record.header, number)
+        self.indices = records.chunk_indices(turn.record.header, number)
         self.x = turn.plan.data.x[self.indices]
         saved = turn.record.load(NATURAL, number)
         standing, self.wrong = verdicts.before_attacks(saved)

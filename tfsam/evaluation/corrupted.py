@@ -33,8 +33,8 @@ from tfsam.evaluation.goals import AnyWrongClass
 from tfsam.evaluation.opening import open_logits
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import load_data
-from tfsam.evaluation.verdicts import NATURAL
-from tfsam.evaluation.verdicts import chunk_indices
+from tfsam.evaluation.records import NATURAL
+from tfsam.evaluation.records import chunk_indices
 from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import known_devices
 from tfsam.evaluation.workers import make_worker
@@ -293,7 +293,7 @@ def _measure_natural(
             found |= judging.facts(plan)
             if plan.draws is not None:
                 found["together"] = np.array(plan.draws.together)
-        record.save(NATURAL, chunk, NATURAL, found)
+        record.keep(NATURAL, chunk, NATURAL, found)
 
     spread(workers, measure, work.chunks)
     outputs = [record.load(NATURAL, chunk)["logits"] for chunk in work.chunks]
@@ -368,7 +368,7 @@ def _measure_part(
 
         def measure(worker: Worker, chunk: int) -> None:
             judged = _judged(work, record, change, worker, chunk)
-            record.save(part, chunk, described, _verdicts(work, judged))
+            record.keep(part, chunk, described, _verdicts(work, judged))
 
         spread(workers, measure, chunks)
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from tfsam.evaluation.corrupted_verdicts import Arrays
 from tfsam.evaluation.corrupted_verdicts import Verdicts
 from tfsam.evaluation.corrupted_verdicts import part_of
 from tfsam.evaluation.draws import spread
 from tfsam.evaluation.intervals import accuracy_of
 from tfsam.evaluation.intervals import wilson
-from tfsam.evaluation.verdicts import NATURAL
+from tfsam.evaluation.records import NATURAL
+from tfsam.evaluation.records import Arrays
 
 NAME = "tfsam corruptions (not CIFAR-10-C)"
 

@@ -1,43 +1,34 @@
-"""Verdicts on corrupted images, chunk by chunk, kept in a record.
+"""Verdicts on corrupted images, kept in a record.
 
-A record is a folder with a header, the cache key that describes the evaluation,
-and a file for each chunk of examples, for the images as they are and for each
-corruption at each severity, such as "fog-3/000000.npz". Chunks that have a file
-are not measured again.
-
-A record is resumed only by an evaluation whose header, the description of the
-data, the model, the seed and the software, is the same. It grows: corruptions
+The parts of the record (see `records.py`) are those of the images as they are
+and of each corruption at each severity, such as "fog-3/000000.npz". Corruptions
 and severities are added to the header. The verdicts of a corruption also have
 the description of that corruption: with another one they are measured again.
-Processes that evaluate different chunks may share a folder, or use a folder
-each.
 """
 
 import importlib.metadata
-import json
 import pathlib
 import re
 import zlib
 from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
+from typing import Self
 
 import numpy as np
 
 from tfsam.evaluation import cache_key
-from tfsam.evaluation import headers
+from tfsam.evaluation import records
+from tfsam.evaluation.headers import Header
 from tfsam.evaluation.plans import Data
-from tfsam.evaluation.verdicts import NATURAL
-from tfsam.evaluation.verdicts import chunk_count
-from tfsam.evaluation.verdicts import chunk_indices
+from tfsam.evaluation.records import NATURAL
+from tfsam.evaluation.records import Arrays
+from tfsam.evaluation.records import chunk_count
+from tfsam.evaluation.records import chunk_indices
 from tfsam.evaluation.workers import kinds_of
 from tfsam.models import fingerprints
 from tfsam.support import files
 from tfsam.support import identity
-
-Header = dict[str, Any]
-Arrays = Mapping[str, np.ndarray]
 
 SCHEMA = "corruptions 2"
 
@@ -54,7 +45,7 @@ _DECISIVE = (
 _PACKAGES = ("numpy", "scipy", "pillow")
 
 
-class Verdicts:
+class Verdicts(records.Record):
     """The verdicts of an evaluation on corrupted images.
 
     Args:
@@ -69,49 +60,54 @@ class Verdicts:
             another evaluation, or verdicts without a header.
     """
 
-    def __init__(
-        self, header: Header, folder: files.Path | None = None
-    ) -> None:
-        self.header: Header = json.loads(json.dumps(header))
-        self._folder = None if folder is None else pathlib.Path(folder)
-        self._parts: dict[tuple[str, int], Arrays] = {}
-        if self._folder is None:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        # Another process may add a corruption at the same time.
-        with files.locked(self._folder):
-            self._open(self._folder)
-        for place in (self._folder, *self._folder.glob("*/")):
-            for path in files.leftovers(place):
-                files.remove(path)
+    growing = _GROWING
+    patterns = ("*.npz", "*/[0-9]*.npz")
 
-    def _open(self, folder: pathlib.Path) -> None:
-        """Adds the header to the folder's, or writes the first one."""
-        path = folder / "record.json"
-        held = files.read_json(path)
-        if held is None and _holds_verdicts(folder):
-            raise files.Unusable(
-                "the folder's record.json is missing or damaged, so it is "
-                "unknown which evaluation its verdicts belong to; choose "
-                f"another folder. Received: {folder}"
+    def _resume(self, held: Header, folder: pathlib.Path) -> None:
+        self.header = _grown(held, self.header)
+
+    @classmethod
+    def _known(cls, held: Header | None, folder: pathlib.Path) -> Header:
+        if held is None or not _is_header(held):
+            raise ValueError(
+                "a shard must be the workdir of evaluate_corruptions, like the "
+                f"others. Received: {folder}"
             )
-        if held is not None:
-            headers.check_same(_fixed(held), _fixed(self.header), folder)
-            self.header = _grown(held, self.header)
-        if self.header != held:
-            files.write_json(path, self.header)
+        return held
 
-    def load(self, part: str, chunk: int) -> Arrays:
-        """Returns the saved arrays of a chunk by name; an empty dict if none.
+    @classmethod
+    def _without_parts(cls, header: Header) -> Self:
+        return cls(header)
 
-        Args:
-            part: `NATURAL`, or a result of `part_of`.
-            chunk: Number of the chunk.
-        """
-        if (part, chunk) not in self._parts and self._folder is not None:
-            found = _read(self._folder, self.header, part, chunk)
-            self._parts[part, chunk] = found
-        return self._parts.get((part, chunk), {})
+    def _absorb(self, header: Header, folder: pathlib.Path) -> None:
+        self.header = _grown(self.header, header)
+        kinds = header["corruptions"]
+        asked = {kind["name"]: kind["severities"] for kind in kinds}
+        for part in parts_of(asked):
+            for chunk in range(chunk_count(header)):
+                arrays = self._read(folder, part, chunk)
+                if arrays:
+                    described = str(arrays["corruption"])
+                    _check_version(self, part, described, folder)
+                    self.save(part, chunk, arrays)
+
+    def _place(self, part: str) -> str:
+        slug = re.sub(r"[^a-zA-Z0-9_.-]+", "-", part)[:200]
+        if slug != part:  # Two names must not share a folder.
+            slug += f"-{zlib.crc32(part.encode()):08x}"
+        return slug
+
+    def _read(self, folder: pathlib.Path, part: str, chunk: int) -> Arrays:
+        found = super()._read(folder, part, chunk)
+        names = ["correct"]
+        names += ["wrong"] if self.header.get("draws") else []
+        names += ["logits"] if part == NATURAL else []
+        count = len(chunk_indices(self.header, chunk))
+        whole = all(
+            name in found and found[name].shape[:1] == (count,)
+            for name in names
+        )
+        return found if whole and "corruption" in found else {}
 
     def holds(self, part: str, chunk: int, described: str) -> bool:
         """Returns whether a chunk's verdicts are those of a corruption.
@@ -124,10 +120,10 @@ class Verdicts:
         found = self.load(part, chunk)
         return bool(found) and str(found["corruption"]) == described
 
-    def save(
+    def keep(
         self, part: str, chunk: int, described: str, arrays: Arrays
     ) -> None:
-        """Saves the arrays of a chunk.
+        """Saves the arrays of a chunk, with the description of a corruption.
 
         Args:
             part: `NATURAL`, or a result of `part_of`.
@@ -137,12 +133,7 @@ class Verdicts:
                 a random model also `wrong`, a float array (n,), and for
                 `NATURAL` also `logits`, a float array (n, classes).
         """
-        arrays = {**arrays, "corruption": np.array(described)}
-        if self._folder is not None:
-            path = _path(self._folder, part, chunk)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_arrays(path, arrays)
-        self._parts[part, chunk] = arrays
+        self.save(part, chunk, {**arrays, "corruption": np.array(described)})
 
     def asked(self) -> dict[str, list[int]]:
         """Returns the severities of each corruption of the header."""
@@ -179,47 +170,6 @@ def parts_of(asked: Mapping[str, Iterable[int]]) -> list[str]:
     return [NATURAL, *(part_of(name, s) for name in asked for s in asked[name])]
 
 
-def merged(folders: Iterable[files.Path]) -> tuple[Verdicts, list[str]]:
-    """Merges the records of several processes into one, in memory.
-
-    Args:
-        folders: The folders of records of the same model and data. They may
-            hold different corruptions and severities.
-
-    Returns:
-        (record, mixed): the `Verdicts`, and the entries of the header in which
-        the records differ although the evaluation is the same, such as
-        "devices" or "versions".
-
-    Raises:
-        ValueError: If a folder holds no record, or the record of another
-            evaluation, or if the verdicts of a corruption are those of two
-            versions of it.
-    """
-    record: Verdicts | None = None
-    mixed: set[str] = set()
-    for folder in map(pathlib.Path, folders):
-        header = files.read_json(folder / "record.json")
-        if header is None or not _is_header(header):
-            raise ValueError(
-                "a shard must be the workdir of evaluate_corruptions, like the "
-                f"others. Received: {folder}"
-            )
-        if record is None:
-            record = Verdicts(header)
-        mixed |= headers.check_same(
-            _fixed(header), _fixed(record.header), folder, headers.OF_ROUNDING
-        )
-        record.header = _grown(record.header, header)
-        for part, chunk, arrays in _chunks(folder, header):
-            described = str(arrays["corruption"])
-            _check_version(record, part, described, folder)
-            record.save(part, chunk, described, arrays)
-    if record is None:
-        raise ValueError("merge needs folders. Received: none")
-    return record, sorted(mixed)
-
-
 def is_record(folder: files.Path) -> bool:
     """Returns whether a folder holds verdicts on corrupted images.
 
@@ -228,18 +178,6 @@ def is_record(folder: files.Path) -> bool:
     """
     header = files.read_json(pathlib.Path(folder) / "record.json") or {}
     return str(header.get("schema")).startswith("corruptions")
-
-
-def _chunks(
-    folder: pathlib.Path, header: Header
-) -> Iterator[tuple[str, int, Arrays]]:
-    """Yields (part, number of the chunk, arrays) of all chunks of a folder."""
-    kinds = {kind["name"]: kind["severities"] for kind in header["corruptions"]}
-    for part in parts_of(kinds):
-        for chunk in range(chunk_count(header)):
-            arrays = _read(folder, header, part, chunk)
-            if arrays:
-                yield part, chunk, arrays
 
 
 def _check_version(
@@ -253,11 +191,6 @@ def _check_version(
             f"the shards must have one version of the corruption {part}; "
             f"evaluate it again. Received: another version in {folder}"
         )
-
-
-def _fixed(header: Header) -> Header:
-    """Returns the entries of a header that must not change."""
-    return {k: v for k, v in header.items() if k not in _GROWING}
 
 
 def _grown(held: Header, added: Header) -> Header:
@@ -298,48 +231,6 @@ def _is_kind(kind: Any) -> bool:
         and type(kind.get("severities")) is list
         and all(type(severity) is int for severity in kind["severities"])
     )
-
-
-def _holds_verdicts(folder: pathlib.Path) -> bool:
-    """Returns whether a folder without a header holds files of a record."""
-    return any(
-        any(folder.glob(pattern)) for pattern in ("*.npz", "*/[0-9]*.npz")
-    )
-
-
-def _path(folder: pathlib.Path, part: str, chunk: int) -> pathlib.Path:
-    slug = re.sub(r"[^a-zA-Z0-9_.-]+", "-", part)[:200]
-    if slug != part:  # Two names must not share a folder.
-        slug += f"-{zlib.crc32(part.encode()):08x}"
-    return folder / slug / f"{chunk:06d}.npz"
-
-
-def _read(
-    folder: pathlib.Path, header: Header, part: str, chunk: int
-) -> Arrays:
-    """Returns the arrays of a file; none if there is no file, or a damaged one.
-
-    A damaged chunk is measured again.
-    """
-    try:
-        # np.load would leave a damaged file open.
-        with (
-            open(_path(folder, part, chunk), "rb") as file,
-            np.load(file) as held,
-        ):
-            found = {name: held[name] for name in held.files}
-    except FileNotFoundError:
-        return {}
-    except Exception:  # A file can be damaged in many ways.
-        return {}
-    names = ["correct"]
-    names += ["wrong"] if header.get("draws") else []
-    names += ["logits"] if part == NATURAL else []
-    count = len(chunk_indices(header, chunk))
-    whole = all(
-        name in found and found[name].shape[:1] == (count,) for name in names
-    )
-    return found if whole and "corruption" in found else {}
 
 
 def described_header(

@@ -34,7 +34,8 @@ SCHEMA = 3
 # Entries of the header that change verdicts through rounding errors only.
 OF_ROUNDING = ("devices", "versions", "jit_compile")
 
-_GROWING = ("attacks", "surrogates")
+# Entries of the header of an evaluation that grow.
+GROWING = ("attacks", "surrogates")
 
 
 class Grown(NamedTuple):
@@ -58,7 +59,7 @@ def is_header(header: Mapping[str, Any]) -> bool:
         header: The content of a record.json.
     """
     counts = [header.get(key) for key in ("n", "batch_size", "classes")]
-    lists = [header.get(key) for key in _GROWING]
+    lists = [header.get(key) for key in GROWING]
     return (
         all(type(count) is int for count in counts)
         and min(header["n"], header["batch_size"]) > 0
@@ -248,6 +249,7 @@ def check_same(
     header: Header,
     folder: files.Path,
     allowed: Collection[str] = (),
+    growing: Collection[str] = GROWING,
 ) -> set[str]:
     """Checks that two headers agree, except for the entries that grow.
 
@@ -256,6 +258,7 @@ def check_same(
         header: Header of the evaluation.
         folder: Folder of the record.
         allowed: Entries that may differ, except for tfsam's version.
+        growing: Entries that are not compared, as they grow.
 
     Returns:
         The allowed entries that differ.
@@ -274,7 +277,7 @@ def check_same(
     changes, accepted = [], set()
     for key in {**held, **header}:
         new, old = header.get(key), held.get(key)
-        if key in _GROWING or _same(key, new, old):
+        if key in growing or _same(key, new, old):
             continue
         if _not_comparable(key, held, header):
             continue

@@ -23,6 +23,7 @@ from tfsam.evaluation import accuracies
 from tfsam.evaluation import cache_key
 from tfsam.evaluation import diagnosis
 from tfsam.evaluation import kept_workers
+from tfsam.evaluation import records
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.arguments import EPSILONS
 from tfsam.evaluation.arguments import How
@@ -356,7 +357,7 @@ def _measured(
 ) -> dict[str, Any]:
     """Measures the shard's chunks, and returns the result."""
     first, count = how.shard
-    share = range(first, verdicts.chunk_count(record.header), count)
+    share = range(first, records.chunk_count(record.header), count)
     devices = known_devices(how.devices)
     workers = kept_workers.workers_of(plan, models, devices)
     measure_natural(plan, workers[False], record, share)

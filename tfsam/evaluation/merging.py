@@ -7,10 +7,11 @@ from typing import Any
 from tfsam.evaluation import accuracies
 from tfsam.evaluation import corrupted_results
 from tfsam.evaluation import corrupted_verdicts
+from tfsam.evaluation import records
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.budgets import Budget
 from tfsam.evaluation.budgets import flat
-from tfsam.evaluation.verdicts import NATURAL
+from tfsam.evaluation.records import NATURAL
 from tfsam.support import files
 
 
@@ -61,7 +62,7 @@ def merge(folders: Iterable[files.Path]) -> dict[str, Any]:
     if any(map(corrupted_verdicts.is_record, folders)):
         return _corruptions(folders)
     record, mixed = verdicts.merged(folders)
-    whole = range(verdicts.chunk_count(record.header))
+    whole = range(records.chunk_count(record.header))
     _check_measured(record, [NATURAL], whole)
     result = accuracies.result(record, whole, _unmeasured(record, whole))
     result["warnings"] += _of_mixed(mixed)
@@ -70,8 +71,8 @@ def merge(folders: Iterable[files.Path]) -> dict[str, Any]:
 
 def _corruptions(folders: Iterable[files.Path]) -> dict[str, Any]:
     """Combines the shards of an evaluation on corrupted images."""
-    record, mixed = corrupted_verdicts.merged(folders)
-    whole = range(verdicts.chunk_count(record.header))
+    record, mixed = corrupted_verdicts.Verdicts.merged(folders)
+    whole = range(records.chunk_count(record.header))
     asked = record.asked()
     _check_measured(record, corrupted_verdicts.parts_of(asked), whole)
     result = corrupted_results.result(
@@ -82,7 +83,7 @@ def _corruptions(folders: Iterable[files.Path]) -> dict[str, Any]:
 
 
 def _check_measured(
-    record: verdicts.Record | corrupted_verdicts.Verdicts,
+    record: records.Record,
     parts: Iterable[str],
     chunks: Sequence[int],
 ) -> None:

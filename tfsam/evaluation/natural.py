@@ -14,11 +14,12 @@ import tensorflow as tf
 
 from tfsam.evaluation import draws
 from tfsam.evaluation import model_probes
+from tfsam.evaluation import records
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.attack_probes import changes_of_loss
 from tfsam.evaluation.budgets import flat
 from tfsam.evaluation.plans import Plan
-from tfsam.evaluation.verdicts import NATURAL
+from tfsam.evaluation.records import NATURAL
 from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import spread
 from tfsam.support.logit_checks import check_logits
@@ -56,7 +57,7 @@ def _measure_chunk(
     """Saves the natural verdicts of a chunk, unless the record holds them."""
     if record.load(NATURAL, chunk):
         return
-    indices = verdicts.chunk_indices(record.header, chunk)
+    indices = records.chunk_indices(record.header, chunk)
     x = plan.data.x[np.resize(indices, plan.size)]
     judged = draws.judge(plan, worker, x, indices)
     if not np.isfinite(judged.outputs).all():
@@ -105,7 +106,7 @@ def measure_gradients(
         reach *= float(plan.factors.max())
     held = record.load(part, 0)
     found: dict[str, np.ndarray] = {}
-    indices = verdicts.chunk_indices(record.header, 0)
+    indices = records.chunk_indices(record.header, 0)
     correct = record.load(NATURAL, 0)["correct"]
     with tf.device(worker.device):
         if plan.diagnose and "changes" not in held:

@@ -1,16 +1,10 @@
 """Verdicts: which stage of an attack broke which example, kept in a record.
 
-A record is a folder of small files, each of which is written atomically: a
-header, the cache key that describes the evaluation, and a file for each chunk
-of examples, for natural accuracy and for each attack at each budget, such as
-"00-pgd/linf-0.1/000000.npz". Chunks that have a file are not measured again.
-
-A record grows: another attack, epsilon or norm is added to the header, and only
-what is new is measured. Processes that evaluate different chunks may share a
-folder, or use a folder each.
+The parts of the record (see `records.py`) are those of natural accuracy and of
+each attack at each budget, such as "00-pgd/linf-0.1/000000.npz". Another
+attack, epsilon or norm is added to the header.
 """
 
-import json
 import pathlib
 import re
 from collections.abc import Iterable
@@ -18,21 +12,23 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import Self
 
 import numpy as np
 
 from tfsam import geometry
 from tfsam.evaluation import headers
 from tfsam.evaluation import old_records
+from tfsam.evaluation import records
 from tfsam.evaluation.budgets import Budget
 from tfsam.evaluation.budgets import flat
 from tfsam.evaluation.budgets import folder_name
 from tfsam.evaluation.headers import Header
+from tfsam.evaluation.records import NATURAL
+from tfsam.evaluation.records import Arrays
 from tfsam.support import files
 
 __all__ = ["MISCLASSIFIED", "NATURAL", "STANDS", "load"]
-
-Arrays = Mapping[str, np.ndarray]
 
 # The verdict of an example: it survives; it is broken without an attack, that
 # is, misclassified, or taken for the class that attacks aim at; or the number
@@ -40,14 +36,11 @@ Arrays = Mapping[str, np.ndarray]
 STANDS = -1
 MISCLASSIFIED = 0
 
-# The part of a record that holds the natural verdicts.
-NATURAL = "natural"
-
 # Parts of a record that hold the gradients of models; see `natural.py`.
 _GRADIENTS = "gradients"
 
 
-class Record:
+class Record(records.Record):
     """The verdicts of an evaluation.
 
     Args:
@@ -66,81 +59,29 @@ class Record:
             evaluation, or verdicts without a header.
     """
 
+    growing = headers.GROWING
+    patterns = (
+        *(f"{NATURAL}/[0-9]*.npz", "[0-9]*-*/[0-9]*.npz"),
+        *(f"{_GRADIENTS}/*/[0-9]*.npz", "[0-9]*-*/*/[0-9]*.npz"),
+    )
+
     def __init__(
         self,
         header: Mapping[str, Any],
         folder: files.Path | None = None,
         identify: Sequence[headers.Identify] | None = None,
     ) -> None:
-        self.header: Header = json.loads(json.dumps(header))
-        self.folder = None if folder is None else pathlib.Path(folder)
-        self.numbers = list(range(len(self.header["attacks"])))
-        self.surrogates = list(range(len(self.header["surrogates"])))
-        self._parts: dict[tuple[str, int], Arrays] = {}
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # Another process may add an attack at the same time.
-        with files.locked(self.folder):
-            self._open(self.folder, identify)
-        for pattern in ("", "*/", "*/*/"):
-            found = self.folder.glob(pattern) if pattern else [self.folder]
-            for path in [p for f in found for p in files.leftovers(f)]:
-                files.remove(path)
+        self.numbers = list(range(len(header["attacks"])))
+        self.surrogates = list(range(len(header["surrogates"])))
+        self._identify = identify
+        super().__init__(header, folder)
 
-    def _open(
-        self,
-        folder: pathlib.Path,
-        identify: Sequence[headers.Identify] | None,
-    ) -> None:
-        """Adds the header to the folder's, or writes the first one."""
-        path = folder / "record.json"
-        held = files.read_json(path)
-        if held is None and not _holds_verdicts(folder):
-            files.write_json(path, self.header)
-            return
-        if held is not None:
-            headers.check_same(held, self.header, folder)
-        if held is None or not headers.is_header(held):
-            raise files.Unusable(
-                "the folder's record.json is missing or damaged, so it is "
-                "unknown which evaluation its verdicts belong to; choose "
-                f"another folder. Received: {folder}"
-            )
-        found = headers.grown(held, self.header, identify)
-        if found.header != held:
-            files.write_json(path, found.header)
-        self.header, self.numbers, self.surrogates = found
-
-    def load(self, part: str, chunk: int) -> Arrays:
-        """Returns the saved arrays of a chunk by name; an empty dict if none.
-
-        Images are left out.
-
-        Args:
-            part: `NATURAL`, or a result of `part_at`.
-            chunk: Number of the chunk.
-        """
-        if (part, chunk) not in self._parts and self.folder is not None:
-            found = _read_arrays(_path(self.folder, part, chunk))
-            self._parts[part, chunk] = found
-        return self._parts.get((part, chunk), {})
-
-    def save(self, part: str, chunk: int, arrays: Arrays) -> None:
-        """Saves the arrays of a chunk.
-
-        Args:
-            part: `NATURAL`, or a result of `part_at`.
-            chunk: Number of the chunk.
-            arrays: Arrays by name. They replace those that were saved before.
-        """
-        if self.folder is not None:
-            path = _path(self.folder, part, chunk)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_arrays(path, arrays)
-            # Images are kept on disk only.
-            arrays = {k: v for k, v in arrays.items() if not is_image(k)}
-        self._parts[part, chunk] = arrays
+    def _resume(self, held: Header, folder: pathlib.Path) -> None:
+        if not headers.is_header(held):
+            raise records.damaged(folder)
+        self.header, self.numbers, self.surrogates = headers.grown(
+            held, self.header, self._identify
+        )
 
     def part(self, number: int) -> str:
         """Returns the part of an attack.
@@ -203,6 +144,28 @@ class Record:
                 before = verdict
                 yield budget, held, verdict
 
+    @classmethod
+    def _known(cls, held: Header | None, folder: pathlib.Path) -> Header:
+        if held is not None and old_records.is_old(held):
+            held = old_records.converted(held)
+        if held is None or not headers.is_header(held):
+            raise ValueError(
+                f"a shard must be the folder of a record. Received: {folder}"
+            )
+        return held
+
+    @classmethod
+    def _without_parts(cls, header: Header) -> Self:
+        return cls(header | {"attacks": [], "surrogates": []})
+
+    def _absorb(self, header: Header, folder: pathlib.Path) -> None:
+        found = headers.grown(self.header, header)
+        self.header = found.header
+        for part, chunk, arrays in _chunks(folder, header):
+            place = _renumbered(part, header, self, found)
+            if place and _is_newer(arrays, self.load(place, chunk)):
+                self.save(place, chunk, arrays)
+
 
 def inherited(verdict: np.ndarray, smaller: np.ndarray) -> np.ndarray:
     """Returns verdicts that include those at a smaller epsilon.
@@ -241,32 +204,14 @@ def merged(folders: Iterable[files.Path]) -> tuple[Record, list[str]]:
             hold different attacks and budgets.
 
     Returns:
-        (record, mixed): the `Record`, and the entries of the header in which
-        the records differ although the evaluation is the same, such as
-        "devices" or "versions".
+        (record, mixed); see `records.Record.merged`.
 
     Raises:
         ValueError: If a folder holds no record, or the record of another
             evaluation.
     """
-    record: Record | None = None
-    mixed: set[str] = set()
-    for folder in [p for f in folders for p in _records_in(pathlib.Path(f))]:
-        header = _read_header(folder)
-        if record is None:
-            record = Record(header | {"attacks": [], "surrogates": []})
-        mixed |= headers.check_same(
-            header, record.header, folder, headers.OF_ROUNDING
-        )
-        found = headers.grown(record.header, header)
-        record.header = found.header
-        for part, chunk, arrays in _chunks(folder, header):
-            place = _renumbered(part, header, record, found)
-            if place and _is_newer(arrays, record.load(place, chunk)):
-                record.save(place, chunk, arrays)
-    if record is None:
-        raise ValueError("merge needs folders. Received: none")
-    return record, sorted(mixed)
+    given = map(pathlib.Path, folders)
+    return Record.merged(p for folder in given for p in _records_in(folder))
 
 
 def _records_in(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -281,24 +226,13 @@ def _records_in(folder: pathlib.Path) -> list[pathlib.Path]:
     return [folder]
 
 
-def _read_header(folder: pathlib.Path) -> Header:
-    header = files.read_json(folder / "record.json")
-    if header is not None and old_records.is_old(header):
-        header = old_records.converted(header)
-    if header is None or not headers.is_header(header):
-        raise ValueError(
-            f"a shard must be the folder of a record. Received: {folder}"
-        )
-    return header
-
-
 def _chunks(
     folder: pathlib.Path, header: Header
 ) -> Iterator[tuple[str, int, Arrays]]:
     """Yields (part, number of the chunk, arrays) of all files of a record."""
     for path in sorted(folder.rglob("[0-9]*.npz")):
         part = path.parent.relative_to(folder).as_posix()
-        arrays = _read_arrays(path)
+        arrays = records.read_arrays(path)
         for name, found in old_records.parts_of(header, part, arrays):
             yield name, int(path.stem), found
 
@@ -374,7 +308,7 @@ def load(folder: files.Path) -> dict[Any, np.ndarray]:
         path, only = path.parent, path.name
     record, _ = merged([path])
     names = [attack["name"] for attack in record.header["attacks"]]
-    chunks = range(chunk_count(record.header))
+    chunks = range(records.chunk_count(record.header))
     norms = [only] if only else norms_of(record.header)
     found = {}
     for number, name in enumerate(names):
@@ -437,55 +371,3 @@ def gradients_of(surrogate: int | None) -> str:
     """
     name = "model" if surrogate is None else f"surrogate-{surrogate:02d}"
     return f"{_GRADIENTS}/{name}"
-
-
-def chunk_count(header: Mapping[str, Any]) -> int:
-    """Returns the number of chunks.
-
-    Args:
-        header: The header of a record.
-    """
-    return -(-int(header["n"]) // int(header["batch_size"]))
-
-
-def chunk_indices(header: Mapping[str, Any], chunk: int) -> np.ndarray:
-    """Returns the indices of a chunk's examples.
-
-    Args:
-        header: The header of a record.
-        chunk: Number of the chunk.
-    """
-    start = chunk * header["batch_size"]
-    return np.arange(start, min(start + header["batch_size"], header["n"]))
-
-
-def is_image(name: str) -> bool:
-    """Returns whether an array of a chunk holds images.
-
-    Args:
-        name: Name of the array.
-    """
-    return name.rpartition("/")[2] == "adversarial"
-
-
-def _holds_verdicts(folder: pathlib.Path) -> bool:
-    """Returns whether a folder without a header holds files of a record."""
-    patterns = (f"{NATURAL}/[0-9]*.npz", "[0-9]*-*/[0-9]*.npz")
-    below = (f"{_GRADIENTS}/*/[0-9]*.npz", "[0-9]*-*/*/[0-9]*.npz")
-    return any(any(folder.glob(p)) for p in (*patterns, *below))
-
-
-def _path(folder: pathlib.Path, part: str, chunk: int) -> pathlib.Path:
-    return folder / part / f"{chunk:06d}.npz"
-
-
-def _read_arrays(path: pathlib.Path) -> Arrays:
-    try:
-        # np.load would leave a damaged file open.
-        with open(path, "rb") as file, np.load(file) as held:
-            return {k: held[k] for k in held.files if not is_image(k)}
-    except FileNotFoundError:
-        return {}
-    except Exception:
-        # A file can be damaged in many ways; the chunk is measured again.
-        return {}

@@ -66,8 +66,8 @@ def robustbench(
         - `link`, `name`, `authors`, `venue`, `architecture`, `dataset`, of
           `by_hand` or the configuration of the run: strings, of which empty
           ones are to be filled in.
-        - `additional_data`: a bool, whether other images than the training images
-          were used, of `by_hand` or by `--weights`.
+        - `additional_data`: a bool, whether other images than the training
+          images were used, of `by_hand` or by `--weights`.
         - `number_forward_passes` for a prediction: an integer, the draws of a
           random model, or else 1.
         - `eps`: a string such as "8/255" or "0.5".
