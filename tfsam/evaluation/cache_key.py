@@ -29,6 +29,7 @@ from tfsam.evaluation.headers import Header
 from tfsam.evaluation.headers import Identify
 from tfsam.evaluation.headers import grouped
 from tfsam.evaluation.opening import Models
+from tfsam.evaluation.opening import of_first
 from tfsam.evaluation.plans import Data
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
@@ -44,6 +45,7 @@ _DECISIVE = (
     "attacks/**/*.py",
     "evaluation/attack_batch.py",
     "evaluation/attack_probes.py",
+    "evaluation/batch_dependence.py",
     "evaluation/bisection.py",
     "evaluation/chunk*.py",
     "evaluation/draws.py",
@@ -182,9 +184,7 @@ def _described_model(
         label = logits.identity["files"]
     else:
         label = identity.digest(parts)
-    function: Any = logits.function
-    if plan.data.inputs is not None:
-        function = function.given(*plan.data.given(slice(16)))
+    function = of_first(logits, plan.data, 16).function
     return label, parts, fingerprints.sketch(function, plan.data.x[:16])
 
 

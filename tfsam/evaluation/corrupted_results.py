@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tfsam.evaluation import red_flags
 from tfsam.evaluation.corrupted_verdicts import Verdicts
 from tfsam.evaluation.corrupted_verdicts import part_of
 from tfsam.evaluation.draws import spread
@@ -32,8 +33,8 @@ def result(
         left_out: The benchmark's corruptions that are left out, with reasons.
     """
     natural = [record.load(NATURAL, chunk) for chunk in chunks]
-    number = record.header.get("draws")
-    rows = []
+    header, rows = record.header, []
+    number = header.get("draws")
     for name, severities in asked.items():
         for severity in severities:
             part = part_of(name, severity)
@@ -42,6 +43,7 @@ def result(
             rows.append(row | accuracy(held, number))
     mean = float(np.mean([row["accuracy"] for row in rows]))
     first = accuracy(natural, number)
+    of_several = {k: header[k] for k in ("attacked",) if k in header}
     return {
         "name": NAME,
         "mean_accuracy": mean,
@@ -51,7 +53,8 @@ def result(
         "severities": sorted({row["severity"] for row in rows}),
         "rows": rows,
         "left_out": dict(left_out),
-        "constants": record.header["constants"],
+        "constants": header["constants"],
+        **of_several,
         "warnings": _warnings(natural, number),
     }
 
@@ -102,12 +105,7 @@ def _warnings(
                 "The random numbers of the model cannot be set, so another "
                 "evaluation draws others and may give other accuracies."
             )
-        # Noise alone also makes a difference with other neighbours, so that
-        # the draws of a random model tell.
-        depends = bool(arrays["batch_dependence"] > tolerance)
-        if noise > tolerance:
-            depends = not arrays.get("together", True)
-        if depends:
+        if red_flags.depends_on_batch(arrays):
             messages["batch_dependence"] = (
                 "The logits for an image depend on the other images of its "
                 "batch: with another batch size the accuracies are others."

@@ -365,7 +365,10 @@ def facts(plan: Plan) -> dict[str, np.ndarray]:
     """
     if plan.draws is None:
         return {}
-    return {"repeatable": np.array(plan.draws.source != UNKNOWN)}
+    return {
+        "repeatable": np.array(plan.draws.source != UNKNOWN),
+        "together": np.array(plan.draws.together),
+    }
 
 
 def follows_one(

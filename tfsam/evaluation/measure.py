@@ -131,10 +131,10 @@ def evaluate(
             example is classified correctly if the logits above 0 are those of
             the labels that it has, and an attack breaks it if any is wrong.
         attacked: Name or number of the input that is attacked, for a model of
-            several. x is then a list or dict of arrays, in the structure that
-            the model takes, and the attacks know the other inputs, but do not
-            change them. None is the only input that looks like images in the
-            bounds.
+            several. x, also that of a dataset, is then a list or dict of
+            inputs, in the structure that the model takes, and the attacks know
+            the other inputs, but do not change them. None is the only input
+            that looks like images in the bounds.
         seed: Integer >= 0. With the index of an example, it determines the
             random numbers for that example.
         batch_size: Number of examples in a chunk, which are attacked together.
@@ -186,8 +186,8 @@ def evaluate(
             generator. None reads all, and rejects data without an end.
         pixels: The range of pixels that a model from a path was trained on, see
             `tfsam.models.load`. None takes the one that its layers tell, or
-            under which it is the most accurate. Inputs that are not in [0, 1]
-            by `bounds` are given to it as they are.
+            under which it is the most accurate. Several inputs, and those that
+            are not in [0, 1] by `bounds`, are given to it as they are.
         draws: Number of draws of a random model by which each verdict is made;
             an example is broken if at least half of them are wrong, also
             without an attack. None means 20 for a model that is random, and a

@@ -5,7 +5,6 @@ Their results become warnings in `red_flags.py`. They change no number.
 
 import functools
 from collections.abc import Callable
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from tfsam.attacks.context import Context
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import traced
+from tfsam.evaluation import batch_dependence
 from tfsam.models import gradient_flow
 from tfsam.support.rescaling import flattened
 from tfsam.support.rescaling import rescaled
@@ -32,8 +32,7 @@ _UNITS = {
 def probe_outputs(function: Any, x: np.ndarray) -> dict[str, np.ndarray]:
     """Calls a model twice on the same batch, and with changed batches.
 
-    An example keeps its place in the batch when the other examples change, so
-    that the hardware rounds its logits in the same way.
+    See `batch_dependence.py`.
 
     Args:
         function: The function of a loaded model, from pixels to logits, with
@@ -44,24 +43,36 @@ def probe_outputs(function: Any, x: np.ndarray) -> dict[str, np.ndarray]:
         A dict of scalar arrays: `randomness`, the largest difference between
         two calls; `batch_dependence`, the largest difference that other
         examples in the batch make; and `tolerance`, the largest difference that
-        rounding can explain.
+        rounding can explain. Also `batch_p_value`, for a random model: the
+        p-value of the hypothesis that the other examples make none.
     """
     first, second = _twice(function, x)
-    dependence = 0.0
-    for examples, places, batch in _with_other_neighbours(x):
+    noise = difference(first, second)
+    tolerance = _tolerance(first, _unit(function, first))
+    dependence, taken = 0.0, []
+    for changed in batch_dependence.with_other_neighbours(x):
+        batch = changed.batch
         try:
             outputs = tf.convert_to_tensor(function(tf.constant(batch)))
         except Exception:
             if len(batch) == len(x):
                 raise
             continue  # The model takes only one example at a time.
-        found = difference(outputs.numpy()[places], first[examples])
+        taken.append(changed)
+        found = difference(
+            outputs.numpy()[changed.places], first[changed.examples]
+        )
         dependence = max(dependence, found)
-    return {
-        "randomness": np.array(difference(first, second)),
-        "batch_dependence": np.array(dependence),
-        "tolerance": np.array(_tolerance(first, _unit(function, first))),
+    probed = {
+        "randomness": noise,
+        "batch_dependence": dependence,
+        "tolerance": tolerance,
     }
+    if noise > tolerance:
+        probed["batch_p_value"] = batch_dependence.p_value(
+            function, x, taken, tolerance
+        )
+    return {name: np.array(value) for name, value in probed.items()}
 
 
 def randomness(function: Any, x: np.ndarray) -> tuple[float, float]:
@@ -85,35 +96,6 @@ def _twice(function: Any, x: np.ndarray) -> list[np.ndarray]:
         tf.convert_to_tensor(outputs).numpy()
         for outputs in function.in_turn([tf.constant(x)] * 2)
     ]
-
-
-def _with_other_neighbours(
-    x: np.ndarray,
-) -> Iterator[tuple[Any, Any, np.ndarray]]:
-    """Yields batches in which some examples of x have other neighbours.
-
-    Args:
-        x: Float array (batch, ...).
-
-    Yields:
-        (examples, places, batch): indices of examples in x, and their places in
-        the batch. Unless x has a single example, they are equal, and the batch
-        is as large as x.
-    """
-    low, high = x.min(), x.max()
-    # Within the range of the pixels, and unlike the data.
-    mirrored = np.clip(low + (high - x), low, high)
-    if len(x) == 1:
-        yield [0], [0], np.concatenate([x, mirrored])
-        yield [0], [1], np.concatenate([mirrored, x])
-        return
-    kept = np.arange(0, len(x), 2)
-    batch = mirrored.copy()
-    batch[kept] = x[kept]
-    yield kept, kept, batch
-    means = x.reshape(len(x), -1).mean(axis=1)
-    for place in {int(means.argmin()), int(means.argmax())}:
-        yield [place], [place], np.repeat(x[place : place + 1], len(x), axis=0)
 
 
 def difference(outputs: np.ndarray, other: np.ndarray) -> float:

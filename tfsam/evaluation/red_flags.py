@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
+from tfsam.evaluation.batch_dependence import LEVEL
 from tfsam.registries import ATTACKS
 from tfsam.support.rescaling import LEAST_RANGE
 
@@ -190,9 +191,7 @@ def _of_outputs(found: Sequence[Arrays]) -> list[Flag]:
                     "compiled.",
                 )
             )
-        # Noise alone also makes a difference with other neighbours.
-        noise = max(tolerance, 3 * f["randomness"])
-        if f.get("batch_dependence", 0.0) > noise:
+        if depends_on_batch(f):
             warnings.append(
                 _warning(
                     "batch_dependent",
@@ -205,6 +204,25 @@ def _of_outputs(found: Sequence[Arrays]) -> list[Flag]:
                 )
             )
     return warnings
+
+
+def depends_on_batch(found: Arrays) -> bool:
+    """Returns whether logits depend on the other examples of their batch.
+
+    Args:
+        found: A result of `model_probes.probe_outputs`, for a random model with
+            the facts of `draws.facts`.
+    """
+    tolerance = found.get("tolerance", _OLD_TOLERANCE)
+    difference = found.get("batch_dependence", 0.0)
+    if found["randomness"] <= tolerance:
+        return bool(difference > tolerance)
+    if not found.get("together", True):  # Draws of one key differ.
+        return True
+    if "batch_p_value" in found:
+        return bool(found["batch_p_value"] <= LEVEL)
+    # Older records do not have it.
+    return bool(difference > 3 * found["randomness"])
 
 
 class Facts(NamedTuple):
