@@ -178,3 +178,132 @@ def test_a_structure_is_split_and_joined():
         assert (pixels, others) == (2, (1,))
         assert inputs.join(3, others) in ({"b": 1, "a": 3}, [1, 3], (1, 3))
         assert type(inputs.join(3, others)) is type(whole)
+
+
+def batches(x, size=2):
+    return tf.data.Dataset.from_tensor_slices((x, Y)).batch(size)
+
+
+class Python(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        rows = slice(2 * index, 2 * index + 2)
+        return [IMAGE[rows], LIMIT[rows]], Y[rows]
+
+
+def test_inputs_come_from_datasets(tmp_path):
+    whole = {"image": IMAGE, "limit": LIMIT}
+    expected = evaluate(whole, workdir=tmp_path)
+    data = batches(whole)
+    for given in (data, data.unbatch()):
+        found = tfsam.evaluate(
+            *(LISTED, given, ["pgd"]),
+            **{"epsilons": [0.07, 0.12, 0.17], "diagnose": False},
+            workdir=tmp_path,  # It is the same record.
+        )
+        assert found == expected
+    pairs = (
+        Python(),
+        batches((IMAGE, LIMIT)),
+        ((list(x), y) for x, y in batches((IMAGE, LIMIT), 5)),
+    )
+    for given in pairs:
+        result = tfsam.evaluate(LISTED, given, ["pgd:steps=1"], epsilons=[0.5])
+        assert result["natural"]["accuracy"] == 4 / 5
+        assert result["attacked"] == 0
+
+
+def test_only_some_batches_are_read():
+    data = batches({"image": IMAGE, "limit": LIMIT}).repeat()
+    with pytest.raises(ValueError, match="must be finite"):
+        tfsam.evaluate(LISTED, data, [])
+    result = tfsam.evaluate(LISTED, data, [], steps=2)
+    assert result["natural"] == {
+        **result["natural"],
+        **{"accuracy": 1.0, "n": 4},
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            tf.data.Dataset.from_tensors({"image": IMAGE, "limit": LIMIT}),
+            "without labels",
+        ),
+        (
+            tf.data.Dataset.from_tensors(({"a": IMAGE, "b": LIMIT[:2]}, Y)),
+            "all inputs and y must have the same number of examples",
+        ),
+    ],
+    ids=["no labels", "lengths"],
+)
+def test_other_datasets_are_rejected(data, message):
+    with pytest.raises(ValueError, match=message):
+        tfsam.evaluate(LISTED, data, [])
+
+
+def ending(activation):
+    """The network with a softmax or sigmoid at its end."""
+    given = network(structure=dict)
+    outputs = keras.layers.Activation(activation)(given.output)
+    return keras.Model(given.input, outputs)
+
+
+@pytest.mark.parametrize("made", [network, lambda: ending("softmax")])
+def test_models_come_from_files(made, tmp_path):
+    path = tmp_path / "model.keras"
+    made().save(path)
+    x = {"image": IMAGE, "limit": LIMIT}
+    result = evaluate(x, path, workdir=tmp_path / "record")
+    assert accuracies(result) == EXACT
+    removed = made is not network
+    assert result["model"]["logits"] == (
+        "removed_ending" if removed else "exact"
+    )
+    assert sorted(result["model"]["input_shape"]) == [[1], [2, 2, 1]]
+    assert evaluate(x, path, workdir=tmp_path / "record") == result
+    transfer = evaluate(x, surrogate=path, epsilons=[0.12])
+    assert accuracies(transfer) == EXACT[1:2]
+
+
+def test_files_without_logits_are_rejected(tmp_path):
+    path = tmp_path / "model.keras"
+    given = network(structure=dict)
+    softmax = keras.layers.Softmax()(given.output)
+    mean = keras.layers.Average()([softmax, softmax])
+    keras.Model(given.input, mean).save(path)
+    x = {"image": IMAGE, "limit": LIMIT}
+    with pytest.raises(ValueError, match="must return logits, or end in a"):
+        evaluate(x, path)
+    with pytest.raises(ValueError, match="one of several gets them as they"):
+        evaluate(x, path, pixels="0..255")
+
+
+def test_one_of_several_inputs_is_corrupted(tmp_path):
+    """Less contrast makes deviations from the mean smaller, here 0.08."""
+    image = np.repeat(np.repeat(IMAGE, 4, axis=1), 4, axis=2)
+    x = {"image": image, "limit": LIMIT}
+
+    def function(inputs):
+        spread = tf.math.reduce_std(inputs["image"], [1, 2])
+        least = 0.07 + 0 * inputs["limit"]
+        return 100 * tf.concat([spread, least], axis=1)
+
+    def corrupted(**options):
+        return tfsam.evaluate_corruptions(
+            *(function, (x, 0 * Y), "contrast"),
+            **{"severities": [1], "batch_size": 2, "name": "spread", **options},
+        )
+
+    result = corrupted(workdir=tmp_path)
+    assert (result["natural"]["accuracy"], result["attacked"]) == (1, "image")
+    assert result["mean_accuracy"] == 0
+    assert corrupted(workdir=tmp_path) == result
+    with pytest.raises(files.Unusable, match="data="):
+        x["limit"] = x["limit"] + 0.01
+        corrupted(workdir=tmp_path)
+    with pytest.raises(ValueError, match="draws are for models of a single"):
+        corrupted(draws=2)

@@ -83,17 +83,97 @@ def load(
     check_finite(data, steps)
     if _in_memory(data):
         return _pair(_unpacked(data))
+    found = batches(data, steps=steps, network=network, most=_MOST)
+    x, y = _collected(map(_pair, found), data, steps)
+    return x, np.asarray(y)
+
+
+def load_several(
+    data: Any, *, steps: int | None = None, network: Any = None
+) -> tuple[Any, np.ndarray]:
+    """Returns several inputs, and the labels, as arrays.
+
+    Args:
+        data: a `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of
+            (x, y), batched or not, where x is a list, a tuple or a dict of
+            inputs.
+        steps: see `load`.
+        network: see `load`.
+
+    Returns:
+        (x, y): the structure of NumPy arrays with the same number of rows, at
+        least one, where large arrays are `Rows` of a temporary file; and the
+        labels.
+
+    Raises:
+        ValueError: if the data is of another kind, empty or endless, or has no
+            labels, or parts of different lengths.
+    """
+    structure: list[Any] = []
+
+    def parts(batch: _Parts) -> list[np.ndarray]:
+        x, y, _ = batch
+        if y is None:
+            raise ValueError(
+                f"{_KINDS} Received: {_described(x)} without labels"
+            )
+        structure[:] = [x]
+        found = [_array("x", leaf) for leaf in tf.nest.flatten(x)]
+        found.append(_array("y", y))
+        lengths = {len(each) if each.ndim else 0 for each in found}
+        if len(lengths) > 1 or 0 in lengths:
+            raise ValueError(
+                "all inputs and y must have the same number of examples, at "
+                f"least one. Received: {', '.join(map(str, sorted(lengths)))}"
+            )
+        return found
+
+    found = batches(data, steps=steps, network=network, most=_MOST)
+    *inputs, y = _collected(map(parts, found), data, steps)
+    return tf.nest.pack_sequence_as(structure[0], inputs), np.asarray(y)
+
+
+def _collected(
+    batches: Iterator[Sequence[np.ndarray]], data: Any, steps: int | None
+) -> list[Pixels]:
+    """Joins the parts of batches.
+
+    Args:
+        batches: the parts of each batch, of which the last are the labels.
+        data: the data, for errors.
+        steps: see `load`.
+    """
     limited = _length(data, steps) is None
-    found = [Collected("x"), Collected("y")]
-    for batch in batches(data, steps=steps, network=network, most=_MOST):
-        for collected, part in zip(found, _pair(batch), strict=True):
+    found: list[Collected] = []
+    for parts in batches:
+        names = ["x"] * (len(parts) - 1) + ["y"]
+        found = found or list(map(Collected, names))
+        for collected, part in zip(found, parts, strict=True):
             collected.add(part)
         if limited and sum(each.nbytes for each in found) > _MOST_BYTES:
             raise _too_long(f"{_MOST_BYTES >> 30} GiB", data)
-    if not len(found[0]):
+    if not found:
         raise ValueError("data must hold examples. Received: none")
-    x, y = (collected.whole() for collected in found)
-    return x, np.asarray(y)
+    return [collected.whole() for collected in found]
+
+
+def gives_several(data: Any, network: Any = None) -> bool:
+    """Returns whether a container of batches gives several inputs.
+
+    Args:
+        data: any of the containers above. Generators are not read: theirs are
+            as many as those of the network.
+        network: the `keras.Model` that receives the data, or None.
+    """
+    if _in_memory(data) or isinstance(data, (str, pathlib.PurePath, Images)):
+        return False
+    if isinstance(data, tf.data.Dataset):
+        x, _, _ = _unpacked(data.element_spec, network)
+    elif _is_py(data):
+        x, _, _ = _unpacked(data[0], network)
+    else:
+        return _several_inputs(network)
+    return isinstance(x, (dict, list, tuple))
 
 
 def batches(

@@ -21,8 +21,7 @@ from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
 from tfsam.evaluation.plans import cold_entries
 from tfsam.evaluation.plans import entries_of
-from tfsam.evaluation.plans import load_data
-from tfsam.evaluation.plans import part_inputs
+from tfsam.evaluation.plans import load_inputs
 from tfsam.evaluation.workers import known_devices
 from tfsam.registries import ATTACKS
 from tfsam.support import files
@@ -111,12 +110,14 @@ def made_plan(what: What, how: How, where: Where) -> Plan:
                 "applies to the other attacks only.",
                 stacklevel=3,
             )
-    given, inputs, others = part_inputs(
-        what.data, what.attacked, what.model, bounds
+    data = load_inputs(
+        what.data,
+        what.attacked,
+        what.model,
+        bounds,
+        what.steps,
+        what.multi_label,
     )
-    data = load_data(
-        given, bounds, what.steps, what.model, what.multi_label
-    )._replace(inputs=inputs, others=others)
     factors = _factors(what.epsilon_factors, len(data.x), budgets, bounds)
     size = min(batch_size, len(data.x))
     check_shard(how.shard, len(data.x), size)

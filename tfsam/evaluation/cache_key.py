@@ -55,6 +55,7 @@ _DECISIVE = (
     "evaluation/outcomes.py",
     "evaluation/plans.py",
     "evaluation/reaches.py",
+    "evaluation/records.py",
     "evaluation/verdicts.py",
     "evaluation/workers.py",
     "evaluation/worst_case.py",

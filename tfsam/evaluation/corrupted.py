@@ -11,14 +11,11 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
-from typing import NamedTuple
 
 import numpy as np
 
 from tfsam.corruptions.base import SEVERITIES
-from tfsam.corruptions.base import check_severity
 from tfsam.corruptions.base import size_of_constants
-from tfsam.corruptions.images import CorruptionFn
 from tfsam.corruptions.images import corrupt_with
 from tfsam.corruptions.selection import chosen
 from tfsam.corruptions.selection import left_out
@@ -28,11 +25,16 @@ from tfsam.evaluation import corrupted_verdicts
 from tfsam.evaluation import draws as judging
 from tfsam.evaluation import model_probes
 from tfsam.evaluation.arguments import check_shard
+from tfsam.evaluation.corrupted_plans import BOUNDS
+from tfsam.evaluation.corrupted_plans import Work
+from tfsam.evaluation.corrupted_plans import header_of
+from tfsam.evaluation.corrupted_plans import work_of
 from tfsam.evaluation.corrupted_verdicts import Verdicts
-from tfsam.evaluation.goals import AnyWrongClass
+from tfsam.evaluation.opening import Models
+from tfsam.evaluation.opening import draws_of
+from tfsam.evaluation.opening import of_first
 from tfsam.evaluation.opening import open_logits
-from tfsam.evaluation.plans import Plan
-from tfsam.evaluation.plans import load_data
+from tfsam.evaluation.plans import load_inputs
 from tfsam.evaluation.records import NATURAL
 from tfsam.evaluation.records import chunk_indices
 from tfsam.evaluation.workers import Worker
@@ -40,36 +42,11 @@ from tfsam.evaluation.workers import known_devices
 from tfsam.evaluation.workers import make_worker
 from tfsam.evaluation.workers import spread
 from tfsam.models.functions import count_classes
-from tfsam.registries import CORRUPTIONS
 from tfsam.support import files
 from tfsam.support.labels import check_classes
 from tfsam.support.logit_checks import check_logits
-from tfsam.support.validators import check_count
 
 Change = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-_BOUNDS = (0.0, 1.0)
-
-
-class _Work(NamedTuple):
-    """What is measured, except for the model.
-
-    Attributes:
-        plan: The images before they are corrupted, and how they are judged.
-        functions: The corruptions, by their names.
-        severities: The severities, ascending.
-        chunks: Numbers of the chunks.
-    """
-
-    plan: Plan
-    functions: dict[str, CorruptionFn]
-    severities: list[int]
-    chunks: range
-
-    @property
-    def asked(self) -> dict[str, list[int]]:
-        """The severities of each corruption."""
-        return dict.fromkeys(self.functions, self.severities)
 
 
 def evaluate_corruptions(
@@ -89,6 +66,7 @@ def evaluate_corruptions(
     pixels: str | None = None,
     draws: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    attacked: str | int | None = None,
 ) -> dict[str, Any]:
     """Measures accuracy on corrupted images, by kind and severity.
 
@@ -132,6 +110,8 @@ def evaluate_corruptions(
         shard: (i, n) to evaluate only every n-th chunk of `batch_size` images,
             beginning with the i-th. `tfsam.merge` combines the workdirs of all
             shards.
+        attacked: Name or number of the input that is corrupted, for a model of
+            several; see `tfsam.evaluate`. The others stay as they are.
 
     Returns:
         A dict. `rows` is a list of {`corruption`, `severity`, `accuracy`, `n`,
@@ -144,7 +124,8 @@ def evaluate_corruptions(
         `left_out` a dict of the benchmark's corruptions that tfsam does not
         have, with the reasons. `constants` is 32 or 224, the side of the images
         to which the benchmark's constants belong, and `name` says that this is
-        not CIFAR-10-C. `warnings` is a list of {`warning`, `message`}: whether
+        not CIFAR-10-C. `attacked` is the input of several that is corrupted.
+        `warnings` is a list of {`warning`, `message`}: whether
         the model is random, whether its draws can be repeated, and whether its
         logits depend on the batch, so that they hold for this batch size only.
 
@@ -172,23 +153,27 @@ def evaluate_corruptions(
         (1.0, 4)
     """
     selection = corruptions if isinstance(corruptions, str) else [*corruptions]
-    work = _work(data, selection, severities, seed, batch_size, steps, model)
+    names = chosen(selection)
+    given = load_inputs(data, attacked, model, BOUNDS, steps)
+    work = work_of(given, names, severities, seed, batch_size)
     x, size = work.plan.data.x, work.plan.size
     check_shard(shard, len(x), size)
     work = work._replace(chunks=range(shard[0], -(-len(x) // size), shard[1]))
     known = known_devices(devices)
-    logits = open_logits(model, work.plan.data, _BOUNDS, pixels, jit_compile)
-    classes = count_classes(logits, x[:1])
-    drawn = judging.planned(draws, logits, x)
+    logits = open_logits(model, given, BOUNDS, pixels, jit_compile)
+    classes = count_classes(of_first(logits, given, 1), x[:1])
+    drawn = draws_of(draws, Models(logits, None, classes), given)
     work = work._replace(plan=work.plan._replace(draws=drawn))
-    header = _header(work, left_out(selection))
+    header = header_of(work, left_out(selection))
     if workdir is not None:
         described = cache_key.Model(model, logits, name)
-        header |= corrupted_verdicts.described_header(
-            described, work.plan.data, known
-        )
+        header |= corrupted_verdicts.described_header(described, given, known)
     record = Verdicts(header, workdir)
-    workers = [make_worker(d, logits, classes, x[:1], size) for d in known]
+    others = given.given(slice(1))
+    workers = [
+        make_worker(d, logits, classes, x[:1], size, others=others)
+        for d in known
+    ]
     _measure_natural(work, workers, record, classes)
     _measure(work, workers, record, progress)
     return corrupted_results.result(
@@ -196,84 +181,8 @@ def evaluate_corruptions(
     )
 
 
-def _work(
-    data: Any,
-    corruptions: Any,
-    severities: Iterable[int],
-    seed: int,
-    batch_size: int,
-    steps: int | None,
-    model: Any,
-) -> _Work:
-    """Checks the arguments, reads the data, and tries each corruption."""
-    names = chosen(corruptions)
-    numbers = sorted({check_severity(severity) for severity in severities})
-    if not numbers:
-        raise ValueError(
-            "severities must be some of 1, 2, 3, 4 and 5. Received: none"
-        )
-    size = check_count("batch_size", batch_size, 1)
-    seed = check_count("seed", seed)
-    loaded = load_data(data, _BOUNDS, steps, model)
-    functions = check(loaded.x[:1], names)
-    plan = Plan(
-        data=loaded,
-        entries=[],
-        budgets={},
-        bounds=_BOUNDS,
-        seed=seed,
-        size=min(size, len(loaded.x)),
-        warm_start=False,
-        keep_images=False,
-        goal=AnyWrongClass(loaded.y, loaded.labels),
-    )
-    return _Work(plan, functions, numbers, range(0))
-
-
-def _header(work: _Work, left_out: dict[str, str]) -> dict[str, Any]:
-    """Returns the part of a record's header that needs no model."""
-    plan = work.plan
-    header = {
-        "schema": corrupted_verdicts.SCHEMA,
-        "n": len(plan.data.x),
-        "batch_size": plan.size,
-        "seed": plan.seed,
-        "constants": size_of_constants(plan.data.x.shape[1:]),
-        "corruptions": [
-            {"name": name, "severities": severities}
-            for name, severities in work.asked.items()
-        ],
-        "left_out": left_out,
-    }
-    if plan.draws is not None:
-        header["draws"] = plan.draws.number
-    return header
-
-
-def check(image: np.ndarray, corruptions: Any) -> dict[str, CorruptionFn]:
-    """Tries corruptions on an image, at all severities.
-
-    Args:
-        image: Float array (1, height, width, channels) or (1, height, width).
-        corruptions: Names and groups; see `evaluate_corruptions`.
-
-    Returns:
-        The corruptions, by their names.
-
-    Raises:
-        ImportError: If the package of a corruption cannot be imported.
-        ValueError: If a name is unknown, or a corruption cannot be applied.
-    """
-    size_of_constants(image.shape[1:])
-    found = {name: CORRUPTIONS.make(name) for name in chosen(corruptions)}
-    for name, function in found.items():
-        for severity in SEVERITIES:
-            corrupt_with(function, name, image, severity, 0, None)
-    return found
-
-
 def _measure_natural(
-    work: _Work, workers: Sequence[Worker], record: Verdicts, classes: int
+    work: Work, workers: Sequence[Worker], record: Verdicts, classes: int
 ) -> None:
     """Saves the verdicts on the images as they are, and checks the logits."""
     plan = work.plan
@@ -289,10 +198,9 @@ def _measure_natural(
         found = _verdicts(work, judged) | {"logits": judged.outputs}
         if first:  # Every shard warns, and looks at the same images.
             some = plan.data.x[: min(plan.size, 16)]
-            found |= model_probes.probe_outputs(worker.judge.function, some)
+            judge = of_first(worker.judge, plan.data, len(some))
+            found |= model_probes.probe_outputs(judge.function, some)
             found |= judging.facts(plan)
-            if plan.draws is not None:
-                found["together"] = np.array(plan.draws.together)
         record.keep(NATURAL, chunk, NATURAL, found)
 
     spread(workers, measure, work.chunks)
@@ -302,7 +210,7 @@ def _measure_natural(
 
 
 def _measure(
-    work: _Work,
+    work: Work,
     workers: Sequence[Worker],
     record: Verdicts,
     progress: Callable[[str], Any] | None,
@@ -339,7 +247,7 @@ def _measure(
 
 
 def _measure_part(
-    work: _Work,
+    work: Work,
     workers: Sequence[Worker],
     record: Verdicts,
     chunks: Sequence[int],
@@ -374,7 +282,7 @@ def _measure_part(
 
 
 def _judged(
-    work: _Work, record: Verdicts, change: Change, worker: Worker, chunk: int
+    work: Work, record: Verdicts, change: Change, worker: Worker, chunk: int
 ) -> judging.Judged:
     """Judges the images of a chunk after a function has changed them."""
     plan = work.plan
@@ -391,7 +299,7 @@ def _judged(
     return judged
 
 
-def _verdicts(work: _Work, judged: judging.Judged) -> dict[str, np.ndarray]:
+def _verdicts(work: Work, judged: judging.Judged) -> dict[str, np.ndarray]:
     """Returns the arrays to be saved, by name."""
     found = {"correct": ~judged.broken}
     if work.plan.draws is not None:

@@ -20,6 +20,7 @@ import numpy as np
 from tfsam.evaluation import cache_key
 from tfsam.evaluation import records
 from tfsam.evaluation.headers import Header
+from tfsam.evaluation.opening import of_first
 from tfsam.evaluation.plans import Data
 from tfsam.evaluation.records import NATURAL
 from tfsam.evaluation.records import Arrays
@@ -247,10 +248,11 @@ def described_header(
         ValueError: If the model cannot be described and has no name.
     """
     digest = cache_key.source_digest(_DECISIVE)
+    function = of_first(model.logits, data, 16).function
     return {
         "data": cache_key.data_digest(data),
         "model_parts": cache_key.model_identity("model", model),
-        "model_sketch": fingerprints.sketch(model.logits.function, data.x[:16]),
+        "model_sketch": fingerprints.sketch(function, data.x[:16]),
         "jit_compile": model.logits.jit_compile,
         "devices": kinds_of(devices),
         "versions": cache_key.versions() | {"tfsam's corruptions": digest},

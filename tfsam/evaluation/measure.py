@@ -329,7 +329,7 @@ def evaluate(
     plan = made_plan(what, how, where)
     models = open_models(what, how, plan.data)
     plan.goal.check(models.classes)
-    plan = plan._replace(draws=draws_of(what, models, plan.data))
+    plan = plan._replace(draws=draws_of(what.draws, models, plan.data))
     record = _record(plan, models, what, how, where)
     return _measured(plan, models, record, how)
 

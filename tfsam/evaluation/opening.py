@@ -18,6 +18,7 @@ from tfsam.models import pixel_ranges
 from tfsam.models import trial
 from tfsam.models.functions import count_classes
 from tfsam.models.loading import load_logits
+from tfsam.models.loading import load_several_inputs
 from tfsam.models.loading import open_model
 from tfsam.support.logit_checks import check_logits
 from tfsam.support.validators import Bounds
@@ -86,11 +87,11 @@ def _open_surrogate(what: What, how: How, classes: int, data: Data) -> Logits:
     return source
 
 
-def draws_of(what: What, models: Models, data: Data) -> Draws | None:
+def draws_of(draws: Any, models: Models, data: Data) -> Draws | None:
     """Chooses the draws of a random model, and looks at the surrogate.
 
     Args:
-        what: The arguments that say what is measured.
+        draws: The argument of `evaluate`, a number or None.
         models: The models.
         data: The examples of the evaluation.
 
@@ -103,17 +104,17 @@ def draws_of(what: What, models: Models, data: Data) -> Draws | None:
         for logits in filter(None, (models.judge, models.surrogate)):
             function = of_first(logits, data, 16).function
             difference, tolerance = randomness(function, some)
-            if difference > tolerance or what.draws not in (None, 1):
+            if difference > tolerance or draws not in (None, 1):
                 raise ValueError(
                     "draws are for models of a single input: leave them out, "
                     "and take the randomness out of the model. "
-                    f"Received: draws={what.draws}, "
+                    f"Received: draws={draws}, "
                     f"attacked={data.inputs.attacked}"
                 )
         return None
     if models.surrogate is not None:
         planned(None, models.surrogate, data.x)
-    return planned(what.draws, models.judge, data.x)
+    return planned(draws, models.judge, data.x)
 
 
 def of_first(logits: Logits, data: Data, count: int) -> Logits:
@@ -170,11 +171,10 @@ def _opened(
 ) -> Logits:
     """Loads a model, without the structure of its inputs."""
     of_file = isinstance(model, (str, os.PathLike))
-    if of_file and data.inputs is not None:
+    if pixels is not None and data.inputs is not None:
         raise ValueError(
-            "a model of several inputs must be loaded first, by "
-            "keras.saving.load_model, and return logits. "
-            f"Received: model={model}"
+            "pixels belong to a model of one input; one of several gets them "
+            f"as they are. Received: pixels={pixels}"
         )
     if pixels is not None and not of_file:
         raise ValueError(
@@ -183,6 +183,8 @@ def _opened(
         )
     if not of_file:
         return load_logits(model, jit_compile)
+    if data.inputs is not None:
+        return load_several_inputs(model, jit_compile)
     if check_interval("bounds", bounds) != (0.0, 1.0):
         if pixels is not None:
             raise ValueError(

@@ -407,20 +407,51 @@ def _inside(
     return x if inside else rows.changed(x, clip), clipped
 
 
+def load_inputs(
+    data: Any,
+    attacked: str | int | None,
+    network: Any,
+    bounds: Bounds,
+    steps: int | None = None,
+    multi_label: bool = False,
+) -> Data:
+    """Reads images and their labels, which may be one of several inputs.
+
+    Args:
+        data: Images, or several inputs, and labels; see `part_inputs`.
+        attacked: Name or number of the input that is attacked, or None.
+        network: The model that will process the inputs.
+        bounds: (lowest, highest) value of a pixel, or None.
+        steps: Number of elements to read; see `examples.load`.
+        multi_label: Whether an example may have several labels.
+
+    Raises:
+        ValueError: See `load_data` and `part_inputs`.
+    """
+    given, inputs, others = part_inputs(data, attacked, network, bounds, steps)
+    # Several inputs have been read.
+    steps = steps if inputs is None else None
+    found = load_data(given, bounds, steps, network, multi_label)
+    return found._replace(inputs=inputs, others=others)
+
+
 def part_inputs(
     data: Any,
     attacked: str | int | None,
     network: Any,
     bounds: Bounds,
+    steps: int | None = None,
 ) -> tuple[Any, Inputs | None, tuple[np.ndarray, ...]]:
     """Parts several inputs into the one that is attacked and the others.
 
     Args:
-        data: Arrays (x, y), where x may be a list or dict of inputs; or data of
-            a single input, see `tfsam.data.examples`.
+        data: Arrays (x, y), or a dataset or generator of them, where x may be
+            a list or dict of inputs; or data of a single input, see
+            `tfsam.data.examples`.
         attacked: Name or number of the input that is attacked, or None.
         network: The model that will process the inputs.
         bounds: (lowest, highest) value of a pixel, or None.
+        steps: Number of elements to read; see `examples.load`.
 
     Returns:
         (data, inputs, others): the data with the attacked input alone, and the
@@ -431,7 +462,9 @@ def part_inputs(
             different numbers of examples.
     """
     pair = isinstance(data, (tuple, list)) and len(data) in (2, 3)
-    if not pair or not examples.is_several(data[0], data[1]):
+    if examples.gives_several(data, network):
+        data = examples.load_several(data, steps=steps, network=network)
+    elif not pair or not examples.is_several(data[0], data[1]):
         if attacked is not None:
             raise ValueError(
                 "attacked names one of several inputs, and x must be a list or "

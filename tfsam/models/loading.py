@@ -297,6 +297,31 @@ def load_logits(model: Any, jit_compile: bool | str = "auto") -> Logits:
     return Logits(StatelessFunction(model), compiled and jit_compile != "auto")
 
 
+def load_several_inputs(
+    path: files.Path, jit_compile: bool | str = "auto"
+) -> Logits:
+    """Loads a model of several inputs from a file, to attack it.
+
+    The softmax or sigmoid at its end is removed. Its inputs are given to it as
+    they are.
+
+    Args:
+        path: The path of a file that Keras 3 can read.
+        jit_compile: See `load_logits`.
+
+    Raises:
+        ValueError: If the file holds no functional model, or one whose
+            probabilities cannot be made logits.
+    """
+    with library_logs.errors_only():
+        stored = reading.read(path)
+        classifier = endings.of_several_inputs(stored)
+    opened = Opened(stored, classifier, str(formats.recognize(path).path))
+    plain = pixel_ranges.parse(PLAIN)
+    fitted = Fitted(opened, classifier.function, plain, fitting.Fit(()))
+    return load_logits(fitted, jit_compile)
+
+
 def _stateless(logits: Logits) -> Logits:
     """Returns the same model as a function that changes no variable."""
     if isinstance(logits.function, StatelessFunction):

@@ -7,6 +7,7 @@ from tfsam import attacks
 from tfsam import data
 from tfsam.corruptions.base import SEVERITIES
 from tfsam.evaluation import corrupted
+from tfsam.evaluation import corrupted_plans
 from tfsam.runs.settings import Settings
 from tfsam.support import devices
 
@@ -22,7 +23,9 @@ def check(settings: Settings, images: data.Images) -> None:
         ValueError: if a corruption cannot be applied to the images.
     """
     if settings.corruptions:
-        corrupted.check(data.as_float(images.x_test[:1]), settings.corruptions)
+        corrupted_plans.check(
+            data.as_float(images.x_test[:1]), settings.corruptions
+        )
 
 
 def measured(

@@ -71,6 +71,63 @@ def classifier(model: Any, output: str | None = None) -> Classifier:
     return _as_it_is(model)
 
 
+def of_several_inputs(stored: Stored) -> Classifier:
+    """Makes a function from several inputs to logits.
+
+    Args:
+        stored: The model as it was read.
+
+    Returns:
+        A `Classifier`, whose `function` takes the inputs in the structure of
+        the model, and whose `input_shape` has the shape of each.
+
+    Raises:
+        ValueError: If it is no functional model of Keras 3, or it returns
+            probabilities and its ending cannot be removed.
+    """
+    model = stored.model
+    if not isinstance(model, keras.Model) or not network_endings.has_graph(
+        model
+    ):
+        raise ValueError(
+            "a model of several inputs from a path must be a functional model "
+            "of Keras 3; pass a function from its inputs to logits instead. "
+            f"Received: {stored.format} of {type(model).__name__}"
+        )
+    tensor, name, names, notes = _output(model, None)
+    classes = outputs.count_classes(tensor.shape, tensor.dtype)
+    found = network_endings.before_ending(tensor, classes)
+    certain = final_activations.in_probabilities(model)[names.index(name)]
+    # Unknown values are checked on the data.
+    values, ends_in = found or (
+        tensor,
+        "unknown" if certain is None else "logits",
+    )
+    if found is None and certain:
+        raise ValueError(
+            "a model of several inputs must return logits, or end in a softmax "
+            "or sigmoid that can be removed; pass a function from its inputs "
+            f"to logits instead. Received: output {name}"
+        )
+    results = class_logits(values, False)
+    function = model
+    if results is not getattr(model, "output", None):
+        function = keras.Model(model.input, results, name=model.name)
+    shapes: Any = tuple(list(each.shape[1:]) for each in model.inputs)
+    logits = "exact" if found is None else "removed_ending"
+    return Classifier(
+        function=function,
+        outputs=model,
+        logits=logits,
+        ends_in=ends_in,
+        input_shape=shapes,
+        input_dtype=", ".join(each.dtype for each in model.inputs),
+        output_names=names,
+        output=name,
+        notes=notes + explain(logits, ends_in, classes),
+    )
+
+
 def _of_keras(model: keras.Model, wanted: str | None) -> Classifier:
     if not network_endings.has_graph(model):
         return _of_opaque(model, wanted)
