@@ -276,6 +276,7 @@ def test_only_points_within_epsilon_break_an_example():
     np.testing.assert_allclose(l1(x_adv - X), epsilon, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_epsilon_that_is_a_tensor_and_parts_of_the_batch():
     whole = traced(attacks.apgd_t(0.5, "l1", 10, 2), curved)
     attack = attacks.apgd_t(0.0, "l1", 10, 2)

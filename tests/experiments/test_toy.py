@@ -126,6 +126,7 @@ def test_the_published_formula_is_right_on_a_narrow_band(p):
     assert band["least"] <= min(map(worst, np.linspace(0.1, 3, 30)))
 
 
+@pytest.mark.slow
 def test_nothing_above_the_optimum_of_the_worst_case_among_all_weights():
     """Two non-robust weights of their own, by a quadrature of their own."""
     setting, rho = toy_model.Setting(0.9, 0.3, 2), 0.4

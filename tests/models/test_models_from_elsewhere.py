@@ -109,12 +109,13 @@ def test_wrap_train_evaluate_export(make, tmp_path):
     assert_serves(network, x, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, classes",
     [
         ((224, 224, 3), 1000),
-        pytest.param((28, 28, 1), 2, marks=pytest.mark.slow),
-        pytest.param((9, 7, 3), 3, marks=pytest.mark.slow),
+        ((28, 28, 1), 2),
+        ((9, 7, 3), 3),
     ],
 )
 def test_sizes_channels_and_classes(shape, classes):

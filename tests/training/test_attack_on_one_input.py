@@ -54,6 +54,7 @@ def test_a_step_is_that_of_the_images_that_the_attack_finds(kind):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_attack_on_copies_knows_the_other_input_of_each():
     """Restarts are made side by side where the size of the batch is known."""
     data = tf.data.Dataset.from_tensor_slices(((IMAGE, AGE), Y))

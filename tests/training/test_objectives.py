@@ -140,6 +140,7 @@ def test_objectives_train_with_perturbed_weights(name, method, alone):
     assert difference(found, alone[name]) > 1e-4
 
 
+@pytest.mark.slow
 def test_parts_of_the_batch_are_one_batch():
     """m-sharpness without a radius; BatchNorm would make the parts differ."""
     one, parts = (

@@ -61,7 +61,7 @@ def fitted(model, epochs=1, x=X, y=Y):
     return model
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", ["free", slow("ikl")])
 def test_training_goes_on_after_loading(name, tmp_path):
     """Two epochs are one, a file, and one: with the same state."""
     whole = fitted(compiled(**PARTS[name]), 2)

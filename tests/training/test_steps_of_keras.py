@@ -37,7 +37,7 @@ def by_keras(kind, run_eagerly):
         slow(functional, "epsilon = 0"),
         slow(functional, "both 0, l2"),
         slow(sequential, "both 0, l2"),
-        (Subclassed, "both 0, l2"),
+        slow(Subclassed, "both 0, l2"),
     ],
 )
 def test_no_perturbation_is_keras_own_step_eagerly(kind, nothing):

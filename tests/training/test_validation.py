@@ -471,9 +471,9 @@ def test_all_weights_are_put_back():
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize(
-    "inside", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+# By default a run on two devices averages and evaluates.
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", [False, True])
 def test_two_devices(inside):
     strategy = tf.distribute.MirroredStrategy(
         ["CPU:0", "CPU:1"],
