@@ -66,6 +66,7 @@ BAD_FLAGS = [
     (["--select=best"], ["last", "robust", "best"]),
     (["--validate_every=0"], ["validate_every", "0"]),
     (["--validation_images=50"], ["validation_images", "50"]),
+    (["--method=free_at", "--attack_mode=inference"], ["attack_mode"]),
     (["--validation_steps=50"], ["validation_steps", "50"]),
     (
         ["--select=clean", "--validation_images=1437"],

@@ -101,10 +101,12 @@ def defaults(
                 default = None
             found[flag] = default
         found |= _OF_THE_MODEL.get(part, {})
-        if part == "perturb_inputs" and registry.fact(
-            registry.load(name), "collapses"
-        ):
-            found["collapse_drop"] = _COLLAPSE_DROP
+        if part == "perturb_inputs":
+            attack = registry.load(name)
+            if registry.fact(attack, "collapses"):
+                found["collapse_drop"] = _COLLAPSE_DROP
+            if registry.fact(attack, "replays"):  # Their mode is training's.
+                found.pop("attack_mode")
     if "attack_loss" in found and found["attack_loss"] is None:
         # The name of the compiled loss in the config.json of 0.1.0.
         found["attack_loss"] = "cross_entropy"
