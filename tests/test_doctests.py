@@ -12,6 +12,7 @@ import tfsam
 PUBLIC = (
     tfsam,
     tfsam.attacks,
+    tfsam.attacks.logits,
     tfsam.corruptions,
     tfsam.data,
     tfsam.models,

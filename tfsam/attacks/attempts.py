@@ -11,11 +11,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfsam.attacks.base import next_seeds
-from tfsam.attacks.base import where
 from tfsam.attacks.blocks import batch_size
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import is_surrogate
+from tfsam.attacks.per_example import where
+from tfsam.attacks.seeds import next_seeds
 
 # Largest number of pixels in the copies of a batch that are attacked in
 # parallel: 16 MB per float32 tensor.

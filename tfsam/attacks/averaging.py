@@ -18,7 +18,6 @@ import tensorflow as tf
 
 from tfsam.attacks import losses
 from tfsam.attacks.attempts import copies
-from tfsam.attacks.base import next_seeds
 from tfsam.attacks.context import Context
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import LogitsFn
@@ -30,6 +29,7 @@ from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import setting
 from tfsam.attacks.pixel_gradients import finite_part
 from tfsam.attacks.pixel_gradients import plain_gradient
+from tfsam.attacks.seeds import next_seeds
 
 # Turns of calls that are not those of steps, which count from 0.
 AT_X, AT_END = -1, -2

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfsam import attacks as registry
 from tfsam import geometry
 from tfsam.attacks.base import Bounds
 from tfsam.registries import ATTACKS
+from tfsam.support import factories
 from tfsam.support.validators import bounds_text
 
 # The relative rounding error of a norm that is computed in float32.
@@ -176,12 +176,12 @@ def check(attack: Any, **options: Any) -> None:
     Example:
         >>> check("pgd", steps=2)
     """
-    factory = registry.factory(attack) if isinstance(attack, str) else attack
+    factory = ATTACKS.factory(attack) if isinstance(attack, str) else attack
     refusals = []
     for norm in geometry.NORMS:
 
         def make(epsilon: float, norm: str = norm, **more: Any) -> Any:
-            return registry.make(
+            return factories.make(
                 factory,
                 epsilon=epsilon,
                 norm=norm,

@@ -22,8 +22,6 @@ from tfsam.attacks.averaging import Averaged
 from tfsam.attacks.averaging import Means
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
-from tfsam.attacks.base import next_seeds
-from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import compiled
@@ -31,6 +29,8 @@ from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import setting
+from tfsam.attacks.per_example import where
+from tfsam.attacks.seeds import next_seeds
 from tfsam.attacks.targeting import CANDIDATES
 from tfsam.attacks.targeting import check_order
 from tfsam.attacks.targeting import targets_of

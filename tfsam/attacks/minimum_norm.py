@@ -22,8 +22,6 @@ from tfsam.attacks.attempts import side_by_side
 from tfsam.attacks.attempts import turn
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
-from tfsam.attacks.base import per_example
-from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import compiled
@@ -33,6 +31,8 @@ from tfsam.attacks.logits import in_turn
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import predict
+from tfsam.attacks.per_example import per_example
+from tfsam.attacks.per_example import where
 from tfsam.attacks.targeting import check_order
 from tfsam.attacks.targeting import targets_of
 from tfsam.geometry import dual_norms

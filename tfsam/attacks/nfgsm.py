@@ -12,11 +12,11 @@ from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
-from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import setting
+from tfsam.attacks.per_example import where
 from tfsam.support.validators import check_number
 
 

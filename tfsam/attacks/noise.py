@@ -14,12 +14,12 @@ from tfsam.attacks import losses
 from tfsam.attacks.attempts import repeat
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
-from tfsam.attacks.base import next_seeds
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import is_surrogate
 from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import score
+from tfsam.attacks.seeds import next_seeds
 from tfsam.support.validators import check_count
 
 

@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from tfsam import geometry
 from tfsam.attacks import losses
-from tfsam.attacks.logits import of_any_batch
-from tfsam.attacks.logits import traced
+from tfsam.support.graphs import of_any_batch
+from tfsam.support.graphs import traced
 from tfsam.support.validators import Bounds
 
 # The last gradients of a path, in which its loss should no longer rise: 10, as

@@ -28,8 +28,8 @@ from tfsam.attacks.context import NOTHING
 from tfsam.attacks.context import Context
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import LogitsFn
-from tfsam.attacks.logits import traced
 from tfsam.support import trace_state
+from tfsam.support.graphs import traced
 
 # Number of traces that are kept; the one that was not called for the longest
 # time is dropped first.

@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from tfsam.attacks.check import contract
 from tfsam.attacks.context import Context
-from tfsam.attacks.logits import traced
 from tfsam.attacks.recorder import Path
 from tfsam.attacks.recorder import Recorder
 from tfsam.evaluation import draws
@@ -27,6 +26,7 @@ from tfsam.evaluation.workers import attacked_predict
 from tfsam.registries import ATTACKS
 from tfsam.support import identity
 from tfsam.support import trace_state
+from tfsam.support.graphs import traced
 from tfsam.support.validators import Bounds
 from tfsam.support.validators import check_interval
 

@@ -61,6 +61,7 @@ _DECISIVE = (
     "evaluation/worst_case.py",
     "models/*.py",
     "geometry/*.py",
+    "support/graphs.py",
     "support/labels.py",
     "support/pixels.py",
     "support/random_states.py",

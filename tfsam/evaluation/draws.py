@@ -34,7 +34,6 @@ from tfsam.attacks.averaging import draw_batch
 from tfsam.attacks.averaging import draw_logits
 from tfsam.attacks.logits import TOGETHER
 from tfsam.attacks.logits import Logits
-from tfsam.attacks.logits import traced
 from tfsam.evaluation import model_probes
 from tfsam.evaluation import red_flags
 from tfsam.evaluation.plans import Plan
@@ -42,6 +41,7 @@ from tfsam.evaluation.workers import Worker
 from tfsam.evaluation.workers import as_numpy
 from tfsam.registries import ATTACKS
 from tfsam.support import random_states
+from tfsam.support.graphs import traced
 from tfsam.support.validators import check_count
 
 # Number of draws for a random model.

@@ -14,13 +14,13 @@ import numpy as np
 import scipy.sparse.linalg
 import tensorflow as tf
 
-from tfsam.attacks.logits import traced
 from tfsam.attacks.losses import cross_entropy
 from tfsam.attacks.losses import margin
 from tfsam.data import examples
 from tfsam.data.rows import Rows
 from tfsam.geometry import TINY
 from tfsam.support import files
+from tfsam.support.graphs import traced
 from tfsam.support.labels import check_classes
 from tfsam.support.labels import class_labels
 from tfsam.support.logit_checks import check_logits

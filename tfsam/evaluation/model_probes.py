@@ -13,9 +13,9 @@ import tensorflow as tf
 from tfsam.attacks.context import Context
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import input_gradient
-from tfsam.attacks.logits import traced
 from tfsam.evaluation import batch_dependence
 from tfsam.models import gradient_flow
+from tfsam.support.graphs import traced
 from tfsam.support.rescaling import flattened
 from tfsam.support.rescaling import rescaled
 from tfsam.support.validators import Bounds

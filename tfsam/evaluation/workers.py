@@ -13,10 +13,10 @@ import tensorflow as tf
 
 from tfsam.attacks.context import Context
 from tfsam.attacks.logits import Logits
-from tfsam.attacks.logits import traced
 from tfsam.attacks.recorder import Recorder
 from tfsam.models.functions import for_evaluation
 from tfsam.models.functions import traceable
+from tfsam.support.graphs import traced
 
 # The inputs of a model other than the pixels, tensors (batch, ...).
 Others = tuple[tf.Tensor, ...]

@@ -16,9 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam.attacks.logits import Logits
-from tfsam.attacks.logits import traced
 from tfsam.support import files
 from tfsam.support import identity
+from tfsam.support.graphs import traced
 from tfsam.support.rescaling import flattened
 
 Sketch = dict[str, list[list[float]] | None]

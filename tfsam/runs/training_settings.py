@@ -201,7 +201,7 @@ def check_parts(training: Training) -> None:
     Raises:
         ValueError: if an option is out of its range, or a part is missing.
     """
-    from tfsam.attacks.base import check_scale
+    from tfsam.attacks.threat_model import check_scale
 
     _check_attack_of(training)
     for part in parts.PARTS:

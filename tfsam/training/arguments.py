@@ -8,8 +8,8 @@ from typing import Any
 import keras
 
 from tfsam import registries
-from tfsam.attacks.base import check_one_epsilon
-from tfsam.attacks.base import check_scale
+from tfsam.attacks.threat_model import check_one_epsilon
+from tfsam.attacks.threat_model import check_scale
 from tfsam.training.stateless import augmentation_layers
 from tfsam.weights.normalization import normalization_weights
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfsam.attacks.base import example_seeds
+from tfsam.attacks.seeds import example_seeds
 from tfsam.training import matching
 from tfsam.training import perturbed_inputs
 from tfsam.training import replays

@@ -11,9 +11,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfsam.attacks.base import example_seeds
 from tfsam.attacks.context import Context
 from tfsam.attacks.logits import Logits
+from tfsam.attacks.seeds import example_seeds
 from tfsam.evaluation import red_flags
 from tfsam.support.pixels import assert_inside
 from tfsam.support.several_inputs import Inputs

@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import registries
-from tfsam.attacks.base import example_seeds
 from tfsam.attacks.logits import Logits
-from tfsam.attacks.logits import traced
+from tfsam.attacks.seeds import example_seeds
 from tfsam.data import examples
 from tfsam.models.functions import use_xla
+from tfsam.support.graphs import traced
 from tfsam.support.labels import class_labels
 from tfsam.support.pixels import assert_inside
 from tfsam.support.single_logits import of_two_classes

@@ -11,16 +11,16 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import registries
-from tfsam.attacks.base import check_one_epsilon
-from tfsam.attacks.base import check_scale
-from tfsam.attacks.base import example_seeds
 from tfsam.attacks.check import contract
-from tfsam.attacks.logits import traced
+from tfsam.attacks.seeds import example_seeds
+from tfsam.attacks.threat_model import check_one_epsilon
+from tfsam.attacks.threat_model import check_scale
 from tfsam.evaluation import plans
 from tfsam.evaluation import red_flags
 from tfsam.models.functions import count_classes
 from tfsam.models.functions import for_evaluation
 from tfsam.models.loading import load_logits
+from tfsam.support.graphs import traced
 from tfsam.support.labels import check_classes
 from tfsam.support.logit_checks import check_logits
 from tfsam.support.validators import check_count

@@ -17,9 +17,9 @@ import keras
 import tensorflow as tf
 
 from tfsam import registries
-from tfsam.attacks.base import where
 from tfsam.attacks.losses import classes
 from tfsam.attacks.losses import cross_entropy
+from tfsam.attacks.per_example import where
 from tfsam.support.logit_checks import class_logits
 from tfsam.support.onednn import copies_of_one
 from tfsam.support.single_logits import of_two_classes

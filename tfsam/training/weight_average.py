@@ -13,10 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam.attacks.logits import traced
 from tfsam.data import examples
 from tfsam.support import devices
 from tfsam.support import files
+from tfsam.support.graphs import traced
 from tfsam.training import held_weights
 from tfsam.training import recalibration
 

@@ -25,10 +25,10 @@ from tfsam.attacks.autoattack.square import Square
 from tfsam.attacks.averaging import AT_END
 from tfsam.attacks.averaging import Averaged
 from tfsam.attacks.base import Attack
-from tfsam.attacks.base import where
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import examples
+from tfsam.attacks.per_example import where
 
 # With the defaults of standard AutoAttack: 100 steps, 9 targets, 5000 queries,
 # and in l1 with the options below.

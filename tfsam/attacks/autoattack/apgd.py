@@ -31,9 +31,6 @@ from tfsam.attacks.autoattack.parallel_searches import Searches
 from tfsam.attacks.averaging import Averaged
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
-from tfsam.attacks.base import next_seeds
-from tfsam.attacks.base import per_example
-from tfsam.attacks.base import where
 from tfsam.attacks.blocks import batch_size
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.logits import LogitsFn
@@ -41,6 +38,9 @@ from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import Untraced
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import examples
+from tfsam.attacks.per_example import per_example
+from tfsam.attacks.per_example import where
+from tfsam.attacks.seeds import next_seeds
 from tfsam.attacks.targeting import CANDIDATES
 from tfsam.attacks.targeting import check_order
 from tfsam.attacks.targeting import targets_of

@@ -24,9 +24,9 @@ from tfsam import geometry
 from tfsam.attacks.attempts import copies
 from tfsam.attacks.autoattack.parallel_searches import Searches
 from tfsam.attacks.base import Attack
-from tfsam.attacks.base import per_example
-from tfsam.attacks.base import where
 from tfsam.attacks.logits import compiled
+from tfsam.attacks.per_example import per_example
+from tfsam.attacks.per_example import where
 
 # Radii of the balls in units of epsilon, and the share of the steps within each
 # ball but the last (section 4.2).

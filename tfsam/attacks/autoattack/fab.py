@@ -22,8 +22,6 @@ from tfsam.attacks.attempts import first_copy
 from tfsam.attacks.attempts import side_by_side
 from tfsam.attacks.attempts import turns
 from tfsam.attacks.base import Bounds
-from tfsam.attacks.base import per_example
-from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import crossed
@@ -32,6 +30,8 @@ from tfsam.attacks.logits import in_turn
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import predict
 from tfsam.attacks.minimum_norm import NearestPoint
+from tfsam.attacks.per_example import per_example
+from tfsam.attacks.per_example import where
 from tfsam.attacks.targeting import check_order
 from tfsam.attacks.targeting import targets_of
 from tfsam.geometry import example_norms

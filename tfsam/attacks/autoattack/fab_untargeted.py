@@ -17,14 +17,14 @@ from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.autoattack.fab import FABT
 from tfsam.attacks.base import Bounds
-from tfsam.attacks.base import next_seeds
-from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import compiled
 from tfsam.attacks.logits import crossed
 from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import input_gradient
 from tfsam.attacks.logits import predict
+from tfsam.attacks.per_example import where
+from tfsam.attacks.seeds import next_seeds
 from tfsam.geometry import dual_norms
 from tfsam.support.validators import check_count
 

@@ -9,11 +9,11 @@ from tfsam.attacks.attempts import any_copy
 from tfsam.attacks.attempts import copies
 from tfsam.attacks.attempts import first_copy
 from tfsam.attacks.averaging import Averaged
-from tfsam.attacks.base import where
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import in_turn
 from tfsam.attacks.logits import may_stop
+from tfsam.attacks.per_example import where
 
 
 class Found(NamedTuple):

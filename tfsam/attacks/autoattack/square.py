@@ -30,7 +30,6 @@ from tfsam.attacks.attempts import copies
 from tfsam.attacks.attempts import first_flag
 from tfsam.attacks.base import Attack
 from tfsam.attacks.base import Bounds
-from tfsam.attacks.base import where
 from tfsam.attacks.blocks import batch_size
 from tfsam.attacks.logits import LogitsFn
 from tfsam.attacks.logits import compiled
@@ -38,6 +37,7 @@ from tfsam.attacks.logits import examples
 from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import predict
 from tfsam.attacks.logits import setting
+from tfsam.attacks.per_example import where
 from tfsam.geometry import FACTS
 from tfsam.geometry import TINY
 from tfsam.geometry import example_norms
