@@ -13,7 +13,8 @@ from tfsam import attacks
 from tfsam.attacks import get
 from tfsam.attacks import noise
 from tfsam.attacks.autoattack import apgd_l1
-from tfsam.attacks.autoattack import square
+from tfsam.attacks.autoattack import square_moves
+from tfsam.attacks.autoattack.square_windows import eta
 from tfsam.attacks.check import check
 
 RNG = np.random.default_rng(0)
@@ -331,12 +332,12 @@ def test_the_windows_of_square_in_l1():
     upper = np.array([1, 17, 1]) / 19
     lower = np.array([[1, 1, 1], [1, 17, 1]]) / 22
     expected = np.concatenate([upper[None], -lower]) / 2
-    np.testing.assert_allclose(square.eta(3, 3, "l1"), expected)
+    np.testing.assert_allclose(eta(3, 3, "l1"), expected)
     delta = RNG.normal(size=(2, 5, 5, 2)) / 20
     bump, emptied = np.zeros((2, 5, 5, 1)), np.zeros((2, 5, 5, 1), bool)
     bump[:, :3, 1:4], emptied[:, 2:, 2:] = expected[..., None], True
     signs = np.array([1.0, -1.0]).reshape(1, 1, 1, 2)
-    found = square._move_mass_l1(
+    found = square_moves._move_mass_l1(
         *(tf.constant(t) for t in (delta, bump, emptied, signs)), 4.0
     ).numpy()
     gaining = np.zeros((5, 5), bool)

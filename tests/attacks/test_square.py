@@ -15,7 +15,12 @@ from helpers import slow
 from hypothesis import strategies as st
 
 from tfsam.attacks.autoattack import square
+from tfsam.attacks.autoattack import square_moves
 from tfsam.attacks.autoattack.square import Square
+from tfsam.attacks.autoattack.square_windows import eta
+from tfsam.attacks.autoattack.square_windows import tiles
+from tfsam.attacks.autoattack.square_windows import window_shares
+from tfsam.attacks.autoattack.square_windows import window_sizes
 from tfsam.attacks.logits import Logits
 
 RNG = np.random.default_rng(0)
@@ -56,29 +61,29 @@ def margins(x, y, logits_fn=quadratic):
 
 def test_the_schedule_by_hand():
     # With 10,000 queries, the schedule is not scaled.
-    shares = np.r_[0, square.window_shares(10_000, 0.8)]
+    shares = np.r_[0, window_shares(10_000, 0.8)]
     assert len(shares) == 10_000
     ends = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000, 9999]
     for power, (after, last) in enumerate(itertools.pairwise([0, *ends])):
         assert (shares[after + 1 : last + 1] == 0.8 / 2**power).all()
     # With 100: iterations 0, 1 (100: after 50), 2 (200), 3 (300), ..., 99.
     np.testing.assert_array_equal(
-        np.log2(0.8 / square.window_shares(100, 0.8))[[0, 1, 2, 4, 5, 98]],
+        np.log2(0.8 / window_shares(100, 0.8))[[0, 1, 2, 4, 5, 98]],
         [2, 2, 3, 3, 4, 9],
     )
-    assert not len(square.window_shares(1, 0.8))
+    assert not len(window_shares(1, 0.8))
 
 
 def test_window_sizes_by_hand():
     linf = Square(0.1, queries=10_000)
-    heights, widths = square._window_sizes(linf, 8, 8)
+    heights, widths = window_sizes(linf, 8, 8)
     # sqrt(0.8 * 64) = 7.2, then sqrt(0.4 * 64) = 5.06, ..., at least 1.
     assert [heights[0], heights[10], heights[-1]] == [7, 5, 1]
     np.testing.assert_array_equal(heights, widths)
-    heights, _ = square._window_sizes(Square(0.1, "l2"), 10, 10)
+    heights, _ = window_sizes(Square(0.1, "l2"), 10, 10)
     # 8.9 is 9; 6.3 is 6, made odd; at least 3.
     assert list(dict.fromkeys(heights.tolist())) == [9, 7, 5, 3]
-    heights, widths = square._window_sizes(Square(0.1), 90, 1)
+    heights, widths = window_sizes(Square(0.1), 90, 1)
     assert heights[0] == 8 and (widths == 1).all()
 
 
@@ -87,7 +92,7 @@ def unit(pattern):
 
 
 def test_eta_by_hand():
-    np.testing.assert_array_equal(square.eta(1, 1), [[-1]])
+    np.testing.assert_array_equal(eta(1, 1), [[-1]])
     # 1 + 1/4 at the centre of a half, 1/4 beside it, in quarters; then 1 + 1/4
     # + 1/9, 1/4 + 1/9 and 1/9, in 36ths. Halves weigh the same.
     for upper, lower in [
@@ -99,10 +104,10 @@ def test_eta_by_hand():
         ),
     ]:
         expected = unit(np.concatenate([unit(upper), -unit(lower)]))
-        found = square.eta(*expected.shape)
+        found = eta(*expected.shape)
         np.testing.assert_allclose(found, expected)
     # A single row has an empty upper half.
-    np.testing.assert_allclose(square.eta(1, 3), -unit([[1, 5, 1]]))
+    np.testing.assert_allclose(eta(1, 3), -unit([[1, 5, 1]]))
 
 
 @pytest.mark.parametrize(
@@ -115,18 +120,17 @@ def test_eta_by_hand():
     ],
 )
 def test_the_first_grid(size, side, free, count):
-    patterns, tiles = square._tiles(size, size)
+    patterns, grid = tiles(size, size)
     kept = slice(free[0], size - free[1])
     inside = patterns[:, kept, kept]
     assert (inside != 0).all()
     assert (patterns != 0).sum() == inside.size
-    assert tiles.max() + 1 == count**2
-    for pattern, eta in zip(
-        inside, (square.eta(side, side), square.eta(side, side).T), strict=True
-    ):
+    assert grid.max() + 1 == count**2
+    tile_patterns = eta(side, side), eta(side, side).T
+    for pattern, expected in zip(inside, tile_patterns, strict=True):
         for tile in (0, count**2 - 1):
             np.testing.assert_array_equal(
-                pattern[tiles[kept, kept] == tile], eta.ravel()
+                pattern[grid[kept, kept] == tile], expected.ravel()
             )
 
 
@@ -147,14 +151,13 @@ def candidates(norm, queries=200, size=9, channels=2, epsilon=0.5, count=3):
     """Returns the candidates of a search that accepts all of them."""
     attack = Square(epsilon, norm, queries, bounds=None)
     x = tf.zeros([count, size, size, channels])
-    prepare = square._squares if norm == "linf" else square._bumps
     seeds = tf.stack([tf.fill([count], 3), tf.range(count)], axis=1)
-    start, moves, propose = prepare(attack, x, seeds)
+    start, moves, propose = square_moves.prepared(attack, x, seeds)
     found = [start]
     for index in range(queries - 1):
         move = [tf.gather(values, index) for values in moves]
         found.append(propose(x, found[-1], move))
-    return np.stack(found), square._window_sizes(attack, size, size)[0]
+    return np.stack(found), window_sizes(attack, size, size)[0]
 
 
 def test_linf_moves_are_squares():
@@ -200,20 +203,20 @@ def test_mass_moves_as_in_algorithm_3():
             np.s_[r : r + 3, c : c + 3],
             np.s_[r2 : r2 + 3, c2 : c2 + 3],
         )
-        bump[(i, *gains)] = square.eta(3, 3)[..., None]
+        bump[(i, *gains)] = eta(3, 3)[..., None]
         emptied[(i, *loses)] = True
         unused = max(epsilon**2 - (delta[i] ** 2).sum(), 0)
         for k in range(2):
             both = (bump[i, ..., 0] != 0) | emptied[i, ..., 0]
             mass = (delta[i, ..., k][both] ** 2).sum() + unused / 2
             own = delta[i, ..., k][gains]
-            new = square.eta(3, 3) * signs[i, 0, 0, k]
+            new = eta(3, 3) * signs[i, 0, 0, k]
             new = new + own / np.linalg.norm(own)
             expected[i, ..., k][loses] = 0
             expected[i, ..., k][gains] = (
                 new / np.linalg.norm(new) * np.sqrt(mass)
             )
-    found = square._move_mass(
+    found = square_moves._move_mass(
         *(tf.constant(t) for t in (delta, bump, emptied, signs)), epsilon
     )
     np.testing.assert_allclose(found, expected, atol=1e-9)
