@@ -10,6 +10,7 @@ from helpers import slow
 from tfsam.attacks import Logits
 from tfsam.attacks import get
 from tfsam.attacks.autoattack import apgd
+from tfsam.attacks.autoattack import apgd_search
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(16, 5)).astype("float32")
@@ -38,15 +39,15 @@ def norms(delta, norm):
 
 def test_checkpoints_are_the_paper_s():
     """Section 3.2: p = 0, 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99."""
-    assert apgd.checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
-    assert apgd.checkpoints(10) == [0, 3, 5, 6, 7, 8, 9, 10]
-    assert apgd.checkpoints(1) == [0, 1]
+    assert apgd_search.checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
+    assert apgd_search.checkpoints(10) == [0, 3, 5, 6, 7, 8, 9, 10]
+    assert apgd_search.checkpoints(1) == [0, 1]
 
 
 def state(**values):
     ones = tf.ones([2])
     images = tf.zeros([2, 1])
-    return apgd._State(
+    return apgd_search._State(
         **{
             "x": images + 1,
             "previous": images,
@@ -67,7 +68,7 @@ def state(**values):
 def test_the_step_size_is_halved_by_the_paper_s_two_conditions():
     slope = tf.zeros([2, 1])
     # 1: fewer than rho of the window's steps raised the loss: 0.75 * 4 = 3.
-    after, new_slope = apgd._adapted(
+    after, new_slope = apgd_search._adapted(
         state(rises=tf.constant([2.0, 3.0])), slope, tf.constant(4), 0.75
     )
     np.testing.assert_array_equal(after.step_size, [0.5, 1])
@@ -77,7 +78,7 @@ def test_the_step_size_is_halved_by_the_paper_s_two_conditions():
     np.testing.assert_array_equal(after.rises, [0, 0])
     np.testing.assert_array_equal(after.checkpoint_loss, [3, 3])
     # 2: neither step size nor best loss changed since the last checkpoint.
-    after, _ = apgd._adapted(
+    after, _ = apgd_search._adapted(
         state(
             checkpoint_loss=tf.constant([3.0, 3.0]),
             just_halved=tf.constant([False, True]),
@@ -99,16 +100,16 @@ def test_a_step_is_equation_1():
         step_size=tf.constant([0.05]),
     )
     slope = tf.constant([[3.0, -1.0]])
-    moved = apgd._moved(attack, x, now, slope, first=tf.constant(False))
+    moved = apgd_search._moved(attack, x, now, slope, first=tf.constant(False))
     z = [0.07, 0.05]
     expected = [
         0.02 + 0.75 * (z[0] - 0.02) + 0.25 * (0.02 - 0.04),
         0.1 + 0.75 * (z[1] - 0.1) + 0.25 * (0.1 - 0.06),
     ]
     np.testing.assert_allclose(moved, [expected], rtol=1e-6)
-    moved = apgd._moved(attack, x, now, slope, first=tf.constant(True))
+    moved = apgd_search._moved(attack, x, now, slope, first=tf.constant(True))
     np.testing.assert_allclose(moved, [z], rtol=1e-6)
-    start = apgd._initial(attack, tf.zeros([3, 2]))
+    start = apgd_search._initial(attack, tf.zeros([3, 2]))
     np.testing.assert_allclose(start.step_size, [0.2] * 3, rtol=1e-6)
 
 
