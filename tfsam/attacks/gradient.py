@@ -31,8 +31,8 @@ from tfsam.attacks.logits import may_stop
 from tfsam.attacks.logits import setting
 from tfsam.attacks.per_example import where
 from tfsam.attacks.seeds import next_seeds
-from tfsam.attacks.targeting import CANDIDATES
 from tfsam.attacks.targeting import check_order
+from tfsam.attacks.targeting import gradients_of
 from tfsam.attacks.targeting import targets_of
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
@@ -171,15 +171,8 @@ class PGD(Attack):
 
     @property
     def gradients(self) -> int:
-        """Number of gradients for a batch, over all restarts and targets.
-
-        An order of targets by distance costs one for each candidate, of which
-        there may be fewer than counted here.
-        """
-        ordered = self.targets and self.target_order == "distance"
-        runs = self.restarts * max(self.targets, 1)
-        each = self.steps * runs + (CANDIDATES if ordered else 0)
-        return each * self.eot
+        """Number of gradients for a batch, over all restarts and targets."""
+        return gradients_of(self)
 
     @property
     def predictions(self) -> int:

@@ -53,6 +53,30 @@ def check_order(order: Any) -> str:
     return check_choice("target_order", order, ORDERS)
 
 
+def gradients_of(attack: Any) -> int:
+    """Returns the number of gradients of an attack for a batch.
+
+    An order of targets by distance costs one for each candidate, of which there
+    may be fewer than counted here.
+
+    Args:
+        attack: An attack with the attributes `steps`, `restarts`, `targets`,
+            `target_order` and `eot`.
+
+    Returns:
+        An int, over all restarts and targets.
+
+    Example:
+        >>> from tfsam.attacks import apgd_t
+        >>> gradients_of(apgd_t(0.1, steps=100, targets=9))
+        900
+    """
+    ordered = attack.targets and attack.target_order == "distance"
+    runs = attack.restarts * max(attack.targets, 1)
+    each = attack.steps * runs + (CANDIDATES if ordered else 0)
+    return int(each * attack.eot)
+
+
 def targets_of(
     attack: Any,
     logits_fn: LogitsFn,

@@ -33,8 +33,8 @@ from tfsam.attacks.logits import LossFn
 from tfsam.attacks.logits import Untraced
 from tfsam.attacks.logits import examples
 from tfsam.attacks.seeds import next_seeds
-from tfsam.attacks.targeting import CANDIDATES
 from tfsam.attacks.targeting import check_order
+from tfsam.attacks.targeting import gradients_of
 from tfsam.attacks.targeting import targets_of
 from tfsam.support.validators import check_choice
 from tfsam.support.validators import check_count
@@ -135,14 +135,8 @@ class APGD(Attack):
 
     @property
     def gradients(self) -> int:
-        """Number of gradients for a batch, over all restarts and targets.
-
-        An order of targets by distance costs one for each candidate, of which
-        there may be fewer than counted here.
-        """
-        ordered = self.targets and self.target_order == "distance"
-        runs = self.restarts * max(self.targets, 1)
-        return (self.steps * runs + (CANDIDATES if ordered else 0)) * self.eot
+        """Number of gradients for a batch, over all restarts and targets."""
+        return gradients_of(self)
 
     @property
     def predictions(self) -> int:
