@@ -200,6 +200,27 @@ def test_the_training_part_alone_is_mixed_in(tmp_path):
     assert len(recipes.mix(made, images)[0]) == 20
 
 
+def test_no_image_to_be_measured_is_mixed_in(tmp_path):
+    """A file may hold the images of the run."""
+    images = data.load("digits", limit_train=100, limit_test=20)
+    made = settings_of(
+        *(f"--mix=npz:{tmp_path / 'a.npz'}", "--select=robust"),
+        "--validation_images=10",
+    )
+    train, apart = held_out.split(made, images)
+    rest = train.x_train[:30], train.y_train[:30]
+    x, y = ([rest[n], images[3 + n], apart[1 + n]] for n in (0, 1))
+    np.savez(tmp_path / "a.npz", x=np.concatenate(x), y=np.concatenate(y))
+    lines = []
+    found = recipes.mix(made, images, log=lines.append)
+    np.testing.assert_array_equal(found[0], rest[0])
+    np.testing.assert_array_equal(found[1], rest[1])
+    assert "30 of 60 images of" in lines[0] and "left out" in lines[0]
+    np.savez(tmp_path / "a.npz", x=images.x_test, y=images.y_test)
+    with pytest.raises(ValueError, match="all images of --mix are test"):
+        recipes.mix(made, images)
+
+
 def test_other_images_mixed_in_are_another_run(tmp_path):
     source = f"npz:{synthetic(tmp_path)}"
     made = settings_of(f"--mix={source}", f"--workdir={tmp_path / 'run'}")

@@ -1,5 +1,7 @@
 """Images and labels, and parts of them."""
 
+import hashlib
+from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -197,6 +199,32 @@ def in_order(images: Images, names: tuple[str, ...]) -> Images:
         y_test=places[images.y_test],
         class_names=names,
     )
+
+
+def copies(images: Pixels, others: Sequence[Pixels]) -> np.ndarray:
+    """Returns which images are also among others, pixel for pixel.
+
+    Args:
+      images: (n, ...), of a dtype that `as_float` takes.
+      others: more of them.
+
+    Returns:
+      (n,) bool.
+
+    Example:
+    >>> import numpy as np
+    >>> copies(np.eye(2), [np.array([[0, 255]], np.uint8)])
+    array([False,  True])
+    """
+    seen = {key for part in others for key in _keys(part)}
+    return np.array([key in seen for key in _keys(images)], bool)
+
+
+def _keys(images: Pixels) -> Iterator[bytes]:
+    """Yields a digest of each image, the same in any dtype."""
+    for block in rows.blocks(images):
+        for image in np.ascontiguousarray(as_float(block)):
+            yield hashlib.sha256(image.tobytes()).digest()
 
 
 def sample(total: int, count: int, seed: int) -> np.ndarray:

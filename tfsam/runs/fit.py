@@ -262,6 +262,7 @@ def _begin(
     mix: batches.Examples | None,
 ) -> tuple[RobustModel, _Session]:
     """Restores the newest checkpoint, or makes a new model."""
+    mix = mix or recipes.mix(settings, images)
     apart = None
     if settings.recipe.holds_out:
         images, apart = held_out.split(settings, images)
@@ -277,7 +278,7 @@ def _begin(
     steps = batch_sharing.steps_per_epoch(settings, images, strategy)
     return model, _Session(
         *(settings, images, strategy, steps, position, state),
-        *(average, validation, mix or recipes.mix(settings, images)),
+        *(average, validation, mix),
     )
 
 

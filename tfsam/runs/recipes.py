@@ -5,12 +5,17 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tfsam import data
 from tfsam import registries
 from tfsam.data import batches
 from tfsam.data.augmentation import Augmentation
 from tfsam.data.augmentation import SmoothLabels
+from tfsam.data.images import copies
+from tfsam.data.rows import part
 from tfsam.runs import flag_types
+from tfsam.runs import held_out
 from tfsam.runs.settings import Settings
 
 Log = Callable[[str], None]
@@ -93,7 +98,8 @@ def mix(
     """Loads the images that are mixed into the training batches.
 
     They are the training images of their source, all of them where it is not
-    split.
+    split, but no test image of the run, nor one that it holds out: the accuracy
+    on these would be that on training images.
 
     Args:
         settings: The settings of the run.
@@ -105,7 +111,8 @@ def mix(
         (images, labels), or None without any.
 
     Raises:
-        ValueError: If they cannot be loaded, or have other classes.
+        ValueError: If they cannot be loaded, have other classes, or are all
+            test images.
     """
     recipe = settings.recipe
     if recipe.mix is None:
@@ -128,11 +135,27 @@ def mix(
             f"{_some(images.class_names)}. "
             f"Received: mix={recipe.mix} with {_some(found.class_names)}"
         )
+    apart = [images.x_test]
+    if recipe.holds_out:
+        apart.append(held_out.split(settings, images)[1].x_train)
+    x, y = found.x_train, found.y_train
+    others = np.flatnonzero(~copies(x, apart))
+    if not len(others):
+        raise ValueError(
+            "all images of --mix are test or held-out images. "
+            f"Received: mix={recipe.mix}"
+        )
+    if len(others) < len(x):
+        log(
+            f"{len(x) - len(others)} of {len(x)} images of {recipe.mix} are "
+            "left out: they are test or held-out images"
+        )
+        x, y = part(x, others), y[others]
     log(
         f"{recipe.mix_fraction:g} of each batch is drawn from "
-        f"{len(found.x_train)} images of {recipe.mix}"
+        f"{len(x)} images of {recipe.mix}"
     )
-    return found.x_train, found.y_train
+    return x, y
 
 
 def _some(names: tuple[str, ...]) -> str:
