@@ -196,10 +196,7 @@ class RobustModel(PureModel):
         self.attacked_input = attacked
         arguments.check_combination(self)
         replays.check(self)
-        if seed is None:  # Each worker would draw a different one.
-            drawn = int(np.random.randint(2**31 - 1))
-            seed = devices.of_chief(tf.distribute.get_strategy(), drawn)
-        self.seed = check_count("seed", seed)
+        self.seed = check_count("seed", _drawn() if seed is None else seed)
         if hasattr(network, "output_names"):
             self.output_names = network.output_names
         if network.built:
@@ -428,3 +425,9 @@ class RobustModel(PureModel):
                 config[key], custom_objects=custom_objects
             )
         return cls(**config)
+
+
+def _drawn() -> int:
+    """Draws a seed: the chief's, as each worker would draw a different one."""
+    drawn = int(np.random.randint(2**31 - 1))
+    return devices.of_chief(tf.distribute.get_strategy(), drawn)
