@@ -207,7 +207,7 @@ PRESETS = {
             )
         },
         training=("--epochs=20", "--noaugment", "--limit_train=20000"),
-        testing=("--limit_test=1000",),
+        testing=("--limit_test=5000",),
         autoattack=(
             *("--attacks=malt", "--limit_test=100", "--l2_epsilons="),
             "--linf_epsilons=1/2550",
