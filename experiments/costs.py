@@ -82,8 +82,9 @@ def front(points):
     """Returns the names of the points that no other point beats.
 
     Args:
-        points: a dict from name to a tuple of gains: the more the better. A
-            point that is as good in all and better in one gain beats another.
+        points: a dict from name to a tuple of gains, numbers of which more is
+            better. A point beats another if it is as good in all gains and
+            better in one.
     """
 
     def beaten(point):

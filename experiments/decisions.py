@@ -1,4 +1,4 @@
-r"""Which method to use: the fronts of several sweeps, with the commands.
+r"""The choice of a method: the fronts of several sweeps, with the commands.
 
   python -m experiments.decisions \
     --sweeps=small:runs/small,small100:runs/small100 --figures=DIR
@@ -7,14 +7,13 @@ For each sweep, PRESET:WORKDIR (`experiments.table1`), and each epsilon of
 PGD-10, a method is on the front if no other has as few passes a training step,
 as much natural and as much robust accuracy, and is better in one of them. The
 first table lists all methods, with a star where they are on the front. The
-second answers a question: with so many passes at most, which method is the most
-robust, and which of those that are as accurate as standard training? Then
+second table gives, for each limit on the passes, the most robust method, and
+the most robust of the methods that are as accurate as standard training. Then
 follow the commands of all methods on a front. Methods with one seed are marked:
-their intervals are those of the test images alone.
+their intervals account for the choice of the test images alone.
 
-The fronts are those of the measured accuracies; a method may be on one by
-chance. Nothing is trained. With --figures the page is also written, as
-decisions.md.
+Fronts are computed from measured accuracies; a method may be on one by chance.
+Nothing is trained. With --figures the page is also written, as decisions.md.
 """
 
 import pathlib
@@ -187,8 +186,8 @@ def answers_table(found, base="st"):
 
     Args:
         found: the result of `choices`.
-        base: the row whose natural accuracy the second half asks for; without
-            it there is no such half.
+        base: the row whose natural accuracy is the least that the second half
+            of the table allows. If the row is missing, so is that half.
     """
     columns = columns_of(found)
     body = []
@@ -254,7 +253,10 @@ def _sweep(text):
 def main():
     """Prints the page."""
     if not _SWEEPS.value:
-        raise ValueError("--sweeps=PRESET:WORKDIR,... is missing. Received: ")
+        raise ValueError(
+            "--sweeps=PRESET:WORKDIR,... is missing. "
+            f"Received: sweeps={_SWEEPS.value}"
+        )
     parts = []
     for text in _SWEEPS.value:
         name, preset, workdir = _sweep(text)

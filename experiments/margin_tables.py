@@ -25,7 +25,7 @@ MEASURES = {
     "gradient_l1": ("gradient, l1", 1),
     "gradient_l2": ("gradient, l2", 1),
 }
-# Of bins of relative margins, in units of epsilon.
+# Edges of the bins of relative margins, in units of epsilon.
 EDGES = (0, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, float("inf"))
 STRONG, BESIDE = "autoattack", "malt"
 
@@ -58,8 +58,8 @@ def attacked_images(cells, attack):
 
     Returns:
         A dict from (norm, epsilon_text) to a dict from row to `Attacked`. All
-        rows have the same images: those of the smallest seed; rows whose
-        AutoAttack had another number are left out.
+        rows have the same images, those of the smallest seed. Rows that were
+        attacked on another number of images are left out.
     """
     first = min((seed for _, seed in cells), default=None)
     found: dict = {}
@@ -89,9 +89,9 @@ def compared(one, other, indices):
 
     Args:
         one: the `Attacked` images of one network.
-        other: those of the other.
-        indices: of the images; those that a network misclassifies do not
-            count for it.
+        other: the `Attacked` images of the other network.
+        indices: indices of the images. An image that a network misclassifies
+            does not count for that network.
 
     Returns:
         (difference, at equal values, log-odds): how much larger the part of the
@@ -150,9 +150,9 @@ def at_equal_loss(rows):
         rows: a dict from row to a dict with "measures" and "accuracies".
 
     Returns:
-        A list of dicts: "row" and "standard", names of rows. Rows that attack
-        their inputs in training are left out: their loss is that of other
-        images.
+        A list of dicts with "row" and "standard", names of rows. Rows that
+        attack their inputs in training are left out: their loss is measured on
+        other images.
     """
     standard = [row for row in rows if _is_standard(row)]
     pairs = []
@@ -175,7 +175,7 @@ def agreement(cells):
 
     Returns:
         A dict from attack to the number of images that it alone breaks, with
-        "images", the number of those that AutoAttack or the other attacked.
+        "images", the number of images that both attacked.
     """
     alone = {STRONG: 0, BESIDE: 0}
     total = 0
@@ -319,7 +319,7 @@ def equal_loss_table(found):
 
 
 def survival_table(attack):
-    """Returns what a relative margin tells of an image, as Markdown.
+    """Returns how relative margins and survival are related, as Markdown.
 
     Args:
         attack: an entry of "attacks" in the result of `summary`.
@@ -448,5 +448,5 @@ def draw(found, path):
         figures.draw(panels, path, 2, len(attacks), width=4.0, height=2.8)
 
 
-# Images of a bin that is drawn.
+# Smallest number of images in a bin that is drawn.
 _LEAST = 5

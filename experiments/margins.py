@@ -1,25 +1,25 @@
-r"""Is SAM's robustness more than a smaller gradient at the pixels?
+r"""Relative margins: is SAM's robustness more than a smaller gradient?
 
   python -m experiments.table1 --preset=small100 --dataset=npz:FILE \
     --workdir=runs/small100 --rows=st,sam-0.2,st:weight_decay=0.002,st:epochs=12
   python -m experiments.margins --preset=small100 --workdir=runs/small100 \
     --figures=runs/small100
 
-measures an image by its relative margin: the margin between the label's logit
-and the largest other one, over the dual norm of the margin's gradient at the
-pixels (l1 for l-inf, l2 for l2). No scaling of the logits changes it. It is the
-distance to the boundary of the linearised margin: exact for a linear network
-with two classes.
+The measure of an image is its relative margin: the difference between the
+label's logit and the largest other logit, over the dual norm of its gradient at
+the pixels (l1 for l-inf, l2 for l2). No scaling of the logits changes it. It is
+the distance to the decision boundary of the linearised margin, exact for a
+linear network with two classes.
 
 For each finished cell of the sweep, the command keeps the medians over
 correctly classified test images, the loss on training images, and the values of
 the images that AutoAttack attacked with its verdicts, in margins.json next to
 the cell's results. For all measured cells it then prints tables: the medians
 beside robust accuracy; each method beside the standard training of the nearest
-training loss; how well the value tells the images that survive (AUC); and
+training loss; how well the relative margin predicts survival (AUC); and
 survival at equal values, against the row --base. With --figures it also writes
-them, as margins.md and margins.json, with margins.svg. The same command
-measures only new cells; without the networks it makes the tables from the kept
+them, as margins.md and margins.json, with margins.svg. Run again, the command
+measures new cells only. Without the networks it makes the tables from the kept
 values.
 
 Rows of standard training with more weight decay or fewer epochs are compared
@@ -193,12 +193,12 @@ def _attacked(folder, logits_fn):
         logits_fn: the network that it attacked.
 
     Returns:
-        A dict, or None if there is no finished run: "linf" and "l2", a number
-        for each image, and "verdicts", a list of dicts of which `survives` has
-        a bool for each image.
+        A dict, or None if there is no finished run: "linf" and "l2", lists of
+        a number for each image, and "verdicts", a list of dicts whose entry
+        "survives" is a list of a bool for each image.
 
     Raises:
-        ValueError: if the verdicts are those of other images.
+        ValueError: if the verdicts belong to other images.
     """
     results = sweep.read(folder)
     if results is None or not (folder / "evaluation").exists():
@@ -217,7 +217,8 @@ def _attacked(folder, logits_fn):
         ):
             raise ValueError(
                 "the data set must hold the images that were attacked. "
-                f"Received: {results['config']['dataset']} for {folder}"
+                f"Received: dataset={results['config']['dataset']}, "
+                f"folder={folder}"
             )
         keys = ("attack", "norm", "epsilon", "epsilon_text")
         survives = (verdict == verdicts.STANDS).tolist()
@@ -229,12 +230,12 @@ def _attacked(folder, logits_fn):
     return {**values, "verdicts": rows}
 
 
-# Part of the images whose class may differ by rounding.
+# Largest part of the images whose class may differ by rounding.
 _MOST_DIFFERENT = 0.02
 
 
 def is_due(folder):
-    """Returns whether a cell can be measured, and was not.
+    """Returns whether a cell can be measured and is not measured yet.
 
     A cell that was measured before AutoAttack attacked it is measured again.
 

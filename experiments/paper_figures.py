@@ -1,4 +1,4 @@
-"""The paper's figures beside ours: on which images, and what differs."""
+"""The paper's figures: whether they apply, and how our runs differ."""
 
 import pathlib
 import re
@@ -15,15 +15,16 @@ _ROUNDED = 1e-4
 
 
 def check_images(preset, dataset):
-    """Rejects a file of other images than the paper's, CIFAR-100.
+    """Rejects a file whose images are not those of the paper, CIFAR-100.
 
     Args:
         preset: a `sweep.Preset`.
         dataset: value of --dataset, or None.
 
     Raises:
-        ValueError: if the preset has the paper's figures, and the means of the
-            channels of an npz file's training images are not CIFAR-100's.
+        ValueError: if the preset has the paper's figures, and the training
+            images of an npz file have other means of their channels than
+            CIFAR-100.
     """
     if not preset.paper or not (dataset or "").startswith("npz:"):
         return
@@ -40,9 +41,9 @@ def check_images(preset, dataset):
 
 
 def beside(preset, workdir):
-    """Returns the paper's figures if finished cells use its data set.
+    """Returns the paper's figures if all finished cells use its data set.
 
-    An npz file counts: see `check_images`.
+    An npz file counts as its data set; see `check_images`.
 
     Args:
         preset: a `sweep.Preset`.
@@ -63,7 +64,7 @@ def beside(preset, workdir):
 
 
 def caption(preset):
-    """Returns a line on the paper's figures: what differs from their runs.
+    """Returns a line on how our runs differ from those of the paper's figures.
 
     Args:
         preset: a `sweep.Preset`.
@@ -90,7 +91,7 @@ def caption(preset):
 
 
 def _recipe(arguments):
-    """Returns what a run trains, in words, by the name of a setting."""
+    """Describes the training of a run in words, by the name of a setting."""
     recipe = settings.from_argv(arguments).recipe
     held_out = recipe.validation_images or 0
     count = recipe.limit_train and recipe.limit_train - held_out

@@ -138,7 +138,7 @@ def rates(runs, network):
         network: the network.
 
     Raises:
-        ValueError: if no run of the network was measured, and one attacked.
+        ValueError: if no run of the network was measured and attacked.
     """
     own = [run for run in runs if run.network == network]
     costs = [(c, a) for run in own for a in run.attacks if (c := _cost(a))]
@@ -149,7 +149,7 @@ def rates(runs, network):
             f"{', '.join(sorted({run.network for run in runs})) or 'nothing'}"
         )
     gradients: dict = {}
-    # Those of a run with AutoAttack are in a folder below it.
+    # The results of AutoAttack are in a folder below the run's.
     for run in runs:
         inside = sweep.read(run.folder / "autoattack") or {"robust": []}
         for attack in (*run.attacks, *inside["robust"]):
@@ -165,7 +165,7 @@ def rates(runs, network):
 
 
 def _each(attack):
-    """Returns an attack's gradients of an image; a pass forward is a half."""
+    """Returns an attack's gradients for an image; a forward pass is a half."""
     return (
         attack.get("gradient_passes", 0) + attack.get("forward_passes", 0) / 2
     )
@@ -234,7 +234,7 @@ def plan(preset, rows, found, extra=()):
     return planned
 
 
-# Of the attack on held-out images, and of CIFAR's test part.
+# Steps of the attack on held-out images, and the size of CIFAR's test part.
 _PGD_STEPS, _TEST_IMAGES = 10, 10_000
 
 

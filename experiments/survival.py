@@ -1,6 +1,6 @@
-"""Statistics of survival: does a measure of an image tell what attacks break?
+"""Statistics of survival: how well a measure of an image predicts its verdict.
 
-All functions take plain arrays, an entry an image.
+All functions take plain arrays with an entry for each image.
 """
 
 import itertools
@@ -107,8 +107,8 @@ def at_equal_values(values, survives, other):
 
     Returns:
         (log_odds, difference): how much larger the second group's log-odds of
-        survival are, and its chance of survival, averaged over the values of
-        all images.
+        survival are, and how much larger its chance of survival is, averaged
+        over the values of all images.
     """
     logs = np.log(values)
     logs = logs - logs.mean()
@@ -126,7 +126,7 @@ def interval(function, count, *, resamples=400, seed=0):
             of numbers.
         count: number of images to draw from.
         resamples: number of samples, each of `count` images with replacement.
-        seed: of the samples.
+        seed: seed of the samples.
 
     Returns:
         An array (2,), or (2, k) for k numbers: the quantiles at 2.5 % and
@@ -151,10 +151,10 @@ def binned(values, survives, edges):
     Args:
         values: (n,) floats.
         survives: (n,) bools.
-        edges: ascending; a bin holds its lower edge.
+        edges: edges of the bins, ascending; a bin includes its lower edge.
 
     Returns:
-        A list of (survivors, images), a bin each.
+        A list of (survivors, images), a pair of ints for each bin.
 
     Example:
         >>> binned([0.5, 1.0, 1.5], [False, True, True], [0, 1, 2])

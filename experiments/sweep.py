@@ -166,8 +166,8 @@ PRESETS = {
         testing=("--limit_test=2000", "--attack_steps=10"),
         attacked_seeds=0,
     ),
-    # The paper's data set, for two cores: a network of which standard training
-    # fits 20,000 images without augmentation.
+    # The paper's data set, for two cores: a network that fits 20,000 images in
+    # standard training without augmentation.
     "small100": Preset(
         "cifar100",
         {
@@ -195,8 +195,9 @@ PRESETS = {
         attacked_seeds=1,
         paper=PAPER,
     ),
-    # Which network fits these images, and how long epochs and attacks take: at
-    # this epsilon MALT breaks next to nothing, and takes its full time.
+    # Networks for these images, to compare their fit and the time of epochs and
+    # attacks: at this epsilon MALT breaks almost nothing, and takes its full
+    # time.
     "pilot100": Preset(
         "cifar100",
         {
@@ -269,7 +270,7 @@ def row_flags(row):
 
 
 def _takes(text, option):
-    """Returns whether a flag, NAME=VALUE, names a part with an option."""
+    """Returns whether a flag, NAME=VALUE, names a part that has an option."""
     name, _, spec = text.partition("=")
     registry = flags.REGISTRIES.get(name)
     return registry is not None and option in registry.options(spec)
@@ -395,7 +396,7 @@ def seeds_at(workdir):
 
 
 def held_out(folder):
-    """Returns the `Result`s by column of the last look at held-out images.
+    """Returns the `Result`s of the last measurement on held-out images.
 
     Args:
         folder: folder of the run.

@@ -43,8 +43,8 @@ _DATASET = flags.DEFINE_string(
     "dataset",
     None,
     "Images, instead of the preset's: npz:FILE or any other --dataset of "
-    "tfsam.run. The paper's figures are shown for npz:FILE as well, which "
-    "must hold the images of the paper then.",
+    "tfsam.run. For npz:FILE the paper's figures are shown as well; the file "
+    "must then hold the paper's images.",
     FLAGS,
 )
 _WORKDIR = flags.DEFINE_string(

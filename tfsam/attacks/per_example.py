@@ -1,4 +1,4 @@
-"""Values of each example of a batch, next to its images."""
+"""Operations on whole examples of a batch: one value for each image."""
 
 import tensorflow as tf
 

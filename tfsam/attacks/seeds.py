@@ -1,4 +1,4 @@
-"""Seeds of examples and of attempts, by which attacks draw random numbers."""
+"""Seeds of examples and attempts, from which attacks draw random numbers."""
 
 import numbers
 from typing import Any

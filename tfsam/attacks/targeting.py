@@ -56,8 +56,8 @@ def check_order(order: Any) -> str:
 def gradients_of(attack: Any) -> int:
     """Returns the number of gradients of an attack for a batch.
 
-    An order of targets by distance costs one for each candidate, of which there
-    may be fewer than counted here.
+    Ordering the targets by distance costs one gradient for each candidate. A
+    model of few classes has fewer candidates than are counted here.
 
     Args:
         attack: An attack with the attributes `steps`, `restarts`, `targets`,

@@ -38,8 +38,8 @@ class ThreatModel(Configurable):
             against an image, such as one number for each channel.
 
     Attributes:
-        norms: The norms that the attack takes. The default is l-inf and l2;
-            in another norm the attack is rejected.
+        norms: The norms that the attack supports; any other is rejected. The
+            default is l-inf and l2.
         tensor_epsilon: Whether the attack accepts an epsilon that is a tensor.
             A sweep over epsilons then traces the attack once. The default is
             False.
@@ -47,7 +47,8 @@ class ThreatModel(Configurable):
             epsilon for each example; see `radius` and `radii`. The default is
             False.
         two_bounds: Whether the bounds must be two numbers, for instance because
-            the library of the attack takes no others. The default is False.
+            the library of the attack supports nothing else. The default is
+            False.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -131,7 +132,11 @@ class ThreatModel(Configurable):
         return _with_attributes(made, vars(self))
 
     def _checked_radii(self, epsilon: Any) -> tf.Tensor:
-        """Returns an epsilon that is no number as a tensor () or (batch,)."""
+        """Converts an epsilon that is not a number to a tensor () or (batch,).
+
+        Raises:
+            ValueError: As `with_epsilon`.
+        """
         if not tf.is_tensor(epsilon):
             epsilon = tf.constant(np.asarray(epsilon, np.float64))
         if not epsilon.shape.rank:  # Also of an unknown rank.
@@ -247,9 +252,8 @@ class ThreatModel(Configurable):
         ):
             return
         raise ValueError(
-            "an attack with an epsilon for each example needs as many as the "
-            f"batch has examples. Received: {epsilon.shape[0]} epsilons, "
-            f"{x.shape[0]} examples"
+            "the attack must have one epsilon for each example of the batch. "
+            f"Received: {epsilon.shape[0]} epsilons, {x.shape[0]} examples"
         )
 
 
@@ -299,9 +303,9 @@ def check_one_epsilon(attack: Any) -> None:
     epsilon: Any = getattr(attack, "epsilon", None)
     if not isinstance(epsilon, numbers.Real) and np.ndim(epsilon) == 1:
         raise ValueError(
-            "an attack with an epsilon for each example belongs to a single "
-            "batch, and cannot be used on batches that change; give it one "
-            f"epsilon. Received: {len(epsilon)} epsilons"
+            "the attack must have one epsilon for all examples: an epsilon for "
+            "each example belongs to a single batch. "
+            f"Received: {len(epsilon)} epsilons"
         )
 
 

@@ -38,10 +38,10 @@ def images(arrays: Mapping[str, Any], options: Options) -> Images:
 
     Args:
         arrays: `x_train`, `y_train`, `x_test` and `y_test`, or `x` and `y`,
-            which are split; where the test part alone is wanted, `x_test` and
-            `y_test`, or `x` and `y`, which are all taken; for the training part
-            alone, likewise. And `class_names`, the numbers of the classes
-            unless they are given.
+            which are split. If `options.part` is a single part, the two arrays
+            of that part are enough, and `x` and `y` belong to it as a whole.
+            `class_names` is optional; the default is the numbers of the
+            classes.
         options: see `Options`.
 
     Raises:

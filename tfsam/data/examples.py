@@ -101,9 +101,9 @@ def load_several(
         network: see `load`.
 
     Returns:
-        (x, y): the structure of NumPy arrays with the same number of rows, at
-        least one, where large arrays are `Rows` of a temporary file; and the
-        labels.
+        (x, y): the inputs, in the structure of the batches, as NumPy arrays, or
+        `Rows` of a temporary file if they are large; and the labels. All have
+        the same number of rows, at least one.
 
     Raises:
         ValueError: if the data is of another kind, empty or endless, or has no
@@ -124,7 +124,7 @@ def load_several(
         if len(lengths) > 1 or 0 in lengths:
             raise ValueError(
                 "all inputs and y must have the same number of examples, at "
-                f"least one. Received: {', '.join(map(str, sorted(lengths)))}"
+                f"least one. Received: lengths={sorted(lengths)}"
             )
         return found
 
@@ -161,8 +161,8 @@ def gives_several(data: Any, network: Any = None) -> bool:
     """Returns whether a container of batches gives several inputs.
 
     Args:
-        data: any of the containers above. Generators are not read: theirs are
-            as many as those of the network.
+        data: any of the containers above. Generators are not read; they are
+            taken to give as many inputs as the network has.
         network: the `keras.Model` that receives the data, or None.
     """
     if _in_memory(data) or isinstance(data, (str, pathlib.PurePath, Images)):

@@ -205,11 +205,11 @@ def copies(images: Pixels, others: Sequence[Pixels]) -> np.ndarray:
     """Returns which images are also among others, pixel for pixel.
 
     Args:
-      images: (n, ...), of a dtype that `as_float` takes.
-      others: more of them.
+      images: array (n, ...), of a dtype that `as_float` takes.
+      others: arrays of such images.
 
     Returns:
-      (n,) bool.
+      Bool array (n,).
 
     Example:
     >>> import numpy as np

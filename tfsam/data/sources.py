@@ -94,8 +94,8 @@ def load(
       resize: how an image gets another size, antialiased: "crop" cuts out the
         centre, "pad" adds black margins, "stretch" changes proportions.
       test_fraction: the part of each class that is the test part, where the
-        data is not split; identical files stay together. None is 0.2; with
-        `part="test"` it is all, with `part="train"` none.
+        data is not split; identical files stay together. None means 0.2; all
+        with `part="test"`, and nothing with `part="train"`.
       bad_images: "skip" leaves out files that cannot be decoded, with a
         warning, up to 5 % of all; "refuse" raises an error.
       class_order: the order of classes that are known by name: "name" sorts
@@ -103,8 +103,9 @@ def load(
         one a line, in the order of a network's outputs. The classes of arrays
         are numbers unless the arrays name them; a file of other names names
         them.
-      part: "all", "train" or "test", for one part alone; images of the other
-        need not exist then, and those that are not split are all of this one.
+      part: "all", or "train" or "test" to load that part alone. The other part
+        need not exist then, and data that is not split belongs to this part as
+        a whole.
 
     Returns:
       The `Images`.

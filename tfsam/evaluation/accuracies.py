@@ -131,7 +131,9 @@ def _budget(row: Row) -> Budget:
 def _meaningless(
     attacks: Sequence[_Measured], budgets: Sequence[Budget]
 ) -> Row:
-    """Returns an entry of a worst case that no attack of any use was made for.
+    """Returns the entry `meaningless` of a worst case, if it has one.
+
+    A worst case has it if the rows of all attacks that were measured do.
 
     Args:
         attacks: The attacks.
@@ -184,7 +186,7 @@ def _before_attacks(
 
 
 def _of_goal(header: Mapping[str, Any]) -> Row:
-    """Returns the entries of a row that say what its attacks aim at.
+    """Returns the entries of a row about the goal of its attacks.
 
     They are empty for attacks that aim at any wrong class.
     """
@@ -315,7 +317,7 @@ def _probes(
     natural: Sequence[Arrays],
 ) -> list[Arrays]:
     """Adds the facts about a model's gradients to those of the first chunk."""
-    gradients = record.load(verdicts.gradients_of(surrogate), 0)
+    gradients = record.load(verdicts.part_of_gradients(surrogate), 0)
     return [
         {**arrays, **gradients} if chunk == 0 else arrays
         for chunk, arrays in zip(chunks, natural, strict=True)
@@ -369,7 +371,7 @@ def _by_label(right: np.ndarray | None) -> Row:
 
 
 def _labels(attack: Header, budget: Budget, header: Header) -> Row:
-    """Returns the entries of a row that say what it is."""
+    """Returns the entries that identify a row."""
     return {
         "attack": attack["name"],
         "options": attack["options"],
@@ -421,7 +423,7 @@ def _gradients(record: verdicts.Record, asked: Asked) -> list[Arrays]:
     sources = [attacks[number]["surrogate"] for number in asked.numbers]
     if not sources:  # Without an attack, all that were examined.
         sources = [None, *range(len(record.header["surrogates"]))]
-    parts = [verdicts.gradients_of(s) for s in dict.fromkeys(sources)]
+    parts = [verdicts.part_of_gradients(s) for s in dict.fromkeys(sources)]
     found = [record.load(part, 0) for part in parts]
     return [facts for facts in found if facts]
 

@@ -34,7 +34,7 @@ EPSILONS = (1 / 255, 2 / 255)
 
 @dataclasses.dataclass(frozen=True)
 class What:
-    """The arguments of `evaluate` that say what is measured."""
+    """The arguments of `evaluate` that define the measurement."""
 
     model: Any
     data: Any
@@ -59,7 +59,7 @@ class What:
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """The arguments of `evaluate` that say how the work is done."""
+    """The arguments of `evaluate` that control the computation."""
 
     batch_size: Any
     strict: bool
@@ -72,7 +72,7 @@ class How:
 
 @dataclasses.dataclass(frozen=True)
 class Where:
-    """The arguments of `evaluate` that say where verdicts are kept."""
+    """The arguments of `evaluate` that set where verdicts are kept."""
 
     workdir: files.Path | None
     save_adversarial: bool
@@ -84,9 +84,9 @@ def made_plan(what: What, how: How, where: Where) -> Plan:
     """Checks the arguments and reads the data.
 
     Args:
-        what: The arguments that say what is measured.
-        how: The arguments that say how the work is done.
-        where: The arguments that say where verdicts are kept.
+        what: The arguments that define the measurement.
+        how: The arguments that control the computation.
+        where: The arguments that set where verdicts are kept.
 
     Raises:
         ValueError: If an argument or the data is invalid; see `evaluate`.

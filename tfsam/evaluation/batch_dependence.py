@@ -95,7 +95,7 @@ def p_value(
             shift of the medians counts as none.
 
     Returns:
-        The p-value of the hypothesis that they do not, 1 at most.
+        The p-value of the hypothesis that they do not, at most 1.
     """
     batches = [tf.constant(x), *(tf.constant(each.batch) for each in changed)]
     outputs = function.in_turn(batches * _CALLS)
@@ -120,7 +120,7 @@ def p_value(
 def p_value_of(
     first: np.ndarray, second: np.ndarray, tolerance: float = 0.0
 ) -> float:
-    """Tests whether two groups of calls have logits of one distribution.
+    """Tests whether two groups of calls have the same distribution of logits.
 
     Args:
         first: Float array (calls, ...), the logits of each call.

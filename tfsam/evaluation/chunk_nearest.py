@@ -1,6 +1,6 @@
 """Minimum-norm attacks on a chunk, a single run of which serves all epsilons.
 
-Their results are `Reach`; see `reaches.py`.
+The result of a run is a `Reach`; see `reaches.py`.
 """
 
 import time
@@ -37,7 +37,7 @@ def attack_nearest(chunk: Chunk, attack: Any, epsilon: float) -> Arrays:
     """
     kind = kind_of(attack, epsilon)
     reach = chunk.reaches.get(kind) or _reach(chunk, attack, kind)
-    # By a number, an attack is recognised at no other epsilon.
+    # A kind that is a number holds at this epsilon only; see `kind_of`.
     shared = np.array(kind if isinstance(kind, str) else "")
     new = {**_within(chunk, attack, epsilon, reach), "kind": shared}
     # The first epsilon is charged with the cost of the run.
@@ -111,7 +111,8 @@ def _within(chunk: Chunk, attack: Any, epsilon: float, reach: Reach) -> Arrays:
         "largest": reach.distances[reached].max(initial=0.0),
         "attacked": np.array(reach.attacked),
         "passes": reach.passes,
-        # Not set to 0 after the first epsilon: its run serves them all.
+        # Not set to 0 after the first epsilon: the gradients of the run
+        # determined the verdicts at all of them.
         "nan_gradients": np.array(reach.nonfinite),
         "stages": np.array([""]),
         **outcomes.columns([reach.facts]),

@@ -100,9 +100,9 @@ def arrays_of(chunk: Chunk, attack: Any, outcome: Outcome) -> dict[str, Any]:
 
 
 def _without_budget(chunk: Chunk, verdict: np.ndarray) -> Arrays:
-    """Tries an attack that broke few of the first chunk without a budget.
+    """Repeats an attack without a budget if it broke few of the first chunk.
 
-    It is tried once for all epsilons.
+    It is repeated once for all epsilons.
     """
     turn = chunk.turn
     if not turn.plan.diagnose:

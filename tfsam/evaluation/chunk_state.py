@@ -85,10 +85,11 @@ class Chunk:
             broke the examples.
         wrong: Float array (n,), the fraction of the draws that are wrong there.
         right: Bool array (n, labels), which of several labels are right there.
-        images: Float array (n, ...), those of the last epsilon, or None.
+        images: Float array (n, ...), the images at the last epsilon, or None.
         reaches: The results of minimum-norm attacks, by their kinds.
-        unconstrained: Int array (2,): how many examples an attack without a
-            budget was tried on, and how many of them it did not break.
+        unconstrained: Int array (2,): the number of examples on which the
+            attack was repeated without a budget, and the number of those that
+            it did not break.
     """
 
     def __init__(self, turn: Turn, worker: Worker, number: int) -> None:
@@ -168,7 +169,7 @@ class Chunk:
         )
 
     def counters(self, stages: int) -> dict[str, np.ndarray]:
-        """Returns the arrays that a diagnosis needs; none without one."""
+        """Returns the arrays that a diagnosis needs, if there is one."""
         if not self.turn.plan.diagnose:
             return {}
         return diagnosis.counters(

@@ -70,7 +70,7 @@ def _attack(chunk: Chunk, epsilon: float) -> Arrays:
     """
     attack = chunk.turn.made(epsilon)
     # A minimum-norm attack runs once for all epsilons, except on a surrogate,
-    # whose nearest images say how robust the surrogate is.
+    # whose nearest images measure the robustness of the surrogate.
     nearest = ATTACKS.fact(attack, "minimum_norm")
     if nearest and not chunk.worker.source.surrogate:
         return attack_nearest(chunk, attack, epsilon)

@@ -111,7 +111,7 @@ def evaluate_corruptions(
             beginning with the i-th. `tfsam.merge` combines the workdirs of all
             shards.
         attacked: Name or number of the input that is corrupted, for a model of
-            several; see `tfsam.evaluate`. The others stay as they are.
+            several inputs; see `tfsam.evaluate`. The others do not change.
 
     Returns:
         A dict. `rows` is a list of {`corruption`, `severity`, `accuracy`, `n`,
@@ -123,11 +123,12 @@ def evaluate_corruptions(
         images as they are. `severities` is the list of severities, and
         `left_out` a dict of the benchmark's corruptions that tfsam does not
         have, with the reasons. `constants` is 32 or 224, the side of the images
-        to which the benchmark's constants belong, and `name` says that this is
-        not CIFAR-10-C. `attacked` is the input of several that is corrupted.
-        `warnings` is a list of {`warning`, `message`}: whether
-        the model is random, whether its draws can be repeated, and whether its
-        logits depend on the batch, so that they hold for this batch size only.
+        to which the benchmark's constants belong, and `name` is a text that
+        tells the result apart from CIFAR-10-C. `attacked`, for a model of
+        several inputs, is the corrupted one. `warnings` is a list of
+        {`warning`, `message`}: whether the model is random, whether its draws
+        can be repeated, and whether its logits depend on the batch, so that
+        they hold for this batch size only.
 
         The rows and `natural` of a random model have `draws`, the number of
         draws, and `spread`, the mean fraction of an image's draws that disagree

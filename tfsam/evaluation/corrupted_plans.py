@@ -24,7 +24,7 @@ BOUNDS = (0.0, 1.0)
 
 
 class Work(NamedTuple):
-    """What is measured, except for the model.
+    """The corruptions to measure and their images, without the model.
 
     Attributes:
         plan: The images before they are corrupted, and how they are judged.
@@ -61,7 +61,7 @@ def work_of(
         batch_size: Number of images that are classified together.
 
     Returns:
-        The `Work`, as yet without chunks.
+        The `Work`, still without chunks.
 
     Raises:
         ImportError: If the package of a corruption cannot be imported.

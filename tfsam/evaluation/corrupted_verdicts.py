@@ -72,7 +72,7 @@ class Verdicts(records.Record):
         if held is None or not _is_header(held):
             raise ValueError(
                 "a shard must be the workdir of evaluate_corruptions, like the "
-                f"others. Received: {folder}"
+                f"others. Received: folder={folder}"
             )
         return held
 

@@ -258,7 +258,7 @@ def check_same(
         header: Header of the evaluation.
         folder: Folder of the record.
         allowed: Entries that may differ, except for tfsam's version.
-        growing: Entries that are not compared, as they grow.
+        growing: Entries that grow, which are not compared.
 
     Returns:
         The allowed entries that differ.

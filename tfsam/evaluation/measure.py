@@ -84,10 +84,10 @@ def evaluate(
 
     The arguments `model` to `epsilons`, `budgets`, `epsilon_factors`, `bounds`,
     `target`, `multi_label`, `attacked`, `seed`, `draws`, `steps`, `pixels`,
-    `surrogate`, `transfer_attacks`, `warm_start` and `sweep` say what is
-    measured; `batch_size`, `strict`, `jit_compile`, `progress`, `devices`,
-    `shard` and `diagnose` how it is computed; and `workdir`,
-    `save_adversarial`, `name` and `surrogate_name` where verdicts are kept.
+    `surrogate`, `transfer_attacks`, `warm_start` and `sweep` define the
+    measurement; `batch_size`, `strict`, `jit_compile`, `progress`, `devices`,
+    `shard` and `diagnose` control its computation; and `workdir`,
+    `save_adversarial`, `name` and `surrogate_name` the record of its verdicts.
 
     Args:
         model: A Keras model or a callable from pixels (batch, ...) to logits
@@ -132,9 +132,9 @@ def evaluate(
             the labels that it has, and an attack breaks it if any is wrong.
         attacked: Name or number of the input that is attacked, for a model of
             several. x, also that of a dataset, is then a list or dict of
-            inputs, in the structure that the model takes, and the attacks know
-            the other inputs, but do not change them. None is the only input
-            that looks like images in the bounds.
+            inputs, in the structure that the model takes, and the attacks
+            receive the other inputs, but do not change them. None means the
+            only input whose shape and values are those of images in the bounds.
         seed: Integer >= 0. With the index of an example, it determines the
             random numbers for that example.
         batch_size: Number of examples in a chunk, which are attacked together.
@@ -185,14 +185,14 @@ def evaluate(
         steps: Number of elements, usually batches, to read from a dataset or a
             generator. None reads all, and rejects data without an end.
         pixels: The range of pixels that a model from a path was trained on, see
-            `tfsam.models.load`. None takes the one that its layers tell, or
-            under which it is the most accurate. Several inputs, and those that
-            are not in [0, 1] by `bounds`, are given to it as they are.
+            `tfsam.models.load`. None means the range that its layers imply, or
+            the range under which it is the most accurate. Several inputs, and
+            inputs that are not in [0, 1] by `bounds`, are not rescaled.
         draws: Number of draws of a random model by which each verdict is made;
             an example is broken if at least half of them are wrong, also
-            without an attack. None means 20 for a model that is random, and a
-            single call of another. See `tfsam.evaluation.draws` for what is
-            repeatable.
+            without an attack. None means 20 for a random model; other models
+            are called once. `tfsam.evaluation.draws` explains which results can
+            be repeated.
         diagnose: Whether the attacks are examined for signs that they failed to
             attack. No verdict depends on it.
 
@@ -205,7 +205,7 @@ def evaluate(
           by epsilon in the given order: {`attack`, `options`, `norm`,
           `epsilon`, `epsilon_text`, `accuracy`, `n`, `interval`,
           `max_perturbation`, `inherited`, `attacked`, `forward_passes`,
-          `gradient_passes`, `nan_gradients`, `seconds`}, and what is listed
+          `gradient_passes`, `nan_gradients`, `seconds`}, and the entries listed
           below.
         - `worst_case`: a list, norm by norm and epsilon by epsilon, of
           {`norm`, `epsilon`, `epsilon_text`, `accuracy`, `n`, `interval`,
@@ -218,28 +218,28 @@ def evaluate(
           `meaningless`, true, if the rows of all their attacks do.
         - `warnings`: a list of {`warning`, `message`}, the signs of a
           misleading result; see `tfsam.evaluation.red_flags`.
-        - `model`, for a model from a path: what it is, as
-          `tfsam.models.inspect` says it; the same of a `surrogate`.
+        - `model`, for a model from a path: its description, as
+          `tfsam.models.inspect` returns it; likewise `surrogate`.
         - `epsilon_factors`, if given: {`lowest`, `highest`, `mean`}.
         - `attacked`, for a model of several inputs: the name or the number of
-          the one that is attacked.
+          the attacked input.
 
-        Of a row, `inherited` counts the examples that a smaller epsilon broke,
+        In a row, `inherited` counts the examples that a smaller epsilon broke,
         including epsilons that `workdir` holds from before, and `attacked`
-        those that were attacked when the row was measured: the survivors of
-        the smaller epsilons that were known then. The passes are means over
-        them, None if the attack does not report them. `nan_gradients` counts
-        gradients that were NaN or infinite; if there are any, the accuracy is
-        not reliable. Some rows have more:
+        counts the examples that were attacked when the row was measured: the
+        survivors of the smaller epsilons that were measured by then. The passes
+        are means over them, None if the attack does not report them.
+        `nan_gradients` counts gradients that were NaN or infinite; if there are
+        any, the accuracy is not reliable. Some rows have further entries:
 
         - `error`, where an attack failed: a text. `accuracy` is None, and the
           attack is tried again when the evaluation is resumed.
         - `broken_by`, of an ensemble: the number of examples that each stage
           broke.
         - `version`, of AutoAttack: "standard", "rand", "plus", "targeted" with
-          `target` or "multi-label" with `multi_label`. That of the standard
-          version has `standard`, false for fewer than four classes, with
-          either of these, and with `epsilon_factors`.
+          `target` or "multi-label" with `multi_label`. Rows of the standard
+          version have `standard`, false for fewer than four classes, with
+          `target` or `multi_label`, and with `epsilon_factors`.
         - `median_distance`, of a minimum-norm attack: over all examples, 0 for
           misclassified ones; None if at least half survive.
         - `diagnosis`, with `diagnose`: a list of {`indicator`, `message`,
@@ -251,7 +251,7 @@ def evaluate(
           of draws, and the mean fraction of an example's draws that disagree
           with its verdict; `meaningless`, true, if the attack follows gradients
           of single draws.
-        - `surrogate`, true, of an attack on one.
+        - `surrogate`, true, of an attack on a surrogate.
         - `target`, with `target`, also in `worst_case`: the class, or "one for
           each example".
         - `per_example`, true, with `epsilon_factors`, also in `worst_case`; the
@@ -389,7 +389,7 @@ def _measured(
 def _told(
     result: dict[str, Any], models: Models, diagnose: bool
 ) -> dict[str, Any]:
-    """Adds what the record does not hold to a result."""
+    """Adds the entries to a result that the record does not hold."""
     if diagnose:
         for row in result["robust"]:
             if "error" not in row:

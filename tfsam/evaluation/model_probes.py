@@ -43,8 +43,8 @@ def probe_outputs(function: Any, x: np.ndarray) -> dict[str, np.ndarray]:
         A dict of scalar arrays: `randomness`, the largest difference between
         two calls; `batch_dependence`, the largest difference that other
         examples in the batch make; and `tolerance`, the largest difference that
-        rounding can explain. Also `batch_p_value`, for a random model: the
-        p-value of the hypothesis that the other examples make none.
+        rounding can explain. For a random model also `batch_p_value`, the
+        p-value of the hypothesis that the other examples make no difference.
     """
     first, second = _twice(function, x)
     noise = difference(first, second)

@@ -100,7 +100,7 @@ def measure_gradients(
         surrogate: Number of the surrogate in the record, or None for the model
             that is evaluated.
     """
-    part = verdicts.gradients_of(surrogate)
+    part = verdicts.part_of_gradients(surrogate)
     reach = max((budget.epsilon for budget in flat(plan.budgets)), default=0.0)
     if plan.factors is not None:
         reach *= float(plan.factors.max())

@@ -43,8 +43,8 @@ def open_models(what: What, how: How, data: Data) -> Models:
     """Loads the model and the surrogate.
 
     Args:
-        what: The arguments that say what is measured.
-        how: The arguments that say how the work is done.
+        what: The arguments that define the measurement.
+        how: The arguments that control the computation.
         data: The examples of the evaluation.
 
     Raises:
@@ -88,7 +88,7 @@ def _open_surrogate(what: What, how: How, classes: int, data: Data) -> Logits:
 
 
 def draws_of(draws: Any, models: Models, data: Data) -> Draws | None:
-    """Chooses the draws of a random model, and looks at the surrogate.
+    """Chooses the draws of a random model, and checks the surrogate.
 
     Args:
         draws: The argument of `evaluate`, a number or None.
@@ -96,8 +96,8 @@ def draws_of(draws: Any, models: Models, data: Data) -> Draws | None:
         data: The examples of the evaluation.
 
     Raises:
-        ValueError: If the number of draws is no number, or a model of several
-            inputs is random.
+        ValueError: If `draws` is neither a valid number nor None, or if a model
+            of several inputs is random.
     """
     if data.inputs is not None:
         some = data.x[:16]
@@ -123,7 +123,7 @@ def of_first(logits: Logits, data: Data, count: int) -> Logits:
     Args:
         logits: The model, of one input or several.
         data: The examples of the evaluation.
-        count: Number of examples, whose other inputs it is given.
+        count: Number of examples; the model is given their other inputs.
     """
     if data.inputs is None:
         return logits

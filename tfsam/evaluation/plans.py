@@ -415,7 +415,7 @@ def load_inputs(
     steps: int | None = None,
     multi_label: bool = False,
 ) -> Data:
-    """Reads images and their labels, which may be one of several inputs.
+    """Reads images, which may be one of several inputs, and their labels.
 
     Args:
         data: Images, or several inputs, and labels; see `part_inputs`.

@@ -149,7 +149,9 @@ class Record(abc.ABC):
             )
             record._absorb(header, folder)
         if record is None:
-            raise ValueError("merge needs folders. Received: none")
+            raise ValueError(
+                "folders must name at least one record. Received: none"
+            )
         return record, sorted(mixed)
 
     @abc.abstractmethod
@@ -165,14 +167,14 @@ class Record(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def _known(cls, held: Header | None, folder: pathlib.Path) -> Header:
-        """Returns the header of a record to be merged, in the form of today.
+        """Returns the header of a record to be merged, in the current format.
 
         Args:
             held: The content of its record.json, or None.
             folder: Its folder.
 
         Raises:
-            ValueError: If it is no header of such a record.
+            ValueError: If it is not the header of such a record.
         """
 
     @classmethod
@@ -204,7 +206,7 @@ class Record(abc.ABC):
         return part
 
     def _read(self, folder: pathlib.Path, part: str, chunk: int) -> Arrays:
-        """Returns the arrays of a chunk in a folder; none if it has none."""
+        """Returns the arrays of a chunk in a folder, empty without a file."""
         return read_arrays(self._path(folder, part, chunk))
 
 
@@ -215,8 +217,8 @@ def read_arrays(path: files.Path) -> Arrays:
         path: Path of the file.
 
     Returns:
-        Arrays by name; none if there is no file, or a damaged one. The chunk is
-        then measured again.
+        Arrays by name; an empty dict if there is no file, or a damaged one. The
+        chunk is then measured again.
     """
     try:
         # np.load would leave a damaged file open.
@@ -237,7 +239,7 @@ def damaged(folder: files.Path) -> files.Unusable:
     return files.Unusable(
         f"the folder's {_HEADER} is missing or damaged, so it is unknown which "
         "evaluation its verdicts belong to; choose another folder. "
-        f"Received: {folder}"
+        f"Received: folder={folder}"
     )
 
 

@@ -150,7 +150,8 @@ class Record(records.Record):
             held = old_records.converted(held)
         if held is None or not headers.is_header(held):
             raise ValueError(
-                f"a shard must be the folder of a record. Received: {folder}"
+                "a shard must be the folder of a record. "
+                f"Received: folder={folder}"
             )
         return held
 
@@ -249,9 +250,9 @@ def _renumbered(
         if first == part_of(number, header["attacks"][number]["name"]):
             return f"{record.part(place)}/{rest}"
     for number, place in enumerate(found.surrogates):
-        if part == gradients_of(number):
-            return gradients_of(place)
-    return part if part in (NATURAL, gradients_of(None)) else None
+        if part == part_of_gradients(number):
+            return part_of_gradients(place)
+    return part if part in (NATURAL, part_of_gradients(None)) else None
 
 
 def _is_newer(arrays: Arrays, held: Arrays) -> bool:
@@ -359,14 +360,14 @@ def part_at(part: str, budget: Budget) -> str:
     return f"{part}/{folder_name(budget)}"
 
 
-def gradients_of(surrogate: int | None) -> str:
+def part_of_gradients(surrogate: int | None) -> str:
     """Returns the name of the part that holds the gradients of a model.
 
     Args:
         surrogate: Number of the surrogate, or None for the model.
 
     Example:
-        >>> gradients_of(None), gradients_of(0)
+        >>> part_of_gradients(None), part_of_gradients(0)
         ('gradients/model', 'gradients/surrogate-00')
     """
     name = "model" if surrogate is None else f"surrogate-{surrogate:02d}"

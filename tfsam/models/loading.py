@@ -102,7 +102,7 @@ class Fitted:
         return opened.stored.notes + opened.classifier.notes + self.fit.notes
 
     def description(self) -> dict[str, Any]:
-        """Returns what results say about it, a dict of JSON types."""
+        """Returns the description for results, a dict of JSON types."""
         stored, classifier = self.opened.stored, self.opened.classifier
         return {
             "format": stored.format,
@@ -231,7 +231,7 @@ def load(
 
     Raises:
         ValueError: If the file holds no classifier that can be read. The
-            message says what it is and what to do.
+            message describes the content of the file, with a remedy.
 
     Example:
         >>> import keras
@@ -302,16 +302,15 @@ def load_several_inputs(
 ) -> Logits:
     """Loads a model of several inputs from a file, to attack it.
 
-    The softmax or sigmoid at its end is removed. Its inputs are given to it as
-    they are.
+    The softmax or sigmoid at its end is removed. Its inputs are not rescaled.
 
     Args:
         path: The path of a file that Keras 3 can read.
         jit_compile: See `load_logits`.
 
     Raises:
-        ValueError: If the file holds no functional model, or one whose
-            probabilities cannot be made logits.
+        ValueError: If the file does not hold a functional model, or if the
+            model's probabilities cannot be converted to logits.
     """
     with library_logs.errors_only():
         stored = reading.read(path)

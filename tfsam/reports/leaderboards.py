@@ -63,20 +63,22 @@ def robustbench(
     Returns:
         A dict that can be written as JSON, with RobustBench's fields:
 
-        - `link`, `name`, `authors`, `venue`, `architecture`, `dataset`, of
-          `by_hand` or the configuration of the run: strings, of which empty
-          ones are to be filled in.
+        - `link`, `name`, `authors`, `venue`, `architecture`, `dataset`: strings
+          from `by_hand` or the configuration of the run. Empty strings are to
+          be filled in.
         - `additional_data`: a bool, whether other images than the training
-          images were used, of `by_hand` or by `--weights`.
-        - `number_forward_passes` for a prediction: an integer, the draws of a
-          random model, or else 1.
+          images were used, from `by_hand` or `--weights`.
+        - `number_forward_passes`: an integer, the number of forward passes for
+          a prediction: the draws of a random model, or else 1.
         - `eps`: a string such as "8/255" or "0.5".
-        - `clean_acc`, `autoattack_acc`, `reported`: natural accuracy, that of
-          the row and that of the paper, in percent, strings of two decimals.
-        - `external`: the same of the worst case, by which leaderboards rank,
+        - `clean_acc`, `autoattack_acc`, `reported`: the natural accuracy, the
+          accuracy of the row and that of the paper, in percent, strings of two
+          decimals.
+        - `external`: the same for the worst case, by which leaderboards rank,
           if other attacks have beaten AutoAttack.
-        - `footnote`: a string, if there is something to say: these attacks,
-          differences from RobustBench's evaluation, warnings, the diagnosis.
+        - `footnote`: a string, present if there is anything to note: these
+          attacks, differences from RobustBench's evaluation, warnings, the
+          diagnosis.
         - `unreliable`: a bool, the column "AA eval. potentially unreliable":
           whether AutoAttack's own checks raise a flag (see `raised_flags`), and
           nothing else. Without it, the leaderboard shows "unknown"; it is
@@ -176,11 +178,11 @@ def raised_flags(
 
 
 def _configured(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields that the configuration of a run tells."""
+    """Returns the fields that follow from the configuration of a run."""
     config = results.get("config") or {}
     found: dict[str, Any] = {}
     dataset = str(config.get("dataset") or "")
-    # A path is no name that a leaderboard knows.
+    # Leaderboards have names of data sets, not paths.
     if dataset and ":" not in dataset:
         found["dataset"] = _leaderboard(dataset)
     network = str(config.get("network") or "")

@@ -216,7 +216,7 @@ def target_in_words(row: Mapping[str, Any]) -> str:
 
 
 def bound_in_words(row: Mapping[str, Any]) -> str:
-    """Says why a worst case is an upper bound, or returns an empty text.
+    """Returns why a worst case is an upper bound, or an empty text.
 
     The worst case of a random model means nothing if all of its attacks follow
     single draws.

@@ -37,8 +37,8 @@ FLAGS: dict[str, Flag] = {
     ),
     "resize": Flag(
         DATA,
-        "How images get another size: crop cuts out the centre, pad adds black "
-        "margins, stretch changes the proportions",
+        "Way to give images another size: crop cuts out the centre, pad adds "
+        "black margins, stretch changes the proportions",
         choices=one_of("crop", "pad", "stretch"),
     ),
     "test_fraction": Flag(
@@ -52,8 +52,8 @@ FLAGS: dict[str, Flag] = {
     ),
     "bad_images": Flag(
         DATA,
-        "What to do about files that are no images: skip leaves them out with "
-        "a warning, up to 5 % of all",
+        "Treatment of files that are not images: skip leaves them out with a "
+        "warning, up to 5 % of all",
         choices=one_of("skip", "refuse"),
     ),
     "class_order": Flag(

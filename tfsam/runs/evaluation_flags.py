@@ -32,9 +32,9 @@ FLAGS: dict[str, Flag] = {
     ),
     "l1_epsilons": Flag(
         EVALUATION,
-        "Values of epsilon in the l1 norm; empty for none. What an attack "
-        "breaks in one norm counts in the worst case of the others, where its "
-        "image lies in the ball.",
+        "Values of epsilon in the l1 norm; empty for none. An adversarial "
+        "image found in one norm counts in the worst case of the others as "
+        "well, if it lies in their balls.",
         numbers,
     ),
     "target": Flag(
@@ -82,7 +82,7 @@ FLAGS: dict[str, Flag] = {
     "surrogate": Flag(
         EVALUATION,
         "Model to compute the attacks on, for transfer attacks; see "
-        "--evaluate. Its pixels are found out separately.",
+        "--evaluate. Its range of pixels is determined separately.",
     ),
     "diagnose": Flag(
         EVALUATION,
@@ -98,9 +98,9 @@ FLAGS: dict[str, Flag] = {
     ),
     "sweep": Flag(
         EVALUATION,
-        "How several values of epsilon are attacked. With bisect an image "
-        "that stands at an epsilon is taken to stand at all smaller ones, "
-        "which costs less and may miss some; autoattack needs full",
+        "Way to attack at several values of epsilon. With bisect an image that "
+        "survives at an epsilon is taken to survive at all smaller ones, which "
+        "costs less and may miss some broken images; autoattack needs full",
         choices=one_of("full", "bisect"),
     ),
     "inspect": Flag(
@@ -114,7 +114,7 @@ FLAGS: dict[str, Flag] = {
         "Pixels that the model was trained on: 0..1, 0..255, -1..1, caffe, "
         "MEAN/STD by channel such as 0.49,0.48,0.45/0.2,0.2,0.2, or "
         "MODULE:FUNCTION, a differentiable function of pixels in [0, 1]; auto "
-        "takes what its layers or its natural accuracy tell. Epsilon is in "
+        "determines them by its layers or its natural accuracy. Epsilon is in "
         "units of [0, 1] in any case.",
     ),
     "output": Flag(
@@ -135,10 +135,9 @@ FLAGS: dict[str, Flag] = {
     ),
     "draws": Flag(
         EVALUATION,
-        "Draws of a random model, such as one with noise, by which each "
-        "verdict is made. The default is 20 for a model that is random, and a "
-        "single call of another; attack a random one by autoattack_rand or "
-        "pgd:eot=20.",
+        "Number of draws of a random model, such as one with noise, by which "
+        "each verdict is made. The default is 20; other models are called "
+        "once. Attack a random model by autoattack_rand or pgd:eot=20.",
         integer,
         least=1,
         most=MOST_REPETITIONS,

@@ -25,7 +25,7 @@ from tfsam.support import signals
 from tfsam.training import checkpoints
 from tfsam.training import monitoring
 from tfsam.training import progress
-from tfsam.training.arguments import check_layers
+from tfsam.training.arguments import check_normalization_weights
 from tfsam.training.model import RobustModel
 from tfsam.training.robust_validation import RobustValidation
 from tfsam.training.sharpness import check_optimizer
@@ -63,8 +63,9 @@ def check(
     images = held_out.trained_on(settings, images)
     steps = trained_model.optimizer_steps(settings, images, strategy)
     batch_sharing.validation_batch_size(settings, images, strategy)
-    batches.training_batches(  # Rejects images that are too small to augment,
-        # or that are not like those that are mixed in.
+    # Rejects images that are too small to augment, and images to mix in that
+    # have another shape.
+    batches.training_batches(
         images.x_train[:1],
         images.y_train[:1],
         batch_size=1,
@@ -79,7 +80,7 @@ def check(
     layers = [keras.layers.LayerNormalization(), keras.layers.Dense(2)]
     small = keras.Sequential([keras.Input((2,)), *layers])
     model = trained_model.robust_model(settings, small, steps)
-    check_layers(model.perturb_weights, network)
+    check_normalization_weights(model.perturb_weights, network)
     model.compile(trained_model.optimizer(settings, steps))
     model.optimizer.build(model.trainable_variables)
     check_optimizer(model)

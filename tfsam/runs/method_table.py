@@ -10,7 +10,7 @@ from tfsam.runs.parts import defaults
 from tfsam.runs.parts import flags_of
 from tfsam.runs.parts import passes
 
-# Settings of every method, which its line of the table does not show.
+# Settings of every method, which the table leaves out.
 _OF_ALL = (
     *("sub_batches", "attack_mode", "epsilon_warmup"),
     *("momentum", "weight_decay", "nesterov", "decay_exclude", "clip_norm"),
@@ -30,7 +30,7 @@ def table() -> str:
         except Exception as error:
             if not _has_part_of_others(name):
                 raise
-            # A package that is broken hides no method of the others.
+            # A broken package must not hide the methods of the others.
             reason = " ".join(str(error).split()) or type(error).__name__
             reason = reason.replace("|", "\\|")
             lines.append(f"| `{name}` | {reason} | - | - |  |  |  |")
@@ -59,7 +59,7 @@ def _line(name: str) -> str:
 
 
 def _with_defaults(spec: str | None) -> str | None:
-    """Returns a weight perturbation with its numbers that no flag sets."""
+    """Adds to a weight perturbation's name the numbers that no flag sets."""
     if spec is None:
         return None
     registry = PARTS["perturb_weights"]

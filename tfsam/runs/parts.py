@@ -46,7 +46,7 @@ _OF_THE_MODEL: dict[str, dict[str, Any]] = {
     "perturb_weights": {"sub_batches": 1},
 }
 
-# Flags whose default depends on the length of the run, or is the optimizer's.
+# Flags whose default depends on the length of the run or on the optimizer.
 _WITHOUT_DEFAULT = (
     *("refresh_every", "average_start"),
     *("nesterov", "decay_exclude", "clip_norm"),
@@ -105,7 +105,8 @@ def defaults(
             attack = registry.load(name)
             if registry.fact(attack, "collapses"):
                 found["collapse_drop"] = _COLLAPSE_DROP
-            if registry.fact(attack, "replays"):  # Their mode is training's.
+            # Replays attack in the mode of training.
+            if registry.fact(attack, "replays"):
                 found.pop("attack_mode")
     if "attack_loss" in found and found["attack_loss"] is None:
         # The name of the compiled loss in the config.json of 0.1.0.
@@ -193,8 +194,8 @@ def build(
     positional = {*list(known)[: len(arguments)]} & {*options}
     if positional:
         raise ValueError(
-            f"the run sets {positional.pop()} by a flag. "
-            f"Received: {part}={spec}"
+            f"{part} must not have the option {positional.pop()}, which the "
+            f"run sets by a flag. Received: {part}={spec}"
         )
     others = {k: v for k, v in others.items() if k in known}
     values = others | settings | options
@@ -232,7 +233,8 @@ def replays(spec: str | None) -> int:
         spec: the name of the attack, with or without options, or None.
 
     Returns:
-        1 but for free training, whose `epochs` are that many fewer by default.
+        1, except for free training, whose default `epochs` are divided by this
+        number.
     """
     if spec is None:
         return 1

@@ -72,9 +72,9 @@ _ROBUST: dict[str, Any] = {
 }
 
 # Singh et al., 2023, "Revisiting adversarial training for ImageNet": from a
-# network that was trained on clean images, by APGD of two steps from the image,
-# of which the point of the highest loss counts. The paper trains its networks
-# for 50 or 300 epochs, with a rise of 20; here it is 50.
+# network that was trained on clean images, with APGD of two steps from the
+# image, which returns the point of the highest loss. The paper trains its
+# networks for 50 or 300 epochs, with a warm-up of 20; this preset takes 50.
 _FINE_TUNING: dict[str, Any] = {
     "dataset": "cifar10",
     "method": "at",

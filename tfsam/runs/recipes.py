@@ -65,8 +65,8 @@ def objective(settings: Settings, steps: int) -> Any:
         steps: The optimizer's steps per epoch.
 
     Raises:
-        ValueError: If labels are to be smoothed or mixed, which it does not
-            take.
+        ValueError: If labels are to be smoothed or mixed, and the objective
+            does not support it.
     """
     recipe = settings.recipe
     spec, smoothing = recipe.objective, recipe.label_smoothing
@@ -97,9 +97,9 @@ def mix(
 ) -> batches.Examples | None:
     """Loads the images that are mixed into the training batches.
 
-    They are the training images of their source, all of them where it is not
-    split, but no test image of the run, nor one that it holds out: the accuracy
-    on these would be that on training images.
+    They are the training images of their source, or all of its images if it is
+    not split. Test and held-out images of the run are left out: otherwise
+    accuracies on them would be accuracies on training images.
 
     Args:
         settings: The settings of the run.
@@ -142,8 +142,8 @@ def mix(
     others = np.flatnonzero(~copies(x, apart))
     if not len(others):
         raise ValueError(
-            "all images of --mix are test or held-out images. "
-            f"Received: mix={recipe.mix}"
+            "all images of --mix are test or held-out images of this run; give "
+            f"another source. Received: mix={recipe.mix}"
         )
     if len(others) < len(x):
         log(

@@ -368,7 +368,7 @@ def _attacked(
     x: np.ndarray,
     y: np.ndarray,
 ) -> tuple[str, np.ndarray]:
-    """Attacks images as a row of results says.
+    """Attacks images like a row of results.
 
     Args:
         settings: the settings of the run.

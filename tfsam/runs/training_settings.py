@@ -92,7 +92,7 @@ class Training:
 
     @property
     def replays(self) -> int:
-        """The optimizer's steps for a batch; see `parts.replays`."""
+        """Number of the optimizer's steps for a batch; see `parts.replays`."""
         return parts.replays(self.perturb_inputs)
 
     def build(self, part: str, *arguments: Any, **others: Any) -> Any:

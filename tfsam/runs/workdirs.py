@@ -147,7 +147,7 @@ def _check_inputs_outside(settings: Settings) -> None:
 
 
 def agree(settings: Settings, strategy: Any, stop: signals.Stop) -> None:
-    """Waits for all workers, and checks that they want the same run.
+    """Waits for all workers, and checks that they have the same run.
 
     A signal that one of them has received by now stops all of them; a signal
     that arrives later does so in training, after a step.
@@ -159,7 +159,7 @@ def agree(settings: Settings, strategy: Any, stop: signals.Stop) -> None:
 
     Raises:
         ConnectionError: if another worker was lost.
-        ValueError: if the workers do not all want the same run of one folder.
+        ValueError: if the workers have different runs or folders.
         tfsam.support.signals.Stopped: if a worker has received a signal.
     """
     found = checkpoints.newest_first(settings.workdir / "checkpoints")

@@ -13,9 +13,9 @@ def traced(
 ) -> Any:
     """Makes a `tf.function` without TensorFlow's warning of retracing.
 
-    TensorFlow counts how often functions of the same line of code are traced,
-    and warns of many. Here each trace is for another model, attack or size. The
-    count does not apply to a `functools.partial`, which has no line.
+    TensorFlow counts the traces of functions defined by the same line of code,
+    and warns if there are many. Here each trace is for another model, attack or
+    size. A `functools.partial` has no line, so it is not counted.
 
     Args:
         function: Function from tensors to tensors.
@@ -74,8 +74,8 @@ def _any_batch(tensor: tf.Tensor) -> tf.TensorSpec:
 def _without_collections(function: Callable[..., Any], *tensors: Any) -> Any:
     """Calls a function while Python collects no garbage.
 
-    A trace makes many objects, none of which is garbage. Collections among them
-    took a fifth of the time.
+    A trace makes many objects, none of which is garbage. Collections took a
+    fifth of its time.
     """
     enabled = gc.isenabled()
     gc.disable()

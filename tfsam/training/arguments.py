@@ -171,13 +171,15 @@ def check_perturbed(model: Any) -> None:
         )
     if excluded:
         raise ValueError(
-            f"exclude must leave weights to perturb. Received: exclude="
-            f"{excluded}"
+            "exclude must leave weights to perturb. Received: "
+            f"exclude={excluded}"
         )
 
 
-def check_layers(perturb_weights: Any, network: keras.Model) -> None:
-    """Refuses a restriction to layers that a network does not have.
+def check_normalization_weights(
+    perturb_weights: Any, network: keras.Model
+) -> None:
+    """Rejects a network without the weights that a perturbation is limited to.
 
     Args:
         perturb_weights: as in `RobustModel`.
@@ -185,7 +187,7 @@ def check_layers(perturb_weights: Any, network: keras.Model) -> None:
 
     Raises:
         ValueError: if only weights of normalization layers are perturbed, and
-            there are none.
+            the network trains none of them.
     """
     restricted = _of_normalization(perturb_weights)
     if restricted and not normalization_weights(network):

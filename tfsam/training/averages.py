@@ -21,12 +21,12 @@ class EMA(WeightAverage):
 
         average <- m * average + (1 - m) * w        after each batch
 
-    A batch is a step of the optimizer, except that `tfsam.FreeAT` makes several
-    of them, and gradient accumulation makes one for several batches. It begins
-    with the weights at the start of training (Polyak averaging; in adversarial
-    training: "Uncovering the limits of adversarial training against
-    norm-bounded adversarial examples", Gowal et al., 2020). See `WeightAverage`
-    for when the network holds the average.
+    The optimizer makes one step for a batch, except that `tfsam.FreeAT` makes
+    several, and gradient accumulation makes one for several batches. The
+    average begins with the weights at the start of training (Polyak averaging;
+    in adversarial training: "Uncovering the limits of adversarial training
+    against norm-bounded adversarial examples", Gowal et al., 2020). See
+    `WeightAverage` for when the network holds the average.
 
     Args:
         momentum: m, in [0, 1]. The average extends over about 1 / (1 - m)

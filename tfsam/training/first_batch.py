@@ -2,8 +2,8 @@
 
 It repeats eagerly the checks that are traced into the step, so that a mistake
 is reported at once and in one line. The network runs only if its layers do not
-show whether it returns logits, or if the attack is of another package: its
-images are checked. These passes change nothing.
+show whether it returns logits, or if the attack belongs to another package, so
+that its images must be checked. These passes change nothing.
 """
 
 import random
@@ -30,8 +30,8 @@ def check(model: Any, data: Any) -> None:
     Raises:
         ValueError: if the network, the losses, the attack and the data do not
             match.
-        tf.errors.InvalidArgumentError: if values of the batch are not as they
-            must be.
+        tf.errors.InvalidArgumentError: if values of the batch are out of their
+            range.
     """
     data = tf.nest.map_structure(tensor, data)
     # Layers may draw from `random` whenever Keras calls them; without this the

@@ -258,11 +258,14 @@ def assertions_on(model: Any, y_pred: Any) -> list[tf.Tensor]:
 
 
 def checked_pass(model: Any, found: Any) -> Any:
-    """Returns a pass behind assertions that its predictions are valid.
+    """Puts a pass behind assertions that its predictions are valid.
 
     Args:
         model: a `RobustModel` with `_outputs`.
         found: a `Pass`.
+
+    Returns:
+        The pass, whose gradients and state depend on the assertions.
     """
     asserted = assertions_on(model, found.y_pred)
     if not asserted:

@@ -172,9 +172,10 @@ class TwoPasses(Objective):
 
 
 class AddedDistance(TwoPasses):
-    """Base class of the compiled loss of clean inputs plus a distance.
+    """Base class of objectives that add a distance to the compiled loss.
 
-    A subclass implements `distance`, and has the attribute `label_smoothing`.
+    The loss is that of the clean inputs. A subclass implements `distance`, and
+    has the attribute `label_smoothing`.
     """
 
     clean_statistics = True
@@ -213,11 +214,11 @@ class AddedDistance(TwoPasses):
             A float tensor (batch,).
 
         Raises:
-            TypeError: if the subclass does not implement it.
+            TypeError: if the subclass does not implement this method.
         """
         raise TypeError(
             "An AddedDistance must implement distance(model, clean, perturbed, "
-            f"y). Received: {type(self).__name__}"
+            f"y). Received: objective={type(self).__name__}"
         )
 
 
@@ -371,7 +372,9 @@ def precise(logits: tf.Tensor) -> tf.Tensor:
 
 
 def logits_of_second_pass(model: Any, inputs: Any) -> tf.Tensor:
-    """Computes logits by a second call of the model, which leaves no trace.
+    """Computes logits by a second call of the model in a training step.
+
+    BatchNorm keeps the statistics of the first call.
 
     Args:
         model: the `RobustModel`.
@@ -385,11 +388,14 @@ def logits_of_second_pass(model: Any, inputs: Any) -> tf.Tensor:
 
 
 def penalized(loss: tf.Tensor, penalties: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Adds the losses that layers add to a loss that replaces the compiled one.
+    """Adds the penalties of layers to a loss that replaces the compiled one.
 
     Args:
         loss: a scalar.
         penalties: scalars; see `Objective.penalties`.
+
+    Returns:
+        A scalar of the dtype of `loss`.
     """
     for penalty in penalties:
         loss += tf.cast(penalty, loss.dtype)

@@ -30,7 +30,7 @@ def perturbed(
     count: tf.Tensor,
     seed: tf.Tensor,
 ) -> Any:
-    """Returns the attack's result at w, of x's shape, without a gradient.
+    """Attacks the inputs at w.
 
     Args:
         model: a `RobustModel`.
@@ -41,6 +41,10 @@ def perturbed(
         y: tensor of labels.
         count: training steps before this one, a scalar.
         seed: int32 tensor (2,), of the step.
+
+    Returns:
+        The perturbed inputs, of the structure and shapes of x, without a
+        gradient; x itself if there is no attack.
 
     Raises:
         ValueError: if there is an attack, and y is not one tensor.
@@ -57,9 +61,9 @@ def perturbed(
     pixels = checked_pixels(model, pixels)
     attack = current_attack(model, count, pixels.dtype)
     batch = tf.shape(pixels)[0]
-    # Seeds go by the position in the global batch: replicas draw different
-    # noise, and N of them together the noise of one. (If a last batch is
-    # shared unevenly, two of its examples have the same seed.)
+    # Seeds are keyed by the position in the global batch: replicas draw
+    # different noise, and together the noise of a single replica. (If a last
+    # batch is shared unevenly, two of its examples have the same seed.)
     replica = tf.distribute.get_replica_context()
     ahead = 0 if replica is None else replica.replica_id_in_sync_group
     seeds = example_seeds(seed, (ahead + 1) * batch)[ahead * batch :]
@@ -77,7 +81,7 @@ def perturbed(
 
 
 def structure(model: Any, x: Any) -> Inputs | None:
-    """Returns the structure of several inputs, None for a single one.
+    """Returns the structure of several inputs, or None for a single input.
 
     Args:
         model: a `RobustModel`.
@@ -132,7 +136,7 @@ def attacked_logits(
     inputs: Inputs | None,
     others: tuple[tf.Tensor, ...],
 ) -> Logits:
-    """Returns the network at w as attacks take it.
+    """Returns the network at w as a `Logits` for attacks.
 
     Args:
         model: a `RobustModel`.
@@ -169,7 +173,7 @@ def attacked_logits(
 def _nonfinite_counter(model: Any) -> Any:
     """Returns a variable that counts gradients with NaN or infinity.
 
-    None under a strategy, where a variable would be one of each replica.
+    Under a strategy it returns None: each replica would have its own variable.
     """
     if tf.distribute.has_strategy():
         return None

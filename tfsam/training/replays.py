@@ -77,7 +77,7 @@ def check_optimizer(model: Any) -> None:
 
 
 def offsets(model: Any, input_shape: Any) -> Any:
-    """Makes the variable of the offsets; returns None if there are none.
+    """Makes the variable of the offsets, or returns None without replays.
 
     Args:
         model: a `RobustModel`.

@@ -73,20 +73,20 @@ def of_objective(model: Any, input_shape: Any) -> list[Any]:
 
 
 def check(model: Any) -> None:
-    """Checks that the weights with a state are still those that are trained.
+    """Checks that exactly the weights with a state are still trained.
 
     Args:
         model: a built `RobustModel`.
 
     Raises:
-        ValueError: if weights were frozen or unfrozen since.
+        ValueError: if weights were frozen or unfrozen after the state was made.
     """
     found = [v.path for v in model._perturbed_variables()]
     if model.perturbation_state and found != model._state_of:
         raise ValueError(
             f"{model.perturb_weights} keeps a state for the weights that were "
             "trainable when the RobustModel was made: make a new one after "
-            f"freezing or unfreezing. Received: {found}"
+            f"freezing or unfreezing. Received: weights={found}"
         )
 
 

@@ -41,7 +41,7 @@ def sharpened(
 
     Args:
         model: a `RobustModel`. A batch with fewer examples than `sub_batches`
-            has one example a part.
+            is divided into single examples.
         weights: values of the trainable variables.
         state: values of the other variables.
         batch: the whole batch.
@@ -126,7 +126,7 @@ def check_reduction(model: Any) -> None:
         model: a compiled `RobustModel`.
 
     Raises:
-        ValueError: if it is a sum.
+        ValueError: if the batch has several parts and its loss is a sum.
     """
     if model.sub_batches > 1 and compiled_losses.is_sum(model.loss):
         raise ValueError(
@@ -300,12 +300,12 @@ def _begun(
     """Returns the values that the loop begins with.
 
     Args:
-        spec: of a part's pass, with tensors' specs.
+        spec: the pass of a part, with the specs of tensors.
         parts: the number of parts.
         weights: values of the trainable variables.
         state: values of the other variables.
     """
-    # A traced gradient may know less of its shape than its weight does.
+    # The shape of a traced gradient may be less known than that of its weight.
     shapes = [spec.loss.shape, *[weight.shape for weight in weights]]
     return _Carried(
         total=tf.zeros(()),

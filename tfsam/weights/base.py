@@ -222,7 +222,7 @@ def check_layers(layers: str) -> str:
         `layers`.
 
     Raises:
-        ValueError: If it is another word.
+        ValueError: If `layers` is another word.
 
     Example:
         >>> check_layers("normalization")
@@ -287,8 +287,8 @@ def averages_of_nothing(weights: Tensors) -> list[tf.Tensor]:
         weights: List of tensors, or of their specs.
 
     Returns:
-        List of tensors: zeros of the shapes and dtypes of `weights`, and the
-        number 0, because no value is in the averages.
+        List of tensors: zeros of the shapes and dtypes of `weights`, and a
+        scalar 0, because the averages have not begun.
 
     Example:
         >>> import tensorflow as tf
@@ -302,8 +302,8 @@ def averaged(state: Tensors, values: Tensors, decay: float) -> list[tf.Tensor]:
     """Updates exponential moving averages, which begin with the first value.
 
     Args:
-        state: List of tensors, the averages so far and, last, whether they
-            have begun; `averages_of_nothing` at first.
+        state: List of tensors: the averages so far, and a scalar that is 1 if
+            they have begun, else 0. The first is `averages_of_nothing`.
         values: List of tensors of the shapes of the averages.
         decay: Share of the old average that is kept, in [0, 1].
 

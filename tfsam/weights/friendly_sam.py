@@ -38,9 +38,9 @@ class FriendlySAM(WeightPerturbation):
         sigma: Share of the average that is subtracted, >= 0; with 0 it equals
             SAM. The authors use 1.
         decay: Share of the old average that is kept, in [0, 1], the paper's
-            lambda. The default is that of the authors' published run of a
-            ResNet-18 on CIFAR-100, as are those of `rho` and `sigma`; their
-            script has 0.95.
+            lambda. The defaults of `rho`, `sigma` and `decay` are from the
+            authors' published run of a ResNet-18 on CIFAR-100; the default of
+            `decay` in their script is 0.95.
         layers: "all", or "normalization" to perturb the weights of
             normalization layers alone.
 
@@ -73,7 +73,7 @@ class FriendlySAM(WeightPerturbation):
         self.layers = check_layers(layers)
 
     def init(self, weights: Tensors, seed: tf.Tensor) -> list[tf.Tensor]:
-        """Returns an average of zero, and that no gradient is in it."""
+        """Returns the state of an average that holds no gradient yet."""
         return averages_of_nothing(weights)
 
     def perturb(

@@ -61,9 +61,8 @@ class SAM(WeightPerturbation):
     pass.
 
     With `layers="normalization"` this is SAM-ON (Mueller et al., 2023), whose
-    radius is larger: 0.5 by default in the authors' script. Their manual has
-    ASAM-ON, which is
-    `ASAM(10, adaptive="all", layers="normalization")`.
+    radius is larger: 0.5 by default in the authors' script. Their manual also
+    has ASAM-ON, `ASAM(10, adaptive="all", layers="normalization")`.
 
     Args:
         rho: Radius of the ball of weights, >= 0. With 0, training is standard.

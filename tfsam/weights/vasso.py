@@ -53,7 +53,7 @@ class VaSSO(WeightPerturbation):
         self.layers = check_layers(layers)
 
     def init(self, weights: Tensors, seed: tf.Tensor) -> list[tf.Tensor]:
-        """Returns an average of zero, and that no gradient is in it."""
+        """Returns the state of an average that holds no gradient yet."""
         return averages_of_nothing(weights)
 
     def perturb(

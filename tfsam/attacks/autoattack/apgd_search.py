@@ -87,7 +87,7 @@ def start(attack: Attack, x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
     """Draws a point on the surface of the ball, as in the authors' code.
 
     Args:
-        attack: The attack, of which the ball and the bounds count.
+        attack: The attack; only its ball and its bounds are used.
         x: Float tensor (batch, ...).
         seeds: int32 tensor (batch, 2).
 
@@ -163,7 +163,7 @@ def _initial(attack: Attack, start: tf.Tensor) -> _State:
     batch, dtype = [batch_size(start)], start.dtype
     nothing = tf.zeros(batch, dtype)
     lowest = tf.fill(batch, tf.constant(dtype.min, dtype))
-    # So that the first evaluation does not count as a rise.
+    # With it, the first evaluation does not count as a rise.
     highest = tf.fill(batch, tf.constant(dtype.max, dtype))
     return _State(
         x=start,

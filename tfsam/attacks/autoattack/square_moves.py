@@ -1,9 +1,9 @@
 """Moves of the Square attack: its random candidates in each norm.
 
 All random numbers are drawn before the search, from the seed of each example.
-For each norm, they are converted to `moves`, a list of tensors whose row i
-holds the random choices of iteration i, and there is a function from (x, best,
-move) to the next candidate.
+Each norm converts them to `moves`, a list of tensors whose row i holds the
+random choices of iteration i, and has a function from (x, best, move) to the
+next candidate.
 
 Andriushchenko et al., 2020, "Square Attack", algorithms 2 and 3. The moves in
 l1 are from Croce and Hein, 2021, "Mind the box", section 5.

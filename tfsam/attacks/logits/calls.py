@@ -15,7 +15,7 @@ from tfsam.support.graphs import traced
 
 
 class Calls:
-    """How functions are called on a batch; a base class of `Logits`.
+    """Calls of functions on a batch; a base class of `Logits`.
 
     Copies of an object share its traces.
 
@@ -54,8 +54,8 @@ class Calls:
         """Returns the traced function of a key, which is made once.
 
         Args:
-            key: The key.
-            make: Makes the function.
+            key: A hashable key.
+            make: Function without arguments that makes the traced function.
         """
         if key not in self._traced:
             self._traced[key] = make()

@@ -35,10 +35,10 @@ class Logits(Calls, PassCounter):
     Attacks take any callable; an instance of this class also carries settings
     for running the network. In an evaluation the network is called on blocks of
     exactly `rows` examples. Blocks have the same shape whatever the size of the
-    batch, so it is traced once, and the logits of an example do not depend
-    on its neighbours; they are equal to the bit at the same position in a block
-    (on some processors, products round differently from row to row). Blocks
-    are filled with survivors only, so that broken examples cost nothing.
+    batch, so the network is traced once, and the logits of an example do not
+    depend on its neighbours: they are equal to the bit at the same position in
+    a block (on some processors, products round differently from row to row).
+    Blocks are filled with survivors only, so that broken examples cost nothing.
 
     Args:
         function: Function from pixels (batch, ...) to logits (batch, classes),
@@ -271,7 +271,7 @@ class Logits(Calls, PassCounter):
     def without_traces(self) -> "Logits":
         """Returns a copy of the settings on which a trace depends.
 
-        It shares no trace with this, and all examples are active.
+        The copy shares no trace with this object, and all examples are active.
         """
         return self._with(
             active=None, identity=None, origin=None, context=NOTHING, _traced={}
@@ -281,8 +281,8 @@ class Logits(Calls, PassCounter):
         """Returns a copy for attacks with another goal than a wrong class.
 
         Args:
-            goal: A function of `tfsam.attacks.goals`, or None. It needs a
-                context; see `given`.
+            goal: A function of `tfsam.attacks.goals`, which needs a context
+                (see `given`), or None.
         """
         return self._with(goal=goal, _traced={})
 
@@ -319,5 +319,5 @@ class Logits(Calls, PassCounter):
         return self._with(recorder=recorder)
 
     def untraced(self) -> Untraced:
-        """Returns the model as a function of which attacks trace nothing."""
+        """Returns the model as a plain function, which attacks do not trace."""
         return Untraced(self)

@@ -65,7 +65,7 @@ class PassCounter:
             self.passes = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
             self.nonfinite = tf.Variable(0, dtype=tf.int64, trainable=False)
             self.taken = tf.Variable(0, dtype=tf.int64, trainable=False)
-        else:  # Functions traced before count in these variables.
+        else:  # Functions that are already traced count in these variables.
             for counts in (self.passes, self.nonfinite, self.taken):
                 counts.assign(tf.zeros_like(counts))
 

@@ -1,4 +1,4 @@
-"""Queries of any function from pixels to logits: its logits and gradients."""
+"""Queries of a function from pixels to logits: its logits and gradients."""
 
 from collections.abc import Callable
 from typing import Any

@@ -10,8 +10,8 @@ from tfsam.support.trace_state import Unreadable
 class Untraced:
     """A model that cannot be traced, as a plain function for attacks.
 
-    Attacks call a plain function eagerly. Whether the model is a surrogate, and
-    the recorder, are the only settings that it keeps.
+    Attacks call a plain function eagerly. Of the settings of a `Logits`, it
+    keeps only `surrogate` and `recorder`.
 
     Args:
         logits: The model, a `Logits`.

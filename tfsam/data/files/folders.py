@@ -36,7 +36,7 @@ def load(
             there is one.
 
     Returns:
-        The images; of a part that is not wanted, none.
+        The images; a part that is not wanted is empty.
 
     Raises:
         ValueError: if too many files are no images, images of several sizes

@@ -82,8 +82,8 @@ def of_several_inputs(stored: Stored) -> Classifier:
         the model, and whose `input_shape` has the shape of each.
 
     Raises:
-        ValueError: If it is no functional model of Keras 3, or it returns
-            probabilities and its ending cannot be removed.
+        ValueError: If the model is not a functional model of Keras 3, or if it
+            returns probabilities and its ending cannot be removed.
     """
     model = stored.model
     if not isinstance(model, keras.Model) or not network_endings.has_graph(
@@ -107,7 +107,7 @@ def of_several_inputs(stored: Stored) -> Classifier:
         raise ValueError(
             "a model of several inputs must return logits, or end in a softmax "
             "or sigmoid that can be removed; pass a function from its inputs "
-            f"to logits instead. Received: output {name}"
+            f"to logits instead. Received: output={name}"
         )
     results = class_logits(values, False)
     function = model
