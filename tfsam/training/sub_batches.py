@@ -305,7 +305,7 @@ def _begun(
         weights: values of the trainable variables.
         state: values of the other variables.
     """
-    # The shape of a traced gradient may be less known than that of its weight.
+    # A traced gradient may have unknown dimensions where its weight has none.
     shapes = [spec.loss.shape, *[weight.shape for weight in weights]]
     return _Carried(
         total=tf.zeros(()),

@@ -280,7 +280,7 @@ def all_finite(tensors: Tensors) -> tf.Tensor:
     return tf.reduce_all([True, *found])
 
 
-def averages_of_nothing(weights: Tensors) -> list[tf.Tensor]:
+def empty_averages(weights: Tensors) -> list[tf.Tensor]:
     """Returns the state of moving averages before their first value.
 
     Args:
@@ -292,7 +292,7 @@ def averages_of_nothing(weights: Tensors) -> list[tf.Tensor]:
 
     Example:
         >>> import tensorflow as tf
-        >>> [t.numpy().tolist() for t in averages_of_nothing([tf.ones(2)])]
+        >>> [t.numpy().tolist() for t in empty_averages([tf.ones(2)])]
         [[0.0, 0.0], 0.0]
     """
     return [*[tf.zeros(w.shape, w.dtype) for w in weights], tf.zeros(())]
@@ -303,7 +303,7 @@ def averaged(state: Tensors, values: Tensors, decay: float) -> list[tf.Tensor]:
 
     Args:
         state: List of tensors: the averages so far, and a scalar that is 1 if
-            they have begun, else 0. The first is `averages_of_nothing`.
+            they have begun, else 0. `empty_averages` makes the first state.
         values: List of tensors of the shapes of the averages.
         decay: Share of the old average that is kept, in [0, 1].
 
@@ -313,7 +313,7 @@ def averaged(state: Tensors, values: Tensors, decay: float) -> list[tf.Tensor]:
 
     Example:
         >>> import tensorflow as tf
-        >>> state = averages_of_nothing([tf.ones(1)])
+        >>> state = empty_averages([tf.ones(1)])
         >>> for value in 2.0, 4.0:
         ...     state = averaged(state, [tf.constant([value])], 0.75)
         ...     print(state[0].numpy())

@@ -11,8 +11,8 @@ from tfsam.weights.base import Tensors
 from tfsam.weights.base import WeightPerturbation
 from tfsam.weights.base import along
 from tfsam.weights.base import averaged
-from tfsam.weights.base import averages_of_nothing
 from tfsam.weights.base import check_layers
+from tfsam.weights.base import empty_averages
 
 # A direction below this share of the gradient is rounding.
 _ROUNDING = 1e-6
@@ -74,7 +74,7 @@ class FriendlySAM(WeightPerturbation):
 
     def init(self, weights: Tensors, seed: tf.Tensor) -> list[tf.Tensor]:
         """Returns the state of an average that holds no gradient yet."""
-        return averages_of_nothing(weights)
+        return empty_averages(weights)
 
     def perturb(
         self, weights: Tensors, gradients: Tensors, state: Tensors, step: Step
