@@ -211,6 +211,11 @@ def _attacked(folder, logits_fn):
         name, norm, epsilon = row["attack"], row["norm"], row["epsilon"]
         # A record of a single norm does not name it.
         verdict = held.get((name, norm, epsilon), held.get((name, epsilon)))
+        if verdict is None:
+            raise ValueError(
+                "each attack of a run must have verdicts; run the sweep again. "
+                f"Received: folder={folder}, attack={name}, epsilon={epsilon}"
+            )
         wrong = verdict == verdicts.MISCLASSIFIED
         if len(wrong) != len(found["margin"]) or _MOST_DIFFERENT < np.mean(
             wrong != (found["margin"] <= 0)

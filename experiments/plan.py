@@ -210,6 +210,11 @@ def plan(preset, rows, found, extra=()):
         runs = _settings(preset, row, extra)
         recipe = runs[0].recipe
         seeds = len(preset.seeds(row))
+        if recipe.limit_train is None:
+            raise ValueError(
+                "preset must limit its training images, --limit_train. "
+                f"Received: row={row}"
+            )
         held_out = recipe.validation_images or 0
         trained = (
             (recipe.limit_train - held_out)
@@ -218,7 +223,8 @@ def plan(preset, rows, found, extra=()):
             * found.image
         )
         looks = recipe.epochs // (recipe.validate_every or recipe.epochs + 1)
-        looked = held_out * looks * _PGD_STEPS * found.gradient
+        steps = recipe.validation_steps or _PGD_STEPS
+        looked = held_out * looks * steps * found.gradient
         attacks: dict = {}
         for number, run in enumerate(runs):
             count = seeds if number == 0 else min(seeds, preset.attacked_seeds)

@@ -148,7 +148,7 @@ def test_the_draws_of_an_example_are_independent_and_have_the_mean(noisy):
     ("name", "gradients"),
     [
         ("pgd:eot=3:steps=2:restarts=2", 12),
-        slow("apgd_t:eot=2:steps=3:targets=2", 6),
+        slow("apgd_t:eot=2:steps=3:targets=2", 12),
         slow("pgd_kl:eot=2:steps=2", 4),
     ],
 )

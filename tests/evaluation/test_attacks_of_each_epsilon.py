@@ -65,7 +65,7 @@ def longer(epsilon, norm, bounds):
 def scheduled(epsilon, norm, bounds):
     """Epsilon is in a closure, as an attribute of the attack."""
     attack = tfsam.PGD(epsilon, norm, bounds=bounds)
-    attack._default_step_size = lambda: epsilon / 4
+    attack._default_step_size = lambda _: epsilon / 4
     return attack
 
 

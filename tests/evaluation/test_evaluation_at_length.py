@@ -255,7 +255,7 @@ SCRIPT = """
     tfsam.evaluate(
         network("standard"), (x, digits.target[1200:1400]),
         [("apgd_t", {{"steps": 60}})], "linf", [0.02, 0.05, 0.1],
-        batch_size=16, strict=True, workdir={workdir!r},
+        batch_size=16, strict=True, diagnose=False, workdir={workdir!r},
     )
 """
 

@@ -59,7 +59,7 @@ _DECISIVE = (
     "evaluation/verdicts.py",
     "evaluation/workers.py",
     "evaluation/worst_case.py",
-    "models/*.py",
+    "models/**/*.py",
     "geometry/*.py",
     "support/graphs.py",
     "support/labels.py",

@@ -39,7 +39,8 @@ _GROWING = ("corruptions", "left_out")
 # The source files whose code decides verdicts, beside those of attacks.
 _DECISIVE = (
     "corruptions/*.py",
-    "evaluation/corrupted.py",
+    "evaluation/corrupted*.py",
+    "evaluation/records.py",
 )
 
 # The packages whose functions corrupt images.
