@@ -103,6 +103,18 @@ def test_the_notes_name_modules_that_exist():
             assert module.exists() or (folder / name).is_dir(), module
 
 
+def test_the_notes_name_every_module():
+    notes = (ROOT / "BUILD_NOTES.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w/]+/)` \| (.*) \|$", notes, re.M))
+    del rows["weights/"]  # It has "a module for each kind".
+    for package, text in rows.items():
+        modules = {
+            path.stem for path in (ROOT / "tfsam" / package).glob("*.py")
+        }
+        missing = modules - {"__init__", *re.findall(r"`(\w+)/?`", text)}
+        assert not missing, package
+
+
 def sections(text):
     """A document's second-level sections, by title."""
     parts = re.split(r"^## ", text, flags=re.M)[1:]

@@ -1,4 +1,4 @@
-"""The settings that an evaluation uses."""
+"""The settings of an evaluation, and the checks of its flags."""
 
 import dataclasses
 import pathlib

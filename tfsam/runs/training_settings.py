@@ -1,4 +1,4 @@
-"""The settings that training alone uses."""
+"""The settings of training alone, and the checks of its parts and flags."""
 
 import dataclasses
 import math
