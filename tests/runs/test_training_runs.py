@@ -135,8 +135,11 @@ def test_each_method_trains_and_reports(
     assert (config["rho"] is not None) == (
         row.perturb_weights not in (None, "awp")
     )
-    for flag in ("epsilon", "norm", "attack_mode"):
+    for flag in ("epsilon", "norm"):
         assert (config[flag] is not None) == bool(row.perturb_inputs)
+    # Free training attacks in the passes of training, in their mode.
+    chosen = row.perturb_inputs not in (None, "free")
+    assert (config["attack_mode"] is not None) == chosen
 
 
 @cpu_only
