@@ -19,14 +19,17 @@ from absl import flags
 
 from experiments import command
 from experiments import figures
-from experiments import sweep
+from experiments import sweep_cells
+from experiments import sweep_presets
+from experiments import sweep_results
+from experiments import sweep_rows
 from experiments import tables
 from tfsam.runs import settings
 from tfsam.support import files
 
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(
-    "preset", "small", f"The sweep: {', '.join(sweep.PRESETS)}.", FLAGS
+    "preset", "small", f"The sweep: {', '.join(sweep_presets.PRESETS)}.", FLAGS
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder.", FLAGS)
 _ROWS = flags.DEFINE_list("rows", None, "Rows. Default: the preset's.", FLAGS)
@@ -34,7 +37,7 @@ _FIGURES = flags.DEFINE_string(
     "figures", None, "Folder for costs.svg and costs.md.", FLAGS
 )
 
-ROBUST = sweep.COLUMNS[1]
+ROBUST = sweep_results.COLUMNS[1]
 
 
 class Cost(NamedTuple):
@@ -58,22 +61,24 @@ def gather(preset, rows, workdir):
     """Returns the `Cost` of each row that has finished cells.
 
     Args:
-        preset: a `sweep.Preset`.
+        preset: a `sweep_presets.Preset`.
         rows: names of rows.
         workdir: folder of the sweep, a `pathlib.Path`.
     """
-    cells, _ = sweep.collect(preset, rows, sweep.seeds_at(workdir), workdir)
+    cells, _ = sweep_results.collect(
+        preset, rows, sweep_cells.seeds_at(workdir), workdir
+    )
     costs = {}
     for row, columns in tables.summaries(cells).items():
-        if not set(columns).issuperset((sweep.NATURAL, ROBUST)):
+        if not set(columns).issuperset((sweep_results.NATURAL, ROBUST)):
             continue
-        chosen = settings.from_argv(sweep.row_flags(row))
-        minutes = columns.get(sweep.MINUTES)
+        chosen = settings.from_argv(sweep_rows.row_flags(row))
+        minutes = columns.get(sweep_results.MINUTES)
         costs[row] = Cost(
-            {c: columns[c].mean for c in sweep.COLUMNS if c in columns},
+            {c: columns[c].mean for c in sweep_results.COLUMNS if c in columns},
             chosen.recipe.passes(),
             None if minutes is None else 60 * minutes.mean,
-            columns[sweep.NATURAL].seeds,
+            columns[sweep_results.NATURAL].seeds,
         )
     return costs
 
@@ -114,7 +119,9 @@ def axes_of(costs):
         A dict from each of `AXES` to a dict from row to a number.
     """
     return {
-        "natural": {r: c.accuracies[sweep.NATURAL] for r, c in costs.items()},
+        "natural": {
+            r: c.accuracies[sweep_results.NATURAL] for r, c in costs.items()
+        },
         "passes": {r: c.passes for r, c in costs.items()},
         "seconds": {
             r: c.seconds for r, c in costs.items() if c.seconds is not None
@@ -148,7 +155,7 @@ def table(costs):
     """
     columns = [
         c
-        for c in sweep.COLUMNS
+        for c in sweep_results.COLUMNS
         if any(c in cost.accuracies for cost in costs.values())
     ]
     ahead, unit = fronts(costs), costs["st"].seconds if "st" in costs else None
@@ -182,7 +189,9 @@ def draw(costs, path):
     """
     robust = {row: cost.accuracies[ROBUST] for row, cost in costs.items()}
     ahead = fronts(costs)
-    style = figures.styles(costs, list(filter(sweep.attacks_inputs, costs)))
+    style = figures.styles(
+        costs, list(filter(sweep_rows.attacks_inputs, costs))
+    )
     label = figures.labels(costs)
 
     def panels(axes, figure):
@@ -218,7 +227,7 @@ def draw(costs, path):
 
 def main():
     """Prints the table and draws the figure."""
-    preset = sweep.preset(_PRESET.value)
+    preset = sweep_presets.preset(_PRESET.value)
     rows = _ROWS.value or list(preset.rows)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
     costs = gather(preset, rows, workdir)

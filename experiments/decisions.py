@@ -24,7 +24,10 @@ from absl import flags
 
 from experiments import command
 from experiments import costs
-from experiments import sweep
+from experiments import sweep_cells
+from experiments import sweep_presets
+from experiments import sweep_results
+from experiments import sweep_rows
 from experiments import tables
 from tfsam.support import files
 
@@ -56,11 +59,13 @@ def choices(preset, workdir):
     """Returns the `Choice` of each row that has finished cells.
 
     Args:
-        preset: a `sweep.Preset`.
+        preset: a `sweep_presets.Preset`.
         workdir: folder of the sweep, a `pathlib.Path`.
     """
     rows = list(preset.rows)
-    cells, _ = sweep.collect(preset, rows, sweep.seeds_at(workdir), workdir)
+    cells, _ = sweep_results.collect(
+        preset, rows, sweep_cells.seeds_at(workdir), workdir
+    )
     found = {}
     for row, cost in costs.gather(preset, rows, workdir).items():
         halves: dict = {}
@@ -80,11 +85,11 @@ def line(preset, row):
     It has the flags of the sweep, but neither seed nor folder.
 
     Args:
-        preset: a `sweep.Preset`.
+        preset: a `sweep_presets.Preset`.
         row: name of the row.
     """
     given = (f"--preset={preset.images}", *preset.training)
-    return " ".join(["python -m tfsam.run", *given, *sweep.row_flags(row)])
+    return " ".join(["python -m tfsam.run", *given, *sweep_rows.row_flags(row)])
 
 
 def columns_of(found):
@@ -95,7 +100,7 @@ def columns_of(found):
     """
     return [
         column
-        for column in sweep.COLUMNS[1:]
+        for column in sweep_results.COLUMNS[1:]
         if all(column in choice.cost.accuracies for choice in found.values())
     ]
 
@@ -111,7 +116,7 @@ def front(found, column):
         {
             row: (
                 -choice.cost.passes,
-                choice.cost.accuracies[sweep.NATURAL],
+                choice.cost.accuracies[sweep_results.NATURAL],
                 choice.cost.accuracies[column],
             )
             for row, choice in found.items()
@@ -134,7 +139,7 @@ def best(found, column, passes, natural=0.0):
         row
         for row, choice in found.items()
         if choice.cost.passes <= passes
-        and choice.cost.accuracies[sweep.NATURAL] >= natural
+        and choice.cost.accuracies[sweep_results.NATURAL] >= natural
     ]
     return max(
         within,
@@ -169,7 +174,7 @@ def fronts_table(found):
     body = [
         [
             *(_name(found, row), f"{found[row].cost.passes:.2f}"),
-            _accuracy(found[row], sweep.NATURAL),
+            _accuracy(found[row], sweep_results.NATURAL),
             *(
                 _accuracy(found[row], column) + " \\*" * (row in ahead[column])
                 for column in columns
@@ -193,7 +198,7 @@ def answers_table(found, base="st"):
     body = []
     needs = {"any": 0.0}
     if base in found:
-        accuracy = found[base].cost.accuracies[sweep.NATURAL]
+        accuracy = found[base].cost.accuracies[sweep_results.NATURAL]
         needs[f"at least {base}'s, {accuracy:.1f}"] = accuracy
     for need, natural in needs.items():
         before = None
@@ -247,7 +252,7 @@ def _sweep(text):
             "sweeps must be PRESET:WORKDIR, where WORKDIR is the folder of a "
             f"sweep. Received: {text}"
         )
-    return name, sweep.preset(name), path
+    return name, sweep_presets.preset(name), path
 
 
 def main():

@@ -13,7 +13,8 @@ import scipy.stats
 
 from experiments import figures
 from experiments import survival
-from experiments import sweep
+from experiments import sweep_results
+from experiments import sweep_rows
 from experiments import tables
 from experiments import why_robust
 
@@ -140,7 +141,7 @@ def _of_attack(budget, rows, base):
 
 
 def _is_standard(row):
-    return sweep.row_flags(row)[0] == "--method=st"
+    return sweep_rows.row_flags(row)[0] == "--method=st"
 
 
 def at_equal_loss(rows):
@@ -157,7 +158,11 @@ def at_equal_loss(rows):
     standard = [row for row in rows if _is_standard(row)]
     pairs = []
     for row, found in rows.items():
-        if standard and row not in standard and not sweep.attacks_inputs(row):
+        if (
+            standard
+            and row not in standard
+            and not sweep_rows.attacks_inputs(row)
+        ):
             loss = found["measures"]["loss"]
             nearest = min(
                 standard,
@@ -212,7 +217,7 @@ def summary(cells, base):
             "accuracies": {
                 tables.head(c): 100 * value
                 for c, value in accuracies.items()
-                if c == sweep.NATURAL or len(c) == 3
+                if c == sweep_results.NATURAL or len(c) == 3
             },
         }
         for row, (measures, accuracies) in why_robust.means(cells).items()
@@ -412,7 +417,7 @@ def draw(found, path):
         path: path of the SVG file.
     """
     rows = found["rows"]
-    style = figures.styles(rows, list(filter(sweep.attacks_inputs, rows)))
+    style = figures.styles(rows, list(filter(sweep_rows.attacks_inputs, rows)))
     label = figures.labels(style)
     attacks = found["attacks"]
 

@@ -40,7 +40,8 @@ from absl import flags
 
 from experiments import command
 from experiments import margin_tables
-from experiments import sweep
+from experiments import sweep_cells
+from experiments import sweep_presets
 from experiments import why_robust
 from tfsam import Landscape
 from tfsam import data
@@ -55,7 +56,10 @@ from tfsam.support import files
 
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(
-    "preset", "small100", f"The sweep: {', '.join(sweep.PRESETS)}.", FLAGS
+    "preset",
+    "small100",
+    f"The sweep: {', '.join(sweep_presets.PRESETS)}.",
+    FLAGS,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder.", FLAGS)
 _ROWS = flags.DEFINE_list(
@@ -147,7 +151,7 @@ def measure_cell(folder, count):
         count: number of images of each part.
     """
     began = time.perf_counter()
-    config = sweep.read(folder)["config"]
+    config = sweep_cells.read(folder)["config"]
     network = keras.saving.load_model(folder / "model.keras")
     logits_fn = functools.partial(network, training=False)
     images = _images(config)
@@ -200,7 +204,7 @@ def _attacked(folder, logits_fn):
     Raises:
         ValueError: if the verdicts belong to other images.
     """
-    results = sweep.read(folder)
+    results = sweep_cells.read(folder)
     if results is None or not (folder / "evaluation").exists():
         return None
     images = _images(results["config"])
@@ -247,24 +251,24 @@ def is_due(folder):
     Args:
         folder: folder of the run.
     """
-    if not (folder / "model.keras").exists() or not sweep.read(folder):
+    if not (folder / "model.keras").exists() or not sweep_cells.read(folder):
         return False
     held = files.read_json(folder / FILE)
     if held is None:
         return True
     attacked = folder / "autoattack"
-    there = (attacked / "evaluation").exists() and sweep.read(attacked)
+    there = (attacked / "evaluation").exists() and sweep_cells.read(attacked)
     return held["attacked"] is None and bool(there)
 
 
 def main():
     """Measures new cells, prints the tables and draws the figure."""
-    preset = sweep.preset(_PRESET.value)
+    preset = sweep_presets.preset(_PRESET.value)
     rows = _ROWS.value or [*preset.rows, *CONTROLS]
     workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
-    seeds = sweep.seeds_at(workdir)
-    for row, seed, _ in sweep.in_order(preset, rows, seeds):
-        folder = sweep.cell_folder(workdir, row, seed)
+    seeds = sweep_cells.seeds_at(workdir)
+    for row, seed, _ in sweep_cells.in_order(preset, rows, seeds):
+        folder = sweep_cells.cell_folder(workdir, row, seed)
         if is_due(folder):
             print(f"measuring {folder}", flush=True)
             measure_cell(folder, _EXAMPLES.value)

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from experiments import sweep
+from experiments import sweep_cells
 from tfsam import data
 from tfsam.networks.pixel_statistics import CIFAR100_STATISTICS
 from tfsam.runs import settings
@@ -18,7 +18,7 @@ def check_images(preset, dataset):
     """Rejects a file whose images are not those of the paper, CIFAR-100.
 
     Args:
-        preset: a `sweep.Preset`.
+        preset: a `sweep_presets.Preset`.
         dataset: value of --dataset, or None.
 
     Raises:
@@ -46,11 +46,13 @@ def beside(preset, workdir):
     An npz file counts as its data set; see `check_images`.
 
     Args:
-        preset: a `sweep.Preset`.
+        preset: a `sweep_presets.Preset`.
         workdir: folder of the sweep.
     """
     config = settings.from_argv([f"--preset={preset.images}"]).config()
-    found = map(sweep.read, (p.parent for p in workdir.rglob("results.json")))
+    found = map(
+        sweep_cells.read, (p.parent for p in workdir.rglob("results.json"))
+    )
     others = [
         results
         for results in found
@@ -67,7 +69,7 @@ def caption(preset):
     """Returns a line on how our runs differ from those of the paper's figures.
 
     Args:
-        preset: a `sweep.Preset`.
+        preset: a `sweep_presets.Preset`.
 
     Returns:
         The line, or None if the preset has no figures.
@@ -75,7 +77,9 @@ def caption(preset):
     if not preset.paper:
         return None
     theirs = _recipe((f"--preset={preset.images}", "--method=st"))
-    ours = _recipe(sweep.commands(preset, "st", 0, pathlib.Path("st"))[0][1])
+    ours = _recipe(
+        sweep_cells.commands(preset, "st", 0, pathlib.Path("st"))[0][1]
+    )
     changed = [name for name in ours if ours[name] != theirs[name]]
     text = "In parentheses: the paper's figures."
     if changed:

@@ -26,7 +26,8 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments import command
-from experiments import sweep
+from experiments import sweep_cells
+from experiments import sweep_presets
 from experiments import tables
 from tfsam.runs import settings
 from tfsam.support import files
@@ -34,7 +35,10 @@ from tfsam.training import monitoring
 
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(
-    "preset", "small100", f"The sweep: {', '.join(sweep.PRESETS)}.", FLAGS
+    "preset",
+    "small100",
+    f"The sweep: {', '.join(sweep_presets.PRESETS)}.",
+    FLAGS,
 )
 _MEASURED = flags.DEFINE_list(
     "measured", None, "Folders of runs, with commas between them.", FLAGS
@@ -87,7 +91,7 @@ def measured(folder):
     for path in sorted(folder.rglob("history.csv")):
         history = monitoring.read_history(path)
         seconds = [epoch["seconds"] for epoch in history]
-        results = sweep.read(path.parent)
+        results = sweep_cells.read(path.parent)
         config = (results or {}).get("config") or files.read_json(
             path.parent / "config.json"
         )
@@ -151,7 +155,7 @@ def rates(runs, network):
     gradients: dict = {}
     # The results of AutoAttack are in a folder below the run's.
     for run in runs:
-        inside = sweep.read(run.folder / "autoattack") or {"robust": []}
+        inside = sweep_cells.read(run.folder / "autoattack") or {"robust": []}
         for attack in (*run.attacks, *inside["robust"]):
             if each := _each(attack):
                 name = attack["attack"]
@@ -200,7 +204,7 @@ def plan(preset, rows, found, extra=()):
     """Returns the `Planned` rows of a sweep.
 
     Args:
-        preset: a `sweep.Preset`.
+        preset: a `sweep_presets.Preset`.
         rows: names of rows.
         found: the `Rates` of its network.
         extra: more flags of `tfsam.run`, for training.
@@ -248,7 +252,7 @@ def _settings(preset, row, extra=()):
     """Returns the settings of the runs of a row's first attacked cell."""
     changed = dataclasses.replace(preset, training=(*preset.training, *extra))
     folder = pathlib.Path("cell")
-    runs = sweep.commands(
+    runs = sweep_cells.commands(
         changed, row, 0, folder, attacked=preset.attacked_seeds > 0
     )
     return [settings.from_argv(arguments) for _, arguments in runs]
@@ -333,7 +337,7 @@ def _minutes(planned):
 
 def main():
     """Prints the measured runs and the plan."""
-    preset = sweep.preset(_PRESET.value)
+    preset = sweep_presets.preset(_PRESET.value)
     if not _MEASURED.value:
         raise ValueError(
             "--measured=DIR must name a folder of runs. Received: measured="

@@ -27,14 +27,18 @@ from absl import flags
 
 from experiments import command
 from experiments import paper_figures
-from experiments import sweep
+from experiments import sweep_cells
+from experiments import sweep_presets
+from experiments import sweep_results
+from experiments import sweep_rows
+from experiments import sweep_runs
 from experiments import tables
 from tfsam.runs import settings
 from tfsam.support import files
 
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(
-    "preset", "small", f"The sweep: {', '.join(sweep.PRESETS)}.", FLAGS
+    "preset", "small", f"The sweep: {', '.join(sweep_presets.PRESETS)}.", FLAGS
 )
 _IMAGES = flags.DEFINE_string(
     "images", None, "The folder of --dataset=folder:DIR.", FLAGS
@@ -109,10 +113,10 @@ def _extra():
 
 def main():
     """Runs the unfinished cells and makes the table."""
-    preset = sweep.preset(_PRESET.value)
+    preset = sweep_presets.preset(_PRESET.value)
     rows, seeds = _ROWS.value or list(preset.rows), _seeds(preset)
     for row in rows:
-        sweep.row_flags(row)
+        sweep_rows.row_flags(row)
     if FLAGS["base"].present and _BASE.value not in rows:
         raise ValueError(
             f"base must be one of the rows {', '.join(rows)}. "
@@ -128,12 +132,12 @@ def main():
     failed = []
     if not _TABLE.value:
         paper_figures.check_images(preset, _dataset())
-        cells = sweep.in_order(preset, rows, seeds)[share::shares]
-        failed = sweep.run_cells(preset, cells, workdir, _extra(), kept)
+        cells = sweep_cells.in_order(preset, rows, seeds)[share::shares]
+        failed = sweep_runs.run_cells(preset, cells, workdir, _extra(), kept)
     if kept:  # Includes the measures that were added to finished cells.
-        sweep.keep(workdir, kept)
+        sweep_runs.keep(workdir, kept)
     if _TABLE.value or not _CELLS.value:
-        cells, missing = sweep.collect(preset, rows, seeds, workdir)
+        cells, missing = sweep_results.collect(preset, rows, seeds, workdir)
         paper = paper_figures.beside(preset, workdir)
         note = paper_figures.caption(preset) if paper else None
         texts = tables.by_suffix(cells, paper, _BASE.value, note)

@@ -1,6 +1,6 @@
 """The tables of a sweep, as Markdown, CSV and LaTeX, and differences of rows.
 
-Everything here is a function of the result of `sweep.collect`.
+Everything here is a function of the result of `sweep_results.collect`.
 """
 
 import csv
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import scipy.stats
 
-from experiments.sweep import ATTACKED
-from experiments.sweep import COLUMNS
-from experiments.sweep import FITTED
-from experiments.sweep import HELD_OUT
-from experiments.sweep import HELD_OUT_ATTACKED
-from experiments.sweep import MINUTES
-from experiments.sweep import NATURAL
-from experiments.sweep import TOOK
+from experiments.sweep_results import ATTACKED
+from experiments.sweep_results import COLUMNS
+from experiments.sweep_results import FITTED
+from experiments.sweep_results import HELD_OUT
+from experiments.sweep_results import HELD_OUT_ATTACKED
+from experiments.sweep_results import MINUTES
+from experiments.sweep_results import NATURAL
+from experiments.sweep_results import TOOK
 
 
 class Summary(NamedTuple):
@@ -51,7 +51,7 @@ def summaries(cells):
     """Returns the `Summary` of each row and column.
 
     Args:
-        cells: the result of `sweep.collect`.
+        cells: the result of `sweep_results.collect`.
 
     Returns:
         A dict from row to a dict from column.
@@ -153,7 +153,7 @@ def test_images(cells):
     """Returns a line about the number of images behind an accuracy.
 
     Args:
-        cells: the result of `sweep.collect`.
+        cells: the result of `sweep_results.collect`.
 
     Returns:
         The line, or None if the results lack the number.
@@ -181,7 +181,7 @@ def computing(cells):
     """Returns a line about the time of one seed of the rows, and of all.
 
     Args:
-        cells: the result of `sweep.collect`.
+        cells: the result of `sweep_results.collect`.
 
     Returns:
         The line, or None where no training's time is known.
@@ -260,7 +260,7 @@ def beside_autoattack(cells, attack="malt"):
     """Returns a line that compares an attack with AutoAttack, cell by cell.
 
     Args:
-        cells: the result of `sweep.collect`.
+        cells: the result of `sweep_results.collect`.
         attack: name of the attack.
 
     Returns:
@@ -299,7 +299,7 @@ def by_suffix(cells, paper, base="st", caption=None):
     """Returns all tables, by the suffix of their files: md, csv and tex.
 
     Args:
-        cells: the result of `sweep.collect`.
+        cells: the result of `sweep_results.collect`.
         paper: the paper's figures by row, of `Preset`.
         base: the row that `differences` compares with.
         caption: a line about the paper's figures, or None.
@@ -329,7 +329,7 @@ def differences(cells, base="st"):
     tested on different ones, and does not cover other seeds.
 
     Args:
-        cells: the result of `sweep.collect`.
+        cells: the result of `sweep_results.collect`.
         base: the other row.
 
     Returns:

@@ -25,7 +25,10 @@ from absl import flags
 
 from experiments import command
 from experiments import figures
-from experiments import sweep
+from experiments import sweep_cells
+from experiments import sweep_presets
+from experiments import sweep_results
+from experiments import sweep_rows
 from experiments import tables
 from tfsam import ASAM
 from tfsam import SAM
@@ -39,7 +42,7 @@ from tfsam.training import monitoring
 
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(
-    "preset", "small", f"The sweep: {', '.join(sweep.PRESETS)}.", FLAGS
+    "preset", "small", f"The sweep: {', '.join(sweep_presets.PRESETS)}.", FLAGS
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder.", FLAGS)
 _ROWS = flags.DEFINE_list("rows", None, "Rows. Default: the preset's.", FLAGS)
@@ -67,7 +70,7 @@ MEASURES = {
     "gradient_l2": "input gradient, l2",
     "alignment": "alignment with the image",
 }
-ROBUST = sweep.COLUMNS[1:]
+ROBUST = sweep_results.COLUMNS[1:]
 
 
 def measure(network, training_data, test_data, *, points=15):
@@ -116,7 +119,7 @@ def measure_cell(folder, count):
         folder: folder of the run.
         count: number of images of each part.
     """
-    config = sweep.read(folder)["config"]
+    config = sweep_cells.read(folder)["config"]
     images = data.load(
         config["dataset"],
         limit_train=config["limit_train"],
@@ -139,7 +142,7 @@ def gather(preset, rows, workdir, name="flatness.json"):
     """Returns the kept measures of cells.
 
     Args:
-        preset: a `sweep.Preset`.
+        preset: a `sweep_presets.Preset`.
         rows: names of rows.
         workdir: folder of the sweep, a `pathlib.Path`.
         name: name of the file beside a cell's results.
@@ -148,13 +151,15 @@ def gather(preset, rows, workdir, name="flatness.json"):
         A dict from (row, seed) to a pair: the content of the file, and a dict
         from column to an accuracy.
     """
-    cells, _ = sweep.collect(preset, rows, sweep.seeds_at(workdir), workdir)
+    cells, _ = sweep_results.collect(
+        preset, rows, sweep_cells.seeds_at(workdir), workdir
+    )
     found = {}
     for row, by_seed in cells.items():
         for seed, results in by_seed.items():
-            folder = sweep.cell_folder(workdir, row, seed)
+            folder = sweep_cells.cell_folder(workdir, row, seed)
             flat = files.read_json(folder / name)
-            if flat and sweep.NATURAL in results:
+            if flat and sweep_results.NATURAL in results:
                 accuracies = {c: r.value for c, r in results.items()}
                 found[row, seed] = flat, accuracies
     return found
@@ -214,7 +219,7 @@ def correlations(cells):
         that do not attack their inputs in training.
     """
     found = means(cells)
-    alone = {k: v for k, v in found.items() if not sweep.attacks_inputs(k)}
+    alone = {k: v for k, v in found.items() if not sweep_rows.attacks_inputs(k)}
     rows = [
         [
             title,
@@ -246,7 +251,7 @@ def _correlation(found, name, column):
 
 def styles(rows):
     """Returns markers and colours of rows, round without an attack."""
-    return figures.styles(rows, list(filter(sweep.attacks_inputs, rows)))
+    return figures.styles(rows, list(filter(sweep_rows.attacks_inputs, rows)))
 
 
 def draw_measures(cells, path, column=ROBUST[2]):
@@ -300,13 +305,13 @@ def trajectories(rows, workdir):
         A dict from row to (number of seeds, a dict from epoch to a dict of
         means over the seeds).
     """
-    seeds, curves = sweep.seeds_at(workdir), {}
+    seeds, curves = sweep_cells.seeds_at(workdir), {}
     for row in rows:
-        folders = [sweep.cell_folder(workdir, row, s) for s in seeds(row)]
+        folders = [sweep_cells.cell_folder(workdir, row, s) for s in seeds(row)]
         histories = [
             monitoring.read_history(folder / "history.csv")
             for folder in folders
-            if sweep.read(folder)
+            if sweep_cells.read(folder)
         ]
         by_epoch: dict = {}
         for entry in (entry for history in histories for entry in history):
@@ -314,7 +319,7 @@ def trajectories(rows, workdir):
                 by_epoch.setdefault(entry["epoch"], []).append(
                     {key: entry[key] for key in _HELD_OUT}
                 )
-        if by_epoch and not sweep.attacks_inputs(row):
+        if by_epoch and not sweep_rows.attacks_inputs(row):
             means = {epoch: _means(by_epoch[epoch]) for epoch in by_epoch}
             curves[row] = len(histories), means
     return curves
@@ -412,13 +417,13 @@ def draw_surfaces(cells, rows, path):
 
 def main():
     """Measures new cells, prints the tables and draws the figures."""
-    preset = sweep.preset(_PRESET.value)
+    preset = sweep_presets.preset(_PRESET.value)
     rows = _ROWS.value or list(preset.rows)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
-    seeds = sweep.seeds_at(workdir)
-    for row, seed, _ in sweep.in_order(preset, rows, seeds):
-        folder = sweep.cell_folder(workdir, row, seed)
-        there = (folder / "model.keras").exists() and sweep.read(folder)
+    seeds = sweep_cells.seeds_at(workdir)
+    for row, seed, _ in sweep_cells.in_order(preset, rows, seeds):
+        folder = sweep_cells.cell_folder(workdir, row, seed)
+        there = (folder / "model.keras").exists() and sweep_cells.read(folder)
         if there and not (folder / "flatness.json").exists():
             print(f"measuring {folder}", flush=True)
             measure_cell(folder, _EXAMPLES.value)

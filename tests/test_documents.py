@@ -11,7 +11,8 @@ from experiments import command
 from experiments import costs
 from experiments import paper_figures
 from experiments import scaling
-from experiments import sweep
+from experiments import sweep_presets
+from experiments import sweep_results
 from experiments import tables
 from experiments import why_robust
 
@@ -166,15 +167,17 @@ def test_the_numbers_of_a_document_are_found_by_this_test():
 SMALL = ROOT / "experiments/results/table1/small"
 FITTED = [
     row
-    for row in sweep.PRESETS["small"].rows
+    for row in sweep_presets.PRESETS["small"].rows
     if row not in ("looksam:rho=0.2", "esam:rho=0.2")
 ]
 
 
 @pytest.mark.parametrize("name", ["small", "augmented"])
 def test_the_tables_of_a_sweep_are_made_again(name):
-    preset, folder = sweep.PRESETS[name], SMALL.parent / name
-    cells, missing = sweep.collect(preset, preset.rows, preset.seeds, folder)
+    preset, folder = sweep_presets.PRESETS[name], SMALL.parent / name
+    cells, missing = sweep_results.collect(
+        preset, preset.rows, preset.seeds, folder
+    )
     assert not missing
     paper = paper_figures.beside(preset, folder)
     caption = paper_figures.caption(preset) if paper else None

@@ -7,9 +7,11 @@ import pytest
 from experiments import command
 from experiments import costs
 from experiments import figures
-from experiments import sweep
+from experiments import sweep_cells
+from experiments import sweep_presets
+from experiments import sweep_results
 
-BUDGETS = [column[1:] for column in sweep.COLUMNS[1:]]
+BUDGETS = [column[1:] for column in sweep_results.COLUMNS[1:]]
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def workdir(tmp_path, write_run):
         ("sam-0.2", 0, 0.65, 0.305, (2, 2, 2)),
         ("at-linf-1", 0, 0.6, 0.5, (4, 4, 4)),
     ):
-        folder = sweep.cell_folder(tmp_path, row, seed)
+        folder = sweep_cells.cell_folder(tmp_path, row, seed)
         budgets = dict.fromkeys(BUDGETS, robust)
         write_run(folder, natural, budgets, seconds=seconds)
     return tmp_path
@@ -44,7 +46,7 @@ def test_a_front_is_what_no_other_beats():
 
 def test_costs_are_passes_and_the_time_of_the_fastest_epoch(workdir):
     found = costs.gather(
-        sweep.PRESETS["small"],
+        sweep_presets.PRESETS["small"],
         ["st", "sam-0.1", "at-linf-1", "asam"],
         workdir,
     )
@@ -53,7 +55,9 @@ def test_costs_are_passes_and_the_time_of_the_fastest_epoch(workdir):
     assert found["sam-0.1"].seconds == pytest.approx(3 * 2.5)
     assert [c.passes for c in found.values()] == pytest.approx([1, 2, 13 / 3])
     assert [c.seeds for c in found.values()] == [1, 2, 1]
-    assert found["sam-0.1"].accuracies[sweep.NATURAL] == pytest.approx(73)
+    assert found["sam-0.1"].accuracies[sweep_results.NATURAL] == pytest.approx(
+        73
+    )
 
 
 def test_the_table_says_who_is_not_beaten(workdir, capsys):
@@ -73,7 +77,7 @@ def test_the_table_says_who_is_not_beaten(workdir, capsys):
 
 def test_results_without_times_or_with_fewer_budgets_make_a_table(capsys):
     """Cells of the first try, which have no history."""
-    folder = pathlib.Path(sweep.__file__).parent / "results/table1/augmented"
+    folder = pathlib.Path(costs.__file__).parent / "results/table1/augmented"
     arguments = ["--preset=augmented", f"--workdir={folder}"]
     assert command.run(costs.main, costs.FLAGS, arguments) == 0
     lines = capsys.readouterr().out.splitlines()

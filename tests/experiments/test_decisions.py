@@ -7,9 +7,11 @@ import pytest
 
 from experiments import command
 from experiments import decisions
-from experiments import sweep
+from experiments import sweep_cells
+from experiments import sweep_presets
+from experiments import sweep_results
 
-BUDGETS = [column[1:] for column in sweep.COLUMNS[1:]]
+BUDGETS = [column[1:] for column in sweep_results.COLUMNS[1:]]
 
 # Seeds, natural and robust accuracy; 1, 2, 2, 5/3 and 13/3 passes.
 ROWS = {
@@ -19,7 +21,7 @@ ROWS = {
     "fgsm_at:epsilon=1/255": (1, 0.65, 0.4),
     "at-linf-1": (1, 0.6, 0.5),
 }
-PRESET = sweep.Preset(
+PRESET = sweep_presets.Preset(
     "cifar100",
     {row: seeds for row, (seeds, *_) in ROWS.items()},
     training=("--network=preact_resnet8", "--epochs=3"),
@@ -29,12 +31,12 @@ PRESET = sweep.Preset(
 
 @pytest.fixture
 def workdir(tmp_path, write_run, monkeypatch):
-    monkeypatch.setitem(sweep.PRESETS, "tiny", PRESET)
+    monkeypatch.setitem(sweep_presets.PRESETS, "tiny", PRESET)
     for row, (seeds, natural, robust) in ROWS.items():
         for seed in range(seeds):
-            folder = sweep.cell_folder(tmp_path, row, seed)
+            folder = sweep_cells.cell_folder(tmp_path, row, seed)
             write_run(folder, natural, dict.fromkeys(BUDGETS, robust))
-    path = sweep.cell_folder(tmp_path, "st", 1) / "results.json"
+    path = sweep_cells.cell_folder(tmp_path, "st", 1) / "results.json"
     results = json.loads(path.read_text())
     results["natural"] |= {"interval": [0.65, 0.75], "n": 300}
     path.write_text(json.dumps(results))
@@ -47,8 +49,8 @@ def found(workdir):
 
 
 def test_a_front_has_passes_and_both_accuracies(found):
-    column = sweep.COLUMNS[1]
-    assert decisions.columns_of(found) == list(sweep.COLUMNS[1:])
+    column = sweep_results.COLUMNS[1]
+    assert decisions.columns_of(found) == list(sweep_results.COLUMNS[1:])
     # SAM with rho 0.4 has SAM's passes and is worse in both.
     assert decisions.front(found, column) == [
         *("st", "sam-0.1", "fgsm_at:epsilon=1/255", "at-linf-1"),
@@ -56,7 +58,7 @@ def test_a_front_has_passes_and_both_accuracies(found):
 
 
 def test_the_best_is_the_most_robust_within_bounds(found):
-    column = sweep.COLUMNS[1]
+    column = sweep_results.COLUMNS[1]
     best = [decisions.best(found, column, n) for n in (0.5, 1, 1.7, 2, 5)]
     fgsm = "fgsm_at:epsilon=1/255"
     assert best == [None, "st", fgsm, fgsm, "at-linf-1"]
@@ -72,7 +74,7 @@ def test_commands_have_the_flags_of_sweep_and_row(found):
 
 
 def test_the_page_says_where_there_is_one_seed(workdir, tmp_path, capsys):
-    kept = pathlib.Path(sweep.__file__).parent / "results/table1/augmented"
+    kept = pathlib.Path(decisions.__file__).parent / "results/table1/augmented"
     arguments = [
         f"--sweeps=tiny:{workdir},augmented:{kept}",
         f"--figures={tmp_path / 'f'}",

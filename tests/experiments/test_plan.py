@@ -7,10 +7,10 @@ from helpers import settings_of
 
 from experiments import command
 from experiments import plan
-from experiments import sweep
+from experiments import sweep_presets
 
 NETWORK = "preact_resnet8:width=32"
-PRESET = sweep.Preset(
+PRESET = sweep_presets.Preset(
     "cifar100",
     {"st": 2, "sam-0.1": 1},
     training=(
@@ -114,7 +114,7 @@ def test_minutes_are_products(folder):
 
 
 def test_the_command_lists_runs_and_rows(folder, monkeypatch, capsys):
-    monkeypatch.setitem(sweep.PRESETS, "small100", PRESET)
+    monkeypatch.setitem(sweep_presets.PRESETS, "small100", PRESET)
     measured = f"--measured={folder / 'a'},{folder / 'c'}"
     assert command.run(plan.main, plan.FLAGS, [measured]) == 0
     printed = capsys.readouterr().out

@@ -11,11 +11,13 @@ import tfsam
 from experiments import command
 from experiments import margin_tables
 from experiments import margins
-from experiments import sweep
+from experiments import sweep_cells
+from experiments import sweep_presets
+from experiments import sweep_results
 from experiments import why_robust
 from tfsam import run
 
-BUDGETS = [column[1:] for column in sweep.COLUMNS[1:]]
+BUDGETS = [column[1:] for column in sweep_results.COLUMNS[1:]]
 
 
 @pytest.fixture
@@ -140,7 +142,7 @@ ROWS = {
 def workdir(tmp_path, write_run):
     """Images survive above a threshold; SAM's is lower than ST's."""
     for index, (row, (loss, scale, least)) in enumerate(ROWS.items()):
-        folder = sweep.cell_folder(tmp_path, row, 0)
+        folder = sweep_cells.cell_folder(tmp_path, row, 0)
         robust = 0.1 * (index + 1)
         write_run(folder, 0.7, dict.fromkeys(BUDGETS, robust))
         (folder / "model.keras").unlink()
@@ -229,7 +231,7 @@ def test_the_command_makes_tables_and_a_figure_of_kept_cells(
 
 def test_survival_at_equal_values_tells_thresholds_from_larger_margins(workdir):
     cells = why_robust.gather(
-        sweep.PRESETS["small100"], ROWS, workdir, "margins.json"
+        sweep_presets.PRESETS["small100"], ROWS, workdir, "margins.json"
     )
     found = margin_tables.summary(cells, "st")
     rows = found["attacks"][0]["rows"]
@@ -249,7 +251,7 @@ def test_survival_at_equal_values_tells_thresholds_from_larger_margins(workdir):
 def test_a_cell_is_due_until_it_is_measured_with_its_verdicts(
     workdir, write_run
 ):
-    folder = sweep.cell_folder(workdir, "st", 0)
+    folder = sweep_cells.cell_folder(workdir, "st", 0)
     assert not margins.is_due(folder)  # Without the network.
     (folder / "model.keras").touch()
     assert not margins.is_due(folder)
@@ -272,7 +274,7 @@ def test_without_cells_it_says_so(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_finished_cell_is_measured_on_its_own_images(tmp_path, monkeypatch):
-    preset = sweep.Preset(
+    preset = sweep_presets.Preset(
         "digits",
         {"st": 1},
         training=(
@@ -288,9 +290,9 @@ def test_a_finished_cell_is_measured_on_its_own_images(tmp_path, monkeypatch):
             *("--limit_test=30", "--linf_epsilons=0.1", "--l2_epsilons=0.5"),
         ),
     )
-    monkeypatch.setitem(sweep.PRESETS, "small", preset)
-    folder = sweep.cell_folder(tmp_path, "st", 0)
-    for path, arguments in sweep.commands(preset, "st", 0, folder):
+    monkeypatch.setitem(sweep_presets.PRESETS, "small", preset)
+    folder = sweep_cells.cell_folder(tmp_path, "st", 0)
+    for path, arguments in sweep_cells.commands(preset, "st", 0, folder):
         assert run.main([*arguments, f"--workdir={path}"]) == 0
     given = ["--preset=small", "--rows=st", "--examples=25"]
     assert called(tmp_path, *given) == 0

@@ -9,12 +9,15 @@ from helpers import settings_of
 
 from experiments import command
 from experiments import paper_figures
-from experiments import sweep
+from experiments import sweep_cells
+from experiments import sweep_presets
+from experiments import sweep_results
+from experiments import sweep_rows
 from experiments import table1
 from experiments import tables
 from tfsam.networks.pixel_statistics import CIFAR100_STATISTICS
 
-PRESET = sweep.PRESETS["small100"]
+PRESET = sweep_presets.PRESETS["small100"]
 
 
 def test_the_rows_are_those_of_the_claims():
@@ -25,11 +28,11 @@ def test_the_rows_are_those_of_the_claims():
         *("at-l2-128", "fgsm_at:epsilon=1/255", "friendly_sam", "msam"),
         "trades:epsilon=1/255:steps=5:step_size=1/510",
     ]
-    assert PRESET.paper == sweep.PAPER
+    assert PRESET.paper == sweep_presets.PAPER
 
 
 def test_pgd_attacks_all_images_and_autoattack_200():
-    (_, train), (_, attack) = sweep.commands(
+    (_, train), (_, attack) = sweep_cells.commands(
         PRESET, "st", 0, pathlib.Path("cell")
     )
     pgd, strong = settings_of(*train), settings_of(*attack)
@@ -39,7 +42,7 @@ def test_pgd_attacks_all_images_and_autoattack_200():
         for norm, epsilons in pgd.budgets.items()
         for epsilon in epsilons
     ]
-    assert columns == list(sweep.COLUMNS[1:])
+    assert columns == list(sweep_results.COLUMNS[1:])
     assert strong.limit_test == 200
     assert strong.attacks == ("autoattack", "malt")
     assert strong.budgets == {"linf": (1 / 255,), "l2": (16 / 255,)}
@@ -51,7 +54,7 @@ def test_pgd_attacks_all_images_and_autoattack_200():
 
 def test_trades_has_the_attack_of_adversarial_training():
     trades, at = (
-        settings_of(*sweep.row_flags(row)).recipe
+        settings_of(*sweep_rows.row_flags(row)).recipe
         for row in (list(PRESET.rows)[-1], "at-linf-1")
     )
     for name in ("epsilon", "norm", "steps", "step_size"):
@@ -59,17 +62,17 @@ def test_trades_has_the_attack_of_adversarial_training():
 
 
 def test_options_follow_the_part_that_a_row_names():
-    pilot = sweep.PRESETS["pilot100"]
-    assert [sweep.row_flags(row) for row in pilot.rows] == [
+    pilot = sweep_presets.PRESETS["pilot100"]
+    assert [sweep_rows.row_flags(row) for row in pilot.rows] == [
         ("--method=st", f"--network=preact_resnet{network}")
         for network in ("8:width=16", "8:width=32", "18:width=16", "8:width=64")
     ]
     row = "st:epochs=12:schedule=cosine:final=0.1:network=preact_resnet8"
-    recipe = settings_of(*sweep.row_flags(row)).recipe
+    recipe = settings_of(*sweep_rows.row_flags(row)).recipe
     assert (recipe.epochs, recipe.schedule) == (12, "cosine:final=0.1")
     for row in ("st:width=16", "st:network=preact_resnet8:strength=2"):
         with pytest.raises(ValueError, match="no part of the method st"):
-            sweep.row_flags(row)
+            sweep_rows.row_flags(row)
 
 
 def test_the_caption_names_what_differs_from_the_paper_s_runs():
@@ -77,9 +80,9 @@ def test_the_caption_names_what_differs_from_the_paper_s_runs():
     assert "by preact_resnet18, 100 epochs, all training images" in text
     assert "20,000 images, augmentation: none." in text
     assert "AT in training" in text
-    whole = paper_figures.caption(sweep.PRESETS["cifar100"])
+    whole = paper_figures.caption(sweep_presets.PRESETS["cifar100"])
     assert whole.startswith("In parentheses: the paper's figures. Steps")
-    assert paper_figures.caption(sweep.PRESETS["small"]) is None
+    assert paper_figures.caption(sweep_presets.PRESETS["small"]) is None
 
 
 def written(path, means):
@@ -99,7 +102,7 @@ def test_a_file_must_hold_the_images_of_the_paper(tmp_path):
     with pytest.raises(ValueError, match="must hold CIFAR-100") as raised:
         paper_figures.check_images(PRESET, dataset)
     assert str(raised.value).endswith("with (0.4914, 0.4822, 0.4465)")
-    paper_figures.check_images(sweep.PRESETS["small"], dataset)
+    paper_figures.check_images(sweep_presets.PRESETS["small"], dataset)
     paper_figures.check_images(PRESET, "folder:x")
     paper_figures.check_images(PRESET, None)
 
@@ -122,7 +125,7 @@ def test_a_file_of_other_images_is_not_trained_on(tmp_path, capsys):
 def test_the_paper_s_figures_stand_beside_a_file_of_its_images(
     tmp_path, write_run, capsys
 ):
-    folder = sweep.cell_folder(tmp_path, "st", 0)
+    folder = sweep_cells.cell_folder(tmp_path, "st", 0)
     write_run(folder, 0.5, {("linf", "1/255"): 0.25})
     path = folder / "results.json"
     results = json.loads(path.read_text())
@@ -137,8 +140,10 @@ def test_the_paper_s_figures_stand_beside_a_file_of_its_images(
 def test_malt_is_compared_with_autoattack():
     def results(strong, beside):
         return {
-            ("autoattack", "linf", "1/255"): sweep.Result(strong, seconds=100),
-            ("malt", "linf", "1/255"): sweep.Result(beside, seconds=20),
+            ("autoattack", "linf", "1/255"): sweep_results.Result(
+                strong, seconds=100
+            ),
+            ("malt", "linf", "1/255"): sweep_results.Result(beside, seconds=20),
         }
 
     cells = {

@@ -16,19 +16,23 @@ from helpers import settings_of
 
 from experiments import command
 from experiments import paper_figures
-from experiments import sweep
+from experiments import sweep_cells
+from experiments import sweep_presets
+from experiments import sweep_results
+from experiments import sweep_rows
+from experiments import sweep_runs
 from experiments import table1
 from experiments import tables
 from tfsam.runs import workdirs
 
 
-@pytest.mark.parametrize("preset", sweep.PRESETS)
+@pytest.mark.parametrize("preset", sweep_presets.PRESETS)
 def test_every_row_of_a_preset_is_a_run(preset):
     """Checks the command line, down to the attack's settings."""
-    found = sweep.PRESETS[preset]
+    found = sweep_presets.PRESETS[preset]
     for row in found.rows:
-        for folder, arguments in sweep.commands(
-            found, row, 0, sweep.cell_folder(pathlib.Path("w"), row, 0)
+        for folder, arguments in sweep_cells.commands(
+            found, row, 0, sweep_cells.cell_folder(pathlib.Path("w"), row, 0)
         ):
             config = settings_of(*arguments, f"--workdir={folder}").config()
             assert config["seed"] == 0
@@ -46,7 +50,7 @@ def test_every_row_of_a_preset_is_a_run(preset):
     ],
 )
 def test_attacks_in_training_are_the_authors(row, epsilon, steps, step_size):
-    config = settings_of(*sweep.row_flags(row)).config()
+    config = settings_of(*sweep_rows.row_flags(row)).config()
     assert config["method"] == "at"
     assert config["norm"] == row.split("-")[1]
     assert 255 * config["epsilon"] == pytest.approx(epsilon)
@@ -55,24 +59,33 @@ def test_attacks_in_training_are_the_authors(row, epsilon, steps, step_size):
 
 
 def test_any_method_is_a_row_with_its_flags():
-    config = settings_of(*sweep.row_flags("looksam:rho=0.3:every=2")).config()
+    config = settings_of(
+        *sweep_rows.row_flags("looksam:rho=0.3:every=2")
+    ).config()
     assert (config["method"], config["rho"], config["every"]) == (
         *("looksam", 0.3),
         2,
     )
-    assert sweep.row_flags("sam-0.4") == ("--method=sam", "--rho=0.4")
+    assert sweep_rows.row_flags("sam-0.4") == ("--method=sam", "--rho=0.4")
     for row in ("sum-0.1", "sam-", "at-l1-3", "sam:rho"):
         with pytest.raises(ValueError, match=f"Received: {row}"):
-            sweep.row_flags(row)
+            sweep_rows.row_flags(row)
 
 
 def test_the_paper_s_table_is_the_grid_of_its_presets():
     for preset in ("cifar10", "cifar100"):
-        assert list(sweep.PRESETS[preset].rows) == list(sweep.PAPER)
-        assert set(sweep.PRESETS[preset].rows.values()) == {3}
-    assert sweep.PRESETS["cifar100"].paper == sweep.PAPER
-    assert not sweep.PRESETS["cifar10"].paper  # Other images than the paper's.
-    assert all(len(f) == len(sweep.COLUMNS) for f in sweep.PAPER.values())
+        assert list(sweep_presets.PRESETS[preset].rows) == list(
+            sweep_presets.PAPER
+        )
+        assert set(sweep_presets.PRESETS[preset].rows.values()) == {3}
+    assert sweep_presets.PRESETS["cifar100"].paper == sweep_presets.PAPER
+    assert not sweep_presets.PRESETS[
+        "cifar10"
+    ].paper  # Other images than the paper's.
+    assert all(
+        len(f) == len(sweep_results.COLUMNS)
+        for f in sweep_presets.PAPER.values()
+    )
 
 
 @pytest.fixture
@@ -84,10 +97,10 @@ def workdir(tmp_path, write_run):
         ("sam-0.1", 0, 0.71, 0.3),
         ("sam-0.1", 1, 0.71, 0.32),
     ):
-        folder = sweep.cell_folder(tmp_path, row, seed)
+        folder = sweep_cells.cell_folder(tmp_path, row, seed)
         write_run(folder, natural, {("linf", "1/255"): robust})
     write_run(
-        sweep.cell_folder(tmp_path, "st", 0) / "autoattack",
+        sweep_cells.cell_folder(tmp_path, "st", 0) / "autoattack",
         0.5,
         {("linf", "1/255"): 0.125},
         attack="autoattack",
@@ -95,13 +108,13 @@ def workdir(tmp_path, write_run):
     return tmp_path
 
 
-PRESET = sweep.Preset(
+PRESET = sweep_presets.Preset(
     "cifar100", {"st": 2, "sam-0.1": 2, "at-linf-1": 1}, attacked_seeds=1
 )
 
 
 def collected(workdir, rows=("st", "sam-0.1", "at-linf-1")):
-    return sweep.collect(PRESET, rows, PRESET.seeds, workdir)
+    return sweep_results.collect(PRESET, rows, PRESET.seeds, workdir)
 
 
 def test_what_is_missing_is_said(workdir):
@@ -116,7 +129,7 @@ def test_what_is_missing_is_said(workdir):
 def test_the_table_has_means_deviations_and_the_paper_s_figures(workdir):
     cells, _ = collected(workdir)
     found = tables.summaries(cells)
-    lines = tables.accuracies(found, sweep.PAPER).split("\n")
+    lines = tables.accuracies(found, sweep_presets.PAPER).split("\n")
     assert lines[0] == (
         "| row | seeds | natural | PGD-10 l-inf 1/255 "
         "| AutoAttack l-inf 1/255 | on training images | training, minutes |"
@@ -131,22 +144,24 @@ def test_the_table_has_means_deviations_and_the_paper_s_figures(workdir):
 
 
 def test_radii_are_chosen_by_the_last_look_at_held_out_images(workdir):
-    history = sweep.cell_folder(workdir, "st", 0) / "history.csv"
+    history = sweep_cells.cell_folder(workdir, "st", 0) / "history.csv"
     history.write_text(
         "epoch,seconds,val_clean_accuracy,val_robust_accuracy\n"
         "1,60,0.5,0.25\n2,60,0.75,0.125\n3,60,,\n"
     )
     preset = dataclasses.replace(PRESET, held_out=True)
-    cells, _ = sweep.collect(preset, ("st",), preset.seeds, workdir)
+    cells, _ = sweep_results.collect(preset, ("st",), preset.seeds, workdir)
     line = tables.accuracies(tables.summaries(cells), {}).split("\n")[2]
     assert " 75.0 | 12.5 | " in line  # No look after the third epoch.
     cells, _ = collected(workdir)  # Other sweeps' tables lack the columns.
-    assert not {sweep.HELD_OUT, sweep.HELD_OUT_ATTACKED} & set(cells["st"][0])
+    assert not {sweep_results.HELD_OUT, sweep_results.HELD_OUT_ATTACKED} & set(
+        cells["st"][0]
+    )
 
 
 def test_csv_and_latex_hold_the_same(workdir):
     cells, _ = collected(workdir)
-    texts = tables.by_suffix(cells, sweep.PAPER)
+    texts = tables.by_suffix(cells, sweep_presets.PAPER)
     rows = list(csv.DictReader(texts["csv"].splitlines()))
     (found,) = [
         r
@@ -176,8 +191,20 @@ def test_differences_are_paired_by_seed(workdir):
 
 def test_a_single_seed_has_the_interval_of_its_images():
     cells = {
-        "st": {0: {sweep.NATURAL: sweep.Result(0.5, [0.47, 0.53], 1000)}},
-        "sam-0.4": {0: {sweep.NATURAL: sweep.Result(0.6, [0.56, 0.64], 1000)}},
+        "st": {
+            0: {
+                sweep_results.NATURAL: sweep_results.Result(
+                    0.5, [0.47, 0.53], 1000
+                )
+            }
+        },
+        "sam-0.4": {
+            0: {
+                sweep_results.NATURAL: sweep_results.Result(
+                    0.6, [0.56, 0.64], 1000
+                )
+            }
+        },
     }
     # Of 3 and 4 points at right angles.
     assert "| `sam-0.4` | 1 | +10.0 (+5.0 to +15.0) |" in tables.differences(
@@ -187,14 +214,17 @@ def test_a_single_seed_has_the_interval_of_its_images():
 
 
 def test_a_line_says_what_a_seed_takes():
-    hour = sweep.Result(60.0)
-    trained = {sweep.MINUTES: hour, sweep.TOOK: sweep.Result(120.0)}
+    hour = sweep_results.Result(60.0)
+    trained = {
+        sweep_results.MINUTES: hour,
+        sweep_results.TOOK: sweep_results.Result(120.0),
+    }
     cells = {
         "st": {
-            1: {**trained, sweep.ATTACKED: hour},
-            0: {**trained, sweep.ATTACKED: sweep.Result(90.0)},
+            1: {**trained, sweep_results.ATTACKED: hour},
+            0: {**trained, sweep_results.ATTACKED: sweep_results.Result(90.0)},
         },
-        "sam-0.1": {0: {**trained, sweep.ATTACKED: hour}},
+        "sam-0.1": {0: {**trained, sweep_results.ATTACKED: hour}},
         "sam-0.2": {},
     }
     assert tables.computing(cells) == (
@@ -206,18 +236,23 @@ def test_a_line_says_what_a_seed_takes():
 
 
 def test_the_paper_s_figures_stand_beside_its_images_alone(workdir):
-    preset = sweep.Preset("cifar100", {"st": 2}, paper=sweep.PAPER)
-    assert paper_figures.beside(preset, workdir) == sweep.PAPER
-    path = sweep.cell_folder(workdir, "st", 0) / "results.json"
+    preset = sweep_presets.Preset(
+        "cifar100", {"st": 2}, paper=sweep_presets.PAPER
+    )
+    assert paper_figures.beside(preset, workdir) == sweep_presets.PAPER
+    path = sweep_cells.cell_folder(workdir, "st", 0) / "results.json"
     results = json.loads(path.read_text())
-    for dataset, figures in (("cifar100", sweep.PAPER), ("folder:x", {})):
+    for dataset, figures in (
+        ("cifar100", sweep_presets.PAPER),
+        ("folder:x", {}),
+    ):
         results["config"] = {"dataset": dataset}
         path.write_text(json.dumps(results))
         assert paper_figures.beside(preset, workdir) == figures
 
 
 def test_a_failed_attack_is_missing(workdir):
-    path = sweep.cell_folder(workdir, "st", 0) / "results.json"
+    path = sweep_cells.cell_folder(workdir, "st", 0) / "results.json"
     results = json.loads(path.read_text())
     results["robust"][0] |= {"accuracy": None, "error": "OSError: away"}
     path.write_text(json.dumps(results))
@@ -227,7 +262,7 @@ def test_a_failed_attack_is_missing(workdir):
 
 
 def test_the_results_of_another_sweep_are_refused(workdir, capsys):
-    path = sweep.cell_folder(workdir, "st", 1) / "results.json"
+    path = sweep_cells.cell_folder(workdir, "st", 1) / "results.json"
     results = json.loads(path.read_text())
     path.write_text(json.dumps(results | {"config": {"preset": "cifar10"}}))
     code, printed = called(
@@ -239,7 +274,7 @@ def test_the_results_of_another_sweep_are_refused(workdir, capsys):
 
 def test_finished_cells_are_kept_small_in_the_same_layout(workdir, tmp_path):
     kept = tmp_path / "kept"
-    sweep.keep(workdir, kept)
+    sweep_runs.keep(workdir, kept)
     names = {p.name for p in kept.rglob("*") if p.is_file()}
     assert names == {"results.json", "history.csv"}
     assert collected(kept)[0] == collected(workdir)[0]
@@ -247,9 +282,11 @@ def test_finished_cells_are_kept_small_in_the_same_layout(workdir, tmp_path):
 
 def test_the_results_that_are_kept_make_tables(capsys):
     """Cells of the first try have no accuracy on training images."""
-    folder = pathlib.Path(sweep.__file__).parent / "results/table1/augmented"
-    preset = sweep.PRESETS["augmented"]
-    cells, missing = sweep.collect(preset, preset.rows, preset.seeds, folder)
+    folder = pathlib.Path(tables.__file__).parent / "results/table1/augmented"
+    preset = sweep_presets.PRESETS["augmented"]
+    cells, missing = sweep_results.collect(
+        preset, preset.rows, preset.seeds, folder
+    )
     assert not missing
     table = tables.by_suffix(cells, preset.paper)["md"]
     assert "| `st` | 1 | 72.7 | 45.6 | 21.7 | 62.9 | 53.6 |\n" in table
@@ -259,7 +296,7 @@ def test_the_results_that_are_kept_make_tables(capsys):
 
 
 def test_shares_are_all_cells_once():
-    cells = sweep.in_order(PRESET, ["a", "b"], lambda row: [4, 5, 6])
+    cells = sweep_cells.in_order(PRESET, ["a", "b"], lambda row: [4, 5, 6])
     assert cells == [  # AutoAttack attacks the first of the given seeds.
         *[("a", 4, True), ("b", 4, True), ("a", 5, False), ("b", 5, False)],
         *[("a", 6, False), ("b", 6, False)],
@@ -315,7 +352,7 @@ def test_the_table_command_writes_three_files(workdir, capsys):
 def test_a_sweep_runs_resumes_and_keeps_on_after_a_failure(
     tmp_path, capfd, monkeypatch
 ):
-    tiny = sweep.Preset(
+    tiny = sweep_presets.Preset(
         "digits",
         {"st": 2, "sam:rho=1e30": 1},  # The loss of the second becomes NaN.
         training=("--epochs=1", "--limit_train=100"),
@@ -323,7 +360,7 @@ def test_a_sweep_runs_resumes_and_keeps_on_after_a_failure(
         autoattack=("--limit_test=10", "--l2_epsilons=", "--linf_epsilons=0.1"),
         attacked_seeds=1,
     )
-    monkeypatch.setitem(sweep.PRESETS, "small", tiny)
+    monkeypatch.setitem(sweep_presets.PRESETS, "small", tiny)
     arguments = (f"--workdir={tmp_path / 'w'}", f"--keep={tmp_path / 'k'}")
     assert command.run(table1.main, table1.FLAGS, arguments) == 1
     printed = capfd.readouterr().out
@@ -345,7 +382,7 @@ def test_a_sweep_runs_resumes_and_keeps_on_after_a_failure(
 
 
 def test_what_was_found_later_is_kept_too(workdir, tmp_path, capsys):
-    folder = sweep.cell_folder(workdir, "st", 1)
+    folder = sweep_cells.cell_folder(workdir, "st", 1)
     (folder / "flatness.json").write_text("{}")
     kept = tmp_path / "kept"
     arguments = ("--table", f"--workdir={workdir}", f"--keep={kept}")
@@ -355,14 +392,14 @@ def test_what_was_found_later_is_kept_too(workdir, tmp_path, capsys):
 
 def test_a_sweep_waits_for_a_run_that_a_killed_one_left(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(sweep, "_run", lambda command: order.append("run"))
+    monkeypatch.setattr(sweep_runs, "_run", lambda command: order.append("run"))
     held = contextlib.ExitStack()
-    folder = sweep.cell_folder(tmp_path, "st", 0)
+    folder = sweep_cells.cell_folder(tmp_path, "st", 0)
     held.enter_context(workdirs.locked(folder))
     held.callback(order.append, "free")
     release = threading.Timer(0.3, held.close)
     release.start()
-    assert sweep.run_cells(PRESET, [("st", 0, False)], tmp_path) == []
+    assert sweep_runs.run_cells(PRESET, [("st", 0, False)], tmp_path) == []
     release.join()
     assert order == ["free", "run"]
 
@@ -399,7 +436,7 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep(
     before = signal.signal(number, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as stopped:
-            sweep.run_cells(PRESET, cells, tmp_path / "w")
+            sweep_runs.run_cells(PRESET, cells, tmp_path / "w")
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, before)

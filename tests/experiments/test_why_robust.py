@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from experiments import command
-from experiments import sweep
+from experiments import sweep_cells
+from experiments import sweep_presets
+from experiments import sweep_results
 from experiments import why_robust
 from tfsam import run
 
-BUDGETS = [column[1:] for column in sweep.COLUMNS[1:]]
+BUDGETS = [column[1:] for column in sweep_results.COLUMNS[1:]]
 ROWS = ("st", "sam-0.1", "sam-0.2", "at-linf-1")
 
 
@@ -18,7 +20,7 @@ ROWS = ("st", "sam-0.1", "sam-0.2", "at-linf-1")
 def workdir(tmp_path, write_run):
     """The flatter the more robust; AT is robust, and not flat."""
     for index, row in enumerate(ROWS):
-        folder = sweep.cell_folder(tmp_path, row, 0)
+        folder = sweep_cells.cell_folder(tmp_path, row, 0)
         write_run(folder, 0.7, dict.fromkeys(BUDGETS, 0.1 * (index + 1)))
         (folder / "model.keras").unlink()
         sharp = 9.0 if row == "at-linf-1" else 8.0 - index
@@ -86,7 +88,7 @@ def test_figures_of_other_rows_are_drawn_as_well(workdir, tmp_path, capsys):
 
 
 def test_trajectories_are_means_over_the_seeds(workdir, write_run):
-    other = sweep.cell_folder(workdir, "st", 4)
+    other = sweep_cells.cell_folder(workdir, "st", 4)
     write_run(other, 0.7, {})
     (other / "history.csv").write_text(
         "epoch,val_clean_accuracy,val_robust_accuracy\n2,0.7,0.5\n4,0.8,0.5\n"
@@ -115,8 +117,8 @@ def test_without_cells_it_says_so(tmp_path, capsys):
 def test_a_finished_cell_is_measured_on_its_own_images(
     tmp_path, capsys, monkeypatch
 ):
-    folder = sweep.cell_folder(tmp_path, "st", 0)
-    preset = sweep.Preset(
+    folder = sweep_cells.cell_folder(tmp_path, "st", 0)
+    preset = sweep_presets.Preset(
         "digits",
         {"st": 1},
         training=(
@@ -128,8 +130,10 @@ def test_a_finished_cell_is_measured_on_its_own_images(
             *("--linf_epsilons=1/255,2/255", "--l2_epsilons=16/255,32/255"),
         ),
     )
-    monkeypatch.setitem(sweep.PRESETS, "small", preset)
-    ((_, arguments),) = sweep.commands(preset, "st", 0, folder, attacked=False)
+    monkeypatch.setitem(sweep_presets.PRESETS, "small", preset)
+    ((_, arguments),) = sweep_cells.commands(
+        preset, "st", 0, folder, attacked=False
+    )
     assert run.main([*arguments, f"--workdir={folder}"]) == 0
     seen = []
     measure = why_robust.measure

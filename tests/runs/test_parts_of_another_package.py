@@ -9,7 +9,7 @@ import pytest
 from helpers import settings_of
 
 import tfsam
-from experiments import sweep
+from experiments import sweep_rows
 from tfsam import registries
 from tfsam import run
 from tfsam.runs import command_line
@@ -221,14 +221,14 @@ def test_a_run_of_each(tmp_path, arguments):
 
 
 def test_their_options_are_part_of_a_sweep():
-    assert sweep.row_flags("coin:rho=0.1:heads=1") == (
+    assert sweep_rows.row_flags("coin:rho=0.1:heads=1") == (
         *("--method=coin", "--rho=0.1", "--perturb_weights=coin:heads=1"),
     )
-    assert sweep.row_flags("blend:epsilon=4/255:clean=0.1") == (
+    assert sweep_rows.row_flags("blend:epsilon=4/255:clean=0.1") == (
         *("--method=blend", "--epsilon=4/255", "--objective=blend:clean=0.1"),
     )
     with pytest.raises(ValueError, match=r"no part of the method coin .*tails"):
-        sweep.row_flags("coin:tails=1")
+        sweep_rows.row_flags("coin:tails=1")
 
 
 @pytest.mark.parametrize(
