@@ -10,6 +10,7 @@ import tensorflow as tf
 from helpers import slow
 
 import tfsam
+from tfsam.data import containers
 from tfsam.data import examples
 from tfsam.data import rows as kinds_of_rows
 from tfsam.evaluation import plans
@@ -198,7 +199,7 @@ def test_rounding_is_judged_in_the_type_of_the_data():
     ids=["repeat", "unknown", "PyDataset", "cycle", "generator"],
 )
 def test_data_that_does_not_end_needs_steps(endless, network, monkeypatch):
-    monkeypatch.setattr(examples, "_MOST", 1000)
+    monkeypatch.setattr(containers, "MOST", 1000)
     monkeypatch.setattr(examples, "_MOST_STREAMED", 1000)
     x, y = examples.load(endless(), steps=3)
     assert x.shape == (150, 4, 2, 1) and len(y) == 150
@@ -210,7 +211,7 @@ def test_data_that_does_not_end_needs_steps(endless, network, monkeypatch):
 
 
 def test_averages_refuse_data_that_does_not_end(monkeypatch):
-    monkeypatch.setattr(examples, "_MOST", 1000)
+    monkeypatch.setattr(containers, "MOST", 1000)
     for endless in (slices(X).batch(50).repeat(), itertools.repeat((X, Y))):
         with pytest.raises(ValueError, match=r"steps=.* Received: data="):
             tfsam.EMA(data=endless)
@@ -235,7 +236,7 @@ def test_the_limits_stop_an_endless_generator(monkeypatch):
 
 
 def test_data_of_a_known_length_has_no_limit(monkeypatch):
-    monkeypatch.setattr(examples, "_MOST", 10)
+    monkeypatch.setattr(containers, "MOST", 10)
     monkeypatch.setattr(examples, "_MOST_BYTES", 10)
     for data in (slices((X, Y)).batch(50), Batches(X, Y), Loader(), (X, Y)):
         assert len(examples.load(data)[0]) == 200

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfsam import attacks as registry
 from tfsam.attacks.context import Context
+from tfsam.data import elements
 from tfsam.data import examples
 from tfsam.data import rows
 from tfsam.data.rows import Pixels
@@ -464,7 +465,7 @@ def part_inputs(
     pair = isinstance(data, (tuple, list)) and len(data) in (2, 3)
     if examples.gives_several(data, network):
         data = examples.load_several(data, steps=steps, network=network)
-    elif not pair or not examples.is_several(data[0], data[1]):
+    elif not pair or not elements.is_several(data[0], data[1]):
         if attacked is not None:
             raise ValueError(
                 "attacked names one of several inputs, and x must be a list or "

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfsam import registries
 from tfsam.attacks.logits import Logits
 from tfsam.attacks.seeds import example_seeds
+from tfsam.data import containers
 from tfsam.data import examples
 from tfsam.models.functions import use_xla
 from tfsam.support.graphs import traced
@@ -129,7 +130,7 @@ class Recalibration:
             seed: see `recalibrate`.
             steps: see `recalibrate`.
         """
-        examples.check_finite(data, steps)
+        containers.check_finite(data, steps)
         if not self.variables:
             return []
         seen = 0

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam.data import examples
+from tfsam.data import containers
 from tfsam.support import devices
 from tfsam.support import files
 from tfsam.support.graphs import traced
@@ -96,7 +96,7 @@ class WeightAverage(keras.callbacks.Callback):
                 "needs data. "
                 f"Received: attack={attack}, data={data}"
             )
-        self.data = None if data is None else examples.repeatable(data, steps)
+        self.data = None if data is None else containers.repeatable(data, steps)
         self.attack, self.steps = attack, steps
         self.folder = pathlib.Path(folder) if folder else None
         self.average: list[tf.Tensor] = []
