@@ -20,6 +20,7 @@ from absl import flags
 from experiments import command
 from experiments import figures
 from experiments import sweep_cells
+from experiments import sweep_flags
 from experiments import sweep_presets
 from experiments import sweep_results
 from experiments import sweep_rows
@@ -28,14 +29,10 @@ from tfsam.runs import settings
 from tfsam.support import files
 
 FLAGS = flags.FlagValues()
-_PRESET = flags.DEFINE_string(
-    "preset", "small", f"The sweep: {', '.join(sweep_presets.PRESETS)}.", FLAGS
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder.", FLAGS)
-_ROWS = flags.DEFINE_list("rows", None, "Rows. Default: the preset's.", FLAGS)
-_FIGURES = flags.DEFINE_string(
-    "figures", None, "Folder for costs.svg and costs.md.", FLAGS
-)
+_PRESET = sweep_flags.preset(FLAGS)
+_WORKDIR = sweep_flags.workdir(FLAGS)
+_ROWS = sweep_flags.rows(FLAGS)
+_FIGURES = sweep_flags.figures(FLAGS, "costs.svg and costs.md")
 
 ROBUST = sweep_results.COLUMNS[1]
 
@@ -229,7 +226,7 @@ def main():
     """Prints the table and draws the figure."""
     preset = sweep_presets.preset(_PRESET.value)
     rows = _ROWS.value or list(preset.rows)
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
+    workdir = sweep_flags.folder(_WORKDIR, _PRESET)
     costs = gather(preset, rows, workdir)
     if not costs:
         raise ValueError(

@@ -13,10 +13,10 @@ import scipy.stats
 
 from experiments import figures
 from experiments import survival
+from experiments import sweep_measures
 from experiments import sweep_results
 from experiments import sweep_rows
 from experiments import tables
-from experiments import why_robust
 
 MEASURES = {
     "loss": ("training loss", 1),
@@ -54,7 +54,7 @@ def attacked_images(cells, attack):
     """Returns the images that an attack attacked, of each row's first seed.
 
     Args:
-        cells: the result of `why_robust.gather`, of margins.json.
+        cells: the result of `sweep_measures.gather`, of margins.json.
         attack: name of the attack.
 
     Returns:
@@ -176,7 +176,7 @@ def agreement(cells):
     """Counts images on which two attacks agree, over all networks.
 
     Args:
-        cells: the result of `why_robust.gather`, of margins.json.
+        cells: the result of `sweep_measures.gather`, of margins.json.
 
     Returns:
         A dict from attack to the number of images that it alone breaks, with
@@ -203,7 +203,7 @@ def summary(cells, base):
     """Computes all tables.
 
     Args:
-        cells: the result of `why_robust.gather`, of margins.json.
+        cells: the result of `sweep_measures.gather`, of margins.json.
         base: the row that others are compared with.
 
     Returns:
@@ -220,7 +220,7 @@ def summary(cells, base):
                 if c == sweep_results.NATURAL or len(c) == 3
             },
         }
-        for row, (measures, accuracies) in why_robust.means(cells).items()
+        for row, (measures, accuracies) in sweep_measures.means(cells).items()
     }
     attacked = attacked_images(cells, STRONG)
     return {

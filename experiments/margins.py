@@ -41,8 +41,9 @@ from absl import flags
 from experiments import command
 from experiments import margin_tables
 from experiments import sweep_cells
+from experiments import sweep_flags
+from experiments import sweep_measures
 from experiments import sweep_presets
-from experiments import why_robust
 from tfsam import Landscape
 from tfsam import data
 from tfsam.attacks.logits import traced
@@ -55,29 +56,12 @@ from tfsam.runs import settings
 from tfsam.support import files
 
 FLAGS = flags.FlagValues()
-_PRESET = flags.DEFINE_string(
-    "preset",
-    "small100",
-    f"The sweep: {', '.join(sweep_presets.PRESETS)}.",
-    FLAGS,
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder.", FLAGS)
-_ROWS = flags.DEFINE_list(
-    "rows", None, "Rows. Default: the preset's, and those of `CONTROLS`.", FLAGS
-)
-_BASE = flags.DEFINE_string(
-    "base", "st", "The row that the others are compared with.", FLAGS
-)
-_EXAMPLES = flags.DEFINE_integer(
-    "examples",
-    2000,
-    "Images, of each part, to measure on.",
-    lower_bound=1,
-    flag_values=FLAGS,
-)
-_FIGURES = flags.DEFINE_string(
-    "figures", None, "Folder for the figure and the tables.", FLAGS
-)
+_PRESET = sweep_flags.preset(FLAGS, "small100")
+_WORKDIR = sweep_flags.workdir(FLAGS)
+_ROWS = sweep_flags.rows(FLAGS, "the preset's, and those of `CONTROLS`")
+_BASE = sweep_flags.base(FLAGS)
+_EXAMPLES = sweep_flags.examples(FLAGS, 2000)
+_FIGURES = sweep_flags.figures(FLAGS, "the figure and the tables")
 
 # Standard training that fits its images less.
 CONTROLS = (
@@ -251,7 +235,7 @@ def is_due(folder):
     Args:
         folder: folder of the run.
     """
-    if not (folder / "model.keras").exists() or not sweep_cells.read(folder):
+    if not sweep_measures.is_measurable(folder):
         return False
     held = files.read_json(folder / FILE)
     if held is None:
@@ -265,19 +249,15 @@ def main():
     """Measures new cells, prints the tables and draws the figure."""
     preset = sweep_presets.preset(_PRESET.value)
     rows = _ROWS.value or [*preset.rows, *CONTROLS]
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
-    seeds = sweep_cells.seeds_at(workdir)
-    for row, seed, _ in sweep_cells.in_order(preset, rows, seeds):
-        folder = sweep_cells.cell_folder(workdir, row, seed)
-        if is_due(folder):
-            print(f"measuring {folder}", flush=True)
-            measure_cell(folder, _EXAMPLES.value)
-    cells = why_robust.gather(preset, rows, workdir, FILE)
-    if not cells:
-        raise ValueError(
-            "workdir must hold finished cells that were measured, or their "
-            f"model.keras. Received: workdir={workdir}"
-        )
+    workdir = sweep_flags.folder(_WORKDIR, _PRESET)
+    cells = sweep_measures.measured(
+        preset,
+        rows,
+        workdir,
+        FILE,
+        measure=lambda folder: measure_cell(folder, _EXAMPLES.value),
+        is_due=is_due,
+    )
     found = margin_tables.summary(cells, _BASE.value)
     text = margin_tables.text(found)
     print(text)

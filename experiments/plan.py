@@ -27,6 +27,7 @@ from absl import flags
 
 from experiments import command
 from experiments import sweep_cells
+from experiments import sweep_flags
 from experiments import sweep_presets
 from experiments import tables
 from tfsam.runs import settings
@@ -34,16 +35,11 @@ from tfsam.support import files
 from tfsam.training import monitoring
 
 FLAGS = flags.FlagValues()
-_PRESET = flags.DEFINE_string(
-    "preset",
-    "small100",
-    f"The sweep: {', '.join(sweep_presets.PRESETS)}.",
-    FLAGS,
-)
+_PRESET = sweep_flags.preset(FLAGS, "small100")
 _MEASURED = flags.DEFINE_list(
     "measured", None, "Folders of runs, with commas between them.", FLAGS
 )
-_ROWS = flags.DEFINE_list("rows", None, "Rows. Default: the preset's.", FLAGS)
+_ROWS = sweep_flags.rows(FLAGS)
 _NETWORK = flags.DEFINE_string(
     "network", None, "Another network than the preset's.", FLAGS
 )

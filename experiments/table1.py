@@ -28,6 +28,7 @@ from absl import flags
 from experiments import command
 from experiments import paper_figures
 from experiments import sweep_cells
+from experiments import sweep_flags
 from experiments import sweep_presets
 from experiments import sweep_results
 from experiments import sweep_rows
@@ -37,9 +38,7 @@ from tfsam.runs import settings
 from tfsam.support import files
 
 FLAGS = flags.FlagValues()
-_PRESET = flags.DEFINE_string(
-    "preset", "small", f"The sweep: {', '.join(sweep_presets.PRESETS)}.", FLAGS
-)
+_PRESET = sweep_flags.preset(FLAGS)
 _IMAGES = flags.DEFINE_string(
     "images", None, "The folder of --dataset=folder:DIR.", FLAGS
 )
@@ -51,19 +50,15 @@ _DATASET = flags.DEFINE_string(
     "must then hold the paper's images.",
     FLAGS,
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder. Default: runs/table1-PRESET.", FLAGS
-)
-_ROWS = flags.DEFINE_list("rows", None, "Rows. Default: the preset's.", FLAGS)
+_WORKDIR = sweep_flags.workdir(FLAGS)
+_ROWS = sweep_flags.rows(FLAGS)
 _SEEDS = flags.DEFINE_list(
     "seeds", None, "Seeds. Default: the preset's.", FLAGS
 )
 _CELLS = flags.DEFINE_string(
     "cells", None, "i/n: run every n-th cell from the i-th on; no table.", FLAGS
 )
-_BASE = flags.DEFINE_string(
-    "base", "st", "The row that the others are compared with.", FLAGS
-)
+_BASE = sweep_flags.base(FLAGS)
 _TABLE = flags.DEFINE_boolean(
     "table", False, "Make tables only; run nothing.", FLAGS
 )
@@ -123,7 +118,7 @@ def main():
             f"Received: base={_BASE.value}"
         )
     share, shares = settings.share("cells", _CELLS.value or "0/1")
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
+    workdir = sweep_flags.folder(_WORKDIR, _PRESET)
     if _TABLE.value and not workdir.is_dir():
         raise ValueError(
             f"workdir must be a sweep's folder. Received: workdir={workdir}"

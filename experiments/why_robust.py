@@ -14,7 +14,6 @@ the kept measures.
 """
 
 import pathlib
-import statistics
 import sys
 import time
 
@@ -26,6 +25,8 @@ from absl import flags
 from experiments import command
 from experiments import figures
 from experiments import sweep_cells
+from experiments import sweep_flags
+from experiments import sweep_measures
 from experiments import sweep_presets
 from experiments import sweep_results
 from experiments import sweep_rows
@@ -41,21 +42,13 @@ from tfsam.support import files
 from tfsam.training import monitoring
 
 FLAGS = flags.FlagValues()
-_PRESET = flags.DEFINE_string(
-    "preset", "small", f"The sweep: {', '.join(sweep_presets.PRESETS)}.", FLAGS
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder.", FLAGS)
-_ROWS = flags.DEFINE_list("rows", None, "Rows. Default: the preset's.", FLAGS)
-_EXAMPLES = flags.DEFINE_integer(
-    "examples",
-    500,
-    "Images, of each part, to measure on.",
-    lower_bound=1,
-    flag_values=FLAGS,
-)
-_FIGURES = flags.DEFINE_string(
-    "figures", None, "Folder for figures and tables.", FLAGS
-)
+_PRESET = sweep_flags.preset(FLAGS)
+_WORKDIR = sweep_flags.workdir(FLAGS)
+_ROWS = sweep_flags.rows(FLAGS)
+_EXAMPLES = sweep_flags.examples(FLAGS, 500)
+_FIGURES = sweep_flags.figures(FLAGS)
+
+FILE = "flatness.json"
 
 # The same for all networks, so that the numbers can be compared.
 RHO, STEPS, PART, RHO_ADAPTIVE = 0.1, 10, 128, 0.5
@@ -135,72 +128,28 @@ def measure_cell(folder, count):
         (data.as_float(images.x_train[train]), images.y_train[train]),
         (data.as_float(images.x_test[test]), images.y_test[test]),
     )
-    files.write_json(folder / "flatness.json", found)
+    files.write_json(folder / FILE, found)
 
 
-def gather(preset, rows, workdir, name="flatness.json"):
-    """Returns the kept measures of cells.
-
-    Args:
-        preset: a `sweep_presets.Preset`.
-        rows: names of rows.
-        workdir: folder of the sweep, a `pathlib.Path`.
-        name: name of the file beside a cell's results.
-
-    Returns:
-        A dict from (row, seed) to a pair: the content of the file, and a dict
-        from column to an accuracy.
-    """
-    cells, _ = sweep_results.collect(
-        preset, rows, sweep_cells.seeds_at(workdir), workdir
-    )
-    found = {}
-    for row, by_seed in cells.items():
-        for seed, results in by_seed.items():
-            folder = sweep_cells.cell_folder(workdir, row, seed)
-            flat = files.read_json(folder / name)
-            if flat and sweep_results.NATURAL in results:
-                accuracies = {c: r.value for c, r in results.items()}
-                found[row, seed] = flat, accuracies
-    return found
-
-
-def means(cells):
-    """Returns each row's measures and accuracies, means over its seeds.
+def is_due(folder):
+    """Returns whether a cell can be measured and is not measured yet.
 
     Args:
-        cells: the result of `gather`, of files with an entry "measures".
-
-    Returns:
-        A dict from row to a pair of dicts, by measure and by column.
+        folder: folder of the run.
     """
-    found = {}
-    for row in dict.fromkeys(row for row, _ in cells):
-        seeds = [cell for (other, _), cell in cells.items() if other == row]
-        found[row] = (
-            _means(flat["measures"] for flat, _ in seeds),
-            _means(accuracies for _, accuracies in seeds),
-        )
-    return found
-
-
-def _means(dicts):
-    values: dict = {}
-    for found in dicts:
-        for key, value in found.items():
-            values.setdefault(key, []).append(value)
-    return {key: statistics.mean(numbers) for key, numbers in values.items()}
+    measured = (folder / FILE).exists()
+    return sweep_measures.is_measurable(folder) and not measured
 
 
 def table(cells):
     """Returns each row's measures, means over its seeds, as a Markdown table.
 
     Args:
-        cells: the result of `gather`.
+        cells: the result of `sweep_measures.gather`.
     """
     rows = [
         [f"`{row}`", *(f"{measures[name]:.3g}" for name in MEASURES)]
-        for row, (measures, _) in means(cells).items()
+        for row, (measures, _) in sweep_measures.means(cells).items()
     ]
     return tables.markdown(["row", *MEASURES.values()], rows)
 
@@ -212,13 +161,13 @@ def correlations(cells):
     to each other, and would count as independent evidence.
 
     Args:
-        cells: the result of `gather`.
+        cells: the result of `sweep_measures.gather`.
 
     Returns:
         A Markdown table: over all rows and, in parentheses, over the rows
         that do not attack their inputs in training.
     """
-    found = means(cells)
+    found = sweep_measures.means(cells)
     alone = {k: v for k, v in found.items() if not sweep_rows.attacks_inputs(k)}
     rows = [
         [
@@ -258,7 +207,7 @@ def draw_measures(cells, path, column=ROBUST[2]):
     """Draws robust accuracy over each measure, a point for each run.
 
     Args:
-        cells: the result of `gather`.
+        cells: the result of `sweep_measures.gather`.
         path: path of the SVG file.
         column: the column of robust accuracy.
     """
@@ -320,7 +269,10 @@ def trajectories(rows, workdir):
                     {key: entry[key] for key in _HELD_OUT}
                 )
         if by_epoch and not sweep_rows.attacks_inputs(row):
-            means = {epoch: _means(by_epoch[epoch]) for epoch in by_epoch}
+            means = {
+                epoch: sweep_measures.mean_by_key(by_epoch[epoch])
+                for epoch in by_epoch
+            }
             curves[row] = len(histories), means
     return curves
 
@@ -383,7 +335,7 @@ def draw_surfaces(cells, rows, path):
     """Draws filter-normalized loss surfaces side by side, on one scale.
 
     Args:
-        cells: the result of `gather`.
+        cells: the result of `sweep_measures.gather`.
         rows: names of rows to draw, by their first seeds; if none of them
             was measured, the first four measured rows are drawn.
         path: path of the SVG file.
@@ -419,20 +371,15 @@ def main():
     """Measures new cells, prints the tables and draws the figures."""
     preset = sweep_presets.preset(_PRESET.value)
     rows = _ROWS.value or list(preset.rows)
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/table1-{_PRESET.value}")
-    seeds = sweep_cells.seeds_at(workdir)
-    for row, seed, _ in sweep_cells.in_order(preset, rows, seeds):
-        folder = sweep_cells.cell_folder(workdir, row, seed)
-        there = (folder / "model.keras").exists() and sweep_cells.read(folder)
-        if there and not (folder / "flatness.json").exists():
-            print(f"measuring {folder}", flush=True)
-            measure_cell(folder, _EXAMPLES.value)
-    cells = gather(preset, rows, workdir)
-    if not cells:
-        raise ValueError(
-            "workdir must hold finished cells that were measured, or their "
-            f"model.keras. Received: workdir={workdir}"
-        )
+    workdir = sweep_flags.folder(_WORKDIR, _PRESET)
+    cells = sweep_measures.measured(
+        preset,
+        rows,
+        workdir,
+        FILE,
+        measure=lambda folder: measure_cell(folder, _EXAMPLES.value),
+        is_due=is_due,
+    )
     count = max(flat["n"] for flat, _ in cells.values())
     curves = trajectories(rows, workdir)
     text = "\n\n".join(

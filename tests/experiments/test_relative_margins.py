@@ -12,9 +12,9 @@ from experiments import command
 from experiments import margin_tables
 from experiments import margins
 from experiments import sweep_cells
+from experiments import sweep_measures
 from experiments import sweep_presets
 from experiments import sweep_results
-from experiments import why_robust
 from tfsam import run
 
 BUDGETS = [column[1:] for column in sweep_results.COLUMNS[1:]]
@@ -230,7 +230,7 @@ def test_the_command_makes_tables_and_a_figure_of_kept_cells(
 
 
 def test_survival_at_equal_values_tells_thresholds_from_larger_margins(workdir):
-    cells = why_robust.gather(
+    cells = sweep_measures.gather(
         sweep_presets.PRESETS["small100"], ROWS, workdir, "margins.json"
     )
     found = margin_tables.summary(cells, "st")

@@ -79,9 +79,8 @@ def test_the_paper_s_table_is_the_grid_of_its_presets():
         )
         assert set(sweep_presets.PRESETS[preset].rows.values()) == {3}
     assert sweep_presets.PRESETS["cifar100"].paper == sweep_presets.PAPER
-    assert not sweep_presets.PRESETS[
-        "cifar10"
-    ].paper  # Other images than the paper's.
+    # Other images than the paper's.
+    assert not sweep_presets.PRESETS["cifar10"].paper
     assert all(
         len(f) == len(sweep_results.COLUMNS)
         for f in sweep_presets.PAPER.values()
