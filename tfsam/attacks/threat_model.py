@@ -30,12 +30,9 @@ class ThreatModel(Configurable):
     """The images within epsilon of an image; the base class of `Attack`.
 
     Args:
-        epsilon: Largest perturbation, in the units of x, >= 0. `with_epsilon`
-            also takes a different one for each example.
-        norm: "linf", "l2" or "l1"; one of `norms`.
-        bounds: (lowest, highest) value of x, or None for inputs that are not
-            images. Each of the two is a number, or an array that broadcasts
-            against an image, such as one number for each channel.
+        epsilon: See `Attack`.
+        norm: See `Attack`.
+        bounds: See `Attack`.
 
     Attributes:
         norms: The norms that the attack supports; any other is rejected. The

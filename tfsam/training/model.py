@@ -257,7 +257,7 @@ class RobustModel(PureModel):
         Args:
             batch: the batch, with the clean inputs in place of the perturbed.
             perturbed: a function (weights, state, x, y, count, seed) -> x_adv;
-                see `_perturbed_inputs`.
+                see `perturbed_inputs.perturbed`.
 
         Returns:
             (pass, results): the pass by whose gradients the step was made, and
@@ -305,19 +305,8 @@ class RobustModel(PureModel):
             learning_rate=tf.convert_to_tensor(self.optimizer.learning_rate),
         )
 
-    def _perturbed_inputs(
-        self,
-        weights: Sequence[tf.Tensor],
-        state: Sequence[tf.Tensor],
-        x: Any,
-        y: Any,
-        count: tf.Tensor,
-        seed: tf.Tensor,
-    ) -> Any:
-        """Returns the perturbed inputs; see `perturbed_inputs.perturbed`."""
-        return perturbed_inputs.perturbed(
-            self, weights, state, x, y, count, seed
-        )
+    # A method, so that a subclass may attack otherwise.
+    _perturbed_inputs = perturbed_inputs.perturbed
 
     def _warn_of_nonfinite_gradients(self) -> None:
         perturbed_inputs.warn_of_nonfinite_gradients(self)
