@@ -165,7 +165,7 @@ class AuthorsModel(tfsam.RobustModel):
         attack = self.perturb_inputs
         step_size = attack.step_size
         if step_size is None:
-            step_size = attack.epsilon / (4 if attack.norm == "linf" else 8)
+            step_size = geometry.default_step(attack.epsilon, attack.norm)
         x = x_adv = assert_inside(x, attack.bounds)
         if attack.random_start:
             seeds = example_seeds(seed, tf.shape(x)[0])

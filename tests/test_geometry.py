@@ -1,5 +1,7 @@
 """Norms and balls, by their defining properties."""
 
+import functools
+
 import hypothesis
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ import tensorflow as tf
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tfsam import attacks
 from tfsam import geometry
+from tfsam.attacks.autoattack import fab
 
 # Any batch of small images, of any size from denormal to large.
 BATCHES = hnp.arrays(
@@ -243,3 +247,25 @@ def test_global_norm_is_of_all_tensors_and_survives_float16():
 def test_unknown_norm(norm):
     with pytest.raises(ValueError, match=f"Received: norm={norm}"):
         geometry.project(tf.ones((1, 2)), 1.0, norm)
+
+
+def test_a_norm_without_functions_of_its_own_is_an_error(monkeypatch):
+    """A norm that the table alone has is treated as none of the others."""
+    monkeypatch.setitem(geometry.FACTS, "l3", geometry.FACTS["l2"])
+    monkeypatch.setattr(geometry.norms, "NORMS", tuple(geometry.FACTS))
+    assert geometry.check_norm("l3") == "l3"
+    x, seeds = tf.ones((1, 4, 4, 1)), tf.zeros((1, 2), tf.int32)
+    for compute in (
+        lambda: geometry.example_norms(x, "l3"),
+        lambda: geometry.steepest(x, "l3"),
+        lambda: geometry.project(x, 1.0, "l3"),
+        lambda: geometry.project_within(x, x, 1.0, "l3", (0.0, 1.0)),
+        lambda: geometry.random_point(seeds, x.shape, 1.0, "l3"),
+        lambda: fab.project_onto_hyperplane(x, x, tf.ones(1), "l3", None),
+        *(
+            functools.partial(kind, 0.1, norm="l3")
+            for kind in (attacks.apgd_ce, attacks.AutoAttack, attacks.Square)
+        ),
+    ):
+        with pytest.raises(ValueError, match="Received: norm=l3"):
+            compute()

@@ -245,7 +245,7 @@ class FMN(NearestPoint):
             active: Bool tensor (batch,), the examples to attack.
         """
         gradient = input_gradient(logits_fn, loss)
-        direction = "l2" if self.norm == "l1" else self.norm
+        direction = geometry.FACTS[self.norm].dense
 
         def loop(x: tf.Tensor, active: tf.Tensor) -> Any:
             farthest = self._farthest(x)

@@ -146,7 +146,7 @@ def unbroken_without_budget(
     plan = plan._replace(factors=None)
     pixels = plan.data.x[:1].size
     _, norm = part
-    power = {"linf": 0.0, "l2": 0.5}.get(norm, 1.0)
+    power = 1 / geometry.FACTS[norm].order
     epsilon = float(_width(plan).max() * pixels**power)
     left = chosen
     try:
@@ -236,5 +236,5 @@ def steepest_images(
         slopes, _ = gradient(x, labels, tf.constant(active))
     except Exception:  # As in `model_probes.probe_gradients`, which reports it.
         return None
-    moved = x + geometry.steepest(slopes, "l2" if norm == "l1" else norm)
+    moved = x + geometry.steepest(slopes, geometry.FACTS[norm].dense)
     return moved.numpy()[: len(indices)]

@@ -20,6 +20,7 @@ from tfsam.geometry.norms import default_step
 from tfsam.geometry.norms import dual_norms
 from tfsam.geometry.norms import example_norms
 from tfsam.geometry.norms import example_sums
+from tfsam.geometry.norms import for_norm
 from tfsam.geometry.norms import global_norm
 from tfsam.geometry.norms import over_largest
 from tfsam.geometry.norms import steepest
@@ -40,6 +41,7 @@ __all__ = [
     "dual_norms",
     "example_norms",
     "example_sums",
+    "for_norm",
     "global_norm",
     "over_largest",
     "project",

@@ -1,16 +1,21 @@
 """Norms, and the points at which linear functions are largest in their balls.
 
-`FACTS` holds, for each norm, the numbers that depend on it.
+`FACTS` holds, for each norm, the facts that depend on it. Computations that
+differ by norm choose among functions by `for_norm`, so that a norm without a
+function of its own is an error.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
+from typing import TypeVar
 
 import tensorflow as tf
 
 from tfsam.support.validators import check_choice
+
+Choice = TypeVar("Choice")
 
 
 class Norm(NamedTuple):
@@ -21,17 +26,20 @@ class Norm(NamedTuple):
         dual: Name of the dual norm, which measures gradients.
         steps_across: Number of PGD steps of the default length that make
             epsilon: 4 in l-inf, as in Madry et al., 2018, and 8 in the others.
+        dense: Name of the norm whose steepest direction changes all pixels: in
+            l1, whose own changes a single one, l2; in the others the norm.
     """
 
     order: float
     dual: str
     steps_across: int
+    dense: str
 
 
 FACTS = {
-    "linf": Norm(order=math.inf, dual="l1", steps_across=4),
-    "l2": Norm(order=2, dual="l2", steps_across=8),
-    "l1": Norm(order=1, dual="linf", steps_across=8),
+    "linf": Norm(order=math.inf, dual="l1", steps_across=4, dense="linf"),
+    "l2": Norm(order=2, dual="l2", steps_across=8, dense="l2"),
+    "l1": Norm(order=1, dual="linf", steps_across=8, dense="l2"),
 }
 
 NORMS = tuple(FACTS)
@@ -59,6 +67,26 @@ def check_norm(norm: str) -> str:
         'l2'
     """
     return check_choice("norm", norm, NORMS)
+
+
+def for_norm(norm: str, **choices: Choice) -> Choice:
+    """Chooses by norm; a norm that is not among the choices is an error.
+
+    Args:
+        norm: Name of the norm.
+        **choices: The choice for each norm, such as a function.
+
+    Returns:
+        The choice for `norm`.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> for_norm("l2", linf=abs, l2=round)(2.6)
+        3
+    """
+    return choices[check_choice("norm", norm, choices)]
 
 
 def global_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -130,14 +158,21 @@ def example_norms(
         >>> example_norms(batch, "l1", keepdims=False).numpy().tolist()
         [7.0, 1.0]
     """
-    if check_norm(norm) == "linf":
-        axes = list(range(1, perturbations.shape.rank))
-        return tf.reduce_max(
-            tf.abs(perturbations), axis=axes, keepdims=keepdims
-        )
-    if norm == "l1":
-        return example_sums(tf.abs(perturbations), keepdims)
+    norms = for_norm(norm, linf=_linf_norms, l2=_l2_norms, l1=_l1_norms)
+    return norms(perturbations, keepdims)
+
+
+def _linf_norms(perturbations: tf.Tensor, keepdims: bool) -> tf.Tensor:
+    axes = list(range(1, perturbations.shape.rank))
+    return tf.reduce_max(tf.abs(perturbations), axis=axes, keepdims=keepdims)
+
+
+def _l2_norms(perturbations: tf.Tensor, keepdims: bool) -> tf.Tensor:
     return tf.sqrt(example_sums(tf.square(perturbations), keepdims))
+
+
+def _l1_norms(perturbations: tf.Tensor, keepdims: bool) -> tf.Tensor:
+    return example_sums(tf.abs(perturbations), keepdims)
 
 
 def over_largest(gradients: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -217,12 +252,21 @@ def steepest(gradients: tf.Tensor, norm: str) -> tf.Tensor:
         >>> steepest(tf.constant([[2.0, -0.5]]), "l1").numpy().tolist()
         [[1.0, 0.0]]
     """
-    if check_norm(norm) == "linf":
-        return tf.sign(gradients)
-    if norm == "l1":
-        return steepest_sparse(gradients, 1)
+    direction = for_norm(norm, linf=_signs, l2=_normalized, l1=_largest_sign)
+    return direction(gradients)
+
+
+def _signs(gradients: tf.Tensor) -> tf.Tensor:
+    return tf.sign(gradients)
+
+
+def _normalized(gradients: tf.Tensor) -> tf.Tensor:
     scaled, _ = over_largest(gradients)
     return tf.math.divide_no_nan(scaled, example_norms(scaled, "l2"))
+
+
+def _largest_sign(gradients: tf.Tensor) -> tf.Tensor:
+    return steepest_sparse(gradients, 1)
 
 
 def steepest_sparse(gradients: tf.Tensor, counts: Any) -> tf.Tensor:

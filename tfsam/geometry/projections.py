@@ -10,9 +10,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfsam.geometry.norms import TINY
-from tfsam.geometry.norms import check_norm
 from tfsam.geometry.norms import example_norms
 from tfsam.geometry.norms import example_sums
+from tfsam.geometry.norms import for_norm
 from tfsam.support.validators import Bounds
 
 # Tolerance for lengths, relative to the radius: three units in the last place
@@ -50,14 +50,23 @@ def project(perturbations: tf.Tensor, radius: Any, norm: str) -> tf.Tensor:
         >>> project(tf.constant([[3.0, -4.0]]), 3.0, "l1").numpy().tolist()
         [[1.0, -2.0]]
     """
-    if check_norm(norm) == "linf":
-        return tf.clip_by_value(perturbations, -radius, radius)
-    if norm == "l1":
-        origin = tf.zeros_like(perturbations)
-        return _project_l1(origin, perturbations, radius, None)
-    norms = example_norms(perturbations, norm)
+    onto = for_norm(norm, linf=_onto_cube, l2=_onto_sphere, l1=_onto_l1_ball)
+    return onto(perturbations, radius)
+
+
+def _onto_cube(perturbations: tf.Tensor, radius: Any) -> tf.Tensor:
+    return tf.clip_by_value(perturbations, -radius, radius)
+
+
+def _onto_sphere(perturbations: tf.Tensor, radius: Any) -> tf.Tensor:
+    norms = example_norms(perturbations, "l2")
     scale = tf.minimum(tf.ones_like(norms), radius / (norms + TINY))
     return perturbations * scale
+
+
+def _onto_l1_ball(perturbations: tf.Tensor, radius: Any) -> tf.Tensor:
+    origin = tf.zeros_like(perturbations)
+    return _project_l1(origin, perturbations, radius, None)
 
 
 def project_within(
@@ -101,7 +110,7 @@ def project_within(
         >>> project_within(x, moved, 0.5, "l1", bounds).numpy().tolist()
         [[0.75, 1.0]]
     """
-    if check_norm(norm) == "l1":
+    if norm == "l1":
         return _project_l1(x, moved, radius, bounds)
     points = x + project(moved - x, radius, norm)
     return points if bounds is None else tf.clip_by_value(points, *bounds)

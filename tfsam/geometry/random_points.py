@@ -1,11 +1,14 @@
 """Random points, drawn for each example from a seed of its own."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from tfsam.geometry.norms import FACTS
 from tfsam.geometry.norms import check_norm
+from tfsam.geometry.norms import for_norm
 
 
 def random_point(
@@ -95,16 +98,21 @@ def _points(
             shape, seed, -1.0, 1.0, dtype, alg="philox"
         )
 
-    def sphere_and_radius(seed: tf.Tensor) -> tf.Tensor:
-        if norm == "l1":
-            # Laplace noise: its density depends on the l1 norm alone.
-            uniform = cube(seed)
-            rest = tf.minimum(tf.abs(uniform), 1 - 2.0**-24)
-            direction = -tf.sign(uniform) * tf.math.log1p(-rest)
-        else:
-            direction = tf.random.stateless_normal(
-                shape, seed, dtype=dtype, alg="philox"
-            )
+    def normal(seed: tf.Tensor) -> tf.Tensor:
+        return tf.random.stateless_normal(
+            shape, seed, dtype=dtype, alg="philox"
+        )
+
+    def laplace(seed: tf.Tensor) -> tf.Tensor:
+        uniform = cube(seed)
+        rest = tf.minimum(tf.abs(uniform), 1 - 2.0**-24)
+        return -tf.sign(uniform) * tf.math.log1p(-rest)
+
+    def direction_and_radius(
+        seed: tf.Tensor, noise: Callable[[tf.Tensor], tf.Tensor]
+    ) -> tf.Tensor:
+        # The density of the noise depends on the norm alone.
+        direction = noise(seed)
         other = tf.random.experimental.stateless_fold_in(seed, 1, alg="philox")
         share = tf.random.stateless_uniform(
             [], other, dtype=dtype, alg="philox"
@@ -114,5 +122,10 @@ def _points(
         direction /= tf.norm(tf.reshape(direction, [-1]), FACTS[norm].order)
         return direction * share ** (1.0 / size)
 
-    draw = cube if norm == "linf" else sphere_and_radius
+    draw = for_norm(
+        norm,
+        linf=cube,
+        l2=functools.partial(direction_and_radius, noise=normal),
+        l1=functools.partial(direction_and_radius, noise=laplace),
+    )
     return tf.map_fn(draw, seeds, fn_output_signature=dtype)

@@ -15,7 +15,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.attempts import strongest
 from tfsam.attacks.autoattack.apgd import apgd_ce
@@ -69,7 +68,7 @@ class AutoAttack(Attack):
     """
 
     in_graph = True
-    norms = geometry.NORMS
+    norms: tuple[str, ...] = ("linf", "l2", "l1")
     selective = True
     tensor_epsilon = True
     example_epsilons = True

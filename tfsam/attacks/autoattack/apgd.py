@@ -96,7 +96,7 @@ class APGD(Attack):
     """
 
     in_graph = True
-    norms = geometry.NORMS
+    norms: tuple[str, ...] = ("linf", "l2", "l1")
     selective = True
     tensor_epsilon = True
     example_epsilons = True
@@ -171,7 +171,9 @@ class APGD(Attack):
 
         # The draws of a network already fill a call.
         beside = 1 if self.eot > 1 else side_by_side(runs, x, logits_fn)
-        searching = apgd_l1 if self.norm == "l1" else apgd_search
+        searching = geometry.for_norm(
+            self.norm, linf=apgd_search, l2=apgd_search, l1=apgd_l1
+        )
 
         def attempt(
             round: tf.Tensor, active: tf.Tensor

@@ -14,7 +14,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.attempts import any_copy
 from tfsam.attacks.attempts import copies
@@ -36,6 +35,7 @@ from tfsam.attacks.targeting import check_order
 from tfsam.attacks.targeting import targets_of
 from tfsam.geometry import example_norms
 from tfsam.geometry import example_sums
+from tfsam.geometry import for_norm
 from tfsam.geometry import over_largest
 from tfsam.support.validators import check_count
 from tfsam.support.validators import check_number
@@ -86,7 +86,7 @@ class FABT(NearestPoint):
     """
 
     in_graph = True
-    norms = geometry.NORMS
+    norms: tuple[str, ...] = ("linf", "l2", "l1")
     tensor_epsilon = True
     example_epsilons = True
     selective = True
@@ -321,7 +321,7 @@ def project_onto_hyperplane(
     if norm == "l1":
         moved = _largest_first(tf.abs(value), weight, room)
     else:
-        speed = tf.sign(weight) if norm == "linf" else weight
+        speed = for_norm(norm, linf=tf.sign, l2=lambda weight: weight)(weight)
         stops = tf.math.divide_no_nan(room, speed)
         most = weight * room
         time = _time_to_gain(tf.abs(value), weight * speed, most, stops)

@@ -20,7 +20,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfsam import geometry
 from tfsam.attacks import losses
 from tfsam.attacks.attempts import any_copy
 from tfsam.attacks.attempts import copies
@@ -81,7 +80,7 @@ class Square(Attack):
     """
 
     in_graph = True
-    norms = geometry.NORMS
+    norms: tuple[str, ...] = ("linf", "l2", "l1")
     gradient_free = True
     selective = True
     tensor_epsilon = True

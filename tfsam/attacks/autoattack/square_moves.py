@@ -25,6 +25,7 @@ from tfsam.attacks.autoattack.square_windows import tiles
 from tfsam.attacks.autoattack.square_windows import window_sizes
 from tfsam.geometry import TINY
 from tfsam.geometry import example_norms
+from tfsam.geometry import for_norm
 
 # The first candidate, the moves and the function that proposes candidates.
 Search = tuple[tf.Tensor, list[tf.Tensor], Callable[..., tf.Tensor]]
@@ -51,7 +52,7 @@ def prepared(attack: Any, x: tf.Tensor, seeds: tf.Tensor) -> Search:
         >>> float(tf.reduce_max(start)), moves[0].shape.as_list()
         (0.75, [4, 1, 1, 1, 1])
     """
-    prepare = _squares if attack.norm == "linf" else _bumps
+    prepare = for_norm(attack.norm, linf=_squares, l2=_bumps, l1=_bumps)
     return prepare(attack, x, seeds)
 
 
@@ -119,7 +120,7 @@ def _bumps(attack: Any, x: tf.Tensor, seeds: tf.Tensor) -> Search:
         addresses(numbers[..., 2:4]),
         _signs(numbers[:, :, None, None, 5:], x.dtype),
     ]
-    move_mass = _move_mass_l1 if attack.norm == "l1" else _move_mass
+    move_mass = for_norm(attack.norm, l2=_move_mass, l1=_move_mass_l1)
     rows = tf.range(height)[:, None, None]
     pixels = rows * (2 * width - 1) + tf.range(width)[:, None]
 
