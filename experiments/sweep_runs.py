@@ -35,23 +35,42 @@ def run_cells(preset, cells, workdir, extra=(), kept=None):
             preset, row, seed, folder, attacked=attacked, extra=extra
         )
         for run_folder, arguments in runs:
-            # A killed sweep may have left a running process behind.
-            workdirs.wait_until_free(run_folder, _say)
-            if sweep_cells.finished(run_folder, arguments):
-                continue
-            command = [*arguments, f"--workdir={run_folder}"]
-            line = " ".join(["python -m tfsam.run", *command])
-            _say(f"cell {number + 1} of {len(cells)}: {line}")
-            code = _run(command)
+            note = f"cell {number + 1} of {len(cells)}"
+            code = run(run_folder, arguments, note)
             if code in _INTERRUPTED:
                 raise SystemExit(code)
             if code:
-                _say(f"failed with exit code {code}: {run_folder}")
                 failed.append(run_folder)
                 break
             if kept:
                 keep(workdir, kept)
     return failed
+
+
+def run(folder, arguments, note="run"):
+    """Runs `tfsam.run` in a process, unless its run is finished.
+
+    Args:
+        folder: folder of the run.
+        arguments: flags of `tfsam.run` without --workdir.
+        note: beginning of the line that announces it.
+
+    Returns:
+        The exit code, 0 for a finished run.
+
+    Raises:
+        ValueError: if the folder holds a run of other settings.
+    """
+    # A killed sweep may have left a running process behind.
+    workdirs.wait_until_free(folder, _say)
+    if sweep_cells.finished(folder, arguments):
+        return 0
+    command = [*arguments, f"--workdir={folder}"]
+    _say(f"{note}: {' '.join(['python -m tfsam.run', *command])}")
+    code = _run(command)
+    if code and code not in _INTERRUPTED:
+        _say(f"failed with exit code {code}: {folder}")
+    return code
 
 
 def _say(line):
