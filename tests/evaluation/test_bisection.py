@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import tfsam
 from tfsam.evaluation import bisection
-from tfsam.evaluation import outcomes
+from tfsam.evaluation import chunk_outcomes
 from tfsam.evaluation.bisection import first_broken
 from tfsam.evaluation.red_flags import Facts
 from tfsam.evaluation.verdicts import MISCLASSIFIED
@@ -289,7 +289,7 @@ def nothing(natural):
     x, lengths = np.zeros([n, 1]), np.full([n, 3], np.inf)
     facts = [Facts(gradient_free=False, follows_gradient=True, targets=0)]
     unlabelled = np.zeros((n, 0), bool)
-    return outcomes.unattacked(
+    return chunk_outcomes.unattacked(
         x, natural, lengths, np.zeros(n), unlabelled, {}, facts
     )
 
@@ -326,6 +326,6 @@ def test_images_are_those_of_the_smallest_epsilon_that_breaks(together):
         [1, MISCLASSIFIED, STANDS],
     ]
     assert found[2].lengths[:, 0].tolist() == [1, np.inf, np.inf]
-    summed = [outcomes.summed(outcome) for outcome in found]
+    summed = [chunk_outcomes.summed(outcome) for outcome in found]
     assert [int(each["attacked"]) for each in summed] == [1, 1, 2]
     assert summed[2]["passes"].tolist() == [2, 4]

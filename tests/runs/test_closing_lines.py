@@ -3,12 +3,12 @@
 from helpers import accuracy
 from helpers import settings_of
 
-from tfsam.runs import messages
+from tfsam.runs import log_lines
 
 
 def closing(*rows):
     results = {"natural": accuracy(9), "artifacts": [], "worst_case": rows}
-    return messages.closing(settings_of("--workdir=runs/x"), results)
+    return log_lines.closing(settings_of("--workdir=runs/x"), results)
 
 
 def worst(*attacks, upper_bound=False):

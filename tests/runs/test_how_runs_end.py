@@ -4,7 +4,7 @@ import pytest
 from helpers import main
 from helpers import settings_of
 
-from tfsam.runs import messages
+from tfsam.runs import log_lines
 from tfsam.runs import stages
 from tfsam.runs import workdirs
 from tfsam.support import files
@@ -83,7 +83,7 @@ def test_a_failed_attack_is_exit_code_6_and_said_last(ends, tmp_path):
     last = output.splitlines()[-1]
     assert last.startswith("failed: pgd: no memory")
     assert last in (tmp_path / "log.txt").read_text()
-    assert messages.failure(results(ROW)) is None
+    assert log_lines.failure(results(ROW)) is None
 
 
 def held(tmp_path, *arguments):

@@ -10,7 +10,7 @@ from helpers import settings_of
 from tfsam.runs import attack_entries
 from tfsam.runs import flag_types
 from tfsam.runs import flags
-from tfsam.runs import messages
+from tfsam.runs import log_lines
 from tfsam.runs import methods
 from tfsam.runs import settings
 
@@ -171,7 +171,7 @@ def test_names_of_paths_end_in_a_digest(arguments, start):
 @pytest.mark.parametrize("method", methods.methods())
 def test_the_log_begins_with_the_settings_that_hold(method):
     made = settings_of(f"--method={method}", "--seed=7")
-    lines = messages.opening(made, ["--method=x"], 123)
+    lines = log_lines.opening(made, ["--method=x"], 123)
     assert f"{method} on 123 images of digits" in lines[1]
     assert "seed 7" in lines[1]
     (attack,) = [x for x in lines if x.startswith("training's attack")] or [""]
@@ -213,7 +213,7 @@ def test_transfer_attacks_need_a_surrogate(capsys):
     )
     made = settings_of(*flags_, "--surrogate=other.keras")
     assert made.transfer_attacks == ("pgd:steps=3", "fgsm")
-    described = messages.evaluation(made)
+    described = log_lines.evaluation(made)
     assert described.startswith("pgd, and pgd:steps=3, fgsm on the surrogate")
 
 

@@ -11,7 +11,7 @@ from helpers import tiny
 
 import tfsam
 from tfsam import registries
-from tfsam.runs import messages
+from tfsam.runs import log_lines
 
 RNG = np.random.default_rng(0)
 X = RNG.random((16, 6), dtype="float32")
@@ -218,7 +218,7 @@ def test_the_preset_s_epochs_are_divided():
     assert (made.recipe.epochs, made.recipe.replays) == (25, 4)
     made = settings_of("--preset=cifar10", "--method=free_at", "--epochs=30")
     assert made.recipe.epochs == 30
-    lines = messages.opening(made, [], 100)
+    lines = log_lines.opening(made, [], 100)
     assert any("each batch is used 8 times in a row" in line for line in lines)
     assert settings_of("--preset=cifar10", "--method=at").recipe.replays == 1
 

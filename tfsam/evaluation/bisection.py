@@ -25,8 +25,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfsam import geometry
-from tfsam.evaluation import outcomes
-from tfsam.evaluation.outcomes import Outcome
+from tfsam.evaluation import chunk_outcomes
+from tfsam.evaluation.chunk_outcomes import Outcome
 from tfsam.evaluation.verdicts import MISCLASSIFIED
 from tfsam.evaluation.verdicts import STANDS
 from tfsam.evaluation.worst_case import within
@@ -166,11 +166,13 @@ def sweep(
         tried = np.zeros(len(every), int)
         tried[chosen] = numbers
         outcome = attack(tried, verdict)
-        outcomes.put(last, outcome, chosen)
+        chunk_outcomes.put(last, outcome, chosen)
         for number in np.unique(numbers):
-            outcomes.put(found[number], outcome, chosen[numbers == number])
+            chunk_outcomes.put(
+                found[number], outcome, chosen[numbers == number]
+            )
         broken = outcome.verdict[chosen] != STANDS
-        outcomes.put(nearest, outcome, chosen[broken])
+        chunk_outcomes.put(nearest, outcome, chosen[broken])
         outside = ~within(outcome.largest[chosen], radii[:, chosen])
         reached = np.minimum(outside.sum(axis=0), numbers)
         return np.where(broken, reached, len(radii))
@@ -179,7 +181,9 @@ def sweep(
         chosen = standing[places]
         outcome = rescale(last, radii[numbers, chosen], chosen)
         broken = outcome.verdict[chosen] != STANDS
-        outcomes.put(nearest, outcome, chosen[broken], outcomes.FOUND)
+        chunk_outcomes.put(
+            nearest, outcome, chosen[broken], chunk_outcomes.FOUND
+        )
         return broken
 
     first = np.full(len(every), len(radii))
@@ -192,7 +196,7 @@ def sweep(
     )
     for number, outcome in enumerate(found):
         broken = every[first <= number]
-        outcomes.put(outcome, nearest, broken, outcomes.FOUND)
+        chunk_outcomes.put(outcome, nearest, broken, chunk_outcomes.FOUND)
     return found
 
 
@@ -219,7 +223,7 @@ def _reached(
 
 def _copied(before: Outcome) -> Outcome:
     """Returns an outcome without an attack, whose arrays may be changed."""
-    return outcomes.unattacked(
+    return chunk_outcomes.unattacked(
         before.images,
         before.verdict,
         before.lengths,

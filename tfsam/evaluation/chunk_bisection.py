@@ -11,11 +11,11 @@ from tfsam.evaluation import bisection
 from tfsam.evaluation.attack_batch import judged_images
 from tfsam.evaluation.attack_batch import kind_of
 from tfsam.evaluation.attack_probes import steepest_images
+from tfsam.evaluation.chunk_outcomes import Outcome
 from tfsam.evaluation.chunk_stages import arrays_of
 from tfsam.evaluation.chunk_stages import outcome_of
 from tfsam.evaluation.chunk_state import Chunk
 from tfsam.evaluation.chunk_state import stages_of
-from tfsam.evaluation.outcomes import Outcome
 from tfsam.evaluation.verdicts import STANDS
 from tfsam.evaluation.worst_case import lengths
 from tfsam.registries import ATTACKS

@@ -1,6 +1,6 @@
 """Minimum-norm attacks on a chunk, a single run of which serves all epsilons.
 
-The result of a run is a `Reach`; see `reaches.py`.
+The result of a run is a `Nearest`; see `nearest_images.py`.
 """
 
 import time
@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from tfsam.evaluation import chunk_outcomes
 from tfsam.evaluation import diagnosis
-from tfsam.evaluation import outcomes
 from tfsam.evaluation import red_flags
 from tfsam.evaluation.attack_batch import Found
 from tfsam.evaluation.attack_batch import kind_of
 from tfsam.evaluation.chunk_state import Chunk
-from tfsam.evaluation.reaches import Reach
+from tfsam.evaluation.nearest_images import Nearest
 from tfsam.evaluation.verdicts import STANDS
 from tfsam.evaluation.worst_case import LENGTHS
 from tfsam.evaluation.worst_case import lengths
@@ -36,18 +36,18 @@ def attack_nearest(chunk: Chunk, attack: Any, epsilon: float) -> Arrays:
         The arrays to be saved, by name.
     """
     kind = kind_of(attack, epsilon)
-    reach = chunk.reaches.get(kind) or _reach(chunk, attack, kind)
+    nearest = chunk.nearest.get(kind) or _nearest(chunk, attack, kind)
     # A kind that is a number holds at this epsilon only; see `kind_of`.
     shared = np.array(kind if isinstance(kind, str) else "")
-    new = {**_within(chunk, attack, epsilon, reach), "kind": shared}
+    new = {**_within(chunk, attack, epsilon, nearest), "kind": shared}
     # The first epsilon is charged with the cost of the run.
-    chunk.reaches[kind] = reach._replace(
-        attacked=0, passes=0 * reach.passes, seconds=0.0
+    chunk.nearest[kind] = nearest._replace(
+        attacked=0, passes=0 * nearest.passes, seconds=0.0
     )
     return new
 
 
-def _reach(chunk: Chunk, attack: Any, kind: Any) -> Reach:
+def _nearest(chunk: Chunk, attack: Any, kind: Any) -> Nearest:
     """Runs a minimum-norm attack, whose result serves all epsilons."""
     started, norm = time.perf_counter(), chunk.turn.norm
     distances = np.where(chunk.natural == STANDS, np.inf, 0.0)
@@ -73,7 +73,7 @@ def _reach(chunk: Chunk, attack: Any, kind: Any) -> Reach:
         tried = [len(correct), int(np.isinf(distances).sum())]
         diagnosed = {**diagnosed, "unconstrained": np.array(tried)}
     seconds = time.perf_counter() - started
-    return Reach(
+    return Nearest(
         distances=distances,
         lengths=reached,
         wrong=wrong,
@@ -94,41 +94,43 @@ def _moved(chunk: Chunk, found: Found, chosen: np.ndarray) -> np.ndarray:
     return lengths(images - chunk.x[chosen])
 
 
-def _within(chunk: Chunk, attack: Any, epsilon: float, reach: Reach) -> Arrays:
+def _within(
+    chunk: Chunk, attack: Any, epsilon: float, nearest: Nearest
+) -> Arrays:
     """Derives the verdicts at an epsilon from a minimum-norm attack's run.
 
     Returns:
         The arrays to be saved, by name.
     """
     plan = chunk.turn.plan
-    reached = within(reach.distances, plan.radii(epsilon, chunk.indices))
+    reached = within(nearest.distances, plan.radii(epsilon, chunk.indices))
     survivors = chunk.verdict == STANDS
     verdict = np.where(survivors & reached, 1, chunk.verdict)
-    wrong = np.where(survivors & reached, reach.wrong, chunk.wrong)
+    wrong = np.where(survivors & reached, nearest.wrong, chunk.wrong)
     saved = {
         "verdict": verdict.astype(np.int8),
-        "lengths": reach.lengths,
-        "largest": reach.distances[reached].max(initial=0.0),
-        "attacked": np.array(reach.attacked),
-        "passes": reach.passes,
+        "lengths": nearest.lengths,
+        "largest": nearest.distances[reached].max(initial=0.0),
+        "attacked": np.array(nearest.attacked),
+        "passes": nearest.passes,
         # Not set to 0 after the first epsilon: the gradients of the run
         # determined the verdicts at all of them.
-        "nan_gradients": np.array(reach.nonfinite),
+        "nan_gradients": np.array(nearest.nonfinite),
         "stages": np.array([""]),
-        **outcomes.columns([reach.facts]),
-        **chunk.of_draws(attack, [reach.facts], wrong),
-        "seconds": np.array(reach.seconds),
-        "distances": reach.distances,
-        **reach.diagnosed,
+        **chunk_outcomes.columns([nearest.facts]),
+        **chunk.of_draws(attack, [nearest.facts], wrong),
+        "seconds": np.array(nearest.seconds),
+        "distances": nearest.distances,
+        **nearest.diagnosed,
     }
     if plan.draws:
-        saved["wrong_nearest"] = reach.wrong
-    if reach.right.size:
+        saved["wrong_nearest"] = nearest.wrong
+    if nearest.right.size:
         found = (survivors & reached)[:, None]
-        saved["right"] = np.where(found, reach.right, chunk.right)
-        saved["right_nearest"] = reach.right
-    if reach.images is not None:
+        saved["right"] = np.where(found, nearest.right, chunk.right)
+        saved["right_nearest"] = nearest.right
+    if nearest.images is not None:
         images = chunk.x.copy()
-        images[reached] = reach.images[reached]
+        images[reached] = nearest.images[reached]
         saved["adversarial"] = images
     return saved

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from tfsam.evaluation import chunk_outcomes
 from tfsam.evaluation import diagnosis
-from tfsam.evaluation import outcomes
 from tfsam.evaluation.attack_batch import kind_of
 from tfsam.evaluation.attack_probes import unbroken_without_budget
+from tfsam.evaluation.chunk_outcomes import Outcome
 from tfsam.evaluation.chunk_state import Chunk
 from tfsam.evaluation.chunk_state import stages_of
-from tfsam.evaluation.outcomes import Outcome
 from tfsam.evaluation.plans import can_start
 from tfsam.evaluation.verdicts import STANDS
 from tfsam.registries import ATTACKS
@@ -64,7 +64,7 @@ def outcome_of(
         started = time.perf_counter()
         key = (number, kind_of(stage, epsilon))
         found = chunk.run(stage, key, survivors, epsilon, start, each)
-        outcomes.add_stage(
+        chunk_outcomes.add_stage(
             outcome,
             number,
             survivors,
@@ -89,7 +89,7 @@ def arrays_of(chunk: Chunk, attack: Any, outcome: Outcome) -> dict[str, Any]:
     """
     images = {"adversarial": outcome.images}
     return {
-        **outcomes.summed(outcome),
+        **chunk_outcomes.summed(outcome),
         "stages": np.array([name for name, _ in stages_of(attack)]),
         "version": np.array(ATTACKS.fact(attack, "version") or ""),
         **chunk.of_draws(attack, outcome.facts, outcome.wrong),

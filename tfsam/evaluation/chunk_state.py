@@ -8,20 +8,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfsam.evaluation import chunk_outcomes
 from tfsam.evaluation import diagnosis
 from tfsam.evaluation import draws
-from tfsam.evaluation import outcomes
 from tfsam.evaluation import records
 from tfsam.evaluation import red_flags
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.attack_batch import Found
 from tfsam.evaluation.attack_batch import attack_batch
 from tfsam.evaluation.budgets import Budget
-from tfsam.evaluation.outcomes import Outcome
+from tfsam.evaluation.chunk_outcomes import Outcome
+from tfsam.evaluation.nearest_images import Nearest
+from tfsam.evaluation.nearest_images import nearest_of
 from tfsam.evaluation.plans import Entry
 from tfsam.evaluation.plans import Plan
-from tfsam.evaluation.reaches import Reach
-from tfsam.evaluation.reaches import reach_of
 from tfsam.evaluation.records import NATURAL
 from tfsam.evaluation.verdicts import MISCLASSIFIED
 from tfsam.evaluation.verdicts import STANDS
@@ -86,7 +86,7 @@ class Chunk:
         wrong: Float array (n,), the fraction of the draws that are wrong there.
         right: Bool array (n, labels), which of several labels are right there.
         images: Float array (n, ...), the images at the last epsilon, or None.
-        reaches: The results of minimum-norm attacks, by their kinds.
+        nearest: The results of minimum-norm attacks, by their kinds.
         unconstrained: Int array (2,): the number of examples on which the
             attack was repeated without a budget, and the number of those that
             it did not break.
@@ -103,7 +103,7 @@ class Chunk:
         self.natural = self.verdict = natural
         self.lengths = np.full((len(natural), len(LENGTHS)), np.inf)
         self.images: np.ndarray | None = None
-        self.reaches: dict[Any, Reach] = {}
+        self.nearest: dict[Any, Nearest] = {}
         self.unconstrained = np.zeros(2, np.int64)
 
     def take(self, saved: Arrays) -> None:
@@ -122,7 +122,7 @@ class Chunk:
             chosen = survives[:, None]
             self.right = np.where(chosen, saved["right"], self.right)
         if str(saved.get("kind", "")) and not self.turn.plan.keep_images:
-            self.reaches.setdefault(str(saved["kind"]), reach_of(saved))
+            self.nearest.setdefault(str(saved["kind"]), nearest_of(saved))
 
     def run(
         self,
@@ -158,7 +158,7 @@ class Chunk:
     def unattacked(self, attack: Any) -> Outcome:
         """Returns the outcome before an attack."""
         stages = stages_of(attack)
-        return outcomes.unattacked(
+        return chunk_outcomes.unattacked(
             self.x,
             self.verdict,
             self.lengths,

@@ -26,8 +26,8 @@ from tfsam.models.functions import use_xla
 from tfsam.models.logits import endings
 from tfsam.models.pixel_ranges import PLAIN
 from tfsam.models.pixel_ranges import PixelRange
-from tfsam.models.records import Classifier
-from tfsam.models.records import Stored
+from tfsam.models.stored_models import Classifier
+from tfsam.models.stored_models import Stored
 from tfsam.support import files
 from tfsam.support import identity
 from tfsam.support import library_logs

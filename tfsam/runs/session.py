@@ -10,7 +10,7 @@ from tfsam import reports
 from tfsam.runs import attacked
 from tfsam.runs import fit
 from tfsam.runs import inspected
-from tfsam.runs import messages
+from tfsam.runs import log_lines
 from tfsam.runs import stages
 from tfsam.runs import versions
 from tfsam.runs import workdirs
@@ -38,7 +38,7 @@ def merge(chosen: Merge) -> None:
     """Merges shards, and prints the table of the whole."""
     results = stages.merge(chosen.folders, chosen.workdir)
     print(reports.table(results))
-    for words in messages.corruptions(results):
+    for words in log_lines.corruptions(results):
         print(words)
 
 
@@ -101,7 +101,7 @@ def _is_finished(settings: Settings) -> bool:
         return False
     print(f"{settings.workdir} holds this run, finished:")
     print(reports.table(results))
-    for words in messages.corruptions(results):
+    for words in log_lines.corruptions(results):
         print(words)
     if line := versions.warning(settings, results):
         print(line)
@@ -170,7 +170,7 @@ def run(
         tfsam.support.signals.Stopped: if a signal has arrived.
     """
     images = len(inputs.images.x_train)
-    opening = messages.opening(settings, argv, images)
+    opening = log_lines.opening(settings, argv, images)
     for line in [*opening, *inputs.images.notes, *inputs.notes]:
         log(line)
     for line in attacked.lines(inputs.logits, inputs.surrogate):
@@ -179,7 +179,7 @@ def run(
     if results is None:
         return True
     print(reports.table(results))
-    for line in messages.corruptions(results):
+    for line in log_lines.corruptions(results):
         log(line)
     return _close(settings, results, log)
 
@@ -190,8 +190,8 @@ def _close(
     log: Callable[[str], None],
 ) -> bool:
     """Prints the end of a run; returns whether every attack gave a result."""
-    for line in messages.closing(settings, results):
+    for line in log_lines.closing(settings, results):
         print(line)
-    failure = messages.failure(results)
+    failure = log_lines.failure(results)
     log(failure or f"done: {settings.workdir / 'results.json'}")
     return failure is None

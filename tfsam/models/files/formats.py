@@ -6,8 +6,8 @@ import re
 import zipfile
 from typing import NamedTuple
 
-from tfsam.models.files import checkpoints
 from tfsam.models.files import other_files
+from tfsam.models.files import tensorflow_checkpoints
 from tfsam.support import files
 
 # A path has one slash for two.
@@ -84,7 +84,7 @@ def look(place: pathlib.Path) -> Recognized:
     for folder in place.absolute().parents[:2]:
         if place.name.startswith(_PARTS) and _holds_saved_model(folder):
             return _saved_model(folder)
-    if checkpoints.prefix(place) is not None:
+    if tensorflow_checkpoints.prefix(place) is not None:
         raise NoModel("a TensorFlow checkpoint", other_files.ALONE)
     if _URL.match(str(place)):
         raise NoModel("a URL", "download the file first, and give its path")

@@ -22,7 +22,7 @@ from tfsam.models.files import ordered_weights
 from tfsam.models.files import saved_models
 from tfsam.models.files import stored_configs
 from tfsam.models.files import trusted_code
-from tfsam.models.records import Stored
+from tfsam.models.stored_models import Stored
 from tfsam.support import files
 
 _LEGACY = "only Keras 2 reads it: pip install tf_keras (tfsam's extra legacy)"

@@ -8,10 +8,10 @@ import h5py
 import keras
 
 from tfsam.models.files import archives
-from tfsam.models.files import checkpoints
 from tfsam.models.files import formats
 from tfsam.models.files import hdf5_files
 from tfsam.models.files import ordered_weights
+from tfsam.models.files import tensorflow_checkpoints
 from tfsam.support import files
 
 # Groups of Keras 3 that are no weights of a layer.
@@ -56,9 +56,9 @@ def load_weights_into(network: keras.Model, path: files.Path) -> None:
 
 
 def _load(network: keras.Model, path: pathlib.Path) -> None:
-    prefix = checkpoints.prefix(path)
+    prefix = tensorflow_checkpoints.prefix(path)
     if prefix is not None:
-        checkpoints.assign(network, prefix)
+        tensorflow_checkpoints.assign(network, prefix)
         return
     format, place = formats.look(path)
     load = {"hdf5": _hdf5, "keras": _keras, "saved_model": _no_weights}[format]

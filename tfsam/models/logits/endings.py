@@ -22,8 +22,8 @@ from tfsam.models.logits.probabilities import seem_probabilities
 from tfsam.models.logits.signature_endings import integers_error
 from tfsam.models.logits.signature_endings import of_choice
 from tfsam.models.logits.signatures import Choice
-from tfsam.models.records import Classifier
-from tfsam.models.records import Stored
+from tfsam.models.stored_models import Classifier
+from tfsam.models.stored_models import Stored
 from tfsam.support import final_activations
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfsam.models.functions import NetworkFunction
 from tfsam.models.functions import rounding
-from tfsam.models.records import Classifier
+from tfsam.models.stored_models import Classifier
 
 # Smallest probability that has a logarithm. Its inverse, in the gradient, is
 # finite in float32.

@@ -19,7 +19,7 @@ from tfsam.models.logits.probabilities import probes
 from tfsam.models.logits.probabilities import seem_probabilities
 from tfsam.models.logits.signatures import Choice
 from tfsam.models.logits.signatures import Signature
-from tfsam.models.records import Classifier
+from tfsam.models.stored_models import Classifier
 from tfsam.support import files
 
 _LOST = (

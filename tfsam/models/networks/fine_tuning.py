@@ -12,7 +12,7 @@ from tfsam.models import pixel_ranges
 from tfsam.models.files import formats
 from tfsam.models.files import reading
 from tfsam.models.networks import heads
-from tfsam.models.records import Stored
+from tfsam.models.stored_models import Stored
 
 Log = Callable[[str], None]
 

@@ -1,4 +1,4 @@
-"""Lines of text about a run: its settings when it starts, and its results."""
+"""Lines of a run's log: its settings when it starts, and its results."""
 
 import shlex
 from collections.abc import Mapping

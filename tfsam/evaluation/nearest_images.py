@@ -1,4 +1,4 @@
-"""Reaches: results of minimum-norm attacks, each of which serves all epsilons.
+"""The nearest adversarial images of a chunk's examples, for all epsilons.
 
 A minimum-norm attack finds the nearest adversarial image of each example, so
 that a single run decides at every epsilon.
@@ -15,7 +15,7 @@ from tfsam.evaluation import red_flags
 Arrays = Mapping[str, np.ndarray]
 
 
-class Reach(NamedTuple):
+class Nearest(NamedTuple):
     """The result of a minimum-norm attack on a chunk.
 
     Attributes:
@@ -49,7 +49,7 @@ class Reach(NamedTuple):
     diagnosed: Arrays
 
 
-def reach_of(saved: Arrays) -> Reach:
+def nearest_of(saved: Arrays) -> Nearest:
     """Returns the result of a minimum-norm attack from its saved arrays.
 
     Its cost was charged to the epsilon at which it ran.
@@ -59,7 +59,7 @@ def reach_of(saved: Arrays) -> Reach:
     """
     n = len(saved["lengths"])
     facts = [saved[name][0] for name in red_flags.Facts._fields]
-    return Reach(
+    return Nearest(
         distances=saved["distances"],
         lengths=saved["lengths"],
         wrong=saved.get("wrong_nearest", np.zeros(n)),

@@ -1,4 +1,4 @@
-"""Records of a model that the steps of loading hand on to each other.
+"""Models between the steps of loading: as stored, and as classifiers.
 
 A file is read as a `Stored`. Its ending is removed, which makes a `Classifier`.
 """
