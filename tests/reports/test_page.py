@@ -24,7 +24,7 @@ from tfsam import data
 from tfsam.reports import command
 from tfsam.reports import page
 from tfsam.reports.page import pictures
-from tfsam.runs import stages
+from tfsam.runs import drawing
 
 FOLDER = pathlib.Path(page.__file__).parent
 
@@ -162,9 +162,8 @@ def test_a_run_leaves_its_examples(tmp_path):
         "natural": accuracy(9),
         "robust": [robust("fgsm", "linf", 0.25, 2)],
     }
-    inputs = stages.Inputs(None, images, None, None)
     settings = settings_of(f"--workdir={tmp_path}")
-    stages.draw(settings, model, inputs, results, print)
+    drawing.draw(settings, model, images, None, results, print)
     with np.load(tmp_path / "examples.npz") as arrays:
         clean, adversarial = arrays["clean"], arrays["adversarial"]
         assert arrays["attack"] == "fgsm"

@@ -12,6 +12,7 @@ from helpers import robust
 from tfsam import reports
 from tfsam.reports import page
 from tfsam.reports import plots
+from tfsam.reports.page import curves
 from tfsam.reports.page import runs
 from tfsam.reports.page import table
 
@@ -184,7 +185,7 @@ def test_of_a_run_and_its_evaluations_the_lowest_worst_case_counts(tmp_path):
     (found,) = runs.read([run])
     chosen = [
         (part.path, row["norm"], row["accuracy"])
-        for part, row in table.worst_rows(found)
+        for part, row in curves.worst_rows(found)
     ]
     assert chosen == [(nested, "linf", 0.0), (run, "l2", 0.6)]
 

@@ -10,6 +10,7 @@ from tfsam.reports import results
 from tfsam.reports.page import elements
 from tfsam.reports.page import runs
 from tfsam.reports.page import table
+from tfsam.reports.page.curves import point
 from tfsam.reports.page.markup import node
 
 
@@ -132,6 +133,6 @@ def _points(
         return []
     rows[0] = one.get("natural") or run.results["natural"]
     return [
-        (table.point(row) or {}) | {"severity": severity}
+        (point(row) or {}) | {"severity": severity}
         for severity, row in sorted(rows.items())
     ]

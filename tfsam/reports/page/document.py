@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfsam.reports.page import corrupted
+from tfsam.reports.page import curves
 from tfsam.reports.page import runs
 from tfsam.reports.page import sections
 from tfsam.reports.page import table
@@ -149,14 +150,14 @@ def _data(found: Sequence[runs.Run]) -> dict[str, Any]:
                 ],
                 "points": series.points,
             }
-            for series in table.all_series(found)
+            for series in curves.all_series(found)
             if any(series.points)
         ],
         "corruptions": corrupted.curves(found),
         "accuracies": [
             {
                 "name": column.name,
-                "points": [table.point(row) for row in column.rows],
+                "points": [curves.point(row) for row in column.rows],
             }
             for column in table.accuracy_columns(found)
         ],

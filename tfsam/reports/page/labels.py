@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+from tfsam.reports.page import curves
 from tfsam.reports.page import elements
 from tfsam.reports.page import runs
-from tfsam.reports.page import table
 from tfsam.reports.page.markup import node
 
 _LEAD = (
@@ -42,7 +42,7 @@ def _rows(part: runs.Run) -> dict[str, Mapping[str, Any]]:
     """Returns the rows with an accuracy by label, by their names."""
     rows = {"natural": part.results["natural"]}
     for row in part.results["robust"]:
-        norm = table.NORMS.get(row["norm"], row["norm"])
+        norm = curves.NORMS.get(row["norm"], row["norm"])
         name = f"{runs.attack_name(part, row)} {norm} {row['epsilon_text']}"
         rows[name] = row
     return {name: row for name, row in rows.items() if row.get("by_label")}

@@ -10,6 +10,7 @@ import numpy as np
 
 from tfsam.evaluation import budgets
 from tfsam.reports.page import corrupted
+from tfsam.reports.page import curves
 from tfsam.reports.page import elements
 from tfsam.reports.page import labels
 from tfsam.reports.page import pictures
@@ -47,7 +48,7 @@ def all_sections(found: Sequence[runs.Run]) -> list[ElementTree.Element]:
 
 
 def _robustness(found: Sequence[runs.Run]) -> ElementTree.Element | None:
-    if not any(any(series.points) for series in table.all_series(found)):
+    if not any(any(series.points) for series in curves.all_series(found)):
         return None
     return elements.charts(
         "robustness",
@@ -177,7 +178,7 @@ def _gallery(run: runs.Run) -> list[ElementTree.Element]:
     if run.examples:
         attack, norm = run.examples["attack"], run.examples["norm"]
         epsilon = budgets.epsilon_text(run.examples["epsilon"])
-        title = f"{attack} {table.NORMS.get(norm, norm)} {epsilon}"
+        title = f"{attack} {curves.NORMS.get(norm, norm)} {epsilon}"
         rows = map(_example, pictures.examples(run.examples))
         return [node("p", title, class_="quiet"), *rows]
     if run.picture:

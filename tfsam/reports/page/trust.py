@@ -8,9 +8,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from tfsam.reports import diagnoses
+from tfsam.reports.page import curves
 from tfsam.reports.page import elements
 from tfsam.reports.page import runs
-from tfsam.reports.page import table
 from tfsam.reports.page.markup import node
 
 _LEAD = (
@@ -56,7 +56,7 @@ def _lines(run: runs.Run) -> Iterator[Sequence[Any]]:
         yield (
             run.name,
             one.attack,
-            table.NORMS.get(one.norm, one.norm),
+            curves.NORMS.get(one.norm, one.norm),
             one.where,
             [node("strong", one.indicator), f": {one.message}"],
             _commands(one.remedy),

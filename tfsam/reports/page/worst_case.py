@@ -6,6 +6,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from tfsam.reports import results
+from tfsam.reports.page import curves
 from tfsam.reports.page import elements
 from tfsam.reports.page import runs
 from tfsam.reports.page import table
@@ -24,10 +25,10 @@ def section(found: Sequence[runs.Run]) -> ElementTree.Element | None:
     Args:
         found: a list of `runs.Run`.
     """
-    if not any(table.worst_rows(run) for run in found):
+    if not any(curves.worst_rows(run) for run in found):
         return None
     heads = [
-        elements.run_name(run) if table.worst_rows(run) else None
+        elements.run_name(run) if curves.worst_rows(run) else None
         for run in found
     ]
     caption = "Accuracy in the worst case, in percent, with its 95 % interval"
@@ -54,7 +55,7 @@ def _broken(
 ) -> ElementTree.Element:
     """Makes a table of how many images each attack broke in each ball."""
     balls = [
-        f"{table.NORMS.get(row['norm'], row['norm'])} {row['epsilon_text']}"
+        f"{curves.NORMS.get(row['norm'], row['norm'])} {row['epsilon_text']}"
         for row in rows
     ]
     size = part.results["natural"]["n"]
