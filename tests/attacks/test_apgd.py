@@ -268,21 +268,27 @@ def attacked(digits):
     ],
 )
 def test_it_is_as_strong_as_the_reference(name, model, norm, attacked):
-    """Compares 200 digits with stored verdicts of the reference."""
+    """Compares 200 digits with stored verdicts of the reference.
+
+    Examples that all of AutoAttack leaves take all steps and tell nothing: they
+    are not attacked.
+    """
     x, y = attacked
     net = network(model)
     logits = Logits(lambda x: net(x, training=False), rows=32)
     right = np.argmax(net(x), axis=1) == y
     attack = get(name, epsilon=0.0, norm=norm)
     run = tf.function(
-        lambda epsilon: attack.with_epsilon(epsilon)(
-            logits.only(right), x, y, 0
+        lambda epsilon, active: attack.with_epsilon(epsilon)(
+            logits.only(active), x, y, 0
         ),
         autograph=False,
     )
     for _, _, epsilon in (c for c in CELLS if c[:2] == (model, norm)):
-        stands = right & (np.argmax(net(run(epsilon)), axis=1) == y)
-        key = f"{norm.capitalize()}/{epsilon}/{name.replace('_', '-')}"
-        reference = REFERENCE[f"{model}/robust/{key}"]
+        key = f"{model}/robust/{norm.capitalize()}/{epsilon}"
+        active = right & ~REFERENCE[f"{key}/standard"]
+        found = run(epsilon, tf.constant(active))
+        stands = right & (np.argmax(net(found), axis=1) == y)
+        reference = REFERENCE[f"{key}/{name.replace('_', '-')}"]
         assert stands.mean() <= reference.mean() + 0.02
         assert (stands != reference).mean() <= 0.05

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import examples
 from helpers import slow
 from helpers import tolerance
 from hypothesis import strategies as st
@@ -91,6 +92,7 @@ def test_default_step_sizes_are_the_paper_s():
         )
 
 
+@hypothesis.settings(max_examples=max(examples(2), 25))
 @hypothesis.given(
     epsilon=st.floats(0, 2),
     norm=st.sampled_from(["linf", "l2"]),

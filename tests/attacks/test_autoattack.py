@@ -15,14 +15,13 @@ from tfsam.evaluation import progress
 from tfsam.evaluation import verdicts
 from tfsam.evaluation.verdicts import STANDS
 
-# Published epsilons of the reference, and the tolerance for tfsam.
-EPSILONS = {"linf": (0.05, 0.1, 0.15, 0.2), "l2": (0.25, 0.5, 1.0)}
-
 
 @pytest.fixture
 def short(monkeypatch):
     """Returns an AutoAttack with a Square of 60 queries."""
-    defaults = ("linf", 60, 0.8, (0.0, 1.0))
+    defaults = attacks.Square.__init__.__defaults__
+    assert defaults.count(5000) == 1
+    defaults = tuple(60 if value == 5000 else value for value in defaults)
     monkeypatch.setattr(attacks.Square.__init__, "__defaults__", defaults)
 
 
@@ -70,15 +69,15 @@ def test_called_as_a_function_it_gives_evaluation_s_verdicts(
     assert 0 < stands < 1
 
 
-def measured(model, norm, epsilons, digits, workdir, say=None):
-    """Returns AutoAttack's result, and verdicts for each epsilon."""
-    data = digits[0][1200:1400], digits[1][1200:1400]
+def measured(model, norm, epsilon, digits, workdir, say=None, of=slice(None)):
+    """Returns AutoAttack's result, and the verdicts, on some of 200 digits."""
+    data = digits[0][1200:1400][of], digits[1][1200:1400][of]
     result = tfsam.evaluate(
         network(model),
         data,
         ["autoattack"],
         norm,
-        epsilons,
+        [epsilon],
         batch_size=200,
         strict=True,
         workdir=workdir,
@@ -86,8 +85,7 @@ def measured(model, norm, epsilons, digits, workdir, say=None):
     )
     assert all(row["standard"] is True for row in result["robust"])
     found = verdicts.load(workdir)
-    stands = [found["autoattack", epsilon] == STANDS for epsilon in epsilons]
-    return result, stands
+    return result, found["autoattack", epsilon] == STANDS
 
 
 def reference(model, norm, epsilon):
@@ -98,10 +96,8 @@ def reference(model, norm, epsilon):
 def test_a_cell_of_the_reference(digits, tmp_path, monkeypatch):
     seconds, lines = itertools.count(step=6), []
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))
-    model, norm, epsilon = cell = ("standard", "linf", 0.15)
-    result, (stands,) = measured(
-        model, norm, [epsilon], digits, tmp_path, lines.append
-    )
+    cell = ("standard", "linf", 0.15)
+    result, stands = measured(*cell, digits, tmp_path, lines.append)
     expected = reference(*cell)
     assert stands.mean() <= expected.mean() + 0.01
     assert (stands != expected).mean() <= 0.02
@@ -121,21 +117,29 @@ def test_a_cell_of_the_reference(digits, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # Four sweeps of the whole ensemble.
-def test_all_cells_of_the_reference(digits, tmp_path):
-    """Cells are at most 1 point weaker, and 0.25 points on average."""
-    weaker = []
-    for model in ("standard", "adversarial"):
-        for norm, epsilons in EPSILONS.items():
-            folder = tmp_path / model / norm
-            for epsilon, stands in zip(
-                epsilons,
-                measured(model, norm, epsilons, digits, folder)[1],
-                strict=True,
-            ):
-                expected = reference(model, norm, epsilon)
-                weaker.append(stands.mean() - expected.mean())
-                assert (stands != expected).mean() <= 0.02
-    assert len(weaker) == 14
-    assert max(weaker) <= 0.01
-    assert np.mean(weaker) <= 0.0025
+@pytest.mark.timeout(900)
+def test_what_the_reference_breaks(digits, tmp_path):
+    """Leaves 1 point more in a cell at most, and 0.25 points on average.
+
+    Only what the reference breaks is attacked, for nothing else can show that
+    an attack is weaker. The cells have each network, each norm, and epsilons
+    that break few examples and nearly all of them.
+    """
+    left = []
+    for number, cell in enumerate(
+        (
+            ("standard", "linf", 0.1),
+            ("standard", "l2", 0.5),
+            ("adversarial", "linf", 0.1),
+            ("adversarial", "linf", 0.2),
+            ("adversarial", "l2", 0.5),
+            ("adversarial", "l2", 1.0),
+        )
+    ):
+        broken = ~reference(*cell)
+        folder = tmp_path / str(number)
+        stands = measured(*cell, digits, folder, of=broken)[1]
+        assert len(stands) == broken.sum() > 20
+        left.append(stands.sum() / 200)
+    assert max(left) <= 0.01
+    assert np.mean(left) <= 0.0025

@@ -71,10 +71,12 @@ QUICK = {
     *(("fgsm", "linf"), ("fmn", "l2"), ("noise_l2", "linf"), ("pgd", "l2")),
     ("square", "linf"),
 }
+# These are others with options, which have nothing to do with the norm.
+LIKE_OTHERS = ("fgsm_rs", "malt", "pgd_kl")
 CASES = [
     (name, norm) if (name, norm) in QUICK else slow(name, norm)
     for name in NATIVE
-    for norm in geometry.NORMS
+    for norm in (("linf",) if name in LIKE_OTHERS else geometry.NORMS)
 ]
 
 

@@ -409,19 +409,21 @@ def test_config_round_trip():
     ],
 )
 def test_accuracy_left_against_the_reference(name, norm, epsilon, digits):
+    """Attacks what the reference breaks, and a tenth of what it leaves."""
     x, y = digits[0][1200:1400], digits[1][1200:1400]
     net = network(name)
     right = net(x, training=False).numpy().argmax(axis=1) == y
+    key = "Linf" if norm == "linf" else "L2"
+    expected = REFERENCE[f"{name}/robust/{key}/{epsilon}/fab-t"]
+    active = right & (~expected | (np.cumsum(expected) % 10 == 1))
     logits = Logits(lambda x: net(x, training=False), rows=32)
     attack = tf.function(
         lambda x, y, active: FABT(epsilon, norm)(logits.only(active), x, y),
         autograph=False,
     )
-    x_adv = attack(*(tf.constant(t) for t in (x, y, right))).numpy()
+    x_adv = attack(*(tf.constant(t) for t in (x, y, active))).numpy()
     assert norms(x_adv - x, norm).max() <= epsilon * (1 + 1e-6)
     assert x_adv.min() >= 0 and x_adv.max() <= 1
     left = right & (net(x_adv, training=False).numpy().argmax(axis=1) == y)
-    key = "Linf" if norm == "linf" else "L2"
-    expected = REFERENCE[f"{name}/robust/{key}/{epsilon}/fab-t"]
     # Tolerance of two points; all verdicts were equal to the reference's.
     assert left.sum() <= expected.sum() + 4

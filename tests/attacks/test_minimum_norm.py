@@ -284,7 +284,8 @@ def test_the_curve_against_the_reference_s_fab(norm, epsilons, digits):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["standard", "adversarial"])
 def test_distances_against_fab(name, norm, digits):
-    x, y = digits[0][1200:1400], digits[1][1200:1400]
+    """On two blocks of images: FAB makes 900 gradients and passes for each."""
+    x, y = digits[0][1200:1264], digits[1][1200:1264]
     net = network(name)
     fmn = distances(FMN(0.0, norm), net, x, y)
     fab = distances(FABT(0.0, norm), net, x, y)

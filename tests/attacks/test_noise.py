@@ -37,7 +37,7 @@ def wrong(x_adv):
 
 @pytest.mark.parametrize(
     ("attack", "samples"),
-    [(noise.NoiseL2, 2), slow(noise.NoiseLinf, 10)],
+    [(noise.NoiseL2, 2), slow(noise.NoiseLinf, 3)],
 )
 def test_keeps_the_contract(attack, samples):
     check(attack, samples=samples)
