@@ -16,7 +16,6 @@ from helpers import kill_at_write
 from helpers import main
 from helpers import make_runs_tiny
 from helpers import settings_of
-from helpers import spoil_method
 from helpers import truncate
 from helpers import without_clocks
 from interrupted_runs import at_step
@@ -24,11 +23,12 @@ from interrupted_runs import positions
 from interrupted_runs import terminate
 from interrupted_runs import terminated_at
 
+from tfsam.runs import attacked
 from tfsam.runs import fit
 from tfsam.runs import methods
 from tfsam.runs import stages
 from tfsam.runs.parts import flags_of
-from tfsam.runs.parts import replays
+from tfsam.support import devices
 from tfsam.support import files
 from tfsam.support import signals
 from tfsam.training import checkpoints
@@ -72,54 +72,83 @@ def test_stopped_by_sigterm_it_goes_on_from_that_step(averaged, tmp_path):
     assert_same_run(tmp_path, averaged)
 
 
+def trained(workdir, *arguments):
+    """The weights and the history after training alone."""
+    workdir.mkdir(exist_ok=True)
+    settings = settings_of(*THREE_EPOCHS, *arguments, f"--workdir={workdir}")
+    images = stages.load_images(settings, attacked.opened(settings))
+    strategy = devices.make_strategy(settings.devices, settings.strategy)
+    with pytest.MonkeyPatch.context() as patch, signals.handled() as stop:
+        # The accuracy after training, which no test here looks at.
+        patch.setattr(fit, "_summary", lambda *_, **__: None)
+        network, _ = fit.train(settings, images, strategy, print, stop)
+    return network.get_weights(), without_clocks(workdir / "history.csv")
+
+
+# Of both averages, and of a watch for a collapse.
 STATES = [
-    ("--method=at", "--steps=1", "--average=ema"),
     ("--method=looksam", "--average=swa", "--average_start=1"),
-    ("--method=fgsm_at", "--collapse_drop=0.9"),
+    ("--method=fgsm_at", "--average=ema", "--collapse_drop=0.9"),
 ]
 
 
 @cpu_only
 @pytest.mark.slow
 @pytest.mark.parametrize("method", STATES, ids=lambda method: method[0][9:])
-def test_stopped_in_the_last_epoch_it_goes_on(tmp_path, method):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(*THREE_EPOCHS, *method, f"--workdir={whole}")[0] == 0
-    arguments = (*THREE_EPOCHS, *method, f"--workdir={parts}")
-    output = terminated_at(2, *arguments)
-    assert output.splitlines()[-1].startswith("interrupted; the same command")
+def test_stopped_in_the_last_epoch_it_goes_on(tmp_path, capsys, method):
+    weights, history = trained(tmp_path / "whole", *method)
+    parts = tmp_path / "parts"
+
+    def stopped_at(step):
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(patch, step, terminate)
+            with pytest.raises(signals.Stopped):
+                trained(parts, *method)
+        return capsys.readouterr().out
+
+    stopped_at(2)
     assert positions(parts) == [(0, 2)]
     # Again, in the last one after its first step.
-    assert "resuming after epoch 0 and 2 steps" in terminated_at(13, *arguments)
+    assert "resuming after epoch 0 and 2 steps" in stopped_at(13)
     assert positions(parts) == [(2, 1), (2, 0)]
-    code, output = main(*arguments)
-    assert code == 0
+    # At the last step of an epoch its validation is still made.
+    output = stopped_at(18)
     assert "resuming after epoch 2 and 1 steps" in output
     assert "epoch 2/3" not in output
-    assert_same_run(parts, whole)
-    # At the last step of an epoch its validation is still made.
-    (parts / "results.json").unlink()
-    (parts / "checkpoints" / "epoch-0003.keras").unlink()
-    terminated_at(18, *arguments)
     assert positions(parts) == [(3, 0), (2, 1)]
+    found, rows = trained(parts, *method)
+    assert "resuming after epoch 3" in capsys.readouterr().out
+    assert rows == history
+    for one, other in zip(found, weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # The network of the run is the average, not the last one trained.
+    last = keras.saving.load_model(parts / "checkpoints" / "epoch-0003.keras")
+    assert np.abs(found[0] - last.network.get_weights()[0]).max() > 1e-4
 
 
-def trained(workdir, *arguments):
-    """The weights and the history after training alone."""
-    workdir.mkdir(exist_ok=True)
-    settings = settings_of(*THREE_EPOCHS, *arguments, f"--workdir={workdir}")
-    inputs = stages.prepare(settings)
-    with signals.handled() as stop:
-        network, _ = fit.train(
-            settings, inputs.images, inputs.strategy, print, stop
-        )
-    return network.get_weights(), without_clocks(workdir / "history.csv")
+def trained_in_parts(folder, step, *arguments):
+    """Trains, and again from a checkpoint at a step of it; both results.
+
+    A signal saves the same checkpoint as the interval of checkpoints does.
+    """
+    arguments = ("--epochs=2", f"--checkpoint_steps={step}", *arguments)
+    replays = settings_of(*THREE_EPOCHS, *arguments).recipe.replays
+
+    def copy(model):
+        shutil.copytree(folder / "whole", folder / "parts")
+
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, (step + 1) * replays, copy)
+        whole = trained(folder / "whole", *arguments)
+    assert positions(folder / "parts")[0] == divmod(step, 6)
+    return whole, trained(folder / "parts", *arguments)
 
 
-# Their steps are those of SAM or AT, and nothing is kept from one to the next.
-KEEP_NOTHING = (
-    *("asam", "fsam", "esam", "wsam", "sam_on"),
-    *("fgsm_at", "nfgsm_at", "mart", "score"),
+# Their steps are those of SAM, AT or TRADES, and nothing is kept from one to
+# the next; or the tests above stop them.
+TESTED_WITH_OTHERS = (
+    *("st", "sam", "asam", "fsam", "esam", "wsam", "sam_on", "looksam"),
+    *("at", "fgsm_at", "nfgsm_at", "trades", "mart", "score", "ema", "swa"),
 )
 
 
@@ -130,21 +159,22 @@ KEEP_NOTHING = (
     [
         (method, 4 + n % 5)
         for n, method in enumerate(methods.methods())
-        if method not in KEEP_NOTHING
+        if method not in TESTED_WITH_OTHERS
     ],
 )
 def test_each_method_goes_on_from_any_step(tmp_path, method, step):
-    arguments = [f"--method={method}", "--epochs=2"]
+    """Each with a state of its own, and each of the parts that methods have.
+
+    The parts are no attack, PGD, an attack with a state, a perturbation of the
+    weights, an objective and an optimizer. The tests above have the averages.
+    """
+    arguments = [f"--method={method}"]
     attack = methods.methods()[method].perturb_inputs
     if attack and "steps" in flags_of("perturb_inputs", attack):
         arguments.append("--steps=1")
-    weights, history = trained(tmp_path / "whole", *arguments)
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, step * replays(attack), terminate)
-        with pytest.raises(signals.Stopped):
-            trained(tmp_path / "parts", *arguments)
-    assert positions(tmp_path / "parts")[0] == divmod(step, 6)
-    found, rows = trained(tmp_path / "parts", *arguments)
+    (weights, history), (found, rows) = trained_in_parts(
+        tmp_path, step, *arguments
+    )
     assert rows == history
     for one, other in zip(found, weights, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -157,12 +187,7 @@ def test_two_devices_go_on_amid_an_epoch(tmp_path):
 
     BatchNorm's statistics, which differ, are restored as their mean.
     """
-    _, history = trained(tmp_path / "whole", "--devices=cpu:2")
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 8, terminate)
-        with pytest.raises(signals.Stopped):
-            trained(tmp_path / "parts", "--devices=cpu:2")
-    _, rows = trained(tmp_path / "parts", "--devices=cpu:2")
+    (_, history), (_, rows) = trained_in_parts(tmp_path, 8, "--devices=cpu:2")
     for one, other in zip(rows, history, strict=True):
         for key in ("loss", "accuracy"):
             assert one[key] == pytest.approx(other[key], rel=1e-3)
@@ -244,18 +269,9 @@ def test_a_damaged_file_is_refused(averaged, tmp_path, capsys, name, damage):
 
 
 @cpu_only
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        pytest.param(
-            *("checkpoints/epoch-0003.keras", spoil_method),
-            marks=pytest.mark.slow,
-        ),
-        ("average/average-0003.npz", truncate),
-    ],
-)
-def test_a_damaged_epoch_is_done_again(averaged, tmp_path, name, damage):
-    workdir, command = damaged(averaged, tmp_path, name, damage)
+def test_a_damaged_epoch_is_done_again(averaged, tmp_path):
+    name = "average/average-0003.npz"
+    workdir, command = damaged(averaged, tmp_path, name, truncate)
     code, output = main(*command)
     assert code == 0
     assert "cannot read epoch-0003.keras" in output
