@@ -357,15 +357,23 @@ def test_a_path_in_a_graph_is_that_of_separate_steps(name, how):
 
 
 SWEEP = [0.02, 0.1]
-PLAIN = ["pgd", "fgsm"]
-OTHERS = [
-    *("pgd_cw", "pgd_t", "apgd_ce:steps=20", "apgd_t:steps=20:targets=3"),
-    *("fab_t:steps=5", "fmn:steps=20", "cleverhans_pgd", "foolbox:LinfPGD"),
+# A loss or a path of each kind on both networks.
+STANDARD = ["pgd_cw", "apgd_ce:steps=20", "fab_t:steps=5", "cleverhans_pgd"]
+ADVERSARIAL = [
+    *("pgd", "pgd_t", "apgd_t:steps=20:targets=3"),
+    *("fmn:steps=20", "foolbox:LinfPGD"),
 ]
 
 
-@pytest.mark.parametrize("attacks", [PLAIN, slow(OTHERS)], ids=str)
-@pytest.mark.parametrize("weights", ["standard", slow("adversarial")])
+@pytest.mark.parametrize(
+    ("weights", "attacks"),
+    [
+        ("standard", ["pgd", "fgsm"]),
+        slow("standard", STANDARD),
+        slow("adversarial", ADVERSARIAL),
+    ],
+    ids=["plain", "standard", "adversarial"],
+)
 def test_a_plain_network_raises_no_alarm_and_verdicts_are_the_same(
     digits, tmp_path, attacks, weights
 ):
