@@ -136,7 +136,7 @@ EXPORT = keras.Model.export
 def shorten_runs(patch):
     """Leaves out the pictures and SavedModels of runs, a third of their time.
 
-    Other tests look at them, and the slow tests have them for each method.
+    Other tests look at them, and slow tests have them for each kind of method.
 
     Args:
         patch: a `pytest.MonkeyPatch`.
