@@ -3,6 +3,7 @@
 import csv
 import pathlib
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,16 @@ def python(folder, *command):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def executed(script, monkeypatch, capsys):
+    """Returns the output of a script that is executed as a program here."""
+    monkeypatch.setattr(sys, "argv", [script])
+    monkeypatch.syspath_prepend(str(pathlib.Path.cwd()))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    assert not ended.value.code
+    return capsys.readouterr().out
 
 
 def accuracies(output):
@@ -196,10 +207,9 @@ def test_a_wrong_call_is_one_line(arguments, reader, capsys):
     )
 
 
-def test_attack_a_defended_model(reader):
-    sections = re.split(
-        "^## ", python(reader, "attack_a_defended_model.py"), flags=re.M
-    )[1:]
+def test_attack_a_defended_model(reader, monkeypatch, capsys):
+    output = executed("attack_a_defended_model.py", monkeypatch, capsys)
+    sections = re.split("^## ", output, flags=re.M)[1:]
     found = {}
     for section in sections:
         title = section.partition("\n")[0]
@@ -220,8 +230,8 @@ def test_attack_a_defended_model(reader):
     assert through["32/255"] < through[""] - 40
 
 
-def test_attack_a_random_model(reader):
-    output = python(reader, "attack_a_random_model.py")
+def test_attack_a_random_model(reader, monkeypatch, capsys):
+    output = executed("attack_a_random_model.py", monkeypatch, capsys)
     assert len(re.findall(r"20 draws, spread [1-9]", output)) == 3
     found = re.findall(r"^(pgd.*): ([\d.]+) %(.*)$", output, re.M)
     (one, single, nothing), (mean, averaged, something) = found

@@ -1,5 +1,6 @@
 """The tables of models and folders that others published."""
 
+import contextlib
 import csv
 
 import keras
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments import published
+from tfsam import run
 
 POINTER = "version https://git-lfs.github.com/spec/v1\nsize 5\n"
 
@@ -48,8 +50,24 @@ def collection(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def one_process(monkeypatch):
+    """Runs all commands in this process, but those about a pointer."""
+    in_a_process = published.subprocess.run
+
+    def run_it(command, *, stderr, **options):
+        if any("pointer" in argument for argument in command):
+            return in_a_process(command, stderr=stderr, **options)
+        with contextlib.redirect_stderr(stderr):
+            return run.main(command[3:])  # After `python -m tfsam`.
+
+    monkeypatch.setattr(published.subprocess, "run", run_it)
+
+
 @pytest.mark.slow
-def test_each_model_and_folder_has_a_row(collection, monkeypatch):
+def test_each_model_and_folder_has_a_row(
+    collection, monkeypatch, one_process, short_runs
+):
     text = published.tables(collection, collection / "runs")
     good, pointer = (
         next(line for line in text.splitlines() if line.startswith(f"| {name}"))

@@ -273,7 +273,9 @@ def test_without_cells_it_says_so(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_finished_cell_is_measured_on_its_own_images(tmp_path, monkeypatch):
+def test_a_finished_cell_is_measured_on_its_own_images(
+    tmp_path, monkeypatch, tiny_network
+):
     preset = sweep_presets.Preset(
         "digits",
         {"st": 1},

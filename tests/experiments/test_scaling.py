@@ -79,9 +79,44 @@ def test_bad_flags(flag, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+# A worker with a network of few weights, and one method of each kind: a
+# gradient that perturbs no weights, and one that does, with a state and a
+# second gradient that is read.
+METHODS = ("at", "looksam")
+SMALLER = f"""
+import keras
+import tfsam
+from experiments import command
+from experiments import scaling
+
+def small(num_classes, input_shape):
+    return keras.Sequential([
+        keras.Input(input_shape),
+        keras.layers.Conv2D(4, 3, strides=4),
+        keras.layers.BatchNormalization(),
+        keras.layers.Flatten(),
+        keras.layers.Dense(num_classes),
+    ])
+
+tfsam.networks.preact_resnet8 = small
+scaling._cells.__defaults__ = ({METHODS},)
+raise SystemExit(command.run(scaling.main, scaling.FLAGS))
+"""
+
+
 @pytest.mark.slow
-def test_the_graph_reduces_what_the_formula_says():
+def test_the_graph_reduces_what_the_formula_says(monkeypatch):
+    start = scaling.workers.start
+
+    def start_smaller(commands, *arguments, **options):
+        python, *line = commands[0]
+        assert line[:2] == ["-m", "experiments.scaling"]
+        smaller = [python, "-c", SMALLER, *line[2:]]
+        return start([smaller] * len(commands), *arguments, **options)
+
+    monkeypatch.setattr(scaling.workers, "start", start_smaller)
     found = scaling.measure_workers(1, 8)
+    assert found.keys() == set(scaling._cells(METHODS))
     for (name, sharpness), row in found.items():
         options = scaling._options(name, sharpness)
         expected = scaling.volume(options, sharpness, row["weights"])

@@ -115,7 +115,7 @@ def test_without_cells_it_says_so(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_finished_cell_is_measured_on_its_own_images(
-    tmp_path, capsys, monkeypatch
+    tmp_path, capsys, monkeypatch, tiny_network
 ):
     folder = sweep_cells.cell_folder(tmp_path, "st", 0)
     preset = sweep_presets.Preset(
