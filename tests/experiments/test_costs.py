@@ -1,8 +1,10 @@
 """The cost of robustness: fronts by hand, the table and the figure."""
 
+import functools
 import pathlib
 
 import pytest
+import sweeps
 
 from experiments import command
 from experiments import costs
@@ -10,8 +12,6 @@ from experiments import figures
 from experiments import sweep_cells
 from experiments import sweep_presets
 from experiments import sweep_results
-
-BUDGETS = [column[1:] for column in sweep_results.COLUMNS[1:]]
 
 
 @pytest.fixture
@@ -25,16 +25,13 @@ def workdir(tmp_path, write_run):
         ("at-linf-1", 0, 0.6, 0.5, (4, 4, 4)),
     ):
         folder = sweep_cells.cell_folder(tmp_path, row, seed)
-        budgets = dict.fromkeys(BUDGETS, robust)
+        budgets = dict.fromkeys(sweeps.BUDGETS, robust)
         write_run(folder, natural, budgets, seconds=seconds)
     return tmp_path
 
 
-def called(workdir, *arguments):
-    rows = "--rows=st,sam-0.1,sam-0.2,at-linf-1"
-    return command.run(
-        costs.main, costs.FLAGS, [rows, f"--workdir={workdir}", *arguments]
-    )
+ROWS = ("st", "sam-0.1", "sam-0.2", "at-linf-1")
+called = functools.partial(sweeps.called, costs, ROWS)
 
 
 def test_a_front_is_what_no_other_beats():
@@ -105,8 +102,6 @@ def test_labels_leave_out_the_settings_that_tell_no_rows_apart():
 
 
 def test_without_cells_it_says_so(tmp_path, capsys):
-    assert called(tmp_path) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("costs: workdir must hold finished cells")
+    sweeps.assert_cells_are_missed(costs, tmp_path, capsys)
     assert called(tmp_path, "--preset=x") == 2
     assert "preset=x" in capsys.readouterr().err

@@ -4,14 +4,13 @@ import json
 import pathlib
 
 import pytest
+import sweeps
 
 from experiments import command
 from experiments import decisions
 from experiments import sweep_cells
 from experiments import sweep_presets
 from experiments import sweep_results
-
-BUDGETS = [column[1:] for column in sweep_results.COLUMNS[1:]]
 
 # Seeds, natural and robust accuracy; 1, 2, 2, 5/3 and 13/3 passes.
 ROWS = {
@@ -35,7 +34,7 @@ def workdir(tmp_path, write_run, monkeypatch):
     for row, (seeds, natural, robust) in ROWS.items():
         for seed in range(seeds):
             folder = sweep_cells.cell_folder(tmp_path, row, seed)
-            write_run(folder, natural, dict.fromkeys(BUDGETS, robust))
+            write_run(folder, natural, dict.fromkeys(sweeps.BUDGETS, robust))
     path = sweep_cells.cell_folder(tmp_path, "st", 1) / "results.json"
     results = json.loads(path.read_text())
     results["natural"] |= {"interval": [0.65, 0.75], "n": 300}

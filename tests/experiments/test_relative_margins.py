@@ -1,23 +1,21 @@
 """Relative margins: exact distances, verdicts, and the command's tables."""
 
+import functools
 import json
 import types
 
 import numpy as np
 import pytest
+import sweeps
 import tensorflow as tf
 
 import tfsam
-from experiments import command
 from experiments import margin_tables
 from experiments import margins
 from experiments import sweep_cells
 from experiments import sweep_measures
 from experiments import sweep_presets
-from experiments import sweep_results
 from tfsam import run
-
-BUDGETS = [column[1:] for column in sweep_results.COLUMNS[1:]]
 
 
 @pytest.fixture
@@ -144,7 +142,7 @@ def workdir(tmp_path, write_run):
     for index, (row, (loss, scale, least)) in enumerate(ROWS.items()):
         folder = sweep_cells.cell_folder(tmp_path, row, 0)
         robust = 0.1 * (index + 1)
-        write_run(folder, 0.7, dict.fromkeys(BUDGETS, robust))
+        write_run(folder, 0.7, dict.fromkeys(sweeps.BUDGETS, robust))
         (folder / "model.keras").unlink()
         write_run(
             folder / "autoattack",
@@ -193,12 +191,7 @@ def few_resamples(monkeypatch):
     )
 
 
-def called(workdir, *arguments):
-    return command.run(
-        margins.main,
-        margins.FLAGS,
-        [f"--rows={','.join(ROWS)}", f"--workdir={workdir}", *arguments],
-    )
+called = functools.partial(sweeps.called, margins, ROWS)
 
 
 def test_the_command_makes_tables_and_a_figure_of_kept_cells(
@@ -267,31 +260,14 @@ def test_a_cell_is_due_until_it_is_measured_with_its_verdicts(
 
 
 def test_without_cells_it_says_so(tmp_path, capsys):
-    assert called(tmp_path) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("margins: workdir must hold finished cells")
+    sweeps.assert_cells_are_missed(margins, tmp_path, capsys)
 
 
 @pytest.mark.slow
 def test_a_finished_cell_is_measured_on_its_own_images(
     tmp_path, monkeypatch, tiny_network
 ):
-    preset = sweep_presets.Preset(
-        "digits",
-        {"st": 1},
-        training=(
-            *("--epochs=1", "--limit_train=60", "--validate_every=1"),
-            "--validation_images=20",
-        ),
-        testing=(
-            *("--limit_test=20", "--attack_steps=1"),
-            *("--linf_epsilons=1/255,2/255", "--l2_epsilons=16/255,32/255"),
-        ),
-        autoattack=(
-            *("--attacks=pgd,fgsm", "--attack_steps=1"),
-            *("--limit_test=30", "--linf_epsilons=0.1", "--l2_epsilons=0.5"),
-        ),
-    )
+    preset = sweeps.ON_DIGITS
     monkeypatch.setitem(sweep_presets.PRESETS, "small", preset)
     folder = sweep_cells.cell_folder(tmp_path, "st", 0)
     for path, arguments in sweep_cells.commands(preset, "st", 0, folder):

@@ -1,18 +1,17 @@
 """Why SAM is robust: measures of a real run, correlations by hand, figures."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
+import sweeps
 
-from experiments import command
 from experiments import sweep_cells
 from experiments import sweep_presets
-from experiments import sweep_results
 from experiments import why_robust
 from tfsam import run
 
-BUDGETS = [column[1:] for column in sweep_results.COLUMNS[1:]]
 ROWS = ("st", "sam-0.1", "sam-0.2", "at-linf-1")
 
 
@@ -21,7 +20,7 @@ def workdir(tmp_path, write_run):
     """The flatter the more robust; AT is robust, and not flat."""
     for index, row in enumerate(ROWS):
         folder = sweep_cells.cell_folder(tmp_path, row, 0)
-        write_run(folder, 0.7, dict.fromkeys(BUDGETS, 0.1 * (index + 1)))
+        write_run(folder, 0.7, dict.fromkeys(sweeps.BUDGETS, 0.1 * (index + 1)))
         (folder / "model.keras").unlink()
         sharp = 9.0 if row == "at-linf-1" else 8.0 - index
         flat = {
@@ -40,12 +39,7 @@ def workdir(tmp_path, write_run):
     return tmp_path
 
 
-def called(workdir, *arguments):
-    return command.run(
-        why_robust.main,
-        why_robust.FLAGS,
-        [f"--rows={','.join(ROWS)}", f"--workdir={workdir}", *arguments],
-    )
+called = functools.partial(sweeps.called, why_robust, ROWS)
 
 
 def test_correlations_are_spearman_s(workdir, capsys):
@@ -108,9 +102,7 @@ def test_trajectories_are_means_over_the_seeds(workdir, write_run):
 
 
 def test_without_cells_it_says_so(tmp_path, capsys):
-    assert called(tmp_path) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("why_robust: workdir must hold finished cells")
+    sweeps.assert_cells_are_missed(why_robust, tmp_path, capsys)
 
 
 @pytest.mark.slow
@@ -118,18 +110,7 @@ def test_a_finished_cell_is_measured_on_its_own_images(
     tmp_path, capsys, monkeypatch, tiny_network
 ):
     folder = sweep_cells.cell_folder(tmp_path, "st", 0)
-    preset = sweep_presets.Preset(
-        "digits",
-        {"st": 1},
-        training=(
-            *("--epochs=1", "--limit_train=60", "--validate_every=1"),
-            "--validation_images=20",
-        ),
-        testing=(
-            *("--limit_test=20", "--attack_steps=1"),
-            *("--linf_epsilons=1/255,2/255", "--l2_epsilons=16/255,32/255"),
-        ),
-    )
+    preset = sweeps.ON_DIGITS
     monkeypatch.setitem(sweep_presets.PRESETS, "small", preset)
     ((_, arguments),) = sweep_cells.commands(
         preset, "st", 0, folder, attacked=False
