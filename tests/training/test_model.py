@@ -266,8 +266,10 @@ def test_masks_reach_weighted_metrics(jit_compile):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "jit_compile"),
+    [("mixed_float16", True), ("mixed_bfloat16", False)],
+)
 def test_mixed_precision(policy, jit_compile):
     keras.config.set_dtype_policy(policy)
     try:
