@@ -152,7 +152,6 @@ def randomized(model):
     return model
 
 
-@pytest.mark.parametrize("suffix", ["h5", "keras"])
 @pytest.mark.parametrize(
     "make",
     [
@@ -171,19 +170,23 @@ def randomized(model):
         application("EfficientNetB0"),
     ],
 )
-def test_the_same_function(make, suffix, k, tmp_path):
+def test_the_same_function(make, k, tmp_path):
+    """In both formats, which hold the same layers: large networks in one."""
     model = randomized(make(k))
-    path = tmp_path / f"model.{suffix}"
-    model.save(path)
-    path = path.rename(tmp_path / "model")
-    found = reading.read(path)
-    assert found.reader == "keras"
     x = np.random.default_rng(1).random((2, *model.input_shape[1:]), "float32")
-    wanted, outputs = model(x, training=False), found.model(x, training=False)
-    if not isinstance(wanted, dict):
-        wanted, outputs = {"": wanted}, {"": outputs}
-    for name, value in wanted.items():
-        np.testing.assert_allclose(outputs[name], value, rtol=1e-4, atol=1e-5)
+    wanted = model(x, training=False)
+    wanted = wanted if isinstance(wanted, dict) else {"": wanted}
+    for suffix in ("keras",) if len(model.layers) > 50 else ("h5", "keras"):
+        path = tmp_path / f"model.{suffix}"
+        model.save(path)
+        found = reading.read(path.rename(tmp_path / suffix))
+        assert found.reader == "keras"
+        outputs = found.model(x, training=False)
+        outputs = outputs if isinstance(outputs, dict) else {"": outputs}
+        for name, value in wanted.items():
+            np.testing.assert_allclose(
+                outputs[name], value, rtol=1e-4, atol=1e-5, err_msg=suffix
+            )
 
 
 @pytest.mark.parametrize("suffix", ["h5", "keras"])
