@@ -497,8 +497,17 @@ def restore(folder, files):
         path.mkdir() if data is None else path.write_bytes(data)
 
 
+# Refused by the flags, and by each library that may write lines of its own: for
+# images, for files of Keras and for SavedModels. The rest is read by NumPy and
+# as JSON, which write none.
+LIBRARIES = (
+    *("test_command_lines", "test_folders_of_images"),
+    *("test_model_files", "test_saved_models"),
+)
+
+
 @pytest.mark.timeout(900)  # Each loads TensorFlow.
-def test_one_of_each_kind_as_a_process():
+def test_one_of_each_library_as_a_process():
     """The command itself: exit code 2, and one line that is ours.
 
     TensorFlow writes lines of its own before it, whatever its log level is.
@@ -508,7 +517,12 @@ def test_one_of_each_kind_as_a_process():
         kinds[refused.folder].append(refused)
     assert len(kinds) == 7
     draw = random.Random(0)
-    sample = [draw.choice(kind) for kind in kinds.values()]
+    sample = [
+        draw.choice(kind)
+        for folder, kind in kinds.items()
+        if folder.name.rstrip("0123456789") in LIBRARIES
+    ]
+    assert len(sample) == len(LIBRARIES)
     root = pathlib.Path(run.__file__).parent.parent
     for folder, command, files, line in sample:
         restore(folder, files)

@@ -1,6 +1,8 @@
 """The soak: its faults and the differences that it finds."""
 
 import json
+import os
+import pathlib
 import random
 import shutil
 
@@ -52,7 +54,13 @@ def test_differences_of_runs_are_found(whole, tmp_path):
 
 @pytest.mark.slow
 @cpu_only
-def test_soak(tmp_path):
+def test_soak(tmp_path, monkeypatch):
+    """Kills runs of a small network, which leave files of all kinds."""
+    folder = str(pathlib.Path(__file__).parent)
+    paths = [folder, os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    network = "--network=small_network:small"
+    monkeypatch.setattr(soak, "SMALL", (*soak.SMALL, network))
     lines = []
     rows, runs, problems = soak.soak(tmp_path / "soak", 3, 1, lines.append)
     assert problems == []
