@@ -71,7 +71,8 @@ SMALLER = {
     },
     "read_a_report.ipynb": {
         '"--epochs=2", "--limit_train=300", "--limit_test=60"': (
-            '"--epochs=1", "--limit_train=64", "--limit_test=20"'
+            '"--epochs=1", "--limit_train=64", "--limit_test=20", '
+            '"--network=preact_resnet8:width=4", "--l2_epsilons="'
         ),
     },
 }
