@@ -160,6 +160,12 @@ def test_noise_differs_between_replicas():
     assert len(np.unique(np.concatenate(seen).round(5), axis=0)) == 32
 
 
+@functools.cache
+def with_batch_norm():
+    """Standard training on two devices; eight steps move the statistics."""
+    return trained(2, batch_norm=True, steps=8)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_at_sam_with_batch_norm_trains_on_two_devices(jit_compile):
@@ -171,7 +177,7 @@ def test_at_sam_with_batch_norm_trains_on_two_devices(jit_compile):
         perturb_weights=tfsam.SAM(0.1),
         steps=8,
     )
-    plain = trained(2, batch_norm=True, steps=8)
+    plain = with_batch_norm()
     assert np.isfinite(found[1]).all() and furthest(found, plain) > 1e-4
 
 
