@@ -13,9 +13,9 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 def mobile_net():
     """A network of keras.applications with `classifier_activation=None`."""
-    return keras.applications.MobileNetV2(
+    return keras.applications.MobileNet(
         (64, 64, 3),
-        alpha=0.35,
+        alpha=0.25,
         weights=None,
         classes=5,
         classifier_activation=None,
